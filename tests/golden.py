@@ -1,0 +1,253 @@
+"""Rebuild the golden cases with the classes that training uses, and compare.
+
+    python tests/golden.py FOLDER        a line for each case and inner_forward; exits 1 past the tolerances
+
+A case is NAME.json (what went in) and NAME.safetensors (what the released code computed). Weights are regenerated from
+their names.
+"""
+
+import argparse
+import json
+import sys
+import zlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+
+from vpt.attention import SEGMENTS
+from vpt.batch import IGNORE, TOWER, Action, Batch, Block, Looks, Row
+from vpt.encoders.base import BuildContext, Look, ReEncoder, View
+from vpt.encoders.clip import TowerEncoder
+from vpt.encoders.dino import DinoEncoder
+from vpt.encoders.sam import SamEncoder
+from vpt.masking import Masking
+from vpt.model import InnerPasses, Output, VPTModel
+from vpt.positions import GridSpan, row_positions
+from vpt.released import RELEASED_TOKENS, our_name
+from vpt.tokens import ActionIds, PerceptionVocabulary
+
+TOLERANCES = {"loss": 1e-6, "logits": 5e-5, "grads": 1e-4}
+
+
+def regenerate(name: str, shape: list[int], seed: int) -> Tensor:
+    """The tensor that belongs to a weight's name."""
+    x = noise(name, shape, seed)
+    if name.endswith(("embed_tokens.weight", "lm_head.weight")):
+        return 0.5 * x
+    if len(shape) >= 2:
+        return 0.08 * x
+    return 1 + 0.1 * x if name.endswith("weight") or "lambda" in name else 0.1 * x
+
+
+def noise(name: str, shape: list[int], seed: int) -> Tensor:
+    state = np.random.RandomState(zlib.crc32(f"{seed}/{name}".encode()))
+    return torch.from_numpy(state.standard_normal(shape).astype(np.float32))
+
+
+class PixelsAsGiven(View):
+    """The cases store pixels, not images: the tower's view is never asked."""
+
+    name = TOWER
+
+    def prepare(self, image: object) -> Look:
+        raise NotImplementedError
+
+
+@dataclass
+class Case:
+    """One golden case, rebuilt."""
+
+    name: str
+    spec: dict
+    expected: dict[str, Tensor]
+
+    @classmethod
+    def load(cls, path: Path) -> "Case":
+        return cls(path.stem, json.loads(path.read_text()), load_file(path.with_suffix(".safetensors")))
+
+    @property
+    def config(self) -> dict:
+        return self.spec["config"]
+
+    @property
+    def encoder_names(self) -> list[str]:
+        return [self.spec["encoder"]] if self.spec["encoder"] else list(self.config["vision_encoder_ls"])
+
+    def model(self, inner_forward: str) -> VPTModel:
+        config = Qwen2VLConfig(**self.config, attn_implementation=SEGMENTS)
+        qwen = Qwen2VLForConditionalGeneration(config)
+        encoders = {name: self._encoder(name) for name in self.encoder_names}
+        passes = InnerPasses(
+            inner_forward=inner_forward,
+            num_inner_forward_run=self.config["num_inner_forward_run"],
+            projector_scale=self.config["projector_scale"],
+        )
+        model = VPTModel(qwen, encoders, vocabulary=self.vocabulary(), passes=passes)
+        weights = {n: regenerate(n, shape, self.spec["seed"]) for n, shape in self.spec["weights"].items()}
+        state = {our_name(name): tensor for name, tensor in weights.items()}
+        missing, unexpected = model.load_state_dict(state, strict=False)
+        if config.tie_word_embeddings:
+            qwen.tie_weights()
+            missing = [name for name in missing if name != "qwen.lm_head.weight"]
+        assert not missing and not unexpected, (missing, unexpected)
+        return model
+
+    def _encoder(self, name: str) -> ReEncoder:
+        classes = {"dino": DinoEncoder, "sam": SamEncoder, "clip": TowerEncoder}
+        sizes = self.spec["encoder_config"] or {}
+        options = {"side": sizes["image_size"]} if name == "dino" else {}
+        context = BuildContext(name, self.config["hidden_size"], PixelsAsGiven(), self.config["projector_scale"])
+        return classes[name].build(context, config=sizes, weights=None, **options)
+
+    def vocabulary(self) -> PerceptionVocabulary:
+        config = self.config
+        actions = {}
+        for name in self.encoder_names:
+            token = RELEASED_TOKENS[name]
+            start, control, pad = (config[f"{token}_{key}_id"] for key in ("action_start", "action", "image_token"))
+            actions[name] = ActionIds(start, control, control + 1, pad)
+        return PerceptionVocabulary(
+            im_start=config["para_start_id"], im_end=config["para_end_id"],
+            vision_start=config["vision_start_token_id"], vision_end=config["vision_end_token_id"],
+            image_pad=config["image_token_id"], video_pad=config["video_token_id"],
+            end_of_text=config["pad_token_id"], actions=actions,
+        )  # fmt: skip
+
+    def batch(self, *, positions: str) -> Batch:
+        builder = _RowBuilder(self)
+        rows = [builder.row(ids, mask) for ids, mask in zip(self.spec["input_ids"], self.spec["attention_mask"])]
+        kept = [torch.tensor(mask).bool() for mask in self.spec["attention_mask"]]
+        starts = np.cumsum([0, *(row.length for row in rows)])
+        return Batch(
+            input_ids=torch.cat([torch.tensor(x)[k] for x, k in zip(self.spec["input_ids"], kept)]),
+            labels=torch.cat([torch.tensor(x)[k] for x, k in zip(self.spec["labels"], kept)]),
+            positions=torch.cat([builder.positions(row, positions) for row in rows], dim=1),
+            rows=[replace(row, start=int(start)) for row, start in zip(rows, starts)],
+            looks=builder.looks(),
+        )
+
+
+class _RowBuilder:
+    """Reads the structure of rows off their ids; the cases have no records."""
+
+    def __init__(self, case: Case) -> None:
+        self.case, self.vocabulary = case, case.vocabulary()
+        self.seen = dict.fromkeys([TOWER, *case.encoder_names], 0)
+        self.masking = Masking(case.config["para_mask_id"], case.config["para_mask_ratio"])
+
+    def row(self, ids: list[int], mask: list[int]) -> Row:
+        ids = ids[: sum(mask)]
+        pads = {self.vocabulary.image_pad: TOWER} | {a.pad: n for n, a in self.vocabulary.actions.items()}
+        controls = {a.control: n for n, a in self.vocabulary.actions.items()}
+        blocks, actions = [], []
+        for start, stop in _runs(ids, set(pads)):
+            source = pads[ids[start]]
+            look = self.seen[source]
+            self.seen[source] += 1
+            if source == "clip":
+                look += len(self.case.spec["image_grid_thw"])  # the tower sees the plain images first
+            blocks.append(Block(start, stop - start, source, look))
+        for start, stop in _runs(ids, set(controls)):
+            name = controls[ids[start]]
+            steered = [i for i, b in enumerate(blocks) if b.source == name and b.start > start]
+            actions.append(Action(start, stop - start, name, steered[0] if steered else None))
+        starts = [i for i, token in enumerate(ids) if token == self.vocabulary.im_start]
+        ends = [i for i, token in enumerate(ids) if token == self.vocabulary.im_end]
+        paragraphs = tuple((a + 1, b) for a, b in zip(starts, ends))
+        row = Row(len(ids), tuple(blocks), tuple(actions), paragraphs)
+        return replace(row, masked=self.masking.spans(row)) if self.masking.para_mask_ratio else row
+
+    def positions(self, row: Row, kind: str) -> Tensor:
+        grids = self.case.spec["image_grid_thw"]
+        merge = self.case.config["vision_config"]["spatial_merge_size"]
+        spans = [
+            GridSpan(b.start, grids[b.look][0], grids[b.look][1] // merge, grids[b.look][2] // merge)
+            for b in row.blocks
+            if b.source == TOWER
+        ]
+        return row_positions(row.length, spans if kind == "mrope" else [])
+
+    def looks(self) -> dict[str, Looks]:
+        spec, merge = self.case.spec, self.case.config["vision_config"]["spatial_merge_size"]
+        pixels = {name: noise(f"input.{name}", shape, spec["seed"]) for name, shape in spec["inputs"].items()}
+        grids = [tuple(grid) for grid in spec["image_grid_thw"]]
+        again = "clip_pixel_values" in pixels
+        tower = torch.cat([pixels["pixel_values"], pixels["clip_pixel_values"]]) if again else pixels["pixel_values"]
+        grids = grids * 2 if again else grids
+        looks = {TOWER: Looks(tower, [t * h * w // merge**2 for t, h, w in grids], grids)}
+        if "detection_images" in pixels:
+            sizes = spec["encoder_config"]
+            tokens = (sizes["image_size"] // sizes["patch_size"]) ** 2
+            looks["dino"] = Looks(pixels["detection_images"], [tokens] * len(pixels["detection_images"]))
+        if "seg_images" in pixels:
+            images = pixels["seg_images"].repeat_interleave(16, -1).repeat_interleave(16, -2)
+            looks["sam"] = Looks(images, [256] * len(images))
+        return looks
+
+
+def _runs(ids: list[int], wanted: set[int]) -> list[tuple[int, int]]:
+    """Maximal runs of one and the same id out of `wanted`."""
+    runs, start = [], 0
+    for stop in range(1, len(ids) + 1):
+        if stop == len(ids) or ids[stop] != ids[start]:
+            if ids[start] in wanted:
+                runs.append((start, stop))
+            start = stop
+    return runs
+
+
+def check(case: Case, inner_forward: str) -> dict[str, float]:
+    """The largest error of each kind, in units of its tolerance's definition."""
+    model = case.model(inner_forward)
+    batch = case.batch(positions=case.spec["position_ids"])
+    out: Output = model(batch, keep_logits=True)
+    loss = out.loss_sum / batch.label_count
+    loss.backward()
+    want = case.expected
+    errors = {
+        "loss": abs(loss.item() / want["loss"].item() - 1),
+        "logits": (out.logits - want["logits"]).abs().max().item(),
+        "grads": _gradient_error(model, case),
+    }
+    if "position_ids" in want:
+        mask = torch.tensor(case.spec["attention_mask"]).bool()
+        errors["positions"] = float((batch.positions != want["position_ids"][:, mask]).sum())
+    return errors
+
+
+def _gradient_error(model: VPTModel, case: Case) -> float:
+    parameters, worst = dict(model.named_parameters()), 0.0
+    for name, want in zip(case.spec["grad_names"], case.expected["grads"]):
+        gradient = parameters[our_name(name)].grad.flatten()
+        got = torch.cat([gradient.norm()[None], gradient[torch.linspace(0, len(gradient) - 1, 8).long()]])
+        worst = max(worst, ((got - want).abs().max() / want.abs().max()).item())
+    return worst
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    folder = parser.parse_args().folder
+    paths = sorted(path for path in folder.glob("*.json") if path.with_suffix(".safetensors").exists())
+    if not paths:
+        print(f"no golden case (NAME.json with NAME.safetensors) in {folder}", file=sys.stderr)
+        return 1
+    failed = 0
+    for path in paths:
+        case = Case.load(path)
+        for inner_forward in ("full", "shared"):
+            errors = check(case, inner_forward)
+            bad = [key for key, error in errors.items() if not error <= TOLERANCES.get(key, 0.0)]
+            failed += bool(bad)
+            shown = "  ".join(f"{key} {error:.1e}" for key, error in errors.items())
+            print(f"{case.name:32} {inner_forward:7} {shown}  {'FAILED: ' + ', '.join(bad) if bad else 'ok'}")
+    return int(failed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

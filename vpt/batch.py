@@ -1,0 +1,118 @@
+"""What the model is given: rows packed one after the other, never padded.
+
+A *row* is one conversation. Its *blocks* are runs of placeholder tokens that an encoder fills, its *actions* are runs
+of control tokens. Positions inside a `Row` count from the row's first token; `start` says where the row begins in the
+packed tensors.
+"""
+
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from vpt.vision import Grid
+
+TOWER = "image"  # the view that Qwen's own visual tower looks through
+IGNORE = -100  # the label of a position that carries no loss
+
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Block:
+    """A run of placeholder tokens.
+
+    Attributes:
+        start, length: where it lies in its row.
+        source: whose tokens fill it: `TOWER` for a plain image, else the name of a re-encoder.
+        look: which image of the source's view, in the order of the row (in a batch: of the batch).
+    """
+
+    start: int
+    length: int
+    source: str
+    look: int
+
+
+@dataclass(frozen=True)
+class Action:
+    """A run of `count` control tokens at `start`; `block` is the index of the block it steers, if one follows."""
+
+    start: int
+    count: int
+    encoder: str
+    block: int | None
+
+
+@dataclass(frozen=True)
+class Row:
+    """The structure of one conversation.
+
+    Attributes:
+        start: its first token in the packed batch.
+        length: how many tokens it has.
+        paragraphs: spans strictly inside `<|im_start|>` ... `<|im_end|>`, in order (section 1 of the paper's masking).
+        masked: spans hidden between the inner passes; empty for a row that is not masked.
+    """
+
+    length: int
+    blocks: tuple[Block, ...] = ()
+    actions: tuple[Action, ...] = ()
+    paragraphs: tuple[Span, ...] = ()
+    masked: tuple[Span, ...] = ()
+    start: int = 0
+
+
+@dataclass
+class Looks:
+    """Images prepared for one view, each of them once however often it is referred to.
+
+    Attributes:
+        pixels: what the view's encoder takes: [patches, dim] for the tower, [images, 3, H, W] for others.
+        tokens: how many tokens each image becomes.
+        grids: (t, h, w) of each image in patches; the tower's only.
+    """
+
+    pixels: Tensor
+    tokens: list[int]
+    grids: list[Grid] = field(default_factory=list)
+
+
+@dataclass
+class Batch:
+    """Rows of any kind, packed.
+
+    Attributes:
+        input_ids: [N].
+        labels: [N], `IGNORE` where there is no loss; not shifted.
+        positions: [3, N], temporal, vertical, horizontal (M-RoPE), counted within each row.
+        rows: the structure of each row.
+        looks: view -> prepared images.
+        ids: a name for each row, for reports (`source:index`).
+    """
+
+    input_ids: Tensor
+    labels: Tensor
+    positions: Tensor
+    rows: list[Row]
+    looks: dict[str, Looks]
+    ids: list[str] = field(default_factory=list)
+
+    @property
+    def label_count(self) -> int:
+        """How many tokens carry loss. A row's first token is never predicted."""
+        firsts = sum(int(self.labels[row.start] != IGNORE) for row in self.rows)
+        return int((self.labels != IGNORE).sum()) - firsts
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same batch with its tensors on `device`."""
+        looks = {
+            view: replace(look, pixels=look.pixels.to(device, non_blocking=True)) for view, look in self.looks.items()
+        }
+        return replace(
+            self,
+            input_ids=self.input_ids.to(device, non_blocking=True),
+            labels=self.labels.to(device, non_blocking=True),
+            positions=self.positions.to(device, non_blocking=True),
+            looks=looks,
+        )

@@ -1,0 +1,1 @@
+"""Re-encoders. One class and one YAML each; see `vpt.encoders.base`."""

@@ -1,0 +1,86 @@
+"""What a re-encoder is: a view of the image, a vision encoder, a placeholder token, and a projector.
+
+To add one: write a class with `build`, put its settings in `conf/encoder/NAME.yaml`. Nothing else names encoders.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+from torch import Tensor, nn
+
+from vpt.projector import ConditionalProjector
+from vpt.vision import Grid
+
+
+@dataclass(frozen=True)
+class Look:
+    """One image as one view prepares it: `pixels` for the encoder, and how many `tokens` it will become."""
+
+    pixels: Tensor
+    tokens: int
+    grid: Grid | None = None
+
+
+class View(ABC):
+    """The image transform of an encoder. It holds no weights, so that data workers can carry it.
+
+    `name` is unique among the views of a model; encoders that share a view share what was seen through it.
+    """
+
+    name: str
+
+    @abstractmethod
+    def prepare(self, image: Image.Image) -> Look:
+        """An RGB image to what the encoder takes."""
+
+
+@dataclass(frozen=True)
+class BuildContext:
+    """What an encoder may need of the model it is built for; `scale` is the number of control tokens of an action."""
+
+    name: str
+    hidden_size: int
+    tower_view: View
+    scale: int = 1
+
+
+class ReEncoder(nn.Module):
+    """A vision encoder that looks again, and its projector.
+
+    Attributes:
+        view: the image transform.
+        vision: the encoder, or None where the view's features are Qwen's own.
+        projector: brings features to the language model's width, steered by the control state.
+        pretrained: whether `vision` came with weights. What did is frozen by default, what did not is trained.
+        token: how its tokens are spelt (`detection` for `<|detection_action|>`).
+    """
+
+    token: str
+
+    def __init__(
+        self, *, view: View, vision: nn.Module | None, projector: ConditionalProjector, pretrained: bool
+    ) -> None:
+        super().__init__()
+        self.view, self.vision, self.projector, self.pretrained = view, vision, projector, pretrained
+        for part in projector.unused():
+            part.requires_grad_(False)
+
+    @classmethod
+    @abstractmethod
+    def build(
+        cls, context: BuildContext, *, config: dict[str, Any], weights: str | None, **options: Any
+    ) -> "ReEncoder":
+        """Make the encoder.
+
+        Args:
+            context: the model it is built for.
+            config: arguments of the transformers configuration, for random weights.
+            weights: hub name or folder of pretrained weights, or None.
+            options: further keys of the YAML's `options`.
+        """
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """[images, 3, H, W] -> [images * positions, feature_dim], image after image."""
+        raise NotImplementedError(f"{type(self).__name__} looks through the view {self.view.name!r} of another encoder")

@@ -1,0 +1,20 @@
+"""`clip`: looking again through Qwen's own visual tower (the paper's name for it, kept; it is not OpenAI's CLIP).
+
+For OpenAI's CLIP or SigLIP see `vpt/encoders/contrastive.py`.
+"""
+
+from typing import Any
+
+from vpt.encoders.base import BuildContext, ReEncoder
+from vpt.projector import IdentityProjector
+
+
+class TowerEncoder(ReEncoder):
+    """Shares the tower's view, and so its features: an image is encoded once for both looks."""
+
+    @classmethod
+    def build(cls, context: BuildContext, *, config: dict[str, Any], weights: str | None) -> "TowerEncoder":
+        if config or weights:
+            raise ValueError("encoder clip is Qwen's own tower: it takes neither sizes nor weights of its own")
+        projector = IdentityProjector(context.hidden_size, context.hidden_size, scale=context.scale)
+        return cls(view=context.tower_view, vision=None, projector=projector, pretrained=True)

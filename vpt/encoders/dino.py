@@ -1,0 +1,31 @@
+"""DINOv2 as a re-encoder: 16x16 patch tokens at 224 px (paper section 3.3)."""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers import Dinov2Config, Dinov2Model
+
+from vpt.encoders.base import BuildContext, ReEncoder
+from vpt.encoders.views import IMAGENET_MEAN, IMAGENET_STD, SquareView
+from vpt.projector import LinearProjector
+
+
+class DinoEncoder(ReEncoder):
+    """`last_hidden_state` without its CLS, each patch one token."""
+
+    @classmethod
+    def build(
+        cls, context: BuildContext, *, config: dict[str, Any], weights: str | None,
+        side: int = 224, view: Literal["centre", "whole"] = "centre",
+    ) -> "DinoEncoder":  # fmt: skip
+        vision = Dinov2Model.from_pretrained(weights) if weights else Dinov2Model(Dinov2Config(**config))
+        patches = (side // vision.config.patch_size) ** 2
+        # The published processor resizes the short side to 256 and cuts 224 out of it.
+        square = SquareView(context.name, side, patches, IMAGENET_MEAN, IMAGENET_STD, view, side * 256 // 224)
+        projector = LinearProjector(vision.config.hidden_size, context.hidden_size, scale=context.scale)
+        return cls(view=square, vision=vision, projector=projector, pretrained=weights is not None)
+
+    def features(self, pixels: Tensor) -> Tensor:
+        # The mask token belongs to pretraining; it is kept for the checkpoints and never trained here.
+        return torch.flatten(self.vision(pixel_values=pixels).last_hidden_state[:, 1:], 0, 1)

@@ -1,0 +1,26 @@
+"""SAM's image encoder as a re-encoder: 64x64 positions, 16x16 tokens (paper section 3.3)."""
+
+from typing import Any
+
+from einops import rearrange
+from torch import Tensor
+from transformers import SamVisionConfig, SamVisionModel
+
+from vpt.encoders.base import BuildContext, ReEncoder
+from vpt.encoders.views import PaddedView
+from vpt.projector import PatchingProjector
+
+
+class SamEncoder(ReEncoder):
+    """The neck's output, 256 channels, through a 4x4 convolution of stride 4."""
+
+    @classmethod
+    def build(cls, context: BuildContext, *, config: dict[str, Any], weights: str | None) -> "SamEncoder":
+        vision = SamVisionModel.from_pretrained(weights) if weights else SamVisionModel(SamVisionConfig(**config))
+        side = vision.config.image_size // vision.config.patch_size
+        projector = PatchingProjector(vision.config.output_channels, context.hidden_size, side=side, scale=context.scale)
+        view = PaddedView(context.name, vision.config.image_size, (side // projector.patch) ** 2)
+        return cls(view=view, vision=vision, projector=projector, pretrained=weights is not None)
+
+    def features(self, pixels: Tensor) -> Tensor:
+        return rearrange(self.vision(pixel_values=pixels).last_hidden_state, "n c h w -> (n h w) c")

@@ -1,0 +1,90 @@
+"""Image transforms of the re-encoders, on Pillow and numpy (no torchvision needed)."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from vpt.batch import TOWER
+from vpt.encoders.base import Look, View
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+HALF = (0.5, 0.5, 0.5)
+
+RESAMPLING = {"nearest": Image.Resampling.NEAREST, "bilinear": Image.Resampling.BILINEAR,
+              "bicubic": Image.Resampling.BICUBIC, "lanczos": Image.Resampling.LANCZOS}  # fmt: skip
+
+
+def normalised(image: Image.Image, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """RGB image -> [3, H, W], channel-wise standardised."""
+    values = (np.asarray(image, dtype=np.float32) / 255.0 - np.float32(mean)) / np.float32(std)
+    return torch.from_numpy(values).permute(2, 0, 1).contiguous()
+
+
+@dataclass
+class SquareView(View):
+    """A square of `side` pixels.
+
+    Attributes:
+        crop: `centre` resizes the short side to `resize_to` and cuts the centre out, so that borders go unseen (the
+            released DINO view); `whole` resizes the image to the square.
+        tokens: what one image becomes after the projector.
+    """
+
+    name: str
+    side: int
+    tokens: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    crop: Literal["centre", "whole"] = "whole"
+    resize_to: int | None = None
+
+    def prepare(self, image: Image.Image) -> Look:
+        if self.crop == "whole":
+            square = image.resize((self.side, self.side), Image.Resampling.BICUBIC)
+        else:
+            square = self._centre(image)
+        return Look(normalised(square, self.mean, self.std), self.tokens)
+
+    def _centre(self, image: Image.Image) -> Image.Image:
+        short = self.resize_to or self.side
+        width, height = image.size
+        # The long side is cut, not rounded, as transformers' processors do.
+        size = (short, int(short * height / width)) if width <= height else (int(short * width / height), short)
+        image = image.resize(size, Image.Resampling.BICUBIC)
+        left, top = (size[0] - self.side) // 2, (size[1] - self.side) // 2
+        return image.crop((left, top, left + self.side, top + self.side))
+
+
+@dataclass
+class PaddedView(View):
+    """The long side resized to `side`, the rest padded with zeros right and below (SAM)."""
+
+    name: str
+    side: int
+    tokens: int
+
+    def prepare(self, image: Image.Image) -> Look:
+        scale = self.side / max(image.size)
+        width, height = (max(int(extent * scale + 0.5), 1) for extent in image.size)
+        pixels = normalised(image.resize((width, height), Image.Resampling.BILINEAR), IMAGENET_MEAN, IMAGENET_STD)
+        return Look(torch.nn.functional.pad(pixels, (0, self.side - width, 0, self.side - height)), self.tokens)
+
+
+class TowerView(View):
+    """What Qwen's own tower takes, made by transformers' Pillow image processor."""
+
+    name = TOWER
+
+    def __init__(self, processor: Qwen2VLImageProcessorPil) -> None:
+        self.processor = processor
+
+    def prepare(self, image: Image.Image) -> Look:
+        out = self.processor(images=[image], return_tensors="pt")
+        time, height, width = out["image_grid_thw"][0].tolist()
+        return Look(out["pixel_values"], time * height * width // self.processor.merge_size**2, (time, height, width))

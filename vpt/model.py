@@ -1,0 +1,218 @@
+"""The model of the paper's figure 2: look, walk with perception, predict."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+
+from vpt.batch import IGNORE, TOWER, Batch, Looks
+from vpt.encoders.base import ReEncoder
+from vpt.inner_forward import Perceived, Planner, Stage, StageCache, Walk, extend
+from vpt.segments import InnerForward, MaskMode, cut
+from vpt.tokens import PerceptionVocabulary
+from vpt.vision import see
+
+LOGIT_CHUNK = 1024  # labelled positions whose logits exist at a time
+
+
+@dataclass(frozen=True)
+class InnerPasses:
+    """How a conversation is walked.
+
+    Attributes:
+        inner_forward: `shared` runs every segment once; `full` runs whole passes, the reference.
+        num_inner_forward_run: 2, or 1 for the alignment stage: no control states, nothing conditioned.
+        projector_scale: control tokens of an action.
+        mask_mode: what masking does to a masked row (`vpt.masking`).
+        checkpointing: recompute decoder layers in the backward pass.
+    """
+
+    inner_forward: InnerForward = "shared"
+    num_inner_forward_run: int = 2
+    projector_scale: int = 1
+    mask_mode: MaskMode = "zero"
+    checkpointing: bool = False
+
+
+@dataclass
+class Output:
+    """Predictions at labelled positions, in the order of the batch.
+
+    Attributes:
+        nll: [M] negative log-likelihood of each labelled token.
+        hits: [M] whether the likeliest token is the label.
+        targets: [M] the labels.
+        at: [M] the position in the batch that each label is predicted from.
+        states: [r, D] the control states, in the order in which they were read.
+        logits: [M, vocabulary], if asked for.
+    """
+
+    nll: Tensor
+    hits: Tensor
+    targets: Tensor
+    at: Tensor
+    states: Tensor
+    logits: Tensor | None = None
+
+    @property
+    def loss_sum(self) -> Tensor:
+        """Sum over labelled tokens; divide by the count over the *global* batch, never take a mean of means."""
+        return self.nll.sum()
+
+
+class VPTModel(nn.Module):
+    """Qwen2-VL or Qwen2.5-VL with re-encoders.
+
+    Given its parts; `vpt.build` makes them from a configuration.
+    """
+
+    def __init__(
+        self, qwen: PreTrainedModel, encoders: dict[str, ReEncoder], *, vocabulary: PerceptionVocabulary,
+        passes: InnerPasses,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.qwen, self.vocabulary, self.passes = qwen, vocabulary, passes
+        self.encoders = nn.ModuleDict(encoders)
+
+    @property
+    def language(self) -> nn.Module:
+        """transformers' text model."""
+        return self.qwen.model.language_model
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lives."""
+        return self.language.norm.weight.device
+
+    def forward(self, batch: Batch, *, keep_logits: bool = False) -> Output:
+        """The paper's figure: look at every image, walk the conversations with perception, predict."""
+        tokens = self.project(self.look(batch.looks), batch)
+        walk = self.plan(batch)
+        hidden, states = self.walk(batch, walk, tokens, StageCache())
+        return self.predict(batch, hidden[walk.final], states, keep_logits=keep_logits)
+
+    def look(self, looks: dict[str, Looks]) -> dict[str, Tensor]:
+        """Features of every image, once for each view: view -> [positions, feature_dim]."""
+        features = {}
+        for view, images in looks.items():
+            module = self.qwen.model.visual if view == TOWER else self._encoder_of(view).vision
+            with torch.set_grad_enabled(torch.is_grad_enabled() and _is_trained(module)):
+                if view == TOWER:
+                    features[view] = see(module, images.pixels, images.grids)
+                else:
+                    features[view] = self._encoder_of(view).features(images.pixels)
+        return features
+
+    def project(self, features: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        """Unconditioned tokens of every source that the batch refers to: source -> [tokens, D]."""
+        sources = {block.source for row in batch.rows for block in row.blocks}
+        return {
+            source: features[TOWER]
+            if source == TOWER
+            else self.encoders[source].projector.project(features[self.view_of(source)])
+            for source in sorted(sources)
+        }
+
+    def plan(self, batch: Batch) -> Walk:
+        """Cut each row into segments and lay out the stages."""
+        passes = self.passes
+        cuts = [
+            cut(row, inner_forward=passes.inner_forward, passes=passes.num_inner_forward_run, mode=passes.mask_mode)
+            for row in batch.rows
+        ]
+        sources = {block.source for row in batch.rows for block in row.blocks}
+        offsets = {source: [0, *accumulate(batch.looks[self.view_of(source)].tokens)] for source in sources}
+        return Planner(batch.rows, cuts, offsets, device=batch.input_ids.device).walk()
+
+    def walk(
+        self, batch: Batch, walk: Walk, tokens: dict[str, Tensor], cache: StageCache
+    ) -> tuple[Tensor, Tensor]:
+        """Extend, read the control states, perceive, extend, ...
+
+        Returns:
+            hidden states of every stage, [n, D]; control states in the order they were read, [r, D].
+        """
+        hidden: list[Tensor] = []
+        states = batch.positions.new_zeros((0, self.language.config.hidden_size), dtype=torch.float32)
+        for stage in walk.stages:
+            embeddings = self.compose(batch.input_ids[stage.tokens], stage, tokens, states)
+            cache.open_stage()
+            positions = batch.positions[:, stage.tokens]
+            out = extend(
+                self.language, cache, embeddings, positions, stage.layout, checkpointing=self.passes.checkpointing
+            )
+            states = torch.cat([states.to(out.dtype), out[stage.reads]])
+            hidden.append(out)
+        return torch.cat(hidden), states
+
+    def compose(self, ids: Tensor, stage: Stage, tokens: dict[str, Tensor], states: Tensor) -> Tensor:
+        """The embeddings of a stage: text, control states, what has been perceived, zeros where it is masked."""
+        x = self.language.embed_tokens(ids)
+        if len(stage.control_at):
+            x = x.index_copy(0, stage.control_at, states[stage.control_state].to(x.dtype))
+        for perceived in stage.perceived:
+            x = x.index_copy(0, perceived.at, self.steer(perceived, tokens, states).to(x.dtype))
+        if len(stage.zeroed):
+            x = x.index_fill(0, stage.zeroed, 0.0)
+        return x
+
+    def steer(self, perceived: Perceived, tokens: dict[str, Tensor], states: Tensor) -> Tensor:
+        """Tokens of a source, conditioned on their control states where they have any."""
+        chosen = tokens[perceived.source][perceived.tokens]
+        if perceived.states is None:
+            return chosen
+        projector = self.encoders[perceived.source].projector
+        return projector(chosen, projector.direction(states[perceived.states])[perceived.block])
+
+    def predict(self, batch: Batch, hidden: Tensor, states: Tensor, *, keep_logits: bool) -> Output:
+        """Next-token predictions where there is a label, and only there: the vocabulary is 152 k wide."""
+        targets = torch.roll(batch.labels, -1)
+        targets[[row.start + row.length - 1 for row in batch.rows]] = IGNORE
+        at = torch.nonzero(targets != IGNORE).flatten()
+        targets, chosen = targets[at], hidden[at]
+        nll, hits, logits = [], [], []
+        for part, target in zip(chosen.split(LOGIT_CHUNK), targets.split(LOGIT_CHUNK), strict=True):
+            if len(at) > LOGIT_CHUNK and not keep_logits and torch.is_grad_enabled():
+                scores = checkpoint(self._score, part, target, use_reentrant=False)
+            else:
+                scores = self._score(part, target)
+            nll.append(scores[0])
+            hits.append(scores[1])
+            if keep_logits:
+                logits.append(self.logits(part))
+        empty = hidden.new_zeros(0)
+        return Output(
+            nll=torch.cat(nll) if nll else empty,
+            hits=torch.cat(hits) if hits else empty.bool(),
+            targets=targets,
+            at=at,
+            states=states,
+            logits=torch.cat(logits) if logits else None,
+        )
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[n, D] -> [n, vocabulary], in float32."""
+        return self.qwen.lm_head(hidden).float()
+
+    def _score(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self.logits(hidden)
+        return F.cross_entropy(logits, targets, reduction="none"), logits.argmax(dim=-1) == targets
+
+    def view_of(self, source: str) -> str:
+        """The view through which a source looks."""
+        return TOWER if source == TOWER else self.encoders[source].view.name
+
+    def _encoder_of(self, view: str) -> ReEncoder:
+        return next(encoder for encoder in self._re_encoders() if encoder.view.name == view)
+
+    def _re_encoders(self) -> Iterator[ReEncoder]:
+        yield from self.encoders.values()  # type: ignore[misc]
+
+
+def _is_trained(module: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters())

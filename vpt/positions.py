@@ -1,0 +1,54 @@
+"""Positions of a row's tokens: Qwen's multimodal rotary embedding (M-RoPE), one row at a time.
+
+Text advances by one in all three components. An image that begins at position p has temporal p, vertical p + i and
+horizontal p + j for its cell (i, j), and what follows begins at p + max(h, w). Re-encoded tokens count as text
+(`sequential`, as in the released models) or as an image (`grid`).
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+PositionKind = Literal["mrope", "sequential"]
+PerceivedPositions = Literal["sequential", "grid"]
+
+
+@dataclass(frozen=True)
+class GridSpan:
+    """Tokens [start, start + t*h*w) of a row that form a grid of t frames of h x w cells.
+
+    `interval` is how far two frames lie apart in the temporal component.
+    """
+
+    start: int
+    frames: int
+    height: int
+    width: int
+    interval: float = 1.0
+
+    @property
+    def length(self) -> int:
+        """How many tokens the grid covers."""
+        return self.frames * self.height * self.width
+
+    def positions(self, origin: int) -> Tensor:
+        """[3, length], the grid placed at position `origin`."""
+        time = (torch.arange(self.frames) * self.interval).long()
+        axes = torch.meshgrid(time, torch.arange(self.height), torch.arange(self.width), indexing="ij")
+        return torch.stack(axes).flatten(1) + origin
+
+
+def row_positions(length: int, grids: list[GridSpan], *, origin: int = 0) -> Tensor:
+    """[3, length]: positions of a row, or of a turn that is appended to one and begins at `origin`."""
+    parts: list[Tensor] = []
+    cursor, position = 0, origin
+    for grid in grids:
+        parts.append(torch.arange(position, position + grid.start - cursor).expand(3, -1))
+        position += grid.start - cursor
+        parts.append(grid.positions(position))
+        position += max(grid.height, grid.width)
+        cursor = grid.start + grid.length
+    parts.append(torch.arange(position, position + length - cursor).expand(3, -1))
+    return torch.cat(parts, dim=1)

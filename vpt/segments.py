@@ -1,0 +1,137 @@
+"""A conversation as a list of segments, cut where it perceives.
+
+The language model is causal, so nothing before a control token can see what comes after it. `shared` runs each segment
+once, over the keys that earlier segments left behind; `full` runs the whole row again after each action. Both are lists
+of segments for the same walk (`vpt.inner_forward`), and their results are equal.
+
+    shared   [ question ........ | control, perceived ... | control, perceived ... answer ]
+    full     [ question ........................................................... answer ]   state 1 known after it
+             [ question ........................................................... answer ]   state 2 known after it
+             [ question ........................................................... answer ]
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from vpt.batch import Row, Span
+
+InnerForward = Literal["shared", "full"]
+MaskMode = Literal["zero", "bottleneck"]
+
+
+@dataclass(frozen=True)
+class CachedRun:
+    """Keys of positions [start, stop) of a row, as its segment number `step` left them."""
+
+    step: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Positions [start, stop) of a row, run through the language model at once.
+
+    Attributes:
+        sees: cached keys that are visible besides its own.
+        known: how many of the row's actions have perceived: their control tokens and blocks are filled accordingly.
+        zeroed: spans whose embeddings are zero.
+        reads: positions whose hidden states are the control states of action number `known`.
+        final: whether its hidden states are the ones that give logits.
+        hides: (first query, key start, key stop) in positions of the row: keys not visible from that query on.
+    """
+
+    start: int
+    stop: int
+    sees: tuple[CachedRun, ...] = ()
+    known: int = 0
+    zeroed: tuple[Span, ...] = ()
+    reads: tuple[int, ...] = ()
+    final: bool = True
+    hides: tuple[int, int, int] | None = None
+
+
+def cut(row: Row, *, inner_forward: InnerForward, passes: int, mode: MaskMode) -> list[Segment]:
+    """Cut a row into segments; segment number i of every row runs in stage i.
+
+    Args:
+        row: the conversation.
+        inner_forward: `shared` or `full`.
+        passes: `num_inner_forward_run`; with 1 nothing is conditioned and there is one segment (alignment stage).
+        mode: what happens to `row.masked` once the first action has perceived.
+    """
+    if passes == 1 or not row.actions:
+        return [Segment(0, row.length)]
+    if inner_forward == "full":
+        return _cut_full(row, mode)
+    return _SharedCut(row, mode).segments
+
+
+def _reads(row: Row, number: int) -> tuple[int, ...]:
+    """Positions just before each control token of action `number`: they predict it, their states steer it."""
+    action = row.actions[number]
+    return tuple(range(action.start - 1, action.start - 1 + action.count))
+
+
+def _cut_full(row: Row, mode: MaskMode) -> list[Segment]:
+    passes = []
+    control = row.actions[0].start
+    for known in range(len(row.actions) + 1):
+        masked = row.masked if known else ()
+        passes.append(
+            Segment(
+                0,
+                row.length,
+                known=known,
+                zeroed=masked if mode == "zero" else (),
+                reads=_reads(row, known) if known < len(row.actions) else (),
+                hides=(control + 1, masked[0][0], control) if masked and mode == "bottleneck" else None,
+            )
+        )
+    return passes
+
+
+@dataclass
+class _SharedCut:
+    """Walks along a row and cuts it; the fields say what has been cached so far."""
+
+    row: Row
+    mode: MaskMode
+    segments: list[Segment] = field(default_factory=list)
+    cached: list[CachedRun] = field(default_factory=list)
+    cursor: int = 0
+    zeroed: tuple[Span, ...] = ()
+
+    def __post_init__(self) -> None:
+        for number, action in enumerate(self.row.actions):
+            first, *rest = _reads(self.row, number)
+            self._run_to(action.start, known=number, reads=(first,))
+            if rest:  # the later control states are read over plain control tokens, whose keys are not kept
+                self.segments.append(
+                    Segment(
+                        action.start, rest[-1] + 1, sees=tuple(self.cached), known=number,
+                        zeroed=self.zeroed, reads=tuple(rest), final=False,
+                    )
+                )  # fmt: skip
+            if number == 0 and self.row.masked:
+                self._mask(action.start)
+        self._run_to(self.row.length, known=len(self.row.actions), reads=())
+
+    def _run_to(self, stop: int, *, known: int, reads: tuple[int, ...]) -> None:
+        sees = tuple(self.cached)
+        self.cached.append(CachedRun(len(self.segments), self.cursor, stop))
+        self.segments.append(Segment(self.cursor, stop, sees=sees, known=known, zeroed=self.zeroed, reads=reads))
+        self.cursor = stop
+
+    def _mask(self, control: int) -> None:
+        """The first action has its state: from here on the row goes without its masked spans."""
+        start = min(self.row.masked[0][0], control)
+        if self.mode == "zero":  # all that follows the first masked position is computed again
+            self.zeroed = self.row.masked
+            self.cursor = start
+        else:  # the control token is the last to see what is hidden
+            self._run_to(control + 1, known=1, reads=())
+        before = CachedRun(0, 0, start)
+        self.cached = [before, *(run for run in self.cached if self.mode == "bottleneck" and run.start >= control)]
+        if not start:
+            self.cached = self.cached[1:]

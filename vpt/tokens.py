@@ -1,0 +1,139 @@
+"""The perception vocabulary: which tokens ask for perception, and how a tokenizer learns them.
+
+Table of tokens for a model with the re-encoder called `P` and a region grid of k x k cells:
+
+    <|region_token_start|> <|region_token_end|> <|x_0|>..<|x_{k-1}|> <|y_0|>..<|y_{k-1}|>
+    <|P_action_start|> <|P_action|> <|P_action_end|>          the middle one is the control token
+    <|P_image_pad|>                                           placeholder of one re-encoded token
+
+The order in which new tokens are added is that of the released models, so ids agree with theirs.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+IM_START, IM_END = "<|im_start|>", "<|im_end|>"
+VISION_START, VISION_END = "<|vision_start|>", "<|vision_end|>"
+IMAGE_PAD, VIDEO_PAD = "<|image_pad|>", "<|video_pad|>"
+CHAT_TOKENS = ("<|endoftext|>", IM_START, IM_END, VISION_START, VISION_END, IMAGE_PAD, VIDEO_PAD)
+REGION_START, REGION_END = "<|region_token_start|>", "<|region_token_end|>"
+
+
+@dataclass(frozen=True)
+class ActionIds:
+    """Ids of one re-encoding action: `start` asks for it, `control` carries its state, `pad` holds what is seen."""
+
+    start: int
+    control: int
+    end: int
+    pad: int
+
+
+@dataclass(frozen=True)
+class PerceptionVocabulary:
+    """Every token that matters to perception, by name and by id.
+
+    `actions` is keyed by the re-encoder's name in the configuration (`dino`), its tokens are spelt with the
+    re-encoder's `token` (`detection`).
+    """
+
+    im_start: int
+    im_end: int
+    vision_start: int
+    vision_end: int
+    image_pad: int
+    video_pad: int
+    end_of_text: int
+    region_start: int | None = None
+    region_end: int | None = None
+    x: tuple[int, ...] = ()
+    y: tuple[int, ...] = ()
+    actions: dict[str, ActionIds] = field(default_factory=dict)
+
+    @classmethod
+    def from_tokenizer(
+        cls, tokenizer: PreTrainedTokenizerBase, encoder_tokens: dict[str, str], *, region_bins: int
+    ) -> "PerceptionVocabulary":
+        """Read the ids of a tokenizer that `grow_tokenizer` has seen. Raises ValueError for a token it lacks."""
+        known = tokenizer.get_vocab()
+
+        def find(token: str) -> int:
+            if token not in known:
+                raise ValueError(f"the tokenizer has no token {token!r}: was it grown by vpt.tokens.grow_tokenizer?")
+            return known[token]
+
+        return cls(
+            im_start=find(IM_START),
+            im_end=find(IM_END),
+            vision_start=find(VISION_START),
+            vision_end=find(VISION_END),
+            image_pad=find(IMAGE_PAD),
+            video_pad=find(VIDEO_PAD),
+            end_of_text=find("<|endoftext|>"),
+            region_start=find(REGION_START) if region_bins else None,
+            region_end=find(REGION_END) if region_bins else None,
+            x=tuple(find(f"<|x_{i}|>") for i in range(region_bins)),
+            y=tuple(find(f"<|y_{i}|>") for i in range(region_bins)),
+            actions={
+                name: ActionIds(*(find(text) for text in (*action_tokens(token), pad_token(token))))
+                for name, token in encoder_tokens.items()
+            },
+        )
+
+    def perception_ids(self) -> dict[int, str]:
+        """Id -> readable name of every token a model can *emit* to perceive (control tokens are forced, not emitted)."""
+        names: dict[int, str] = {}
+        if self.region_start is not None and self.region_end is not None:
+            names |= {self.region_start: "region_start", self.region_end: "region_end"}
+        names |= {token: f"x_{i}" for i, token in enumerate(self.x)} | {token: f"y_{i}" for i, token in enumerate(self.y)}
+        for name, action in self.actions.items():
+            names |= {action.start: f"{name}_start", action.end: f"{name}_end"}
+        return names
+
+
+def action_tokens(token: str) -> tuple[str, str, str]:
+    """The three tokens of the re-encoding action spelt with `token`: start, control, end."""
+    return f"<|{token}_action_start|>", f"<|{token}_action|>", f"<|{token}_action_end|>"
+
+
+def pad_token(token: str) -> str:
+    """The placeholder of one re-encoded token."""
+    return f"<|{token}_image_pad|>"
+
+
+def region_tokens(region_bins: int) -> list[str]:
+    """The region vocabulary for a grid of `region_bins` x `region_bins` cells, in the released order."""
+    if not region_bins:
+        return []
+    axes = [f"<|{axis}_{i}|>" for axis in "xy" for i in range(region_bins)]
+    return [REGION_START, REGION_END, *axes]
+
+
+def grow_tokenizer(tokenizer: PreTrainedTokenizerBase, encoder_tokens: list[str], *, region_bins: int) -> int:
+    """Teach `tokenizer` the perception vocabulary in place; return how many tokens were new (0 the second time)."""
+    emitted = region_tokens(region_bins) + [text for token in encoder_tokens for text in action_tokens(token)]
+    added = tokenizer.add_tokens(emitted)
+    return added + tokenizer.add_tokens([pad_token(token) for token in encoder_tokens], special_tokens=True)
+
+
+def grow_embedding(model: PreTrainedModel, vocabulary_size: int, *, multiple_of: int = 64) -> None:
+    """Make room in the embedding table for `vocabulary_size` ids.
+
+    Qwen's tables have spare rows after the last id, so new ids usually fit and nothing changes. A table that is too
+    short grows to the next multiple of `multiple_of`, its new rows at the mean of the old ones; it never shrinks, and
+    tied weights stay tied.
+    """
+    table = model.get_input_embeddings()
+    rows = table.weight.shape[0]
+    if vocabulary_size <= rows:
+        return
+    model.resize_token_embeddings(vocabulary_size, pad_to_multiple_of=multiple_of, mean_resizing=False)
+    heads: list[nn.Module] = [model.get_input_embeddings()]
+    if not model.config.tie_word_embeddings:
+        heads.append(model.get_output_embeddings())
+    with torch.no_grad():
+        for head in heads:
+            head.weight[rows:] = head.weight[:rows].mean(dim=0)

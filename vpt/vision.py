@@ -1,0 +1,137 @@
+"""Qwen's visual tower over many images at once.
+
+The weights and modules are transformers' own; only the walk over them is ours, because theirs attends image by image
+(window by window) in a Python loop and embeds patches with a 3-D convolution. Here equal-sized images and windows
+share one attention call, and the patch embedding is the same weights as a matrix product.
+"""
+
+from collections import defaultdict
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Grid = tuple[int, int, int]  # (frames, rows of patches, columns of patches)
+
+
+class AttentionGroups:
+    """Runs of patches that attend among themselves, grouped by length: one attention call for each length."""
+
+    def __init__(self, lengths: list[int], device: torch.device) -> None:
+        starts: dict[int, list[int]] = defaultdict(list)
+        offset = 0
+        for length in lengths:
+            starts[length].append(offset)
+            offset += length
+        self.single = next(iter(starts)) if len(starts) == 1 else None
+        self.indices = [
+            (length, (torch.tensor(begin)[:, None] + torch.arange(length)).flatten().to(device))
+            for length, begin in starts.items()
+        ]
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """[N, heads, d] each; full attention inside every run. Returns [N, heads * d]."""
+        if self.single is not None:
+            return _attend(query, key, value, self.single)
+        out = query.new_empty(query.shape[0], query.shape[1] * query.shape[2])
+        for length, index in self.indices:
+            out = out.index_copy(0, index, _attend(query[index], key[index], value[index], length))
+        return out
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, length: int) -> Tensor:
+    q, k, v = (x.unflatten(0, (-1, length)).transpose(1, 2) for x in (query, key, value))
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(0, 1).flatten(1)
+
+
+@lru_cache(maxsize=4096)
+def _patch_positions(grid: Grid, merge: int) -> Tensor:
+    """Row and column of every patch, [t*h*w, 2], in the processor's order: merge x merge blocks, row by row."""
+    frames, height, width = grid
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    blocks = [x.view(height // merge, merge, width // merge, merge).transpose(1, 2).flatten() for x in (rows, columns)]
+    return torch.stack(blocks, dim=-1).repeat(frames, 1)
+
+
+@lru_cache(maxsize=4096)
+def _window_order(grid: Grid, merge: int, window: int) -> tuple[Tensor, tuple[int, ...]]:
+    """Order of the merged positions of one image by windows of `window` x `window`, and patches in each window."""
+    frames, height, width = grid[0], grid[1] // merge, grid[2] // merge
+    index = torch.arange(frames * height * width).view(frames, height, width)
+    cells = [
+        index[t, top : top + window, left : left + window].flatten()
+        for t in range(frames)
+        for top in range(0, height, window)
+        for left in range(0, width, window)
+    ]
+    return torch.cat(cells), tuple(len(cell) * merge * merge for cell in cells)
+
+
+def _rope(grids: list[Grid], merge: int, head_dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of the 2-D rotary embedding, [patches, 1, head_dim], theta 10,000."""
+    positions = torch.cat([_patch_positions(grid, merge) for grid in grids]).to(device)
+    frequencies = 1.0 / 10000.0 ** (torch.arange(0, head_dim // 2, 2, device=device).float() / (head_dim // 2))
+    angles = (positions[..., None] * frequencies).flatten(1)
+    angles = torch.cat([angles, angles], dim=-1)[:, None]
+    return angles.cos(), angles.sin()
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    first, second = x.float().chunk(2, dim=-1)
+    return (x.float() * cos + torch.cat([-second, first], dim=-1) * sin).to(x.dtype)
+
+
+def _permute(x: Tensor, order: Tensor, unit: int) -> Tensor:
+    return x.unflatten(0, (-1, unit))[order].flatten(0, 1)
+
+
+def see(visual: nn.Module, pixels: Tensor, grids: list[Grid]) -> Tensor:
+    """Image tokens of many images (or videos) through a Qwen2-VL or Qwen2.5-VL tower.
+
+    Args:
+        visual: `model.visual` of transformers' Qwen2-VL or Qwen2.5-VL.
+        pixels: [patches, channels * temporal_patch * patch * patch], as the image processor makes them.
+        grids: one (t, h, w) for each image, in patches.
+
+    Returns:
+        [sum of t * h * w / merge**2, hidden]: the merged embeddings, image after image.
+    """
+    config = visual.config
+    merge = config.spatial_merge_size
+    embedding: Tensor = visual.patch_embed.proj.weight
+    # Under autocast the weight may be wider than the products; pixels follow the weight.
+    hidden = F.linear(pixels.to(embedding.dtype), embedding.flatten(1))
+    cos, sin = _rope(grids, merge, visual.blocks[0].attn.head_dim, hidden.device)
+    frames = [height * width for time, height, width in grids for _ in range(time)]
+    whole = windowed = AttentionGroups(frames, hidden.device)
+    windows = getattr(config, "fullatt_block_indexes", None)
+    order = None
+    if windows is not None:  # Qwen2.5-VL: patches travel in window order between the embedding and the merger
+        order, windowed = _by_window(grids, merge, config, hidden.device)
+        hidden, cos, sin = (_permute(x, order, merge * merge) for x in (hidden, cos, sin))
+    for index, block in enumerate(visual.blocks):
+        groups = whole if windows is None or index in windows else windowed
+        hidden = _block(block, hidden, cos, sin, groups)
+    merged = visual.merger(hidden)
+    return merged if order is None else merged[torch.argsort(order)]
+
+
+def _block(block: nn.Module, hidden: Tensor, cos: Tensor, sin: Tensor, groups: AttentionGroups) -> Tensor:
+    attention = block.attn
+    qkv = attention.qkv(block.norm1(hidden)).unflatten(-1, (3, -1, attention.head_dim))
+    query, key, value = qkv.unbind(1)
+    seen = groups.attend(_rotate(query, cos, sin), _rotate(key, cos, sin), value)
+    hidden = hidden + attention.proj(seen)
+    return hidden + block.mlp(block.norm2(hidden))
+
+
+def _by_window(grids: list[Grid], merge: int, config: object, device: torch.device) -> tuple[Tensor, AttentionGroups]:
+    window = config.window_size // merge // config.patch_size  # type: ignore[attr-defined]
+    orders, lengths, offset = [], [], 0
+    for grid in grids:
+        order, patches = _window_order(grid, merge, window)
+        orders.append(order + offset)
+        lengths.extend(patches)
+        offset += len(order)
+    return torch.cat(orders).to(device), AttentionGroups(lengths, device)
