@@ -1,0 +1,208 @@
+"""From a configuration to the parts: tokenizer, model, sample encoder, sources."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
+)
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from vpt.attention import SEGMENTS
+from vpt.batch import TOWER
+from vpt.config import DataConfig, ImageConfig, ModelConfig, SourceConfig, TrainConfig
+from vpt.data.images import ImageFolder
+from vpt.data.samples import LookCache, Numbering, SampleEncoder
+from vpt.data.sources import Source, SourceContext
+from vpt.data.template import Template
+from vpt.encoders.base import BuildContext, ReEncoder
+from vpt.encoders.views import TowerView
+from vpt.errors import ConfigError, DataError
+from vpt.freeze import locate
+from vpt.masking import Masking
+from vpt.model import InnerPasses, VPTModel
+from vpt.tiny import tiny_tokenizer
+from vpt.tokens import CHAT_TOKENS, PerceptionVocabulary, grow_embedding, grow_tokenizer
+
+FAMILIES = {
+    "qwen2_vl": (Qwen2VLConfig, Qwen2VLForConditionalGeneration),
+    "qwen2_5_vl": (Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration),
+}
+
+Loaded = TypeVar("Loaded")
+
+
+@dataclass
+class Parts:
+    """A model and what feeds it."""
+
+    model: VPTModel
+    tokenizer: PreTrainedTokenizerBase
+    encoder: SampleEncoder
+
+
+def build(config: TrainConfig, *, tokenizer: PreTrainedTokenizerBase | None = None) -> Parts:
+    """Make everything that a configuration describes.
+
+    Args:
+        config: frozen and validated.
+        tokenizer: one that has grown already (from a checkpoint); else the base model's is loaded and grown.
+    """
+    spelling = {name: encoder.token for name, encoder in config.encoder.items()}
+    if tokenizer is None:
+        tokenizer = build_tokenizer(config.model)
+    grow_tokenizer(tokenizer, list(spelling.values()), region_bins=config.model.region_bins)
+    vocabulary = PerceptionVocabulary.from_tokenizer(tokenizer, spelling, region_bins=config.model.region_bins)
+    qwen = build_qwen(config.model, vocabulary)
+    grow_embedding(qwen, len(tokenizer))
+    tower_view = TowerView(build_processor(qwen, config.data.image))
+    encoders = build_encoders(config, qwen, tower_view)
+    passes = InnerPasses(
+        inner_forward=config.model.inner_forward,  # type: ignore[arg-type]  # checked by freeze
+        num_inner_forward_run=config.model.num_inner_forward_run,
+        projector_scale=config.model.projector_scale,
+        mask_mode=config.masking.mode,  # type: ignore[arg-type]
+        checkpointing=config.model.activation_checkpointing,
+    )
+    model = VPTModel(qwen, encoders, vocabulary=vocabulary, passes=passes)
+    views = {TOWER: tower_view, **{name: encoder.view for name, encoder in encoders.items()}}
+    template = Template(tokenizer, vocabulary, spelling, projector_scale=config.model.projector_scale)
+    merge = qwen.config.vision_config.spatial_merge_size
+    encoder = SampleEncoder(
+        template,
+        views,
+        Numbering(config.model.positions, config.model.perceived_positions, merge),  # type: ignore[arg-type]
+        max_length=config.data.max_length,
+        on_too_long=config.data.on_too_long,  # type: ignore[arg-type]
+        cache=LookCache(config.data.cache_mb // max(config.data.workers, 1)),
+    )
+    return Parts(model, tokenizer, encoder)
+
+
+def build_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
+    """The base model's tokenizer; the tiny one where there are no weights to match."""
+    if config.path is None:
+        return tiny_tokenizer()
+    tokenizer = load(config.path, "model.path", lambda path: AutoTokenizer.from_pretrained(path))
+    missing = [token for token in CHAT_TOKENS if token not in tokenizer.get_vocab()]
+    if missing:
+        raise ConfigError(f"the tokenizer in model.path={config.path} lacks {', '.join(missing)}: not a Qwen2-VL model")
+    return tokenizer
+
+
+def build_qwen(config: ModelConfig, vocabulary: PerceptionVocabulary) -> PreTrainedModel:
+    """transformers' own Qwen2-VL or Qwen2.5-VL: with weights from `path`, or random ones of the sizes in `config`."""
+    config_class, model_class = FAMILIES[config.family]
+    dtype = getattr(torch, config.dtype)
+    if config.path is not None:
+        qwen = load(
+            config.path, "model.path",
+            lambda path: AutoModelForImageTextToText.from_pretrained(path, dtype=dtype, attn_implementation=SEGMENTS),
+        )  # fmt: skip
+        if qwen.config.model_type != config.family:
+            raise ConfigError(
+                f"model.path={config.path} holds a {qwen.config.model_type}, model.family is {config.family}; "
+                f"choose the model group that fits (model=qwen2_vl_2b, model=qwen2_5_vl_3b, ...)"
+            )
+        return qwen
+    ids = {
+        "image_token_id": vocabulary.image_pad, "video_token_id": vocabulary.video_pad,
+        "vision_start_token_id": vocabulary.vision_start, "vision_end_token_id": vocabulary.vision_end,
+        "bos_token_id": vocabulary.end_of_text, "eos_token_id": vocabulary.im_end,
+    }  # fmt: skip
+    try:
+        sizes = config_class(**{**config.config, **ids}, attn_implementation=SEGMENTS)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"model.config is not accepted by {config_class.__name__}: {error}") from None
+    return model_class(sizes).to(dtype)
+
+
+def build_processor(qwen: PreTrainedModel, limits: ImageConfig) -> Qwen2VLImageProcessorPil:
+    """transformers' Pillow image processor for this model's patches."""
+    vision = qwen.config.vision_config
+    return Qwen2VLImageProcessorPil(
+        patch_size=vision.patch_size,
+        merge_size=vision.spatial_merge_size,
+        temporal_patch_size=vision.temporal_patch_size,
+        size={"shortest_edge": limits.min_pixels, "longest_edge": limits.max_pixels},
+    )
+
+
+def build_encoders(config: TrainConfig, qwen: PreTrainedModel, tower_view: TowerView) -> dict[str, ReEncoder]:
+    """The re-encoders of the configuration, by name."""
+    encoders: dict[str, ReEncoder] = {}
+    for name, settings in config.encoder.items():
+        size = settings.sizes[settings.size]
+        context = BuildContext(name, qwen.config.text_config.hidden_size, tower_view, config.model.projector_scale)
+        weights = settings.path or size.weights
+        if config.model.path is None and settings.path is None:
+            weights = None if settings.size == "tiny" else weights
+        target: type[ReEncoder] = locate(settings.target, f"encoder.{name}.target")  # type: ignore[assignment]
+        options = {**size.options, **settings.options}
+        encoders[name] = load(
+            weights, f"encoder.{name}.path",
+            lambda path, make=target, c=context, s=size, o=options: make.build(c, config=s.config, weights=path, **o),
+        ).to(qwen.dtype)  # fmt: skip
+    return encoders
+
+
+def load(path: str | None, key: str, loader: Callable[[str | None], Loaded]) -> Loaded:
+    """Call a loader of transformers; say what to type where a folder is no model or a hub cannot be reached."""
+    try:
+        return loader(path)
+    except OSError as error:
+        if path is None:
+            raise
+        if Path(path).is_dir():
+            raise ConfigError(f"{key}={path} is not a folder of weights: {_first_line(error)}") from None
+        raise ConfigError(
+            f"{key}={path} could not be fetched from the hub ({_first_line(error)}); without a network, download it "
+            f"elsewhere and type {key}=FOLDER"
+        ) from None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def build_sources(
+    nodes: dict[str, SourceConfig], config: TrainConfig, *, split: str
+) -> tuple[list[Source], list[ImageFolder]]:
+    """The sources of a split and their image folders."""
+    data = config.data
+    context = SourceContext(
+        root=Path(data.root) if data.root else None,
+        encoder_tokens={name: encoder.token for name, encoder in config.encoder.items()},
+        actions=data.actions,
+        prompted=data.prompted,
+        perception=data.perception,
+        region_bins=config.model.region_bins,
+        seed=config.seed,
+    )
+    if not nodes:
+        raise DataError(f"data.{split} names no source; type data=easy_vqa or data=vpt")
+    sources: list[Source] = [
+        locate(node.target, f"data.{split}.{name}.target")(context, **node.options) for name, node in nodes.items()
+    ]
+    return sources, [image_folder(source.root, data) for source in sources]
+
+
+def image_folder(root: Path, data: DataConfig) -> ImageFolder:
+    """The folder of a source with the limits of `data.image`."""
+    return ImageFolder(root, data.image.max_side, data.image.resample, data.image.refuse_above)
+
+
+def build_masking(config: TrainConfig) -> Masking:
+    """The settings of `conf/masking`."""
+    masking = config.masking
+    return Masking(masking.para_mask_id, masking.para_mask_ratio, masking.mode, masking.draw)  # type: ignore[arg-type]

@@ -1,0 +1,182 @@
+"""The whole configuration as one tree of dataclasses. A key that is not here stops the run.
+
+Hydra composes plain YAML; `vpt.freeze` merges the result into this schema, so that a typo at any depth, in any file or
+on the command line, is an error with the nearest right name.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+
+def choice(*options: str) -> Any:
+    """A field that takes one of `options`, the first by default."""
+    return field(default=options[0], metadata={"choices": options})
+
+
+def bounded(default: float | int, *, low: float = 0, high: float = float("inf")) -> Any:
+    """A number between `low` and `high`, both included."""
+    return field(default=default, metadata={"range": (low, high)})
+
+
+@dataclass
+class ModelConfig:
+    family: str = choice("qwen2_vl", "qwen2_5_vl")
+    path: str | None = None  # hub name or folder; null means random weights of the sizes in `config`
+    size: str = choice("full", "tiny")  # which size of each re-encoder goes with it
+    config: dict[str, Any] = field(default_factory=dict)  # arguments of transformers' configuration
+    dtype: str = choice("float32", "bfloat16")
+    inner_forward: str = choice("shared", "full")  # full is the slow reference
+    num_inner_forward_run: int = bounded(2, low=1, high=2)  # 1: the alignment stage
+    projector_scale: int = bounded(1, low=1)  # control tokens of an action
+    vision_encoder_ls: list[str] = field(default_factory=list)
+    region_bins: int = bounded(8, high=64)  # cells along a side; 0 leaves regions out
+    positions: str = choice("mrope", "sequential")
+    perceived_positions: str = choice("sequential", "grid")
+    activation_checkpointing: bool = False
+    token_ids: dict[str, Any] = field(default_factory=dict)  # recorded: the nine *_id keys of the released models
+
+
+@dataclass
+class EncoderSize:
+    weights: str | None = None  # hub name or folder of pretrained weights
+    config: dict[str, Any] = field(default_factory=dict)  # arguments of transformers' configuration
+    options: dict[str, Any] = field(default_factory=dict)  # arguments of the class that differ by size
+
+
+@dataclass
+class EncoderConfig:
+    target: str = MISSING  # the class
+    token: str = MISSING  # how its tokens are spelt: <|TOKEN_action|>
+    size: str = choice("full", "tiny")
+    path: str | None = None  # weights that take the place of the size's own
+    options: dict[str, Any] = field(default_factory=dict)  # further arguments of the class
+    sizes: dict[str, EncoderSize] = field(default_factory=dict)
+
+
+@dataclass
+class MaskingConfig:
+    para_mask_id: int = bounded(0, high=2)  # 0 off, 1 hides the first user turn, 2 hides paragraphs 1 and 3
+    para_mask_ratio: float = bounded(0.0, high=1.0)  # share of the rows with an action
+    mode: str = choice("zero", "bottleneck")
+    draw: str = choice("sample", "batch")
+
+
+@dataclass
+class ImageConfig:
+    max_side: int = bounded(512, low=1)
+    resample: str = choice("nearest", "bilinear", "bicubic", "lanczos")
+    min_pixels: int = 56 * 56
+    max_pixels: int = 28 * 28 * 1280
+    refuse_above: int = 100_000_000
+
+
+@dataclass
+class SourceConfig:
+    target: str = MISSING
+    weight: float = bounded(1.0)
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class DataConfig:
+    root: str | None = None
+    train: dict[str, SourceConfig] = field(default_factory=dict)
+    test: dict[str, SourceConfig] = field(default_factory=dict)
+    actions: dict[str, float] = field(default_factory=lambda: {"none": 1.0})
+    prompted: bool = True
+    perception: bool = True
+    limit: int | None = None  # the first n test questions only
+    max_length: int = bounded(2048, low=1)
+    on_too_long: str = choice("raise", "cut")
+    image: ImageConfig = field(default_factory=ImageConfig)
+    workers: int = bounded(1)
+    cache_mb: int = bounded(1024)
+
+
+@dataclass
+class OptimConfig:
+    lr: float = bounded(2e-5)
+    weight_decay: float = bounded(0.0)
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    eps: float = bounded(1e-8)
+    warmup: float = bounded(0.03, high=1.0)  # share of the steps
+    final_lr: float = bounded(0.0, high=1.0)  # share of lr that the cosine ends at
+    clip: float = bounded(1.0)  # gradient norm; 0 does not clip
+    lr_scale: dict[str, float] = field(default_factory=dict)  # pattern of parameter names -> factor on lr
+    freeze: list[str] = field(default_factory=list)  # patterns; on top of pretrained towers, which are frozen
+    unfreeze: list[str] = field(default_factory=list)  # patterns; has the last word
+
+
+@dataclass
+class TrainingConfig:
+    steps: int = bounded(6000, low=1)
+    batch_size: int = bounded(256, low=1)  # rows of a step, over all processes
+    micro_batch_size: int = bounded(8, low=1)  # rows that go through the model at once
+    precision: str = choice("fp32", "bf16")
+    log_every: int = bounded(10, low=1)
+    eval_every: int = bounded(500)  # steps; 0 evaluates at the end only
+    eval_rows: int = bounded(1000)
+    final_questions: int | None = None  # answered by generating once trained; null is the whole test split
+    checkpoint_every: int = bounded(500, low=1)
+    keep: int = bounded(2, low=1)  # the last n checkpoints stay
+
+
+@dataclass
+class GenerationConfig:
+    batch_size: int = bounded(128, low=1)
+    max_new_tokens: int = bounded(64, low=1)
+    max_actions: int = bounded(3)
+    crop_margin: int = bounded(0)  # cells by which a selected region is widened on each side
+
+
+@dataclass
+class TrackingConfig:
+    wandb: bool = True
+    project: str = "vpt"
+    entity: str | None = None
+    mode: str = choice("auto", "online", "offline")  # auto: online where there is a key
+
+
+@dataclass
+class TrainConfig:
+    run_name: str = MISSING
+    output_dir: str = "outputs"
+    seed: int = 0
+    device: str = choice("auto", "cpu", "cuda")
+    init_from: str | None = None  # a run or checkpoint whose weights this one starts from
+    model: ModelConfig = field(default_factory=ModelConfig)
+    encoder: dict[str, EncoderConfig] = field(default_factory=dict)
+    masking: MaskingConfig = field(default_factory=MaskingConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+
+@dataclass
+class EvalDataConfig:
+    limit: int | None = None
+    root: str | None = None
+
+
+@dataclass
+class EvalGenerationConfig:
+    batch_size: int | None = None
+    max_new_tokens: int | None = None
+    max_actions: int | None = None
+    crop_margin: int | None = None
+
+
+@dataclass
+class EvalConfig:
+    """Settings of `eval.py`; null means as trained."""
+
+    checkpoint: str = MISSING
+    name: str = "test"
+    device: str = choice("auto", "cpu", "cuda")
+    pictures: bool = True
+    data: EvalDataConfig = field(default_factory=EvalDataConfig)
+    generation: EvalGenerationConfig = field(default_factory=EvalGenerationConfig)

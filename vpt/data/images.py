@@ -1,0 +1,68 @@
+"""Opening images: below one root, cropped, limited in size, with errors that name the record."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+
+from vpt.data.records import ImageRef
+from vpt.encoders.views import RESAMPLING
+from vpt.errors import DataError
+
+
+@dataclass(frozen=True)
+class ImageFolder:
+    """Images below `root`.
+
+    Attributes:
+        max_side: longer sides are resized to it, after the crop; crops are cut at full resolution.
+        resample: `nearest` (released), `bilinear`, `bicubic` or `lanczos`.
+        max_pixels: larger files are refused before they are decoded.
+    """
+
+    root: Path
+    max_side: int = 512
+    resample: str = "nearest"
+    max_pixels: int = 100_000_000
+
+    def load(self, reference: ImageRef, *, where: str) -> Image.Image:
+        """The RGB image. Raises DataError with `where`, the path, and what to do."""
+        return self.limit(crop(self.open(reference, where=where), reference.crop, where=f"{where}: {reference.path}"))
+
+    def open(self, reference: ImageRef, *, where: str) -> Image.Image:
+        """The whole image at full resolution."""
+        path = self.root / reference.path
+        if not path.resolve().is_relative_to(self.root.resolve()):
+            raise DataError(f"{where}: {path} is a link that leaves {self.root}; copy the image below data.root")
+        try:
+            with Image.open(path) as image:
+                width, height = image.size
+                if width * height > self.max_pixels or not width * height:
+                    raise DataError(f"{where}: {path} has {width}x{height} pixels, allowed are 1 to {self.max_pixels}")
+                return image.convert("RGB")
+        except FileNotFoundError:
+            raise DataError(f"{where}: image {path} does not exist; is data.root={self.root} right?") from None
+        except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
+            raise DataError(f"{where}: image {path} cannot be read ({error}); replace it or remove the record") from None
+
+    def limit(self, image: Image.Image) -> Image.Image:
+        """The image with its long side at most `max_side`."""
+        longest = max(image.size)
+        if longest <= self.max_side:
+            return image
+        width, height = (max(1, round(extent * self.max_side / longest)) for extent in image.size)
+        return image.resize((width, height), RESAMPLING[self.resample])
+
+
+def crop(image: Image.Image, box: tuple[int, int, int, int] | None, *, where: str) -> Image.Image:
+    """Cut `box` out of `image`. Raises DataError where it leaves the image or is empty."""
+    if box is None:
+        return image
+    x0, y0, x1, y1 = box
+    width, height = image.size
+    if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
+        raise DataError(
+            f"{where}: crop {','.join(map(str, box))} does not lie inside the image of {width}x{height} pixels "
+            "(x0,y0,x1,y1 with x0 < x1 and y0 < y1)"
+        )
+    return image.crop(box)

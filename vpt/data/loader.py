@@ -1,0 +1,93 @@
+"""From sample numbers to the batches of a step, in worker processes."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from vpt.batch import Batch, Span
+from vpt.data.images import ImageFolder
+from vpt.data.mixture import Mixture, Place
+from vpt.data.packing import pack
+from vpt.data.samples import Sample, SampleEncoder
+from vpt.data.sources import Source
+from vpt.masking import Masking
+
+
+@dataclass
+class StepBatches(Dataset[list[Batch]]):
+    """Item number k is training step k: its global batch as a list of micro-batches.
+
+    A step is a function of its number alone, so resuming at step k reads nothing before it.
+
+    Attributes:
+        mixture: what comes when.
+        folders: the image folder of each source.
+        encoder: records to samples.
+        masking: which rows are masked, drawn per sample.
+        batch_size: rows of a step, over all processes.
+        micro_batch_size: rows that go through the model at once; never changes a result.
+    """
+
+    mixture: Mixture
+    folders: Sequence[ImageFolder]
+    encoder: SampleEncoder
+    masking: Masking
+    batch_size: int
+    micro_batch_size: int
+    steps: int
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __getitem__(self, step: int) -> list[Batch]:
+        first = step * self.batch_size
+        places = [self.mixture.place(number) for number in range(first, first + self.batch_size)]
+        return [
+            self._micro_batch(places[start : start + self.micro_batch_size])
+            for start in range(0, len(places), self.micro_batch_size)
+        ]
+
+    def _micro_batch(self, places: Sequence[Place]) -> Batch:
+        samples = [
+            self.encoder.encode(self.mixture.sources[place.source][place.index], self.folders[place.source])
+            for place in places
+        ]
+        return pack(samples, masked=[self._spans(place, sample) for place, sample in zip(places, samples, strict=True)])
+
+    def _spans(self, place: Place, sample: Sample) -> tuple[Span, ...]:
+        key = (3, place.source, place.index, place.epoch)
+        if self.masking.draw == "batch":
+            key = (4, place.number // self.batch_size)
+        drawn = self.masking.hits(seed=self.mixture.seed, key=key, training=True)
+        return self.masking.spans(sample.row) if drawn else ()
+
+
+def step_loader(batches: StepBatches, *, start: int, workers: int, pin: bool) -> Iterator[list[Batch]]:
+    """Steps `start`, `start + 1`, ... prepared ahead by worker processes."""
+    loader = DataLoader(
+        batches,
+        batch_size=None,
+        sampler=range(start, batches.steps),
+        num_workers=workers,
+        prefetch_factor=2 if workers else None,
+        pin_memory=pin,
+        worker_init_fn=_one_thread,
+    )
+    return iter(loader)
+
+
+def _one_thread(_: int) -> None:
+    torch.set_num_threads(1)
+
+
+def eval_batches(
+    source: Source, folder: ImageFolder, encoder: SampleEncoder, masking: Masking, *, rows: int, batch_size: int, seed: int
+) -> Iterator[Batch]:
+    """The first `rows` records of a source, teacher-forced; nothing is masked unless `draw: batch` asks for it."""
+    count = min(rows, len(source))
+    for start in range(0, count, batch_size):
+        samples = [encoder.encode(source[index], folder) for index in range(start, min(start + batch_size, count))]
+        drawn = masking.hits(seed=seed, key=(5, start), training=False)
+        yield pack(samples, masked=[masking.spans(sample.row) if drawn else () for sample in samples])

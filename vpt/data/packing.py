@@ -1,0 +1,51 @@
+"""Packing samples into a batch: rows one after the other, equal images once."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from vpt.batch import TOWER, Batch, Looks, Span
+from vpt.data.samples import LookKey, Sample
+from vpt.encoders.base import Look
+
+_Shelf = dict[LookKey, tuple[int, Look]]  # image -> (its number in the batch, as prepared)
+
+
+def pack(samples: Sequence[Sample], *, masked: Sequence[tuple[Span, ...]] | None = None) -> Batch:
+    """Pack rows of any kind.
+
+    Args:
+        samples: the rows.
+        masked: for each row the spans hidden between the inner passes (`vpt.masking`); none by default.
+    """
+    shelves: dict[str, _Shelf] = {}
+    rows, start = [], 0
+    for sample, spans in zip(samples, masked or [()] * len(samples), strict=True):
+        numbers = {
+            source: [_shelve(shelves.setdefault(sample.views[source], {}), *entry) for entry in entries]
+            for source, entries in sample.looks.items()
+        }
+        blocks = tuple(replace(block, look=numbers[block.source][block.look]) for block in sample.row.blocks)
+        rows.append(replace(sample.row, start=start, blocks=blocks, masked=spans))
+        start += sample.row.length
+    return Batch(
+        input_ids=torch.cat([sample.ids for sample in samples]),
+        labels=torch.cat([sample.labels for sample in samples]),
+        positions=torch.cat([sample.positions for sample in samples], dim=1),
+        rows=rows,
+        looks={view: stack(view, [look for _, look in shelf.values()]) for view, shelf in shelves.items()},
+        ids=[sample.record.where for sample in samples],
+    )
+
+
+def _shelve(shelf: _Shelf, key: LookKey, look: Look) -> int:
+    return shelf.setdefault(key, (len(shelf), look))[0]
+
+
+def stack(view: str, looks: Sequence[Look]) -> Looks:
+    """Prepared images of one view, together."""
+    tokens = [look.tokens for look in looks]
+    if view == TOWER:
+        return Looks(torch.cat([look.pixels for look in looks]), tokens, [look.grid for look in looks if look.grid])
+    return Looks(torch.stack([look.pixels for look in looks]), tokens)

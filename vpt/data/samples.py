@@ -1,0 +1,176 @@
+"""From a record to a sample: ids, labels, positions, prepared images. One sample is one row of a batch."""
+
+import math
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vpt.batch import TOWER, Block, Row
+from vpt.data.images import ImageFolder
+from vpt.data.records import ImageRef, Message, Record
+from vpt.data.template import Draft, Template, TooLong, cut_draft
+from vpt.encoders.base import Look, View
+from vpt.positions import GridSpan, PerceivedPositions, PositionKind, row_positions
+
+LookKey = tuple[str, str]  # root and reference of an image: the same key is the same pixels
+
+
+@dataclass
+class Sample:
+    """One encoded row.
+
+    Attributes:
+        ids, labels: [L]; labels are not shifted.
+        positions: [3, L].
+        row: its structure; blocks refer to the images of their source, in order.
+        looks: source -> prepared images, with keys that tell equal ones.
+        views: source -> name of the view that it looks through.
+        record: where it came from.
+    """
+
+    ids: Tensor
+    labels: Tensor
+    positions: Tensor
+    row: Row
+    looks: dict[str, list[tuple[LookKey, Look]]]
+    views: dict[str, str]
+    record: Record
+
+
+class LookCache:
+    """Prepared images by view and reference, the least recently used dropped beyond `megabytes`."""
+
+    def __init__(self, megabytes: int) -> None:
+        self.limit, self.held = megabytes << 20, 0
+        self._entries: OrderedDict[tuple[str, LookKey], Look] = OrderedDict()
+
+    def get(self, view: str, key: LookKey) -> Look | None:
+        look = self._entries.get((view, key))
+        if look is not None:
+            self._entries.move_to_end((view, key))
+        return look
+
+    def put(self, view: str, key: LookKey, look: Look) -> None:
+        size = look.pixels.nbytes
+        if size > self.limit:
+            return
+        self._entries[view, key] = look
+        self.held += size
+        while self.held > self.limit:
+            self.held -= self._entries.popitem(last=False)[1].pixels.nbytes
+
+
+@dataclass(frozen=True)
+class Numbering:
+    """How positions are counted: `model.positions`, `model.perceived_positions`, and the tower's merge."""
+
+    positions: PositionKind = "mrope"
+    perceived: PerceivedPositions = "sequential"
+    merge: int = 2
+
+    def grid_of(self, block: Block, look: Look) -> GridSpan | None:
+        """The grid that a block's positions follow, or None where it counts as text."""
+        if self.positions == "sequential" or (block.source != TOWER and self.perceived == "sequential"):
+            return None
+        if look.grid is not None:
+            time, height, width = look.grid
+            return GridSpan(block.start, time, height // self.merge, width // self.merge)
+        side = math.isqrt(look.tokens)
+        return GridSpan(block.start, 1, side, side)
+
+
+@dataclass
+class SampleEncoder:
+    """Everything that turns records into samples; it holds no weights, so data workers carry it.
+
+    Attributes:
+        template: the chat format.
+        views: source -> the view it looks through.
+        numbering: how positions are counted.
+        max_length: tokens a row may have.
+        on_too_long: `raise` or `cut`.
+    """
+
+    template: Template
+    views: Mapping[str, View]
+    numbering: Numbering = field(default_factory=Numbering)
+    max_length: int = 2048
+    on_too_long: TooLong = "raise"
+    cache: LookCache = field(default_factory=lambda: LookCache(256))
+
+    def encode(self, record: Record, folder: ImageFolder) -> Sample:
+        """A whole conversation, for training. Raises DataError with the record's name."""
+        looks = self.look(record.images, folder, where=record.where)
+        draft = Draft()
+        self.template.write(draft, record.messages, _tokens(looks))
+        cut_draft(draft, self.max_length, where=record.where, on_too_long=self.on_too_long)
+        return self.finish(draft, looks, record)
+
+    def prompt(self, record: Record, folder: ImageFolder, *, turns: int = 1) -> Sample:
+        """The first `turns` user turns and all before them, up to where the assistant speaks."""
+        users = [i for i, message in enumerate(record.messages) if message.role == "user"]
+        messages = record.messages[: users[turns - 1] + 1]
+        images = _images_within(record, messages, self.template)
+        looks = self.look(images, folder, where=record.where)
+        draft = Draft()
+        self.template.write(draft, messages, _tokens(looks))
+        self.template.open_answer(draft)
+        cut_draft(draft, self.max_length, where=record.where, on_too_long="raise")
+        return self.finish(draft, looks, record)
+
+    def look(
+        self, images: Mapping[str, tuple[ImageRef, ...]], folder: ImageFolder, *, where: str
+    ) -> dict[str, list[tuple[LookKey, Look]]]:
+        """Prepare the images of every source: source -> (key, look) in order."""
+        return {
+            source: [self._one_look(source, reference, folder, where) for reference in references]
+            for source, references in images.items()
+        }
+
+    def _one_look(self, source: str, reference: ImageRef, folder: ImageFolder, where: str) -> tuple[LookKey, Look]:
+        view = self.views[source]
+        key = (str(folder.root), str(reference))
+        look = self.cache.get(view.name, key)
+        if look is None:
+            look = self.prepare(source, folder.load(reference, where=where))
+            self.cache.put(view.name, key, look)
+        return key, look
+
+    def prepare(self, source: str, image: Image.Image) -> Look:
+        """One image through the view of `source`."""
+        return self.views[source].prepare(image)
+
+    def finish(self, draft: Draft, looks: dict[str, list[tuple[LookKey, Look]]], record: Record) -> Sample:
+        """Number the positions of a written row."""
+        grids = [self.numbering.grid_of(block, looks[block.source][block.look][1]) for block in draft.blocks]
+        row = draft.row()
+        sources = {block.source for block in row.blocks}
+        return Sample(
+            ids=torch.tensor(draft.ids),
+            labels=torch.tensor(draft.labels),
+            positions=row_positions(row.length, [grid for grid in grids if grid is not None]),
+            row=row,
+            looks={source: entries for source, entries in looks.items() if source in sources},
+            views={source: self.views[source].name for source in sources},
+            record=record,
+        )
+
+
+def _tokens(looks: Mapping[str, list[tuple[LookKey, Look]]]) -> dict[str, list[int]]:
+    return {source: [look.tokens for _, look in entries] for source, entries in looks.items()}
+
+
+def _images_within(
+    record: Record, messages: tuple[Message, ...], template: Template
+) -> dict[str, tuple[ImageRef, ...]]:
+    """The images whose placeholders lie in `messages`."""
+    text = "".join(message.content for message in messages if message.role == "user")
+    images = {}
+    for source, references in record.images.items():
+        name = "image" if source == TOWER else f"{template.encoder_tokens[source]}_image"
+        images[source] = references[: text.count(f"<{name}>")]
+    return {source: references for source, references in images.items() if references}

@@ -1,0 +1,45 @@
+"""Where records come from: any sequence of `Record` with a folder of images."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from vpt.data.records import Record
+
+
+@dataclass(frozen=True)
+class SourceContext:
+    """What every source is told.
+
+    Attributes:
+        root: `data.root`, or None.
+        encoder_tokens: re-encoder -> how it is spelt.
+        actions: kind (`none`, `region` or a re-encoder) -> share; for sources that make up their own turns.
+        prompted: whether questions say which perception to use (Free Choice leaves that out).
+        perception: False removes every perception turn (the same-data baseline).
+        region_bins: cells of the region grid along a side.
+        seed: of the run.
+    """
+
+    root: Path | None
+    encoder_tokens: Mapping[str, str]
+    actions: Mapping[str, float]
+    prompted: bool
+    perception: bool
+    region_bins: int
+    seed: int
+
+
+class Source(ABC):
+    """Records by number. `root` is the folder that their image paths start from."""
+
+    root: Path
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """How many records there are."""
+
+    @abstractmethod
+    def __getitem__(self, index: int) -> Record:
+        """Record number `index`. Raises DataError that names it where it cannot be used."""

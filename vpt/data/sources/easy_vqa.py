@@ -1,0 +1,108 @@
+"""easy-VQA (PyPI package `easy-vqa`): questions about one shape on a 64x64 canvas, as records of every kind."""
+
+import json
+from collections.abc import Mapping
+from functools import lru_cache
+from importlib.resources import files
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+from vpt.batch import TOWER
+from vpt.data.records import (
+    REENCODE_PROMPT,
+    REGION_PROMPT,
+    SYSTEM_PROMPT,
+    ImageRef,
+    Message,
+    Pixels,
+    Record,
+)
+from vpt.data.sources import Source, SourceContext
+from vpt.errors import DataError
+from vpt.regions import Region
+from vpt.tokens import action_tokens
+
+COLOURS = ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")
+SHAPES = ("circle", "rectangle", "triangle")
+
+
+class EasyVQA(Source):
+    """One split of easy-VQA. Every question gets one kind of perception, drawn from `actions` by seed and number."""
+
+    def __init__(self, context: SourceContext, *, split: Literal["train", "test"]) -> None:
+        if find_spec("easy_vqa") is None:
+            raise DataError("data=easy_vqa needs the package easy-vqa; type: pip install easy-vqa")
+        self.context, self.split = context, split
+        self.root = Path(str(files("easy_vqa") / "data" / split / "images"))
+        questions = (self.root.parent / "questions.json").read_text(encoding="utf-8")
+        self.questions: list[tuple[str, str, int]] = json.loads(questions)
+        self._kinds = draw_kinds(context.actions, len(self.questions), seed=context.seed)
+
+    def __len__(self) -> int:
+        return len(self.questions)
+
+    def __getitem__(self, index: int) -> Record:
+        question, answer, image = self.questions[index]
+        path = f"{image}.png"
+        box = shape_extent(self.root / path)
+        return perceiving_record(
+            self.context, self._kinds[index], question=question, answer=answer, image=path, box=box, size=(64, 64),
+            where=f"easy-vqa {self.split} question {index}", question_type=question_type(answer),
+        )  # fmt: skip
+
+
+def question_type(answer: str) -> str:
+    """`colour`, `shape` or `yes/no`."""
+    return "colour" if answer in COLOURS else "shape" if answer in SHAPES else "yes/no"
+
+
+def draw_kinds(actions: Mapping[str, float], count: int, *, seed: int) -> list[str]:
+    """A kind of perception for each of `count` records, by the shares of `actions`."""
+    shares = {kind: share for kind, share in actions.items() if share > 0}
+    if not shares:
+        raise DataError("data.actions gives no kind a share above 0; try data.actions.none=1")
+    weights = np.array(list(shares.values()))
+    picks = np.random.default_rng(seed).choice(len(shares), size=count, p=weights / weights.sum())
+    names = list(shares)
+    return [names[pick] for pick in picks]
+
+
+@lru_cache(maxsize=8192)
+def shape_extent(path: Path) -> Pixels:
+    """The smallest box around all pixels that differ from the background, the commonest colour."""
+    pixels = np.asarray(Image.open(path).convert("RGB")).astype(np.int32)
+    flat = pixels @ np.array([65536, 256, 1])
+    values, counts = np.unique(flat, return_counts=True)
+    rows, columns = np.nonzero(flat != values[counts.argmax()])
+    return int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1
+
+
+def perceiving_record(
+    context: SourceContext, kind: str, *, question: str, answer: str, image: str, box: Pixels, size: tuple[int, int],
+    where: str, question_type: str,
+) -> Record:  # fmt: skip
+    """A question and its answer with the turns that one kind of perception takes in between."""
+    whole = ImageRef(image)
+    images: dict[str, tuple[ImageRef, ...]] = {TOWER: (whole,)}
+    turns: list[Message] = []
+    prompt = ""
+    if kind == "region":
+        region = Region.from_box(box, size, bins=context.region_bins)
+        images[TOWER] = (whole, ImageRef(image, region.to_box(size, bins=context.region_bins)))
+        turns = [Message("assistant", region.to_text()), Message("user", "<image>")]
+        prompt = REGION_PROMPT
+    elif kind != "none":
+        token = context.encoder_tokens[kind]
+        images[kind] = (whole,)
+        turns = [Message("assistant", "".join(action_tokens(token))), Message("user", f"<{token}_image>")]
+        prompt = REENCODE_PROMPT
+    asked = f"{question} {prompt}" if prompt and context.prompted else question
+    messages = (Message("system", SYSTEM_PROMPT), Message("user", f"<image>\n{asked}"), *turns)
+    record = Record(
+        (*messages, Message("assistant", answer)), images, where, question, answer, question_type, box
+    )
+    return record if context.perception else record.without_perception()

@@ -1,0 +1,178 @@
+"""Qwen2-VL's chat format with perception: from a record to token ids, labels and structure.
+
+Which tokens carry loss follows from the template, not from scanning ids: an assistant's content and its `<|im_end|>`,
+control tokens excepted. Text is encoded by a tokenizer that knows no special token, so whatever a user types (even
+`<|detection_action|>`) stays text and cannot act.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerBase
+
+from vpt.batch import IGNORE, TOWER, Action, Block, Row, Span
+from vpt.data.records import PLACEHOLDER, Message
+from vpt.errors import DataError
+from vpt.tokens import REGION_END, REGION_START, PerceptionVocabulary, action_tokens
+
+# What to do with a row that is longer than the limit
+TooLong = Literal["raise", "cut"]
+
+
+class PlainText:
+    """The tokenizer's byte-pair encoding without any of its added tokens."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        description = json.loads(tokenizer.backend_tokenizer.to_str())
+        description["added_tokens"] = []
+        self._encode = Tokenizer.from_str(json.dumps(description)).encode
+
+    def __call__(self, text: str) -> list[int]:
+        return self._encode(text, add_special_tokens=False).ids
+
+
+@dataclass
+class Draft:
+    """A row while it is written, turn by turn."""
+
+    ids: list[int] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+    blocks: list[Block] = field(default_factory=list)
+    actions: list[Action] = field(default_factory=list)
+    paragraphs: list[Span] = field(default_factory=list)
+
+    def add(self, ids: list[int], *, loss: bool = False) -> None:
+        """Append tokens, with loss or without."""
+        self.ids.extend(ids)
+        self.labels.extend(ids if loss else [IGNORE] * len(ids))
+
+    def row(self) -> Row:
+        """The structure of what has been written."""
+        return Row(len(self.ids), tuple(self.blocks), tuple(self.actions), tuple(self.paragraphs))
+
+
+class Template:
+    """Writes conversations as token ids."""
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, vocabulary: PerceptionVocabulary, encoder_tokens: Mapping[str, str],
+        *, projector_scale: int,
+    ) -> None:  # fmt: skip
+        self.vocabulary, self.scale = vocabulary, projector_scale
+        self.plain = PlainText(tokenizer)
+        self.encoder_tokens = dict(encoder_tokens)
+        self._source = {token: name for name, token in encoder_tokens.items()} | {"": TOWER}
+        self._pads = {name: action.pad for name, action in vocabulary.actions.items()} | {TOWER: vocabulary.image_pad}
+        self._controls = {action.control: name for name, action in vocabulary.actions.items()}
+        self._acting = self._acting_tokens(tokenizer)
+        self._act = re.compile("|".join(re.escape(token) for token in self._acting) or r"(?!)")
+
+    def _acting_tokens(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+        """Token text -> id of everything an assistant may say to perceive."""
+        texts = [text for token in self.encoder_tokens.values() for text in action_tokens(token)]
+        if self.vocabulary.region_start is not None:
+            texts += [REGION_START, REGION_END]
+            texts += [f"<|{axis}_{i}|>" for axis in "xy" for i in range(len(self.vocabulary.x))]
+        ids: list[int] = tokenizer.convert_tokens_to_ids(texts)
+        return dict(zip(texts, ids, strict=True))
+
+    def write(self, draft: Draft, messages: tuple[Message, ...], tokens_of: Mapping[str, list[int]]) -> None:
+        """Append whole turns to `draft`.
+
+        Args:
+            messages: the turns.
+            tokens_of: source -> how many tokens each of its images takes, in order of the conversation.
+        """
+        for message in messages:
+            if draft.ids:
+                draft.add(self.plain("\n"))
+            self.open_turn(draft, message.role)
+            if message.role == "assistant":
+                self._say(draft, message.content)
+            else:
+                self._show(draft, message, tokens_of)
+            self.close_turn(draft, loss=message.role == "assistant")
+
+    def open_turn(self, draft: Draft, role: str) -> None:
+        """`<|im_start|>`, and for an assistant the role; a user's role is encoded with what follows it."""
+        draft.add([self.vocabulary.im_start])
+        draft.paragraphs.append((len(draft.ids), len(draft.ids)))
+        if role == "assistant":
+            draft.add(self.plain("assistant\n"))
+
+    def close_turn(self, draft: Draft, *, loss: bool) -> None:
+        """`<|im_end|>`."""
+        start, _ = draft.paragraphs[-1]
+        draft.paragraphs[-1] = (start, len(draft.ids))
+        draft.add([self.vocabulary.im_end], loss=loss)
+
+    def open_answer(self, draft: Draft) -> None:
+        """Everything up to where the assistant begins to speak."""
+        draft.add(self.plain("\n"))
+        self.open_turn(draft, "assistant")
+
+    def _show(self, draft: Draft, message: Message, tokens_of: Mapping[str, list[int]]) -> None:
+        """A system or user turn: text and images."""
+        text, cursor = f"{message.role}\n", 0
+        for match in PLACEHOLDER.finditer(message.content) if message.role == "user" else ():
+            source = self._source.get(match[1] or "")
+            if source is None:
+                continue  # not a placeholder of this model: text, checked by the record's parser
+            draft.add(self.plain(text + message.content[cursor : match.start()]))
+            text, cursor = "", match.end()
+            look = sum(block.source == source for block in draft.blocks)
+            self._image(draft, source, look, tokens_of[source][look])
+        draft.add(self.plain(text + message.content[cursor:]))
+
+    def _image(self, draft: Draft, source: str, look: int, length: int) -> None:
+        draft.add([self.vocabulary.vision_start])
+        waiting = [i for i, action in enumerate(draft.actions) if action.encoder == source and action.block is None]
+        if waiting:
+            action = draft.actions[waiting[0]]
+            draft.actions[waiting[0]] = Action(action.start, action.count, source, len(draft.blocks))
+        draft.blocks.append(Block(len(draft.ids), length, source, look))
+        draft.add([self._pads[source]] * length)
+        draft.add([self.vocabulary.vision_end])
+
+    def _say(self, draft: Draft, content: str) -> None:
+        """An assistant turn: text and perception tokens."""
+        cursor = 0
+        for match in self._act.finditer(content):
+            draft.add(self.plain(content[cursor : match.start()]), loss=True)
+            cursor = match.end()
+            token = self._acting[match[0]]
+            if token in self._controls:
+                draft.actions.append(Action(len(draft.ids), self.scale, self._controls[token], None))
+                draft.add([token] * self.scale)
+            else:
+                draft.add([token], loss=True)
+        draft.add(self.plain(content[cursor:]), loss=True)
+
+
+def cut_draft(draft: Draft, limit: int, *, where: str, on_too_long: TooLong) -> None:
+    """Keep a row within `limit` tokens: refuse it, or cut its end off, never inside a run of image tokens."""
+    if len(draft.ids) <= limit:
+        return
+    advice = f"{where}: the row has {len(draft.ids)} tokens, data.max_length is {limit}"
+    if on_too_long == "raise":
+        raise DataError(f"{advice}; raise data.max_length, lower data.image.max_side, or set data.on_too_long=cut")
+    for block in draft.blocks:  # the marker before the run goes with it
+        if block.start - 1 < limit < block.start + block.length + 1:
+            limit = block.start - 1
+    for action in draft.actions:
+        if action.start <= limit < action.start + action.count + 1:
+            limit = action.start
+    del draft.ids[limit:], draft.labels[limit:]
+    draft.blocks = [block for block in draft.blocks if block.start < limit]
+    draft.actions = [
+        Action(a.start, a.count, a.encoder, a.block if a.block is not None and a.block < len(draft.blocks) else None)
+        for a in draft.actions
+        if a.start < limit
+    ]
+    draft.paragraphs = [(start, min(stop, limit)) for start, stop in draft.paragraphs if start < limit]
+    if not any(label != IGNORE for label in draft.labels[1:]):
+        raise DataError(f"{advice}, and nothing with a label is left after the cut; raise data.max_length")

@@ -1,0 +1,176 @@
+"""Freezing a composed configuration: unknown keys, wrong types and impossible values stop here, before anything loads."""
+
+import difflib
+import importlib
+import inspect
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from vpt.config import EncoderConfig, EvalConfig, SourceConfig, TrainConfig
+from vpt.errors import ConfigError
+
+Schema = TypeVar("Schema", TrainConfig, EvalConfig)
+
+
+def freeze(composed: DictConfig, schema: type[Schema]) -> Schema:
+    """Merge what Hydra composed into a fresh schema.
+
+    Raises:
+        ConfigError: for unknown keys (with the nearest right ones), wrong types, values out of range, missing values.
+    """
+    try:
+        plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        raise ConfigError(f"{error.full_key} has no value; type {error.full_key}=VALUE") from None
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"the configuration does not resolve: {error}") from None
+    known = list(key_paths(schema))
+    unknown = [_explain(path, known) for path in _unknown_keys(plain, schema)]
+    if unknown:
+        raise ConfigError("\n".join(unknown))
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(schema), plain)
+        config: Schema = OmegaConf.to_object(merged)  # type: ignore[assignment]
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{error.full_key or 'configuration'}: {str(error).splitlines()[0]}") from None
+    _check_values(config, "")
+    return config
+
+
+def key_paths(schema: type, prefix: str = "") -> Iterator[str]:
+    """Every dotted key of a schema; `*` stands for a name that the user chooses."""
+    hints = get_type_hints(schema)
+    for item in fields(schema):
+        path, kind = f"{prefix}{item.name}", hints[item.name]
+        yield path
+        if is_dataclass(kind):
+            yield from key_paths(kind, f"{path}.")
+        elif (inner := _dict_of_dataclass(kind)) is not None:
+            yield from key_paths(inner, f"{path}.*.")
+
+
+def _dict_of_dataclass(kind: Any) -> type | None:
+    arguments = get_args(kind)
+    if get_origin(kind) is dict and is_dataclass(arguments[1]):
+        return arguments[1]
+    return None
+
+
+def _unknown_keys(plain: Any, schema: type, prefix: str = "") -> Iterator[str]:
+    if not isinstance(plain, Mapping):
+        return  # a wrong type: the merge says so
+    hints = get_type_hints(schema)
+    for key, value in plain.items():
+        path = f"{prefix}{key}"
+        if key not in hints:
+            yield path
+        elif is_dataclass(hints[key]):
+            yield from _unknown_keys(value, hints[key], f"{path}.")
+        elif (inner := _dict_of_dataclass(hints[key])) is not None and isinstance(value, Mapping):
+            for name, entry in value.items():
+                yield from _unknown_keys(entry, inner, f"{path}.{name}.")
+
+
+def _explain(path: str, known: list[str]) -> str:
+    return f"{path} is not a key of the configuration{nearest(path, known)}"
+
+
+def nearest(path: str, known: list[str]) -> str:
+    """`; did you mean X?`, or nothing where nothing is near. The last part of a dotted key weighs most."""
+    head, _, leaf = path.rpartition(".")
+    close = difflib.get_close_matches(path, known, n=3, cutoff=0.6)
+    leaves = {name.rpartition(".")[2]: name for name in known}
+    close += [leaves[match] for match in difflib.get_close_matches(leaf, leaves, n=1, cutoff=0.7)]
+    return f"; did you mean {' or '.join(dict.fromkeys(close))}?" if close else ""
+
+
+def _check_values(config: Any, prefix: str) -> None:
+    """Choices and ranges that the fields declare."""
+    for item in fields(config):
+        path, value = f"{prefix}{item.name}", getattr(config, item.name)
+        choices, limits = item.metadata.get("choices"), item.metadata.get("range")
+        if choices and value not in choices:
+            raise ConfigError(f"{path}={value} is not one of {', '.join(choices)}{nearest(str(value), list(choices))}")
+        if limits and not limits[0] <= value <= limits[1]:
+            raise ConfigError(f"{path}={value} must lie between {limits[0]} and {limits[1]}")
+        if is_dataclass(value):
+            _check_values(value, f"{path}.")
+        elif isinstance(value, dict):
+            for name, entry in value.items():
+                if is_dataclass(entry):
+                    _check_values(entry, f"{path}.{name}.")
+
+
+def validate(config: TrainConfig) -> None:
+    """What one field alone cannot tell. Raises ConfigError; loads no weights and no data."""
+    encoders = list(config.encoder)
+    if config.model.vision_encoder_ls != encoders:
+        raise ConfigError(
+            f"model.vision_encoder_ls={config.model.vision_encoder_ls} but the re-encoders configured are {encoders}; "
+            f"choose them with encoder=[{','.join(config.model.vision_encoder_ls)}]"
+        )
+    kinds = ["none", *(["region"] if config.model.region_bins else []), *encoders]
+    for kind in config.data.actions:
+        if kind not in kinds and config.data.actions[kind] > 0:
+            raise ConfigError(
+                f"data.actions.{kind} asks for a kind of perception that this model lacks; it has {', '.join(kinds)}"
+                f"{nearest(kind, kinds)}"
+            )
+    for name, encoder in config.encoder.items():
+        _check_encoder(name, encoder)
+    for split in ("train", "test"):
+        for name, source in getattr(config.data, split).items():
+            check_arguments(f"data.{split}.{name}", source, given=("context",))
+    if config.data.root is not None and not Path(config.data.root).is_dir():
+        raise ConfigError(f"data.root={config.data.root} is not a folder; type data.root=FOLDER")
+    if config.model.path is None and not config.model.config:
+        raise ConfigError("model.path is not set and model.config has no sizes; type model.path=FOLDER or model=tiny")
+    for path in (config.model.path, *(encoder.path for encoder in config.encoder.values())):
+        check_folder_or_hub(path)
+
+
+def check_folder_or_hub(path: str | None) -> None:
+    """A path must exist unless it is spelt like a hub name, OWNER/NAME."""
+    if path is None or Path(path).is_dir():
+        return
+    if path.startswith((".", "/", "~")) or path.count("/") != 1:
+        raise ConfigError(f"folder {path} does not exist; give a folder of weights or a hub name OWNER/NAME")
+
+
+def _check_encoder(name: str, encoder: EncoderConfig) -> None:
+    if encoder.size not in encoder.sizes:
+        raise ConfigError(f"encoder.{name}.size={encoder.size} is not one of its sizes, {', '.join(encoder.sizes)}")
+    check_arguments(
+        f"encoder.{name}", encoder, given=("context", "config", "weights"),
+        more=encoder.sizes[encoder.size].options, method="build",
+    )  # fmt: skip
+
+
+def check_arguments(
+    path: str, node: EncoderConfig | SourceConfig, *, given: tuple[str, ...], more: Mapping[str, Any] | None = None,
+    method: str | None = None,
+) -> None:  # fmt: skip
+    """Bind a node's `options` to what its `target` takes, so that a typo in them is found before anything is built."""
+    target = locate(node.target, f"{path}.target")
+    parameters = inspect.signature(getattr(target, method) if method else target).parameters
+    allowed = [name for name in parameters if name not in given]
+    for key in {**node.options, **(more or {})}:
+        if key not in allowed:
+            raise ConfigError(
+                f"{path}.options.{key} is not an option of {node.target}; it takes {', '.join(allowed) or 'none'}"
+                f"{nearest(key, allowed)}"
+            )
+
+
+def locate(target: str, path: str) -> type:
+    """The class that a dotted name stands for."""
+    module, _, name = target.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError):
+        raise ConfigError(f"{path}={target} is not an importable class") from None
