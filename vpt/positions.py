@@ -6,6 +6,7 @@ horizontal p + j for its cell (i, j), and what follows begins at p + max(h, w). 
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -35,9 +36,14 @@ class GridSpan:
 
     def positions(self, origin: int) -> Tensor:
         """[3, length], the grid placed at position `origin`."""
-        time = (torch.arange(self.frames) * self.interval).long()
-        axes = torch.meshgrid(time, torch.arange(self.height), torch.arange(self.width), indexing="ij")
-        return torch.stack(axes).flatten(1) + origin
+        return _cells(self.frames, self.height, self.width, self.interval) + origin
+
+
+@lru_cache(maxsize=4096)
+def _cells(frames: int, height: int, width: int, interval: float) -> Tensor:
+    time = (torch.arange(frames) * interval).long()
+    axes = torch.meshgrid(time, torch.arange(height), torch.arange(width), indexing="ij")
+    return torch.stack(axes).flatten(1)
 
 
 def row_positions(length: int, grids: list[GridSpan], *, origin: int = 0) -> Tensor:

@@ -29,10 +29,15 @@ class PlainText:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         description = json.loads(tokenizer.backend_tokenizer.to_str())
         description["added_tokens"] = []
-        self._encode = Tokenizer.from_str(json.dumps(description)).encode
+        self._tokenizer = Tokenizer.from_str(json.dumps(description))
+        self._recent: dict[str, list[int]] = {}  # templates and questions repeat themselves
 
     def __call__(self, text: str) -> list[int]:
-        return self._encode(text, add_special_tokens=False).ids
+        if text not in self._recent:
+            if len(self._recent) > 10_000:
+                self._recent.clear()
+            self._recent[text] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return self._recent[text]
 
 
 @dataclass

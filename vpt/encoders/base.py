@@ -64,8 +64,6 @@ class ReEncoder(nn.Module):
     ) -> None:
         super().__init__()
         self.view, self.vision, self.projector, self.pretrained = view, vision, projector, pretrained
-        for part in projector.unused():
-            part.requires_grad_(False)
 
     @classmethod
     @abstractmethod
@@ -80,6 +78,10 @@ class ReEncoder(nn.Module):
             weights: hub name or folder of pretrained weights, or None.
             options: further keys of the YAML's `options`.
         """
+
+    def unused(self) -> list[nn.Module | nn.Parameter]:
+        """Parts that nothing reads though checkpoints hold them; they are never trained."""
+        return [*self.projector.unused()]
 
     def features(self, pixels: Tensor) -> Tensor:
         """[images, 3, H, W] -> [images * positions, feature_dim], image after image."""

@@ -3,7 +3,7 @@
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Dinov2Config, Dinov2Model
 
 from vpt.encoders.base import BuildContext, ReEncoder
@@ -26,6 +26,8 @@ class DinoEncoder(ReEncoder):
         projector = LinearProjector(vision.config.hidden_size, context.hidden_size, scale=context.scale)
         return cls(view=square, vision=vision, projector=projector, pretrained=weights is not None)
 
+    def unused(self) -> list[nn.Module | nn.Parameter]:
+        return [*super().unused(), self.vision.embeddings.mask_token]  # the mask token belongs to its pretraining
+
     def features(self, pixels: Tensor) -> Tensor:
-        # The mask token belongs to pretraining; it is kept for the checkpoints and never trained here.
         return torch.flatten(self.vision(pixel_values=pixels).last_hidden_state[:, 1:], 0, 1)

@@ -1,0 +1,28 @@
+"""Evaluate a checkpoint: answer the test questions, perceiving while answering.
+
+    python eval.py checkpoint=outputs/dino                        writes outputs/dino/eval/test/
+    python eval.py checkpoint=outputs/dino data.limit=500 name=quick
+"""
+
+import hydra
+from omegaconf import DictConfig
+
+from vpt import cli
+from vpt.config import EvalConfig
+from vpt.errors import UserError
+from vpt.freeze import freeze
+
+
+@hydra.main(config_path="conf", config_name="eval", version_base=None)
+def main(composed: DictConfig) -> None:
+    try:
+        config = freeze(composed, EvalConfig)
+        from vpt.evaluation.run import evaluate_checkpoint
+
+        evaluate_checkpoint(config)
+    except UserError as error:
+        cli.fail(error)
+
+
+if __name__ == "__main__":
+    cli.run(main, EvalConfig)

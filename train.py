@@ -1,0 +1,35 @@
+"""Train a Visual Perception Token model.
+
+    python train.py +experiment=dino                              the built-in data, a tiny model, any computer
+    python train.py +experiment=dino model=qwen2_vl_2b data=vpt data.root=FOLDER
+    python train.py +experiment=dino run_name=other seed=1        type the same command again to resume
+"""
+
+import os
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from vpt import cli
+from vpt.config import TrainConfig
+from vpt.errors import ConfigError, UserError
+from vpt.freeze import freeze, validate
+
+
+@hydra.main(config_path="conf", config_name="train", version_base=None)
+def main(composed: DictConfig) -> None:
+    try:
+        config = freeze(composed, TrainConfig)
+        validate(config)
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise ConfigError("training by several processes is not supported yet; run one process")
+        from vpt.training.run import train  # the heavy part, after all that can be wrong has been checked
+
+        train(config, HydraConfig.get().runtime.output_dir)
+    except UserError as error:
+        cli.fail(error)
+
+
+if __name__ == "__main__":
+    cli.run(main, TrainConfig)

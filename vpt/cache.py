@@ -1,0 +1,69 @@
+"""Keys and values while generating: one padded tensor a layer, rows of different lengths, grown by doubling."""
+
+import torch
+from torch import Tensor
+
+from vpt.inner_forward import StageCache
+
+
+class RowCache:
+    """The cache of rows that decode together. It has the `update` of transformers' caches.
+
+    Attributes:
+        lengths: cached positions of each row; what lies beyond is scratch.
+    """
+
+    def __init__(self, stages: StageCache, final: Tensor, lengths: list[int]) -> None:
+        """Take over what a walk over the prompts left behind.
+
+        Args:
+            stages: the walk's cache.
+            final: [N] for each packed position, which of the walk's keys is its last (`Walk.final`).
+            lengths: of the packed rows.
+        """
+        self.lengths = list(lengths)
+        padded = torch.zeros(len(lengths), max(lengths), dtype=torch.long, device=final.device)
+        for row, positions in enumerate(final.split(lengths)):
+            padded[row, : len(positions)] = positions
+        self.keys: dict[int, Tensor] = {}
+        self.values: dict[int, Tensor] = {}
+        for layer in stages.stages[0]:
+            key, value = (torch.cat(x, dim=2)[0] for x in zip(*(s[layer] for s in stages.stages), strict=True))
+            self.keys[layer] = key[:, padded].transpose(0, 1).contiguous()  # [R, kv heads, K, d]
+            self.values[layer] = value[:, padded].transpose(0, 1).contiguous()
+        self._slots: tuple[Tensor, Tensor] | None = None
+        self._shown = 0
+
+    def open_feed(self, counts: list[int]) -> None:
+        """Make room for `counts` new positions of each row, to be written by the next `update` of every layer."""
+        device = next(iter(self.keys.values())).device
+        rows = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+        slots = torch.cat([torch.arange(n, n + c) for n, c in zip(self.lengths, counts, strict=True)])
+        self._slots = (rows.to(device), slots.to(device))
+        self._shown = max(n + c for n, c in zip(self.lengths, counts, strict=True))
+        capacity = next(iter(self.keys.values())).shape[2]
+        if self._shown > capacity:
+            extra = max(self._shown, 2 * capacity) - capacity
+            for store in (self.keys, self.values):
+                for layer, tensor in store.items():
+                    store[layer] = torch.nn.functional.pad(tensor, (0, 0, 0, extra))
+
+    def update(self, key: Tensor, value: Tensor, layer: int, *_: object) -> tuple[Tensor, Tensor]:
+        """[1, kv heads, N, d] packed -> [R, kv heads, K, d], everything cached."""
+        assert self._slots is not None, "open_feed comes before update"
+        rows, slots = self._slots
+        self.keys[layer][rows, :, slots] = key[0].transpose(0, 1)
+        self.values[layer][rows, :, slots] = value[0].transpose(0, 1)
+        return self.keys[layer][:, :, : self._shown], self.values[layer][:, :, : self._shown]
+
+    def keep(self, counts: list[int]) -> None:
+        """Count the first `counts` fed positions of each row as cached; the rest is forgotten."""
+        self.lengths = [n + c for n, c in zip(self.lengths, counts, strict=True)]
+
+    def select(self, rows: list[int]) -> None:
+        """Go on with these rows only."""
+        index = torch.tensor(rows, device=next(iter(self.keys.values())).device)
+        self.lengths = [self.lengths[row] for row in rows]
+        for store in (self.keys, self.values):
+            for layer, tensor in store.items():
+                store[layer] = tensor[index]

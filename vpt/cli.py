@@ -1,0 +1,71 @@
+"""What the command-line programs share: early words about wrong keys, and errors without tracebacks."""
+
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from vpt.errors import ConfigError, UserError
+from vpt.freeze import key_paths, nearest
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+WRONG_INPUT = 2  # exit code for a UserError
+
+_OVERRIDE = re.compile(r"^(?P<sign>\+{0,2}|~)(?P<key>[\w./@]+)(=(?P<value>.*))?$", re.DOTALL)
+
+
+def check_overrides(arguments: list[str], schema: type) -> None:
+    """Find wrong keys and wrong group options before Hydra does, and name the nearest right ones.
+
+    Raises:
+        ConfigError: for a key that the schema lacks, or an option that a group lacks.
+    """
+    known = list(key_paths(schema))
+    groups = {path.name: sorted(_options(path)) for path in CONF.iterdir() if path.is_dir()}
+    for argument in arguments:
+        match = _OVERRIDE.match(argument)
+        if argument.startswith("-") or match is None or match["key"].startswith("hydra"):
+            continue
+        key, value = match["key"], match["value"] or ""
+        if key in groups:
+            _check_group(key, value, groups[key])
+        elif not _is_known(key, known) and "@" not in key:
+            raise ConfigError(f"{key} is not a key of the configuration{nearest(key, [*known, *groups])}")
+
+
+def _options(group: Path) -> list[str]:
+    return [path.relative_to(group).with_suffix("").as_posix() for path in group.rglob("*.yaml")]
+
+
+def _check_group(group: str, value: str, options: list[str]) -> None:
+    for choice in value.strip("[]").split(","):
+        choice = choice.strip()
+        if choice and choice not in options and choice != "null":
+            raise ConfigError(f"{group}={choice} does not exist{nearest(choice, options)}; there is {', '.join(options)}")
+
+
+def _is_known(key: str, known: list[str]) -> bool:
+    """Whether a dotted key is in the schema; below a free dictionary anything may stand, checked once it is composed."""
+    patterns = {re.compile("^" + re.escape(path).replace(r"\*", r"[^.]+") + "$"): path for path in known}
+    parts = key.split(".")
+    for length in range(len(parts), 0, -1):
+        prefix = ".".join(parts[:length])
+        found = next((path for pattern, path in patterns.items() if pattern.match(prefix)), None)
+        if found is not None:
+            return length == len(parts) or not any(path.startswith(f"{found}.") and "*" not in path for path in known)
+    return False
+
+
+def run(main: Callable[[], None], schema: type) -> None:
+    """Check the command line, then call a Hydra program; a UserError ends it in one message."""
+    try:
+        check_overrides(sys.argv[1:], schema)
+    except UserError as error:
+        fail(error)
+    main()
+
+
+def fail(error: UserError) -> None:
+    """Print the message and exit."""
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(WRONG_INPUT)

@@ -1,0 +1,141 @@
+"""Pictures of a run: its curves, and a sheet of test questions with what the model did."""
+
+import json
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+from vpt.build import image_folder
+from vpt.config import TrainConfig
+from vpt.data.records import ImageRef
+from vpt.training import checkpoint
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt  # noqa: E402  (the backend comes first)
+from matplotlib.axes import Axes  # noqa: E402
+from matplotlib.patches import Rectangle  # noqa: E402
+
+RIGHT, WRONG = "#1b7f3b", "#c0392b"
+
+
+def draw_run(folder: Path) -> list[Path]:
+    """The pictures of a finished run: `curves.png` and `samples.png`."""
+    config = checkpoint.load_config(checkpoint.find(folder))
+    return [draw_curves(folder), draw_sheet(folder / "predictions", config, to=folder / "samples.png")]
+
+
+def draw_curves(folder: Path) -> Path:
+    """Loss, token accuracies, learning rate and speed over the steps of `metrics.jsonl`."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    figure, axes = plt.subplots(2, 2, figsize=(12, 7.5), layout="constrained")
+    loss, perception, rates, speed = axes.flat
+    _curve(loss, lines, "train/loss", "training", smooth=True)
+    _curve(loss, lines, "eval/loss", "test")
+    loss.set(title="loss per labelled token", yscale="log")
+    names = sorted({key for line in lines for key in line if key.startswith("eval/perception/")})
+    shown = [name for name in names if not name.rpartition("/")[2].startswith(("x_", "y_"))]
+    _curve(perception, lines, "eval/token_accuracy", "all labelled tokens")
+    for name in shown:
+        _curve(perception, lines, name, name.rpartition("/")[2])
+    if len(shown) < len(names):
+        _mean_curve(perception, lines, [name for name in names if name not in shown], "region cells (mean)")
+    perception.set(title="accuracy of each perception token (teacher-forced, test)", ylim=(-0.03, 1.03))
+    _curve(rates, lines, "train/learning_rate", "learning rate")
+    rates.set(title="learning rate")
+    _curve(speed, lines, "perf/tokens_per_second", "tokens per second", smooth=True)
+    speed.set(title="tokens per second", ylim=(0, None))
+    for axis in axes.flat:
+        axis.set_xlabel("step")
+        axis.grid(alpha=0.3)
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(fontsize=8)
+    figure.suptitle(folder.name, weight="bold")
+    path = folder / "curves.png"
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+    return path
+
+
+def _curve(axis: Axes, lines: list[dict[str, Any]], key: str, label: str, *, smooth: bool = False) -> None:
+    points = [(line["step"], line[key]) for line in lines if key in line]
+    if not points:
+        return
+    steps, values = np.array(points).T
+    if smooth and len(values) >= 20:
+        axis.plot(steps, values, alpha=0.25, color="C0", linewidth=0.8)
+        width = max(len(values) // 40, 3)
+        values = np.convolve(np.pad(values, width // 2, mode="edge"), np.ones(width) / width, "valid")[: len(steps)]
+    axis.plot(steps, values, label=label, marker="o" if len(steps) < 20 else None, markersize=3)
+
+
+def _mean_curve(axis: Axes, lines: list[dict[str, Any]], keys: list[str], label: str) -> None:
+    means = [
+        {"step": line["step"], "mean": float(np.mean([line[key] for key in keys if key in line]))}
+        for line in lines
+        if any(key in line for key in keys)
+    ]
+    _curve(axis, means, "mean", label)
+
+
+def draw_sheet(folder: Path, config: TrainConfig, *, to: Path | None = None, columns: int = 6, rows: int = 4) -> Path:
+    """Questions, what was perceived, answers: spread evenly over right and wrong ones of `predictions.jsonl`."""
+    lines = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+    chosen = _choose(lines, columns * rows)
+    figure, axes = plt.subplots(rows, columns, figsize=(2.7 * columns, 3.5 * rows), layout="constrained")
+    roots = _roots(config)
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, item in zip(axes.flat, chosen, strict=False):
+        _draw_prediction(axis, item, roots, config)
+    right = sum(line["right"] for line in lines)
+    figure.suptitle(f"{right:,} of {len(lines):,} test questions right ({right / max(len(lines), 1):.1%})", weight="bold")
+    path = to or folder / "samples.png"
+    figure.savefig(path, dpi=90)
+    plt.close(figure)
+    return path
+
+
+def _choose(lines: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    """A third wrong ones where there are that many, the rest right ones, evenly spaced over the split."""
+    wrong = [line for line in lines if not line["right"]]
+    right = [line for line in lines if line["right"]]
+    few = min(len(wrong), max(count // 3, count - len(right)))
+    picked = [*_spaced(right, count - few), *_spaced(wrong, few)]
+    return picked
+
+
+def _spaced(lines: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    if not lines or count <= 0:
+        return []
+    return [lines[i] for i in np.unique(np.linspace(0, len(lines) - 1, count).round().astype(int))]
+
+
+def _roots(config: TrainConfig) -> list[Path]:
+    from vpt.build import build_sources
+
+    sources, _ = build_sources(config.data.test, config, split="test")
+    return [source.root for source in sources]
+
+
+def _draw_prediction(axis: Axes, item: dict[str, Any], roots: list[Path], config: TrainConfig) -> None:
+    reference = ImageRef.parse(item["images"]["image"][0])
+    root = next((root for root in roots if (root / reference.path).exists()), roots[0])
+    image = image_folder(root, config.data).open(reference, where=item["record"])
+    axis.imshow(image, interpolation="nearest" if max(image.size) < 200 else None)
+    said = []
+    for step in item["trace"]:
+        if step["box"]:
+            x0, y0, x1, y1 = step["box"]
+            axis.add_patch(Rectangle((x0 - 0.5, y0 - 0.5), x1 - x0, y1 - y0, fill=False, edgecolor="#e67e22", linewidth=2))
+            said.append(f"region {step['box']}")
+        else:
+            said.append(f"{step['kind']}: {step['visual_tokens']} tokens, |c| {step['state_norm']:.1f}")
+    colour = RIGHT if item["right"] else WRONG
+    verdict = item["answer"] if item["right"] else f"{item['answer']}  (is: {item['target']})"
+    trace = "; ".join(said) or "answered at once"
+    axis.set_title("\n".join(textwrap.wrap(item["question"], 32)), fontsize=9)
+    axis.text(0.5, -0.03, trace, transform=axis.transAxes, ha="center", va="top", fontsize=7.5, color="#555")
+    axis.text(0.5, -0.13, verdict, transform=axis.transAxes, ha="center", va="top", fontsize=11, color=colour, weight="bold")

@@ -1,0 +1,31 @@
+"""Scores with the right tokens given: loss, and the accuracy of each perception token on its own."""
+
+from collections import Counter
+from collections.abc import Iterable
+
+import torch
+
+from vpt.batch import Batch
+from vpt.model import VPTModel
+
+
+@torch.no_grad()
+def score(model: VPTModel, batches: Iterable[Batch]) -> dict[str, float]:
+    """Loss, accuracy over labelled tokens, and `perception/NAME`: how often each perception token is the likeliest
+    where it is the label. A token that never is a label is left out.
+    """
+    model.eval()
+    names = model.vocabulary.perception_ids()
+    loss = torch.zeros((), dtype=torch.float64)
+    labels = hits = 0
+    wanted: Counter[int] = Counter()
+    met: Counter[int] = Counter()
+    for batch in batches:
+        out = model(batch)
+        loss += out.nll.double().sum().cpu()
+        labels += len(out.targets)
+        hits += int(out.hits.sum())
+        wanted.update(out.targets.tolist())
+        met.update(out.targets[out.hits].tolist())
+    result = {"loss": float(loss) / max(labels, 1), "token_accuracy": hits / max(labels, 1)}
+    return result | {f"perception/{names[token]}": met[token] / wanted[token] for token in names if wanted[token]}

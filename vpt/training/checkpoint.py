@@ -1,0 +1,161 @@
+"""Checkpoints: complete or absent, and without pickles.
+
+    RUN/checkpoints/step_00000250/
+        model.safetensors        weights, named as in VPTModel.state_dict(); a tied weight once
+        optimizer.safetensors    NAME/exp_avg, NAME/exp_avg_sq, NAME/step; rng/torch
+        state.json               step, W&B id, versions
+        config.yaml              the whole configuration; this one is authoritative
+        tokenizer/               as it has grown
+
+A folder is written under another name and renamed when all of it is on the disk.
+"""
+
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import transformers
+from omegaconf import OmegaConf
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+import vpt
+from vpt.config import TrainConfig
+from vpt.errors import CheckpointError, ConfigError
+from vpt.freeze import freeze
+from vpt.model import VPTModel
+
+STEP_FOLDER = "step_{:08d}"
+
+
+@dataclass
+class Progress:
+    """What a run needs besides tensors to go on: steps done, and the run's id at W&B."""
+
+    step: int = 0
+    wandb_id: str | None = None
+
+
+def save(
+    folder: Path, *, model: VPTModel, optimizer: torch.optim.Optimizer, progress: Progress, config: TrainConfig,
+    tokenizer: PreTrainedTokenizerBase, keep: int,
+) -> Path:  # fmt: skip
+    """Write a checkpoint below `folder` and drop all but the last `keep`. Returns its path."""
+    target = folder / STEP_FOLDER.format(progress.step)
+    draft = folder / f".writing_{target.name}"
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    save_file(_own_tensors(model), draft / "model.safetensors")
+    save_file(_optimizer_tensors(optimizer), draft / "optimizer.safetensors")
+    versions = {"vpt": vpt.__version__, "torch": torch.__version__, "transformers": transformers.__version__}
+    (draft / "state.json").write_text(json.dumps(asdict(progress) | {"versions": versions}, indent=1))
+    OmegaConf.save(OmegaConf.structured(config), draft / "config.yaml")
+    tokenizer.save_pretrained(draft / "tokenizer")
+    for path in draft.rglob("*"):
+        _sync(path)
+    shutil.rmtree(target, ignore_errors=True)
+    draft.rename(target)
+    _sync(folder)
+    for old in steps(folder)[:-keep]:
+        shutil.rmtree(old)
+    return target
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    os.fsync(handle)
+    os.close(handle)
+
+
+def _own_tensors(model: VPTModel) -> dict[str, Tensor]:
+    """The state dict with tied weights once: the first name stays."""
+    seen: set[int] = set()
+    own = {}
+    for name, tensor in model.state_dict().items():
+        if tensor.data_ptr() not in seen:
+            seen.add(tensor.data_ptr())
+            own[name] = tensor.detach().contiguous()
+    return own
+
+
+def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    tensors = {"rng/torch": torch.get_rng_state()}
+    for group in optimizer.param_groups:
+        for name, parameter in zip(group["names"], group["params"], strict=True):
+            for key, value in optimizer.state.get(parameter, {}).items():
+                tensors[f"{name}/{key}"] = value.detach().contiguous()
+    return tensors
+
+
+def steps(folder: Path) -> list[Path]:
+    """Complete checkpoints below `folder`, oldest first."""
+    return sorted(path for path in folder.glob("step_*") if path.is_dir())
+
+
+def find(path: str | Path) -> Path:
+    """The checkpoint that a user names: one of a run's step folders, its `checkpoints`, or the run (its last one)."""
+    folder = Path(path)
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} does not exist; give a run (outputs/RUN_NAME) or one of its checkpoints")
+    if (folder / "model.safetensors").is_file() and (folder / "config.yaml").is_file():
+        return folder
+    candidates = steps(folder / "checkpoints") or steps(folder)
+    if not candidates:
+        raise CheckpointError(f"{folder} holds no checkpoint (no step_* folder); train first, or give another folder")
+    return candidates[-1]
+
+
+def load_config(checkpoint: Path) -> TrainConfig:
+    """The configuration inside a checkpoint."""
+    try:
+        return freeze(OmegaConf.load(checkpoint / "config.yaml"), TrainConfig)  # type: ignore[arg-type]
+    except (OSError, ConfigError) as error:
+        raise CheckpointError(f"{checkpoint} is no checkpoint of this version: {error}") from None
+
+
+def load_tokenizer(checkpoint: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer inside a checkpoint, perception tokens included."""
+    return AutoTokenizer.from_pretrained(checkpoint / "tokenizer", trust_remote_code=False)
+
+
+def load_weights(checkpoint: Path, model: VPTModel) -> None:
+    """Read the weights into `model`. Raises CheckpointError that lists missing and unexpected tensors."""
+    tensors = _read(checkpoint / "model.safetensors")
+    own = _own_tensors(model)
+    missing, unexpected = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
+    if missing or unexpected:
+        raise CheckpointError(f"{checkpoint} does not fit the model: missing {missing}, unexpected {unexpected}")
+    shapes = [f"{n} {list(tensors[n].shape)} instead of {list(own[n].shape)}" for n in own if tensors[n].shape != own[n].shape]
+    if shapes:
+        raise CheckpointError(f"{checkpoint} does not fit the model: {'; '.join(shapes)}")
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            own[name].copy_(tensor)
+
+
+def load_progress(checkpoint: Path, optimizer: torch.optim.Optimizer) -> Progress:
+    """Read the optimizer's state and the random state; return the step and the W&B id."""
+    tensors = _read(checkpoint / "optimizer.safetensors")
+    torch.set_rng_state(tensors.pop("rng/torch").cpu())
+    for group in optimizer.param_groups:
+        for name, parameter in zip(group["names"], group["params"], strict=True):
+            keys = [key for key in (f"{name}/exp_avg", f"{name}/exp_avg_sq", f"{name}/step") if key in tensors]
+            if keys:
+                optimizer.state[parameter] = {
+                    key.rpartition("/")[2]: tensors[key].to("cpu" if key.endswith("/step") and not parameter.is_cuda else parameter.device)
+                    for key in keys
+                }
+    state = json.loads((checkpoint / "state.json").read_text())
+    return Progress(step=state["step"], wandb_id=state["wandb_id"])
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}; resume from an older checkpoint") from None

@@ -1,0 +1,213 @@
+"""The training loop."""
+
+import contextlib
+import json
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from tqdm import tqdm
+
+from vpt.batch import Batch
+from vpt.build import Parts, build, build_masking, build_sources
+from vpt.config import TrainConfig
+from vpt.data.loader import StepBatches, eval_batches, step_loader
+from vpt.data.mixture import Mixture
+from vpt.evaluation.teacher_forced import score
+from vpt.training import checkpoint
+from vpt.training.optimizer import account, build_optimizer, choose_trained, rate, set_rate
+from vpt.training.resume import compare, warm_start
+from vpt.training.tracking import MetricsFile, build_mirror
+
+INTERRUPTED = 130  # exit code after Ctrl-C, as shells have it
+
+
+class Trainer:
+    """A run: everything it holds, and `fit`."""
+
+    def __init__(self, config: TrainConfig, folder: Path) -> None:
+        """Build the run, or take up the one that `folder` holds. Raises UserError for whatever cannot run."""
+        self.config, self.folder = config, folder
+        self.device = choose_device(config.device)
+        found = checkpoint.steps(folder / "checkpoints")
+        if found:
+            compare(found[-1], config)
+        torch.manual_seed(config.seed)
+        tokenizer = checkpoint.load_tokenizer(found[-1]) if found else None
+        self.parts: Parts = build(config, tokenizer=tokenizer)
+        self.model = self.parts.model.to(self.device)
+        if config.init_from and not found:
+            warm_start(self.model, checkpoint.find(config.init_from))
+        choose_trained(self.model, config.optim, tower_pretrained=config.model.path is not None)
+        self.optimizer = build_optimizer(self.model, config.optim)
+        self.progress = checkpoint.Progress()
+        if found:
+            checkpoint.load_weights(found[-1], self.model)
+            self.progress = checkpoint.load_progress(found[-1], self.optimizer)
+        self.batches = self._step_batches()
+        self.test_sources, self.test_folders = build_sources(config.data.test, config, split="test")
+        self.interrupted = False
+
+    def _step_batches(self) -> StepBatches:
+        config, training = self.config, self.config.training
+        sources, folders = build_sources(config.data.train, config, split="train")
+        mixture = Mixture(sources, [node.weight for node in config.data.train.values()], config.seed)
+        return StepBatches(
+            mixture, folders, self.parts.encoder, build_masking(config), batch_size=training.batch_size,
+            micro_batch_size=training.micro_batch_size, steps=training.steps,
+        )  # fmt: skip
+
+    def fit(self) -> None:
+        """Train from where the run stands to its end, then say what it reached."""
+        self._announce()
+        settings = asdict(self.config)
+        self.mirror = build_mirror(
+            self.config.tracking, name=self.config.run_name, folder=self.folder, run_id=self.progress.wandb_id,
+            settings=settings,
+        )  # fmt: skip
+        self.progress.wandb_id = self.mirror.id
+        self.metrics = MetricsFile(self.folder / "metrics.jsonl", resumed_at=self.progress.step)
+        training, done = self.config.training, self.progress.step
+        loader = step_loader(
+            self.batches, start=done, workers=self.config.data.workers, pin=self.device.type == "cuda"
+        )
+        with self._watching_for_interrupts(), self._bar(done) as bar:
+            for step in range(done, training.steps):
+                started = time.perf_counter()
+                batches = [batch.to(self.device) for batch in next(loader)]
+                waited = time.perf_counter() - started
+                metrics = self.train_step(batches, step)
+                self.progress.step = step + 1
+                self._report(bar, metrics, batches, waited=waited, took=time.perf_counter() - started)
+                if self._due(training.eval_every) and self.progress.step < training.steps:
+                    self._log(self.evaluate())
+                if self._due(training.checkpoint_every) or self.progress.step == training.steps or self.interrupted:
+                    self.save()
+                if self.interrupted:
+                    break
+        if self.interrupted:
+            self.mirror.close()
+            print(f"\nstopped after step {self.progress.step}, saved; type the same command to go on", file=sys.stderr)
+            sys.exit(INTERRUPTED)
+
+    def train_step(self, batches: list[Batch], step: int) -> dict[str, float]:
+        """One optimizer step over a global batch given as micro-batches; their number changes nothing."""
+        self.model.train()
+        set_rate(self.optimizer, self._rate(step))
+        labels = sum(batch.label_count for batch in batches)
+        loss = torch.zeros((), device=self.device)
+        for batch in batches:
+            with self._autocast():
+                part = self.model(batch).loss_sum / max(labels, 1)
+            if part.requires_grad:  # not so where a batch has no label that trained weights lead to
+                part.backward()
+            loss += part.detach()
+        norm = self._clip()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        masked = sum(bool(row.masked) for batch in batches for row in batch.rows)
+        rows = sum(len(batch.rows) for batch in batches)
+        return {
+            "train/loss": loss.item(),
+            "train/gradient_norm": norm,
+            "train/learning_rate": self.optimizer.param_groups[0]["lr"],
+            "masking/share_of_rows": masked / rows,
+        }
+
+    def _rate(self, step: int) -> float:
+        optim = self.config.optim
+        return rate(step, steps=self.config.training.steps, warmup=optim.warmup, final=optim.final_lr)
+
+    def _clip(self) -> float:
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        limit = self.config.optim.clip or float("inf")
+        return torch.nn.utils.clip_grad_norm_(parameters, limit).item()
+
+    def _autocast(self) -> contextlib.AbstractContextManager:
+        if self.config.training.precision == "fp32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+    def evaluate(self) -> dict[str, float]:
+        """Teacher-forced scores on the first `eval_rows` test records."""
+        config = self.config
+        batches = (
+            batch.to(self.device)
+            for source, folder in zip(self.test_sources, self.test_folders, strict=True)
+            for batch in eval_batches(
+                source, folder, self.parts.encoder, build_masking(config), rows=config.training.eval_rows,
+                batch_size=config.training.micro_batch_size, seed=config.seed,
+            )
+        )  # fmt: skip
+        with self._autocast():
+            return {f"eval/{key}": value for key, value in score(self.model, batches).items()}
+
+    def save(self) -> Path:
+        """Write a checkpoint of this moment."""
+        return checkpoint.save(
+            self.folder / "checkpoints", model=self.model, optimizer=self.optimizer, progress=self.progress,
+            config=self.config, tokenizer=self.parts.tokenizer, keep=self.config.training.keep,
+        )  # fmt: skip
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """Write `summary.json` and close the books."""
+        (self.folder / "summary.json").write_text(json.dumps(summary, indent=1))
+        self.mirror.summarise(summary)
+        self.mirror.close()
+
+    def _announce(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(OmegaConf.structured(self.config), self.folder / "config.yaml")
+        training, step = self.config.training, self.progress.step
+        print(account(self.model))
+        print(f"  {self.device}, {training.precision}; batch of {training.batch_size} rows, {training.steps} steps")
+        print(f"  {self.folder}: " + (f"goes on after step {step}" if step else "a new run"), flush=True)
+
+    def _bar(self, done: int) -> tqdm:
+        return tqdm(total=self.config.training.steps, initial=done, unit="step", dynamic_ncols=True, smoothing=0.05)
+
+    def _report(
+        self, bar: tqdm, metrics: dict[str, float], batches: list[Batch], *, waited: float, took: float
+    ) -> None:
+        tokens = sum(len(batch.input_ids) for batch in batches)
+        metrics |= {"perf/tokens_per_second": tokens / took, "perf/share_waiting_for_data": waited / took}
+        bar.update()
+        bar.set_postfix_str(f"loss {metrics['train/loss']:.3f}, {tokens / took:,.0f} tokens/s", refresh=False)
+        if self._due(self.config.training.log_every) or self.progress.step == self.config.training.steps:
+            self._log(metrics)
+
+    def _log(self, metrics: dict[str, float]) -> None:
+        self.metrics.log(metrics, step=self.progress.step)
+        self.mirror.log(metrics, step=self.progress.step)
+
+    def _due(self, every: int) -> bool:
+        return bool(every) and self.progress.step % every == 0
+
+    @contextlib.contextmanager
+    def _watching_for_interrupts(self) -> Iterator[None]:
+        """The first Ctrl-C lets the step end and saves; the second one stops at once."""
+
+        def note(number: int, frame: FrameType | None) -> None:
+            self.interrupted = True
+            signal.signal(signal.SIGINT, before)
+            tqdm.write("stopping after this step; Ctrl-C again stops at once", file=sys.stderr)
+
+        before = signal.signal(signal.SIGINT, note)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` takes a GPU where there is one."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)

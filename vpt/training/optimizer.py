@@ -1,0 +1,114 @@
+"""What is trained, in which group, at which rate."""
+
+import math
+from collections import Counter
+from fnmatch import fnmatchcase
+
+import torch
+from torch import nn
+
+from vpt.config import OptimConfig
+from vpt.errors import ConfigError
+from vpt.freeze import nearest
+from vpt.model import VPTModel
+
+
+def choose_trained(model: VPTModel, config: OptimConfig, *, tower_pretrained: bool) -> None:
+    """Set `requires_grad` of every parameter.
+
+    Pretrained towers are frozen, random ones trained; then `optim.freeze` and `optim.unfreeze` have their say.
+    Raises ConfigError for a pattern that matches nothing, or if nothing is left to train.
+    """
+    towers = [(model.qwen.model.visual, tower_pretrained)]
+    towers += [(encoder.vision, encoder.pretrained) for encoder in model.encoders.values() if encoder.vision is not None]
+    for tower, pretrained in towers:
+        tower.requires_grad_(not pretrained)
+    for key, trained in (("freeze", False), ("unfreeze", True)):
+        for pattern in getattr(config, key):
+            for parameter in matching(model, pattern, f"optim.{key}"):
+                parameter.requires_grad_(trained)
+    for encoder in model.encoders.values():
+        for part in encoder.unused():
+            part.requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ConfigError("optim.freeze leaves nothing to train; name what to train in optim.unfreeze")
+
+
+def matching(model: nn.Module, pattern: str, key: str) -> list[nn.Parameter]:
+    """The parameters whose names match a shell pattern. Raises ConfigError where there is none."""
+    named = dict(model.named_parameters())
+    found = [parameter for name, parameter in named.items() if fnmatchcase(name, pattern)]
+    if not found:
+        hint = nearest(pattern, list(named))
+        raise ConfigError(f"{key}: pattern {pattern!r} matches no parameter{hint}; python -m vpt.describe lists them")
+    return found
+
+
+def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict]:
+    """Disjoint groups that hold every trained parameter once: by rate, and by whether it decays.
+
+    Matrices decay; vectors and embeddings do not. The first pattern of `lr_scale` that matches sets the rate.
+    """
+    for pattern in config.lr_scale:
+        matching(model, pattern, "optim.lr_scale")
+    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    members: dict[tuple[float, float], list[tuple[str, nn.Parameter]]] = {}
+    for name, parameter in model.named_parameters():  # a tied weight is named once
+        if not parameter.requires_grad:
+            continue
+        scale = next((s for pattern, s in config.lr_scale.items() if fnmatchcase(name, pattern)), 1.0)
+        decay = config.weight_decay if parameter.ndim >= 2 and id(parameter) not in embeddings else 0.0
+        members.setdefault((scale, decay), []).append((name, parameter))
+    return [
+        {
+            "params": [parameter for _, parameter in group],
+            "names": [name for name, _ in group],
+            "lr": config.lr * scale,
+            "base_lr": config.lr * scale,
+            "weight_decay": decay,
+        }
+        for (scale, decay), group in members.items()
+    ]
+
+
+def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
+    """AdamW over `parameter_groups`; each group keeps its parameters' names."""
+    first, second = config.betas
+    return torch.optim.AdamW(parameter_groups(model, config), betas=(first, second), eps=config.eps, fused=True)
+
+
+def rate(step: int, *, steps: int, warmup: float, final: float) -> float:
+    """Factor on the learning rate in step `step`: linear warm-up over a share of the steps, then a cosine to `final`."""
+    warm = max(1, math.ceil(steps * warmup))
+    if step < warm:
+        return (step + 1) / warm
+    progress = (step - warm) / max(1, steps - warm)
+    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def set_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Apply a factor to every group's own base rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["base_lr"] * factor
+
+
+def account(model: VPTModel) -> str:
+    """A table of the model's parts: parameters, trained or frozen. Said once at the start of a run."""
+    totals: Counter[tuple[str, bool]] = Counter()
+    for name, parameter in model.named_parameters():
+        totals[_part(name), parameter.requires_grad] += parameter.numel()
+    parts = dict.fromkeys(part for part, _ in totals)
+    width = max(len(part) for part in parts)
+    lines = []
+    for part in parts:
+        trained, frozen = totals[part, True], totals[part, False]
+        state = "trained" if not frozen else "frozen" if not trained else f"{trained:,} trained, {frozen:,} frozen"
+        lines.append(f"  {part:{width}}  {trained + frozen:>13,}  {state}")
+    return "\n".join(lines)
+
+
+def _part(name: str) -> str:
+    pieces = name.split(".")
+    if pieces[0] == "encoders":
+        return ".".join(pieces[:3])
+    return ".".join(pieces[:3]) if pieces[1] == "model" else ".".join(pieces[:2])

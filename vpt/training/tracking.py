@@ -1,0 +1,96 @@
+"""Where numbers go: `metrics.jsonl` always, W&B as its mirror."""
+
+import json
+import os
+from netrc import NetrcParseError, netrc
+from pathlib import Path
+from typing import Any, Protocol
+
+import wandb
+
+from vpt.config import TrackingConfig
+
+
+class Mirror(Protocol):
+    """Anything that wants to see the metrics too."""
+
+    id: str | None
+
+    def log(self, metrics: dict[str, Any], *, step: int) -> None: ...
+
+    def summarise(self, summary: dict[str, Any]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class NoMirror:
+    """For `tracking=none`."""
+
+    id: str | None = None
+
+    def log(self, metrics: dict[str, Any], *, step: int) -> None: ...
+
+    def summarise(self, summary: dict[str, Any]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class WandbMirror:
+    """A W&B run; a resumed training continues the same one."""
+
+    def __init__(self, config: TrackingConfig, *, name: str, folder: Path, run_id: str | None, settings: dict) -> None:
+        mode = config.mode if config.mode != "auto" else "online" if _has_key() else "offline"
+        self.run = wandb.init(
+            project=config.project, entity=config.entity, name=name, dir=folder, id=run_id, resume="allow", mode=mode,
+            config=settings, settings=wandb.Settings(silent=True),
+        )  # fmt: skip
+        self.id: str | None = self.run.id
+
+    def log(self, metrics: dict[str, Any], *, step: int) -> None:
+        self.run.log(metrics, step=step)
+
+    def summarise(self, summary: dict[str, Any]) -> None:
+        self.run.summary.update(summary)
+
+    def close(self) -> None:
+        self.run.finish()
+
+
+def _has_key() -> bool:
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    try:
+        return netrc().authenticators("api.wandb.ai") is not None
+    except (OSError, NetrcParseError):
+        return False
+
+
+def build_mirror(config: TrackingConfig, *, name: str, folder: Path, run_id: str | None, settings: dict) -> Mirror:
+    """The mirror that the configuration asks for."""
+    if not config.wandb:
+        return NoMirror()
+    return WandbMirror(config, name=name, folder=folder, run_id=run_id, settings=settings)
+
+
+class MetricsFile:
+    """`metrics.jsonl`: one JSON object a line, each with its `step`."""
+
+    def __init__(self, path: Path, *, resumed_at: int) -> None:
+        """Lines after the step that the run resumes at are dropped: they are about to be written again."""
+        kept = [line for line in _lines(path) if json.loads(line)["step"] <= resumed_at]
+        draft = path.with_suffix(".tmp")
+        draft.write_text("".join(f"{line}\n" for line in kept))
+        draft.replace(path)
+        self._file = path.open("a", encoding="utf-8")
+
+    def log(self, metrics: dict[str, Any], *, step: int) -> None:
+        """Append a line; it is on its way to the disk when this returns."""
+        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+        self._file.flush()
+
+
+def _lines(path: Path) -> list[str]:
+    """Whole lines only: a killed run may have left half of one."""
+    if not path.exists():
+        return []
+    return [line for line in path.read_text(encoding="utf-8").split("\n")[:-1] if line]
