@@ -5,8 +5,17 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
+
+from vpt.config import EvalConfig, TrainConfig
 from vpt.errors import ConfigError, UserError
 from vpt.freeze import key_paths, nearest
+
+# Every key with its default, for Hydra to start from. As plain values: types and names are checked by `freeze`, whose
+# messages say what to type.
+for _name, _schema in (("train_defaults", TrainConfig), ("eval_defaults", EvalConfig)):
+    ConfigStore.instance().store(_name, OmegaConf.to_container(OmegaConf.structured(_schema)))
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 WRONG_INPUT = 2  # exit code for a UserError

@@ -1,0 +1,111 @@
+"""Tiny models of the real classes, and conversations of every kind on real images."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from PIL import Image
+
+from vpt import cli  # noqa: F401  (registers the schema)
+from vpt.build import Parts, build
+from vpt.config import TrainConfig
+from vpt.data.images import ImageFolder
+from vpt.data.records import parse_record
+from vpt.freeze import freeze, validate
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared"
+
+
+def pytest_configure() -> None:
+    torch.set_num_threads(1)  # tiny tensors, and several test processes
+
+
+def compose_config(*overrides: str) -> TrainConfig:
+    """The frozen configuration of `python train.py OVERRIDES`."""
+    with initialize_config_dir(str(ROOT / "conf"), version_base=None):
+        config = freeze(compose("train", overrides=list(overrides)), TrainConfig)
+    validate(config)
+    return config
+
+
+@pytest.fixture(scope="session")
+def make_parts() -> Callable[..., Parts]:
+    """Tiny parts for overrides; weights are the same for the same overrides."""
+
+    def make(*overrides: str) -> Parts:
+        torch.manual_seed(0)
+        return build(compose_config(*overrides))
+
+    return make
+
+
+ALL = ("encoder=[dino,sam,clip]",)
+FAMILIES = {"qwen2_vl": (), "qwen2_5_vl": ("model=tiny_2_5",)}
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> ImageFolder:
+    """Images of several sizes: smooth colours with noise, so that no two patches are alike."""
+    root = tmp_path_factory.mktemp("images")
+    generator = np.random.default_rng(0)
+    for number, (width, height) in enumerate([(64, 64), (96, 48), (80, 112), (200, 150)]):
+        ramp = np.linspace(0, 200, width)[None, :, None] * np.ones((height, 1, 3))
+        pixels = ramp + generator.integers(0, 56, (height, width, 3))
+        Image.fromarray(pixels.astype(np.uint8)).save(root / f"{number}.png")
+    return ImageFolder(root)
+
+
+def action_turns(token: str) -> list[dict]:
+    """The turns of one re-encoding action."""
+    said = f"<|{token}_action_start|><|{token}_action|><|{token}_action_end|>"
+    return [{"role": "assistant", "content": said}, {"role": "user", "content": f"<{token}_image>"}]
+
+
+REGION_TURNS = [
+    {"role": "assistant", "content": "<|region_token_start|><|x_1|><|y_2|><|x_5|><|y_6|><|region_token_end|>"},
+    {"role": "user", "content": "<image>"},
+]
+
+
+def conversation(image: str, *turns: list[dict], answer: str = "yes", **images: list[str]) -> dict:
+    """A record about `image` with perception turns in between."""
+    first = {"role": "user", "content": "<image>\nwhat is the red shape?"}
+    middle = [turn for group in turns for turn in group]
+    return {"messages": [first, *middle, {"role": "assistant", "content": answer}], "images": [image], **images}
+
+
+def mixed_records() -> list[dict]:
+    """Every kind of row: three actions, one, a region, region then action, none, text only, an action without image."""
+    region = conversation("1.png", REGION_TURNS)
+    region["images"].append("1.png_12,12,72,42")
+    both = conversation("2.png", REGION_TURNS, action_turns("seg"), answer="no", seg_images=["2.png"])
+    both["images"].append("2.png_10,28,60,98")
+    many = conversation(
+        "0.png", action_turns("detection"), action_turns("clip"), action_turns("detection"), answer="a red circle",
+        detection_images=["0.png", "2.png"], clip_images=["0.png"],
+    )  # fmt: skip
+    text = {"messages": [{"role": "user", "content": "is a circle round?"}, {"role": "assistant", "content": "yes"}]}
+    return [
+        many,
+        conversation("1.png", action_turns("clip"), clip_images=["1.png"]),
+        region,
+        both,
+        conversation("3.png", answer="brown"),
+        text,
+        conversation("2.png", action_turns("detection"), answer="teal", detection_images=["2.png"]),
+        conversation("0.png", action_turns("seg"), answer="gray", seg_images=["3.png"]),
+    ]
+
+
+TOKENS = {"dino": "detection", "sam": "seg", "clip": "clip"}
+
+
+def samples_of(parts: Parts, folder: ImageFolder, raws: list[dict] | None = None) -> list:
+    """Encode records (all kinds by default)."""
+    raws = mixed_records() if raws is None else raws
+    records = [parse_record(raw, where=f"record {i}", encoder_tokens=TOKENS) for i, raw in enumerate(raws)]
+    return [parts.encoder.encode(record, folder) for record in records]

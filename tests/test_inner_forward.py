@@ -1,0 +1,126 @@
+"""`shared` equals `full`: two routes to one answer, on batches that mix everything."""
+
+from contextlib import contextmanager
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import ALL, FAMILIES, action_turns, conversation, samples_of
+
+from vpt.data.packing import pack
+from vpt.inner_forward import StageCache
+from vpt.masking import Masking
+
+# Wider weights let (f . c) c amplify float32's rounding through three actions in a row.
+MODEST = ("model.config.initializer_range=0.04", "model.config.vision_config.initializer_range=0.04")
+
+
+def losses_and_gradients(parts, batch, inner_forward, **changes):
+    model = parts.model
+    model.passes = replace(model.passes, inner_forward=inner_forward, **changes)
+    model.zero_grad()
+    out = model(batch)
+    (out.loss_sum / batch.label_count).backward()
+    return out, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_same(left, right, *, loss=1e-6, gradients=1e-5, rounding=1e-8):
+    """`rounding`: the gradient of a key's bias is zero but for rounding; it has no scale to be relative to."""
+    (a, gradients_a), (b, gradients_b) = left, right
+    assert torch.equal(a.targets, b.targets)
+    torch.testing.assert_close(a.loss_sum, b.loss_sum, rtol=loss, atol=0)
+    assert gradients_a.keys() == gradients_b.keys()
+    for name, gradient in gradients_a.items():
+        scale = gradients_b[name].abs().max()
+        assert (gradient - gradients_b[name]).abs().max() <= gradients * scale + rounding, name
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("scale", [1, 2, 3])
+@pytest.mark.parametrize("mask", ["off", "zero", "bottleneck"])
+def test_shared_equals_full(make_parts, folder, family, scale, mask):
+    parts = make_parts(*ALL, *FAMILIES[family], f"model.projector_scale={scale}", *MODEST)
+    samples = samples_of(parts, folder)
+    masking = Masking(2 if mask == "zero" else 1, 1.0)
+    # every second row is masked, so that masked and other rows share a batch
+    masked = [masking.spans(s.row) if mask != "off" and i % 2 == 0 else () for i, s in enumerate(samples)]
+    batch = pack(samples, masked=masked)
+    mode = "bottleneck" if mask == "bottleneck" else "zero"
+    full = losses_and_gradients(parts, batch, "full", mask_mode=mode)
+    shared = losses_and_gradients(parts, batch, "shared", mask_mode=mode)
+    assert_same(shared, full)
+
+
+@pytest.mark.parametrize("scale", [1, 2])
+def test_packed_equals_row_by_row(make_parts, folder, scale):
+    parts = make_parts(*ALL, f"model.projector_scale={scale}")
+    samples = samples_of(parts, folder)
+    packed = parts.model(pack(samples)).nll
+    alone = torch.cat([parts.model(pack([sample])).nll for sample in samples])
+    torch.testing.assert_close(packed, alone, rtol=1e-5, atol=2e-6)
+
+
+def test_order_and_grouping_of_rows_change_nothing(make_parts, folder):
+    parts = make_parts(*ALL)
+    samples = samples_of(parts, folder)
+    forward = parts.model(pack(samples))
+    backward = parts.model(pack(samples[::-1]))
+    counts = [sum(int(label != -100) for label in sample.labels[1:]) for sample in samples]
+    pieces = backward.nll.split(counts[::-1])[::-1]
+    torch.testing.assert_close(forward.nll, torch.cat(pieces), rtol=1e-5, atol=2e-6)
+
+
+def test_checkpointing_changes_nothing(make_parts, folder):
+    parts = make_parts(*ALL)
+    batch = pack(samples_of(parts, folder))
+    kept = losses_and_gradients(parts, batch, "shared", checkpointing=False)
+    recomputed = losses_and_gradients(parts, batch, "shared", checkpointing=True)
+    assert_same(recomputed, kept)
+
+
+def test_one_pass_conditions_nothing(make_parts, folder):
+    """The alignment stage: no control state reaches the projector's condition."""
+    parts = make_parts(*ALL)
+    batch = pack(samples_of(parts, folder))
+    _, gradients = losses_and_gradients(parts, batch, "shared", num_inner_forward_run=1)
+    assert not any("condition" in name for name in gradients)
+    assert any("linear_feature" in name for name in gradients)
+
+
+def test_the_control_state_steers_the_answer(make_parts, folder):
+    """With two passes the question reaches the re-encoded tokens; with one it does not."""
+    parts = make_parts(*ALL)
+    batch = pack(samples_of(parts, folder))
+    _, gradients = losses_and_gradients(parts, batch, "shared", num_inner_forward_run=2)
+    for name in ("dino", "sam", "clip"):
+        assert gradients[f"encoders.{name}.projector.linear_condition.weight"].abs().max() > 0
+
+
+@pytest.mark.parametrize("mode", ["zero", "bottleneck"])
+def test_a_masked_answer_sees_the_image_through_the_control_state_alone(make_parts, folder, mode):
+    parts = make_parts("encoder=[dino]")
+    model = parts.model
+    model.passes = replace(model.passes, mask_mode=mode)
+    record = conversation("2.png", action_turns("detection"), answer="teal", detection_images=["2.png"])
+    [sample] = samples_of(parts, folder, [record])
+    spans = Masking(1, 1.0).spans(sample.row)
+    for masked in ((), spans):
+        batch = pack([sample], masked=[masked])
+        tokens = model.project(model.look(batch.looks), batch)
+        tokens["image"] = tokens["image"].detach().requires_grad_()
+        walk = model.plan(batch)
+        with states_detached(model):
+            hidden, states = model.walk(batch, walk, tokens, StageCache())
+            out = model.predict(batch, hidden[walk.final], states, keep_logits=False)
+        gradient = torch.autograd.grad(out.nll[-1], tokens["image"], allow_unused=True)[0]
+        seen = 0.0 if gradient is None else gradient.abs().max().item()
+        assert (seen == 0.0) == bool(masked and mode == "zero")
+
+
+@contextmanager
+def states_detached(model):
+    """Cut the gradient through control states, so that only attention can carry it."""
+    compose = model.compose
+    model.compose = lambda ids, stage, tokens, states: compose(ids, stage, tokens, states.detach())
+    yield
+    del model.compose
