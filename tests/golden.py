@@ -20,11 +20,15 @@ from torch import Tensor
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 from vpt.attention import SEGMENTS
-from vpt.batch import IGNORE, TOWER, Action, Batch, Block, Looks, Row
+from vpt.batch import TOWER, Action, Batch, Block, Looks, Row
+from vpt.data.images import ImageFolder
+from vpt.data.records import Record
+from vpt.data.samples import Sample, SampleEncoder
 from vpt.encoders.base import BuildContext, Look, ReEncoder, View
 from vpt.encoders.clip import TowerEncoder
 from vpt.encoders.dino import DinoEncoder
 from vpt.encoders.sam import SamEncoder
+from vpt.generate import Generator, Limits
 from vpt.masking import Masking
 from vpt.model import InnerPasses, Output, VPTModel
 from vpt.positions import GridSpan, row_positions
@@ -217,7 +221,36 @@ def check(case: Case, inner_forward: str) -> dict[str, float]:
     if "position_ids" in want:
         mask = torch.tensor(case.spec["attention_mask"]).bool()
         errors["positions"] = float((batch.positions != want["position_ids"][:, mask]).sum())
+    if case.spec["generate"]:
+        got, ids = decoded(case, inner_forward), case.spec["generate"]["new_ids"]
+        errors["decoded"] = float(sum(a != b for a, b in zip(got, ids, strict=True)))
     return errors
+
+
+def decoded(case: Case, inner_forward: str) -> list[int]:
+    """Ids that follow the first `prompt_len` tokens of row 0, greedily and in M-RoPE positions, masking off."""
+    model, batch = case.model(inner_forward).eval(), case.batch(positions="mrope")
+    wanted, length = case.spec["generate"]["new_ids"], case.spec["generate"]["prompt_len"]
+    looks = {view: [((view, str(i)), look) for i, look in enumerate(_apart(view, x))] for view, x in batch.looks.items()}
+    row = replace(batch.rows[0], length=length, masked=())
+    sources = {block.source for block in row.blocks}
+    views = {source: model.view_of(source) for source in sources}
+    record = Record((), {}, case.name)
+    sample = Sample(
+        batch.input_ids[:length], batch.labels[:length], batch.positions[:, :length], row,
+        {source: looks[views[source]] for source in sources}, views, record,
+    )  # fmt: skip
+    limits = Limits(max_new_tokens=len(wanted), released=True)
+    generator = Generator(model, SampleEncoder(None, {}), lambda ids: "", limits)
+    return generator.answer([sample], [ImageFolder(Path())])[0].ids
+
+
+def _apart(view: str, looks: Looks) -> list[Look]:
+    """Stacked looks, one by one."""
+    if not looks.grids:
+        return [Look(pixels, tokens) for pixels, tokens in zip(looks.pixels, looks.tokens)]
+    patches = [t * h * w for t, h, w in looks.grids]
+    return [Look(*parts) for parts in zip(looks.pixels.split(patches), looks.tokens, looks.grids)]
 
 
 def _gradient_error(model: VPTModel, case: Case) -> float:

@@ -54,14 +54,13 @@ def _check_group(group: str, value: str, options: list[str]) -> None:
 
 
 def _is_known(key: str, known: list[str]) -> bool:
-    """Whether a dotted key is in the schema; below a free dictionary anything may stand, checked once it is composed."""
-    patterns = {re.compile("^" + re.escape(path).replace(r"\*", r"[^.]+") + "$"): path for path in known}
+    """Whether a dotted key is in the schema. Below a free dictionary anything may stand; it is checked when composed."""
     parts = key.split(".")
     for length in range(len(parts), 0, -1):
         prefix = ".".join(parts[:length])
-        found = next((path for pattern, path in patterns.items() if pattern.match(prefix)), None)
-        if found is not None:
-            return length == len(parts) or not any(path.startswith(f"{found}.") and "*" not in path for path in known)
+        for path in known:
+            if re.fullmatch(re.escape(path).replace(r"\*", r"[^.]+"), prefix):
+                return length == len(parts) or not any(other.startswith(f"{path}.") for other in known)
     return False
 
 

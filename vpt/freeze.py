@@ -51,6 +51,7 @@ def key_paths(schema: type, prefix: str = "") -> Iterator[str]:
         if is_dataclass(kind):
             yield from key_paths(kind, f"{path}.")
         elif (inner := _dict_of_dataclass(kind)) is not None:
+            yield f"{path}.*"
             yield from key_paths(inner, f"{path}.*.")
 
 

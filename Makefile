@@ -1,0 +1,43 @@
+# Everything sets itself up: `make demo` and `make test` are all a newcomer needs.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-all bench lint format clean
+
+help:  ## list what can be made
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
+
+setup: .venv/ready  ## make .venv with pinned versions
+
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.12 ..." if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check $(shell grep '^torch==' constraints.txt)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[demo,test,lint]'
+	touch $@
+
+demo: setup  ## train a tiny model on real data for a few minutes, evaluate it, draw pictures
+	$(BIN)/python train.py +experiment=demo
+	@echo "now look at outputs/demo/samples.png and outputs/demo/curves.png"
+
+test: setup  ## run the tests (minutes)
+	$(BIN)/python -m pytest -n auto -m "not slow"
+
+test-all: setup  ## run all tests, slow ones too
+	$(BIN)/python -m pytest -n auto
+
+bench: setup  ## what two inner passes cost, in ratios
+	$(BIN)/python -m vpt.bench
+
+lint: setup  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup  ## format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## remove .venv and outputs
+	rm -rf .venv outputs

@@ -1,0 +1,127 @@
+"""What rows feed while they answer, and how a round of feeds becomes one stage of the walk."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from vpt.attention import Layout
+from vpt.batch import Block
+from vpt.encoders.base import Look
+from vpt.inner_forward import Perceived, Stage
+
+
+@dataclass
+class Sight:
+    """A block of a feed, what fills it, and the control states that steer it ([s, D], or None for a crop)."""
+
+    block: Block
+    look: Look
+    steering: Tensor | None
+
+
+@dataclass
+class Feed:
+    """What one row feeds next.
+
+    Attributes:
+        ids: tokens.
+        sight: what is perceived among them, if anything.
+        states: [n, D] embeddings of the leading tokens (control tokens) instead of their own.
+        keep: False where only the hidden states are wanted, not the keys (control states after the first).
+    """
+
+    ids: list[int]
+    sight: Sight | None = None
+    states: Tensor | None = None
+    keep: bool = True
+
+
+@dataclass
+class Round:
+    """The feeds of all rows as one stage.
+
+    Attributes:
+        ids: [N] packed tokens.
+        stage: indices for `VPTModel.compose` and `extend`.
+        looks: source -> images to look at, in the order in which `stage.perceived` counts their tokens.
+        states: [r, D] control states that the stage refers to.
+    """
+
+    ids: Tensor
+    stage: Stage
+    looks: dict[str, list[Look]]
+    states: Tensor
+
+
+def gather(feeds: Sequence[Feed], cached: Sequence[int], *, device: torch.device, like: Tensor) -> Round:
+    """Pack one feed of each row.
+
+    Args:
+        feeds: one for each row.
+        cached: how many positions each row has cached.
+        device: of the model.
+        like: a tensor of the model's width and type, [..., D].
+    """
+    counts = [len(feed.ids) for feed in feeds]
+    layout = Layout.build(counts, [n + c for n, c in zip(cached, counts, strict=True)], device=device)
+    collector = _Collector(device, like)
+    offset = 0
+    for feed in feeds:
+        collector.add(feed, offset)
+        offset += len(feed.ids)
+    none = torch.zeros(0, dtype=torch.long, device=device)
+    stage = Stage(
+        none, layout, collector.tensor(collector.control_at), collector.tensor(collector.control_state),
+        collector.perceived, zeroed=none, reads=none,
+    )  # fmt: skip
+    ids = collector.tensor([token for feed in feeds for token in feed.ids])
+    return Round(ids, stage, collector.looks, torch.cat(collector.bank))
+
+
+@dataclass
+class _Collector:
+    """Numbers the control states and the perceived tokens of a round."""
+
+    device: torch.device
+    like: Tensor
+    control_at: list[int] = field(default_factory=list)
+    control_state: list[int] = field(default_factory=list)
+    perceived: list[Perceived] = field(default_factory=list)
+    looks: dict[str, list[Look]] = field(default_factory=dict)
+    bank: list[Tensor] = field(default_factory=list)
+    banked: int = 0
+
+    def __post_init__(self) -> None:
+        self.bank.append(self.like.new_zeros(0, self.like.shape[-1]))
+
+    def add(self, feed: Feed, offset: int) -> None:
+        """Take in the feed that begins at `offset` of the round."""
+        if feed.states is not None:
+            self.control_at.extend(range(offset, offset + len(feed.states)))
+            self.control_state.extend(self._deposit(feed.states))
+        if feed.sight is not None:
+            block, source = feed.sight.block, feed.sight.block.source
+            seen = self.looks.setdefault(source, [])
+            first = sum(look.tokens for look in seen)
+            seen.append(feed.sight.look)
+            steering = feed.sight.steering
+            self.perceived.append(
+                Perceived(
+                    source,
+                    at=self.tensor(range(offset + block.start, offset + block.start + block.length)),
+                    tokens=self.tensor(range(first, first + block.length)),
+                    block=self.tensor([0] * block.length),
+                    states=None if steering is None else self.tensor(self._deposit(steering))[None],
+                )
+            )
+
+    def _deposit(self, states: Tensor) -> range:
+        self.bank.append(states)
+        self.banked += len(states)
+        return range(self.banked - len(states), self.banked)
+
+    def tensor(self, values: Sequence[int]) -> Tensor:
+        """Indices on the model's device."""
+        return torch.tensor(list(values), dtype=torch.long, device=self.device)
