@@ -24,9 +24,9 @@ def pytest_configure() -> None:
     torch.set_num_threads(1)  # tiny tensors, and several test processes
 
 
-def compose_config(*overrides: str) -> TrainConfig:
+def compose_config(*overrides: str, conf: Path = ROOT / "conf") -> TrainConfig:
     """The frozen configuration of `python train.py OVERRIDES`."""
-    with initialize_config_dir(str(ROOT / "conf"), version_base=None):
+    with initialize_config_dir(str(conf), version_base=None):
         config = freeze(compose("train", overrides=list(overrides)), TrainConfig)
     validate(config)
     return config
@@ -41,6 +41,12 @@ def make_parts() -> Callable[..., Parts]:
         return build(compose_config(*overrides))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def all_parts(make_parts) -> Parts:
+    """One model with every kind of perception, for tests that change nothing in it."""
+    return make_parts(*ALL)
 
 
 ALL = ("encoder=[dino,sam,clip]",)

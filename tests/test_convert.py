@@ -164,6 +164,12 @@ def test_benchmark_record() -> None:
     assert contents(convert(benchmark((1, 2, 30, 40), (64, 48)), kind="none")) == ["<image>\nWhat is left?", "A cat"]
 
 
+def test_benchmark_pixels_may_be_floats() -> None:
+    raw = benchmark((100.4, 50.2, 300.9, 400.1), (640, 480))
+    floats = raw | {"image": ["cot/a.jpg", "cot/a.jpg###[100.4, 50.2, 300.9, 400.1]"]}
+    assert convert(floats) == convert(raw)
+
+
 def test_unpadded_fractions_give_their_cells() -> None:
     """Fractions of the image itself, where the padded square fits no size."""
     raw = benchmark((100.4, 50.2, 300.9, 400.1), (640, 480), padded=False)
@@ -175,6 +181,7 @@ def test_benchmark_overhang() -> None:
     notes: Counter[str] = Counter()
     record = convert(benchmark((100.4, 50.2, 641.9, 400.1), (640, 480)), notes=notes)
     assert (notes["clipped"], region_of(record)) == (1, Region(1, 0, 7, 6))
+    assert region_of(convert(benchmark((-1.9, 50.2, 333.3, 400.1), (640, 480)))) == Region(0, 0, 4, 6)
 
 
 @pytest.mark.parametrize(
@@ -184,6 +191,7 @@ def test_benchmark_overhang() -> None:
         (metadata(answer=None), "key `answer` is missing"),
         (metadata(width=None), "key `width` is missing"),
         (metadata(width="80"), "`width` must be of type int"),
+        (metadata(width=True), "`width` must be of type int"),
         (metadata(height=0), "80x0"),
         (metadata(question=" "), "`question` is empty"),
         (metadata(bboxs=[]), "`bboxs` is empty"),
@@ -200,6 +208,7 @@ def test_benchmark_overhang() -> None:
         (benchmark((1, 2, 30, 40), (64, 48)) | {"image": ["a.jpg", "b.jpg###[1, 2, 3, 4]"]}, "`image` must be"),
         (benchmark((1, 2, 30, 40), (64, 48)) | {"image": ["a.jpg", "a.jpg###[1, 2"]}, "four numbers"),
         (benchmark((1, 2, 30, 40), (64, 48)) | {"image": ["a.jpg", "a.jpg###[9, 2, 30, 4]"]}, "no image size agrees"),
+        (benchmark((0, 0, 3, 40), (5000, 5000)), "too many do"),
     ],
 )
 def test_wrong_records(raw: Any, words: str) -> None:
@@ -229,7 +238,7 @@ def test_lines_and_list_are_the_same(tmp_path: Path, capsys: pytest.CaptureFixtu
     """Told apart by content: a list under the name .jsonl, lines under .json."""
     raws = [metadata(), benchmark((1, 2, 30, 40), (64, 48)), metadata(answer="Größe")]
     lines, listed = write_lines(tmp_path / "lines.json", *raws), tmp_path / "list.jsonl"
-    listed.write_text(json.dumps(raws, indent=2))
+    listed.write_text("\ufeff" + json.dumps(raws, indent=2), encoding="utf-8")  # some editors put a mark first
     for source in (lines, listed):
         run(source, tmp_path / "out.jsonl")
         run(source, tmp_path / "out.json")
@@ -247,6 +256,9 @@ def test_wrong_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     broken = write_lines(tmp_path / "broken.jsonl", metadata(), "", '{"question": ')
     listed = write_lines(tmp_path / "list.json", "[", json.dumps(metadata()), "{}]")
     ragged = write_lines(tmp_path / "ragged.json", "[", json.dumps(metadata()) + ",", "", '{"answer": "b"}]')
+    tall = tmp_path / "tall.json"
+    tall.write_text(json.dumps([metadata(), {}], indent=1))
+    last = 1 + tall.read_text()[: tall.read_text().index("{}")].count("\n")
     empty, binary = write_lines(tmp_path / "empty.jsonl"), tmp_path / "binary"
     binary.write_bytes(b"\xff\xfe\x00")
     before = set(tmp_path.iterdir())
@@ -257,6 +269,7 @@ def test_wrong_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert f"{broken}:3: not valid JSON" in refused(capsys, broken, out)
     assert f"{listed}:3: not valid JSON" in refused(capsys, listed, out)
     assert f"{ragged}:4: key `question` is missing" in refused(capsys, ragged, out)
+    assert f"{tall}:{last}: key `question` is missing; there is none" in refused(capsys, tall, out)
     assert "holds no record" in refused(capsys, empty, out)
     assert "cannot be read" in refused(capsys, binary, out)
     assert "below data.root" in refused(capsys, good, out, "--prefix", "/data")
@@ -264,11 +277,11 @@ def test_wrong_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_skip_counts_and_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    bad = [metadata(bboxs=[[5, 5, 5, 9]])] * 6
-    source = write_lines(tmp_path / "in.jsonl", metadata(), "{", *bad, metadata())
+    bad = [metadata(bboxs=[[-1, 5, 9, 9], [5, 5, 5, 9]])] * 6  # clipped before it is refused
+    source = write_lines(tmp_path / "in.jsonl", metadata(bboxs=[[-1, 5, 9, 9]]), "{", *bad, metadata())
     run(source, tmp_path / "out.jsonl", "--on-error", "skip")
     shown = capsys.readouterr()
-    assert re.match("wrote 2 records .*, skipped 7,", shown.out)
+    assert re.match("wrote 2 records .*, skipped 7, clipped 1 boxes", shown.out)
     assert re.match(f"skipped {re.escape(str(source))}:2: not valid JSON", shown.err)
     assert shown.err.endswith("skipped 2 more\n")
     assert shown.err.count("no area") == 4

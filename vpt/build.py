@@ -160,7 +160,7 @@ def load(path: str | None, key: str, loader: Callable[[str | None], Loaded]) -> 
     """Call a loader of transformers; say what to type where a folder is no model or a hub cannot be reached."""
     try:
         return loader(path)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # transformers raises either
         if path is None:
             raise
         if Path(path).is_dir():

@@ -6,16 +6,30 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from vpt.config import EvalConfig, TrainConfig
 from vpt.errors import ConfigError, UserError
 from vpt.freeze import key_paths, nearest
 
-# Every key with its default, for Hydra to start from. As plain values: types and names are checked by `freeze`, whose
-# messages say what to type.
+
+def _defaults(schema: type) -> DictConfig:
+    """Every key with its default, for Hydra to start from.
+
+    As plain values: types and names are checked by `freeze`, whose messages say what to type. Free dictionaries take
+    new keys from the command line without a `+`.
+    """
+    defaults: DictConfig = OmegaConf.create(OmegaConf.to_container(OmegaConf.structured(schema)))  # type: ignore[assignment]
+    paths = list(key_paths(schema))
+    for path in paths:
+        node = OmegaConf.select(defaults, path, throw_on_missing=False) if "*" not in path else None
+        if isinstance(node, DictConfig) and not any(other.startswith(f"{path}.") for other in paths):
+            node._set_flag("struct", False)
+    return defaults
+
+
 for _name, _schema in (("train_defaults", TrainConfig), ("eval_defaults", EvalConfig)):
-    ConfigStore.instance().store(_name, OmegaConf.to_container(OmegaConf.structured(_schema)))
+    ConfigStore.instance().store(_name, _defaults(_schema))
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 WRONG_INPUT = 2  # exit code for a UserError
@@ -33,8 +47,8 @@ def check_overrides(arguments: list[str], schema: type) -> None:
     groups = {path.name: sorted(_options(path)) for path in CONF.iterdir() if path.is_dir()}
     for argument in arguments:
         match = _OVERRIDE.match(argument)
-        if argument.startswith("-") or match is None or match["key"].startswith("hydra"):
-            continue
+        if "=" not in argument or match is None or match["key"].startswith("hydra"):
+            continue  # a flag of Hydra's, its value, or a setting of Hydra itself
         key, value = match["key"], match["value"] or ""
         if key in groups:
             _check_group(key, value, groups[key])

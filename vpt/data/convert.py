@@ -121,13 +121,14 @@ def _solved_box(raw: dict[str, Any], where: str, notes: Counter[str]) -> list[Re
     start, _, listed = crop.partition("###")
     if start != path:
         raise DataError(f"{where}: `image` must be [PATH, PATH###[x0, y0, x1, y1]], not {short([path, crop])}")
-    pixels = _numbers(listed, f"{where}: what follows ### in `image`")
+    x0, y0, x1, y1 = _numbers(listed, f"{where}: what follows ### in `image`")
+    pixels = int(x0), int(y0), int(x1), int(y1)
     fractions = _numbers(_turns(raw, where)[1], f"{where}: the box in `conversations`")
     sizes, padded = image_sizes(pixels, fractions)
     if not sizes:
         raise DataError(
-            f"{where}: no image size agrees with the box {list(fractions)} in fractions and {list(pixels)} in pixels; "
-            "mend one of them, or use --on-error skip"
+            f"{where}: box {list(fractions)} in fractions, {list(pixels)} in pixels: no image size agrees with both or "
+            "too many do; mend one of them, or use --on-error skip"
         )
     smallest = min(size[0] for size in sizes), min(size[1] for size in sizes)
     ends = _clip(pixels, smallest, where, notes)
@@ -145,11 +146,13 @@ def _solved_box(raw: dict[str, Any], where: str, notes: Counter[str]) -> list[Re
 
 
 def image_sizes(pixels: Box, fractions: Box) -> tuple[list[Size], bool]:
-    """Every image size under which both spellings of a box agree, the most central first; empty where there is none.
+    """Every image size under which both spellings of a box agree, the most central first; empty if it cannot be told.
 
     The flag says whether fractions are of the padded square; if no size fits that, they are taken as fractions of the
     image itself. Sides come out exact to a pixel or two, but a box of a few pixels leaves tens of sizes open.
     """
+    if min(fractions[2:]) <= 2 * ROUNDING:  # nothing but the corner: sizes would be known to a factor of three
+        return [], False
     x, y = [((pixels[i], pixels[i + 2]), (fractions[i], fractions[i + 2])) for i in (0, 1)]
     widths, heights = ([side for side in _sides(axis) if 0 in _paddings(axis, side)] for axis in (x, y))
     wide = {(w, w - 2 * pad - odd) for w in widths for pad in _paddings(y, w) for odd in (0, 1)}
@@ -159,8 +162,9 @@ def image_sizes(pixels: Box, fractions: Box) -> tuple[list[Size], bool]:
     if not padded:  # the two sides are independent: smallest, middle and largest of each will do
         some_widths, some_heights = ({s[0], s[len(s) // 2], s[-1]} if s else set() for s in (widths, heights))
         sizes = [(w, h) for w in some_widths for h in some_heights]
-    over = {size: max(pixels[2] - size[0], pixels[3] - size[1], 0) for size in sizes}
-    sizes = [size for size in sizes if over[size] == min(over.values())]
+    over = [max(pixels[2] - size[0], pixels[3] - size[1], 0) for size in sizes]
+    least = min(over, default=0)
+    sizes = [size for size, beyond in zip(sizes, over, strict=True) if beyond == least]
     centre = [sum(extents) / len(sizes) for extents in zip(*sizes, strict=True)]
     return sorted(sizes, key=lambda s: ((s[0] - centre[0]) ** 2 + (s[1] - centre[1]) ** 2, s)), padded
 
@@ -168,8 +172,6 @@ def image_sizes(pixels: Box, fractions: Box) -> tuple[list[Size], bool]:
 def _sides(axis: _Axis) -> range:
     """Sides in pixels that may carry the far end of a box along an axis without padding."""
     pixel, fraction = axis[0][1], axis[1][1]
-    if fraction <= ROUNDING:  # any large side would do
-        return range(0)
     longest = min((pixel + 1) / (fraction - ROUNDING), LONGEST_SIDE)
     return range(max(floor(pixel / (fraction + ROUNDING)), 1), floor(longest) + 1)
 
@@ -247,15 +249,17 @@ def read(source: Path) -> list[tuple[int, str]]:
         raise DataError(f"input {source} cannot be read: {error}") from None
     if not text.lstrip().startswith("["):
         return [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
-    pieces, decoder, gap = [], json.JSONDecoder(), re.compile(r"[\s,]*")
-    position = text.index("[") + 1
-    line = 1 + text.count("\n", 0, position)
+    pieces, decoder = [], json.JSONDecoder()
+    end = text.index("[") + 1
+    line = 1 + text.count("\n", 0, end)
     for _ in _decode(text, source, 1):  # valid as a whole; now one by one, for the lines
-        start = gap.match(text, position).end()
-        line += text.count("\n", position, start)
-        position = decoder.raw_decode(text, start)[1]
-        pieces.append((line, text[start:position]))
-        line += text.count("\n", start, position)
+        start = end
+        while text[start] in ", \t\r\n":
+            start += 1
+        line += text.count("\n", end, start)
+        _, end = decoder.raw_decode(text, start)
+        pieces.append((line, text[start:end]))
+        line += text.count("\n", start, end)
     return pieces
 
 
@@ -301,8 +305,8 @@ def convert_file(
         if not written:
             raise DataError(f"{source} holds no record to convert" + (f"; the first: {skipped[0]}" if skipped else ""))
         file.write("\n]\n" if listed else "")
-    for error in skipped[:SHOWN]:
-        print(f"skipped {error}", file=sys.stderr)
+    for reason in skipped[:SHOWN]:
+        print(f"skipped {reason}", file=sys.stderr)
     if len(skipped) > SHOWN:
         print(f"skipped {len(skipped) - SHOWN} more", file=sys.stderr)
     done = f"wrote {written} records to {target}, skipped {len(skipped)}, clipped {notes['clipped']} boxes"
@@ -352,7 +356,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m vpt.data.convert", formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Convert Visual-CoT metadata or benchmark files to VPT records. Which of them IN is, is told from\n"
         "what it holds. Several boxes in one record: their union is the region. Boxes that leave their image by\n"
-        f"up to {OVERHANG} pixels are clipped. Benchmark files do not name image sizes; they are worked out from boxes.",
+        f"up to {OVERHANG} pixels are clipped. Benchmark files name no image sizes; they are worked out from boxes.",
         epilog="example:\n  python -m vpt.data.convert vsr_cot_train.jsonl vsr_region.jsonl --prefix cot/vsr",
     )  # fmt: skip
     whole, count = partial(_at_least, 0), partial(_at_least, 1)

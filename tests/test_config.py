@@ -1,0 +1,100 @@
+"""Wrong keys, wrong values: nothing wrong ever trains, and every message says what to type."""
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT, compose_config
+
+from vpt import cli
+from vpt.config import TrainConfig
+from vpt.errors import ConfigError, UserError
+from vpt.training.loop import Trainer
+
+
+def run(*arguments: str, script: str = "train.py") -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, script, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+WRONG = {
+    "a key": (["masking.para_mask_rtio=1"], "masking.para_mask_rtio is not a key", "masking.para_mask_ratio"),
+    "a key behind a plus": (["+masking.ara_mask_id=1"], "masking.ara_mask_id is not a key", "masking.para_mask_id"),
+    "a key behind two": (["++training.step=1"], "training.step is not a key", "training.steps"),
+    "a key at the top": (["sed=1"], "sed is not a key", "seed"),
+    "a key of an encoder": (["encoder.dino.tokn=x"], "encoder.dino.tokn is not a key", "token"),
+    "an encoder's option": (["+encoder.dino.options.vew=whole"], "options.vew is not an option of", "view"),
+    "a source's option": (["+data.test.easy_vqa.options.spilt=x"], "options.spilt is not an option of", "split"),
+    "an experiment": (["+experiment=dnio"], "experiment=dnio does not exist", "dino"),
+    "a group's option": (["masking=papr"], "masking=papr does not exist", "paper"),
+    "a type": (["training.steps=many"], "training.steps", "Integer"),
+    "a choice": (["masking.mode=zeros"], "masking.mode=zeros is not one of zero, bottleneck", "did you mean zero"),
+    "a range": (["masking.para_mask_ratio=1.5"], "masking.para_mask_ratio=1.5 must lie between 0 and 1", ""),
+    "a kind of perception": (["data.actions.sam=1"], "data.actions.sam asks for a kind", "none, region, dino"),
+    "encoders that differ": (["model.vision_encoder_ls=[sam]"], "re-encoders configured are ['dino']", "encoder=[sam]"),
+    "a missing folder": (["data=vpt", "data.root=/nowhere"], "data.root=/nowhere is not a folder", "data.root=FOLDER"),
+    "no folder": (["data=vpt"], "data.root", "data.root=FOLDER"),
+    "missing weights": (["model=qwen2_vl_2b", "model.path=./nowhere"], "./nowhere does not exist", "OWNER/NAME"),
+    "a frozen nothing": (["optim.freeze=[nothing.*]"], "pattern 'nothing.*' matches no parameter", ""),
+    "all frozen": (["optim.freeze=['*']"], "leaves nothing to train", "optim.unfreeze"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_input_says_what_to_type(name, tmp_path):
+    overrides, message, fix = WRONG[name]
+    overrides = [*overrides, f"output_dir={tmp_path}", "tracking=none"]
+    with pytest.raises(UserError) as error:  # the steps of train.py, in its order
+        cli.check_overrides(overrides, TrainConfig)
+        Trainer(compose_config(*overrides), tmp_path / "run")
+    assert message in str(error.value) and fix in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("overrides", [["+masking.ara_mask_id=1"], ["optim.freeze=[nothing.*]"]])
+def test_wrong_input_ends_without_a_traceback(overrides, tmp_path):
+    done = run(*overrides, f"output_dir={tmp_path}", "tracking=none")
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: ") and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("argument", "message"), [
+    ("checkpoint=/nowhere", "/nowhere does not exist"),
+    ("checkpoint=conf", "holds no checkpoint"),
+    ("checkpont=x", "did you mean checkpoint"),
+    ("name=x", "checkpoint has no value"),
+])  # fmt: skip
+def test_evaluation_of_what_is_no_checkpoint(argument, message):
+    done = run(argument, script="eval.py")
+    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_hub_name_without_a_network(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    done = run("model=qwen2_vl_2b", "tracking=none", f"output_dir={tmp_path}")
+    assert done.returncode == 2 and "model.path=FOLDER" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_folder_that_is_no_model(tmp_path):
+    done = run("model=qwen2_vl_2b", f"model.path={tmp_path}", "tracking=none", f"output_dir={tmp_path}/out")
+    assert done.returncode == 2 and f"{tmp_path}" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_typo_in_a_file_stops_the_run(tmp_path):
+    shutil.copytree(ROOT / "conf", tmp_path / "conf")
+    path = tmp_path / "conf" / "masking" / "paper.yaml"
+    path.write_text(path.read_text().replace("para_mask_id", "ara_mask_id"))
+    with pytest.raises(ConfigError, match=r"masking.ara_mask_id is not a key.*masking.para_mask_id"):
+        compose_config("masking=paper", conf=tmp_path / "conf")
+
+
+def test_help_and_cfg_are_readable():
+    assert "Configuration groups" in run("--help").stdout
+    shown = run("+experiment=dino", "--cfg", "job").stdout
+    assert "para_mask_ratio: 0.5" in shown and "run_name: dino" in shown
+
+
+def test_interpolated_sizes_follow_the_model():
+    assert compose_config("+experiment=dino").encoder["dino"].size == "tiny"
+    full = compose_config("+experiment=dino", "model=qwen2_vl_2b")
+    assert full.encoder["dino"].size == "full" and full.optim.lr == 2e-5 and full.training.batch_size == 256
