@@ -1,6 +1,7 @@
 """From a configuration to the parts: tokenizer, model, sample encoder, sources."""
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -121,7 +122,8 @@ def build_qwen(config: ModelConfig, vocabulary: PerceptionVocabulary) -> PreTrai
         "bos_token_id": vocabulary.end_of_text, "eos_token_id": vocabulary.im_end,
     }  # fmt: skip
     try:
-        sizes = config_class(**{**config.config, **ids}, attn_implementation=SEGMENTS)
+        # a copy: transformers writes into nested dictionaries
+        sizes = config_class(**{**deepcopy(config.config), **ids}, attn_implementation=SEGMENTS)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"model.config is not accepted by {config_class.__name__}: {error}") from None
     return model_class(sizes).to(dtype)
@@ -151,7 +153,7 @@ def build_encoders(config: TrainConfig, qwen: PreTrainedModel, tower_view: Tower
         options = {**size.options, **settings.options}
         encoders[name] = load(
             weights, f"encoder.{name}.path",
-            lambda path, make=target, c=context, s=size, o=options: make.build(c, config=s.config, weights=path, **o),
+            lambda path, make=target, c=context, s=size, o=options: make.build(c, config=deepcopy(s.config), weights=path, **o),
         ).to(qwen.dtype)  # fmt: skip
     return encoders
 

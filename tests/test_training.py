@@ -1,0 +1,204 @@
+"""The loop: grouping, freezing, schedules, and going on after a stop as if there had been none."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, compose_config
+from safetensors.torch import load_file
+
+from vpt.errors import CheckpointError, ConfigError
+from vpt.training import checkpoint
+from vpt.training.loop import Trainer
+from vpt.training.optimizer import build_optimizer, choose_trained, rate
+from vpt.training.run import train
+
+SMALL = (
+    "+debug=two_steps", "+experiment=all", "training.batch_size=4", "training.micro_batch_size=2", "tracking=none",
+    "training.steps=6", "training.checkpoint_every=2", "data.limit=4",
+)  # fmt: skip
+
+
+def losses(folder: Path) -> list[tuple[int, float]]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [(line["step"], line["train/loss"]) for line in lines if "train/loss" in line]
+
+
+def trained(folder: Path, *overrides: str, until: int | None = None) -> Trainer:
+    """A run in `folder`; with `until`, one that is dropped after that step without a word."""
+    trainer = Trainer(compose_config(*SMALL, *overrides), folder)
+    if until is not None:
+        step, report = trainer.train_step, {}
+
+        def stopping(batches, number):
+            if number == until:
+                raise KeyError("dropped")
+            report[number] = step(batches, number)
+            return report[number]
+
+        trainer.train_step = stopping
+        with pytest.raises(KeyError, match="dropped"):
+            trainer.fit()
+    else:
+        trainer.fit()
+    return trainer
+
+
+def test_eight_by_one_equals_two_by_four(tmp_path):
+    """Micro-batches are how a step is computed, not what it computes."""
+    one = trained(tmp_path / "one", "training.batch_size=8", "training.micro_batch_size=8", "training.steps=3")
+    two = trained(tmp_path / "two", "training.batch_size=8", "training.micro_batch_size=3", "training.steps=3")
+    for (_, a), (_, b) in zip(losses(one.folder), losses(two.folder), strict=True):
+        assert a == pytest.approx(b, rel=1e-5)
+
+
+@pytest.mark.parametrize("until", [3, 4, 5])
+def test_a_dropped_run_goes_on_as_if_it_had_not_been(tmp_path, until):
+    """Whatever step it is dropped in: the same losses and the same weights, to the last bit."""
+    whole = trained(tmp_path / "whole")
+    trained(tmp_path / "dropped", until=until)
+    again = trained(tmp_path / "dropped")
+    assert losses(whole.folder) == losses(again.folder)
+    a, b = whole.model.state_dict(), again.model.state_dict()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_killed_and_interrupted_by_hand(tmp_path):
+    """kill -9 and Ctrl-C in a real process; the same command goes on."""
+    command = [sys.executable, "train.py", *SMALL, f"output_dir={tmp_path}", "training.steps=200", "training.eval_rows=0"]
+
+    def start() -> subprocess.Popen:
+        return subprocess.Popen(
+            [*command, "run_name=stopped"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+
+    def wait_for_step(step: int, process: subprocess.Popen) -> None:
+        for _ in range(1200):
+            path = tmp_path / "stopped" / "metrics.jsonl"
+            if path.exists() and f'"step": {step},' in path.read_text():
+                return
+            assert process.poll() is None, process.communicate()[0]
+            time.sleep(0.05)
+        raise AssertionError("the run did not get there")
+
+    process = start()
+    wait_for_step(5, process)
+    process.kill()
+    process.wait()
+    process = start()
+    wait_for_step(25, process)
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "type the same command to go on" in said
+    stopped_at = losses(tmp_path / "stopped")[-1][0]
+    done = subprocess.run([*command, "run_name=whole", f"training.steps={stopped_at}", "training.log_every=1"],
+                          cwd=ROOT, capture_output=True, text=True, check=False)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    # the schedule ends elsewhere, so compare what does not depend on it: the first steps of the warm-up
+    assert losses(tmp_path / "whole")[:1] == losses(tmp_path / "stopped")[:1]
+    assert [step for step, _ in losses(tmp_path / "stopped")] == list(range(1, stopped_at + 1))
+
+
+def test_another_configuration_is_refused_with_the_difference(tmp_path):
+    trained(tmp_path / "run", until=3)
+    with pytest.raises(CheckpointError, match=r"optim.lr: 0.001 -> 0.5"):
+        Trainer(compose_config(*SMALL, "optim.lr=0.5"), tmp_path / "run")
+    Trainer(compose_config(*SMALL, "training.micro_batch_size=4", "data.workers=1"), tmp_path / "run")
+
+
+def test_a_checkpoint_is_complete_or_absent(tmp_path):
+    run = trained(tmp_path / "run", until=3)
+    folder = run.folder / "checkpoints"
+    shutil.copytree(checkpoint.steps(folder)[-1], folder / ".writing_step_00000009")
+    assert checkpoint.find(run.folder).name == "step_00000002"
+    broken = checkpoint.find(run.folder) / "model.safetensors"
+    broken.write_bytes(broken.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        Trainer(compose_config(*SMALL), run.folder)
+
+
+def test_a_missing_tensor_is_named(tmp_path):
+    from safetensors.torch import save_file
+
+    run = trained(tmp_path / "run", until=3)
+    path = checkpoint.find(run.folder) / "model.safetensors"
+    tensors = load_file(path)
+    del tensors["encoders.sam.projector.conv_feature.bias"]
+    save_file(tensors, path)
+    with pytest.raises(CheckpointError, match=r"missing \['encoders.sam.projector.conv_feature.bias'\]"):
+        Trainer(compose_config(*SMALL), run.folder)
+
+
+def test_starting_from_another_run(tmp_path, capsys):
+    first = trained(tmp_path / "first", until=3)
+    config = compose_config("+debug=two_steps", "+experiment=dino", f"init_from={tmp_path / 'first'}", "tracking=none")
+    config = replace(config, model=replace(config.model))
+    with pytest.raises(CheckpointError, match="does not fit"):
+        Trainer(replace(config, model=replace(config.model, config={**config.model.config, "vocab_size": 640})), tmp_path / "x")
+    second = Trainer(config, tmp_path / "second")
+    saved = load_file(checkpoint.find(first.folder) / "model.safetensors")
+    assert torch.equal(second.model.state_dict()["encoders.dino.projector.linear_feature.weight"],
+                       saved["encoders.dino.projector.linear_feature.weight"])  # fmt: skip
+
+
+def test_groups_are_disjoint_and_complete(make_parts):
+    model = make_parts("+experiment=all").model
+    optim = compose_config("+experiment=all").optim
+    optim = replace(optim, lr_scale={"encoders.dino.*": 0.1, "*projector*": 2.0}, freeze=["qwen.model.visual.*"])
+    choose_trained(model, optim, tower_pretrained=False)
+    groups = build_optimizer(model, optim).param_groups
+    names = [name for group in groups for name in group["names"]]
+    assert sorted(names) == sorted(n for n, p in model.named_parameters() if p.requires_grad)
+    assert len(set(names)) == len(names) and not any("qwen.model.visual" in name for name in names)
+    by_name = {name: group for group in groups for name in group["names"]}
+    assert by_name["encoders.dino.projector.linear_feature.weight"]["lr"] == pytest.approx(1e-4)
+    assert by_name["encoders.sam.projector.conv_feature.weight"]["lr"] == pytest.approx(2e-3)
+    assert by_name["qwen.model.language_model.norm.weight"]["weight_decay"] == 0
+    assert by_name["qwen.model.language_model.embed_tokens.weight"]["weight_decay"] == 0
+
+
+def test_pretrained_towers_are_frozen_and_random_ones_trained(make_parts):
+    model = make_parts("+experiment=dino").model
+    optim = compose_config("+experiment=dino").optim
+    choose_trained(model, optim, tower_pretrained=False)
+    assert model.encoders["dino"].vision.layernorm.weight.requires_grad
+    model.encoders["dino"].pretrained = True
+    choose_trained(model, optim, tower_pretrained=True)
+    trained_now = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert not any(".vision." in name or ".visual." in name for name in trained_now)
+    choose_trained(model, replace(optim, freeze=["*"], unfreeze=["*.projector.*"]), tower_pretrained=True)
+    assert all(".projector." in name for name, p in model.named_parameters() if p.requires_grad)
+    with pytest.raises(ConfigError, match="matches no parameter"):
+        choose_trained(model, replace(optim, unfreeze=["*.projektor.*"]), tower_pretrained=True)
+
+
+def test_the_rate_warms_up_and_falls_along_a_cosine():
+    rates = [rate(step, steps=100, warmup=0.1, final=0.2) for step in range(101)]
+    assert rates[0] == pytest.approx(0.1) and rates[9] == pytest.approx(1.0) and max(rates) == pytest.approx(1.0)
+    assert rates[55] == pytest.approx(0.6) and rates[100] == pytest.approx(0.2)
+
+
+def test_evaluation_equals_training(tmp_path):
+    """eval.py finds what training printed."""
+    config = compose_config(*SMALL, "training.steps=3", "data.limit=40", "training.final_questions=40")
+    train(config, tmp_path / "run")
+    said = json.loads((tmp_path / "run" / "summary.json").read_text())
+    done = subprocess.run(
+        [sys.executable, "eval.py", f"checkpoint={tmp_path / 'run'}"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "run" / "eval" / "test" / "summary.json").read_text())
+    for key in ("accuracy", "questions", "accuracy_by_type", "perceptions", "teacher_forced"):
+        assert found[key] == said[key]
+    for picture in ("curves.png", "samples.png", "eval/test/samples.png"):
+        assert (tmp_path / "run" / picture).stat().st_size > 10_000
