@@ -20,7 +20,7 @@ def test_one_encoder_adds_the_22_published_tokens(make_parts):
     tokenizer = tiny_tokenizer()
     size = len(tokenizer)
     assert grow_tokenizer(tokenizer, ["detection"], region_bins=8) == 22
-    order = [*region_tokens(8), *action_tokens("detection"), pad_token("detection")]
+    order = [pad_token("detection"), *region_tokens(8), *action_tokens("detection")]
     assert tokenizer.convert_tokens_to_ids(order) == list(range(size, size + 22))
 
 

@@ -2,11 +2,12 @@
 
 Table of tokens for a model with the re-encoder called `P` and a region grid of k x k cells:
 
+    <|P_image_pad|>                                           placeholder of one re-encoded token
     <|region_token_start|> <|region_token_end|> <|x_0|>..<|x_{k-1}|> <|y_0|>..<|y_{k-1}|>
     <|P_action_start|> <|P_action|> <|P_action_end|>          the middle one is the control token
-    <|P_image_pad|>                                           placeholder of one re-encoded token
 
-The order in which new tokens are added is that of the released models, so ids agree with theirs.
+They are added in this order, as in the released models (whose alignment stage knows the placeholder alone), so that
+ids agree with theirs.
 """
 
 from dataclasses import dataclass, field
@@ -114,9 +115,10 @@ def region_tokens(region_bins: int) -> list[str]:
 
 def grow_tokenizer(tokenizer: PreTrainedTokenizerBase, encoder_tokens: list[str], *, region_bins: int) -> int:
     """Teach `tokenizer` the perception vocabulary in place; return how many tokens were new (0 the second time)."""
-    emitted = region_tokens(region_bins) + [text for token in encoder_tokens for text in action_tokens(token)]
-    added = tokenizer.add_tokens(emitted)
-    return added + tokenizer.add_tokens([pad_token(token) for token in encoder_tokens], special_tokens=True)
+    added = tokenizer.add_tokens([pad_token(token) for token in encoder_tokens], special_tokens=True)
+    return added + tokenizer.add_tokens(
+        region_tokens(region_bins) + [text for token in encoder_tokens for text in action_tokens(token)]
+    )
 
 
 def grow_embedding(model: PreTrainedModel, vocabulary_size: int, *, multiple_of: int = 64) -> None:
