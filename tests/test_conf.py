@@ -1,0 +1,79 @@
+"""Every file under conf/ is composed and run for two steps. A new file is found by itself."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, compose_config, mixed_records
+
+from vpt.build import build
+from vpt.freeze import locate
+from vpt.training.run import train
+
+GROUP_FILES = sorted(path.relative_to(ROOT / "conf").with_suffix("") for path in (ROOT / "conf").glob("*/**/*.yaml"))
+ENCODERS = [path.name for path in GROUP_FILES if path.parts[0] == "encoder"]
+SMALL = ["+debug=two_steps", "data.workers=0"]
+
+
+def overrides_for(path: Path, records: Path, weights: Path) -> list[str]:
+    """What to type to run with one file."""
+    group, name = path.parts[0], "/".join(path.parts[1:])
+    if group in ("experiment", "debug"):
+        return [f"+{group}={name}"]
+    if group == "encoder":
+        return [f"encoder=[{name}]", f"data.actions={{none:0,{name}:1}}"]
+    if group == "model" and not name.startswith("tiny"):
+        family = "2_5" if "2_5" in name else "2"
+        return [f"model={name}", f"model.path={weights / family}", "model.size=tiny"]
+    if group == "data":
+        return [f"data={name}", f"data.root={records}", "encoder=[dino,sam,clip]"]
+    return [f"{group}={name}"]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> Path:
+    """Folders of weights as a hub would have them, tiny, for the full-size model files."""
+    root = tmp_path_factory.mktemp("weights")
+    for family, model in (("2", "tiny"), ("2_5", "tiny_2_5")):
+        parts = build(compose_config(f"model={model}", "encoder=[]", "model.region_bins=0"))
+        parts.model.qwen.save_pretrained(root / family)
+        parts.tokenizer.save_pretrained(root / family)
+    return root
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory, folder) -> Path:
+    """A folder of VPT records, as `data=vpt` expects it."""
+    root = tmp_path_factory.mktemp("records")
+    for name in ("train", "test"):
+        (root / f"{name}.json").write_text(json.dumps(mixed_records()))
+    for image in Path(folder.root).iterdir():
+        shutil.copy(image, root)
+    return root
+
+
+@pytest.mark.parametrize("path", GROUP_FILES, ids=str)
+def test_two_steps(path, records, weights, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    config = compose_config(*SMALL, *overrides_for(path, records, weights))
+    train(config, tmp_path / "run")
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert summary["steps"] == 2 and len(lines) == 2 and summary["questions"] == 4
+    assert summary["teacher_forced"]["loss"] > 0
+
+
+def test_full_sizes_are_accepted_by_transformers():
+    """The published sizes in conf/ are arguments that the configuration classes take."""
+    from transformers import CLIPVisionConfig, Dinov2Config, SamVisionConfig, SiglipVisionConfig
+
+    classes = {"dino": Dinov2Config, "sam": SamVisionConfig, "siglip": SiglipVisionConfig, "openai_clip": CLIPVisionConfig}
+    config = compose_config(f"encoder=[{','.join(ENCODERS)}]")
+    for name, encoder in config.encoder.items():
+        assert set(encoder.sizes) == {"full", "tiny"}
+        locate(encoder.target, name)
+        for size in encoder.sizes.values():
+            if size.config:
+                made = classes[name](**size.config)
+                assert all(getattr(made, key) == value for key, value in size.config.items())
