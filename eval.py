@@ -1,7 +1,7 @@
 """Evaluate a checkpoint: answer the test questions, perceiving while answering.
 
-    python eval.py checkpoint=outputs/dino                        writes outputs/dino/eval/test/
-    python eval.py checkpoint=outputs/dino data.limit=500 name=quick
+python eval.py checkpoint=outputs/dino                        writes outputs/dino/eval/test/
+python eval.py checkpoint=outputs/dino data.limit=500 name=quick
 """
 
 import hydra

@@ -1,8 +1,8 @@
 """Train a Visual Perception Token model.
 
-    python train.py +experiment=dino                              the built-in data, a tiny model, any computer
-    python train.py +experiment=dino model=qwen2_vl_2b data=vpt data.root=FOLDER
-    python train.py +experiment=dino run_name=other seed=1        type the same command again to resume
+python train.py +experiment=dino                              the built-in data, a tiny model, any computer
+python train.py +experiment=dino model=qwen2_vl_2b data=vpt data.root=FOLDER
+python train.py +experiment=dino run_name=other seed=1        type the same command again to resume
 """
 
 import os

@@ -231,7 +231,9 @@ def decoded(case: Case, inner_forward: str) -> list[int]:
     """Ids that follow the first `prompt_len` tokens of row 0, greedily and in M-RoPE positions, masking off."""
     model, batch = case.model(inner_forward).eval(), case.batch(positions="mrope")
     wanted, length = case.spec["generate"]["new_ids"], case.spec["generate"]["prompt_len"]
-    looks = {view: [((view, str(i)), look) for i, look in enumerate(_apart(view, x))] for view, x in batch.looks.items()}
+    looks = {
+        view: [((view, str(i)), look) for i, look in enumerate(_apart(view, x))] for view, x in batch.looks.items()
+    }
     row = replace(batch.rows[0], length=length, masked=())
     sources = {block.source for block in row.blocks}
     views = {source: model.view_of(source) for source in sources}

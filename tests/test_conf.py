@@ -5,8 +5,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, compose_config, mixed_records
 
+from conftest import ROOT, compose_config, mixed_records
 from vpt.build import build
 from vpt.freeze import locate
 from vpt.training.run import train
@@ -68,7 +68,12 @@ def test_full_sizes_are_accepted_by_transformers():
     """The published sizes in conf/ are arguments that the configuration classes take."""
     from transformers import CLIPVisionConfig, Dinov2Config, SamVisionConfig, SiglipVisionConfig
 
-    classes = {"dino": Dinov2Config, "sam": SamVisionConfig, "siglip": SiglipVisionConfig, "openai_clip": CLIPVisionConfig}
+    classes = {
+        "dino": Dinov2Config,
+        "sam": SamVisionConfig,
+        "siglip": SiglipVisionConfig,
+        "openai_clip": CLIPVisionConfig,
+    }
     config = compose_config(f"encoder=[{','.join(ENCODERS)}]")
     for name, encoder in config.encoder.items():
         assert set(encoder.sizes) == {"full", "tiny"}

@@ -5,8 +5,8 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, compose_config
 
+from conftest import ROOT, compose_config
 from vpt import cli
 from vpt.config import TrainConfig
 from vpt.errors import ConfigError, UserError

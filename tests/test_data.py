@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ALL, TOKENS, action_turns, compose_config, conversation, mixed_records, samples_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from conftest import ALL, TOKENS, action_turns, compose_config, conversation, mixed_records, samples_of
 from vpt.batch import IGNORE
 from vpt.build import build_sources
 from vpt.data.images import ImageFolder
@@ -28,7 +28,9 @@ def spelt(parts, ids) -> str:
 
 def test_the_template_is_qwens_chat_format(make_parts, folder):
     parts = make_parts(*ALL)
-    sample = samples_of(parts, folder, [conversation("0.png", action_turns("detection"), detection_images=["0.png"])])[0]
+    sample = samples_of(parts, folder, [conversation("0.png", action_turns("detection"), detection_images=["0.png"])])[
+        0
+    ]
     text = spelt(parts, sample.ids)
     for pad, count in (("<|image_pad|>", 16), ("<|detection_image_pad|>", 16)):
         assert text.count(pad) == count
@@ -191,7 +193,7 @@ def test_vpt_files(tmp_path, folder):
         (tmp_path / image.name).write_bytes(image.read_bytes())
     config = compose_config(*ALL, "data=vpt", f"data.root={tmp_path}", "data.train.vpt.options.path=train.jsonl")
     for split in ("train", "test"):
-        sources, folders = build_sources(getattr(config.data, split), config, split=split)
+        sources, _ = build_sources(getattr(config.data, split), config, split=split)
         assert len(sources[0]) == len(mixed_records())
         assert sources[0][0].images["dino"] == (ImageRef("0.png"), ImageRef("2.png"))
     plain = compose_config("+experiment=baseline", "data=vpt", f"data.root={tmp_path}", "data.perception=false")
@@ -210,7 +212,9 @@ def test_records_for_one_encoder_train_another(tmp_path):
     assert sources[0][0].messages[2].content == "<|seg_action_start|><|seg_action|><|seg_action_end|>"
 
 
-@pytest.mark.parametrize(("name", "text"), [("train.json", "[{]"), ("train.jsonl", '{"a": 1}\n{]\n'), ("train.json", "{}")])
+@pytest.mark.parametrize(
+    ("name", "text"), [("train.json", "[{]"), ("train.jsonl", '{"a": 1}\n{]\n'), ("train.json", "{}")]
+)
 def test_files_that_are_no_records(tmp_path, name, text):
     (tmp_path / name).write_text(text)
     config = compose_config("data=vpt", f"data.root={tmp_path}", f"data.train.vpt.options.path={name}")

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from conftest import ALL, FAMILIES, REGION_TURNS, action_turns, conversation, samples_of
 
+from conftest import ALL, FAMILIES, REGION_TURNS, action_turns, conversation, samples_of
 from vpt.data.packing import pack
 from vpt.generate import Generator, Limits
 from vpt.regions import Region

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from golden import TOLERANCES, Case, check
 
 CASES = sorted((Path(__file__).parent / "golden").glob("*.json"))

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import ALL, FAMILIES, action_turns, conversation, samples_of
 
+from conftest import ALL, FAMILIES, action_turns, conversation, samples_of
 from vpt.data.packing import pack
 from vpt.inner_forward import StageCache
 from vpt.masking import Masking

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from conftest import FAMILIES, conversation, samples_of
 
+from conftest import FAMILIES, conversation, samples_of
 from vpt.data.packing import pack
 from vpt.vision import see
 

@@ -38,6 +38,8 @@ def test_a_box_outside_its_image(box):
 
 def test_swapped_corners_and_malformed_text():
     text = Region(1, 2, 5, 6).to_text()
-    assert Region.from_text(text.replace("x_1", "x_9").replace("x_5", "x_1").replace("x_9", "x_5")) == Region(1, 2, 5, 6)
+    assert Region.from_text(text.replace("x_1", "x_9").replace("x_5", "x_1").replace("x_9", "x_5")) == Region(
+        1, 2, 5, 6
+    )
     assert Region.from_text(text[:-5]) is None
     assert Region.from_text("no region") is None

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from conftest import ALL
 
+from conftest import ALL
 from vpt.tokens import action_tokens, grow_embedding, grow_tokenizer, pad_token, region_tokens
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, compose_config
 from safetensors.torch import load_file
 
+from conftest import ROOT, compose_config
 from vpt.errors import CheckpointError, ConfigError
 from vpt.training import checkpoint
 from vpt.training.loop import Trainer
@@ -73,7 +73,14 @@ def test_a_dropped_run_goes_on_as_if_it_had_not_been(tmp_path, until):
 
 def test_killed_and_interrupted_by_hand(tmp_path):
     """kill -9 and Ctrl-C in a real process; the same command goes on."""
-    command = [sys.executable, "train.py", *SMALL, f"output_dir={tmp_path}", "training.steps=200", "training.eval_rows=0"]
+    command = [
+        sys.executable,
+        "train.py",
+        *SMALL,
+        f"output_dir={tmp_path}",
+        "training.steps=200",
+        "training.eval_rows=0",
+    ]
 
     def start() -> subprocess.Popen:
         return subprocess.Popen(
@@ -144,7 +151,10 @@ def test_starting_from_another_run(tmp_path, capsys):
     config = compose_config("+debug=two_steps", "+experiment=dino", f"init_from={tmp_path / 'first'}", "tracking=none")
     config = replace(config, model=replace(config.model))
     with pytest.raises(CheckpointError, match="does not fit"):
-        Trainer(replace(config, model=replace(config.model, config={**config.model.config, "vocab_size": 640})), tmp_path / "x")
+        Trainer(
+            replace(config, model=replace(config.model, config={**config.model.config, "vocab_size": 640})),
+            tmp_path / "x",
+        )
     second = Trainer(config, tmp_path / "second")
     saved = load_file(checkpoint.find(first.folder) / "model.safetensors")
     assert torch.equal(second.model.state_dict()["encoders.dino.projector.linear_feature.weight"],

@@ -59,7 +59,7 @@ def build_model() -> VPTModel:
     config = Qwen2VLConfig(
         vocab_size=8192, hidden_size=640, intermediate_size=1792, num_hidden_layers=10, num_attention_heads=10,
         num_key_value_heads=2, tie_word_embeddings=True, rope_scaling={"type": "mrope", "mrope_section": [8, 12, 12]},
-        vision_config={"depth": 1, "embed_dim": 32, "num_heads": 2, "hidden_size": 640, "mlp_ratio": 2, "patch_size": 8},
+        vision_config={"depth": 1, "embed_dim": 32, "num_heads": 2, "hidden_size": 640, "patch_size": 8},
         attn_implementation=SEGMENTS,
     )  # fmt: skip
     qwen = Qwen2VLForConditionalGeneration(config)
@@ -117,7 +117,8 @@ def step(model: VPTModel, batch: Batch, passes: InnerPasses) -> Callable[[], Non
 
 def ratio(first: Callable[[], None], second: Callable[[], None]) -> float:
     """Median over rounds of time(first) / time(second), the two in turn."""
-    first(), second()
+    first()
+    second()
     ratios = []
     for _ in range(ROUNDS):
         times = []
@@ -156,9 +157,7 @@ def main() -> None:
         print(f"{figure.name:24} {figure.value:8.3f}  {sign} {figure.bound:<5} {'ok' if figure.ok else 'NOT KEPT'}")
     path = Path("outputs/bench.json")
     path.parent.mkdir(exist_ok=True)
-    rows = [
-        {"name": f.name, "value": f.value, "bound": f.bound, "better": f.better, "ok": f.ok} for f in figures
-    ]
+    rows = [{"name": f.name, "value": f.value, "bound": f.bound, "better": f.better, "ok": f.ok} for f in figures]
     path.write_text(json.dumps(rows, indent=1))
     print(f"written to {path}; {torch.get_num_threads()} threads")
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -149,13 +150,15 @@ def build_encoders(config: TrainConfig, qwen: PreTrainedModel, tower_view: Tower
         weights = settings.path or size.weights
         if config.model.path is None and settings.path is None:
             weights = None if settings.size == "tiny" else weights
-        target: type[ReEncoder] = locate(settings.target, f"encoder.{name}.target")  # type: ignore[assignment]
-        options = {**size.options, **settings.options}
-        encoders[name] = load(
-            weights, f"encoder.{name}.path",
-            lambda path, make=target, c=context, s=size, o=options: make.build(c, config=deepcopy(s.config), weights=path, **o),
-        ).to(qwen.dtype)  # fmt: skip
+        target = locate(settings.target, f"encoder.{name}.target")
+        make = partial(target.build, context, config=deepcopy(size.config), **{**size.options, **settings.options})  # type: ignore[attr-defined]
+        encoder: ReEncoder = load(weights, f"encoder.{name}.path", partial(_with_weights, make))
+        encoders[name] = encoder.to(qwen.dtype)
     return encoders
+
+
+def _with_weights(make: Callable[..., ReEncoder], path: str | None) -> ReEncoder:
+    return make(weights=path)
 
 
 def load(path: str | None, key: str, loader: Callable[[str | None], Loaded]) -> Loaded:

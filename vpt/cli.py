@@ -19,7 +19,8 @@ def _defaults(schema: type) -> DictConfig:
     As plain values: types and names are checked by `freeze`, whose messages say what to type. Free dictionaries take
     new keys from the command line without a `+`.
     """
-    defaults: DictConfig = OmegaConf.create(OmegaConf.to_container(OmegaConf.structured(schema)))  # type: ignore[assignment]
+    defaults = OmegaConf.create(OmegaConf.to_container(OmegaConf.structured(schema)))
+    assert isinstance(defaults, DictConfig)
     paths = list(key_paths(schema))
     for path in paths:
         node = OmegaConf.select(defaults, path, throw_on_missing=False) if "*" not in path else None
@@ -64,11 +65,13 @@ def _check_group(group: str, value: str, options: list[str]) -> None:
     for choice in value.strip("[]").split(","):
         choice = choice.strip()
         if choice and choice not in options and choice != "null":
-            raise ConfigError(f"{group}={choice} does not exist{nearest(choice, options)}; there is {', '.join(options)}")
+            raise ConfigError(
+                f"{group}={choice} does not exist{nearest(choice, options)}; there is {', '.join(options)}"
+            )
 
 
 def _is_known(key: str, known: list[str]) -> bool:
-    """Whether a dotted key is in the schema. Below a free dictionary anything may stand; it is checked when composed."""
+    """Whether a dotted key is in the schema; below a free dictionary anything may stand, checked when composed."""
     parts = key.split(".")
     for length in range(len(parts), 0, -1):
         prefix = ".".join(parts[:length])

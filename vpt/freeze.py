@@ -1,4 +1,4 @@
-"""Freezing a composed configuration: unknown keys, wrong types and impossible values stop here, before anything loads."""
+"""Freezing a composed configuration: unknown keys, wrong types, impossible values stop here, before anything loads."""
 
 import difflib
 import importlib
@@ -48,7 +48,7 @@ def key_paths(schema: type, prefix: str = "") -> Iterator[str]:
     for item in fields(schema):
         path, kind = f"{prefix}{item.name}", hints[item.name]
         yield path
-        if is_dataclass(kind):
+        if isinstance(kind, type) and is_dataclass(kind):
             yield from key_paths(kind, f"{path}.")
         elif (inner := _dict_of_dataclass(kind)) is not None:
             yield f"{path}.*"
@@ -57,7 +57,7 @@ def key_paths(schema: type, prefix: str = "") -> Iterator[str]:
 
 def _dict_of_dataclass(kind: Any) -> type | None:
     arguments = get_args(kind)
-    if get_origin(kind) is dict and is_dataclass(arguments[1]):
+    if get_origin(kind) is dict and isinstance(arguments[1], type) and is_dataclass(arguments[1]):
         return arguments[1]
     return None
 
@@ -83,7 +83,7 @@ def _explain(path: str, known: list[str]) -> str:
 
 def nearest(path: str, known: list[str]) -> str:
     """`; did you mean X?`, or nothing where nothing is near. The last part of a dotted key weighs most."""
-    head, _, leaf = path.rpartition(".")
+    leaf = path.rpartition(".")[2]
     close = difflib.get_close_matches(path, known, n=3, cutoff=0.6)
     leaves = {name.rpartition(".")[2]: name for name in known}
     close += [leaves[match] for match in difflib.get_close_matches(leaf, leaves, n=1, cutoff=0.7)]

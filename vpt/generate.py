@@ -46,7 +46,7 @@ class Limits:
 
 @dataclass
 class Step:
-    """One act of perception: its kind, the box in pixels for a region, the mean norm of the control states otherwise."""
+    """One act of perception: its kind, and the box in pixels for a region, else the mean norm of the control states."""
 
     kind: str
     box: tuple[int, int, int, int] | None = None
@@ -167,7 +167,7 @@ class Generator:
             prepared = stack(view, images)
             prepared.pixels = prepared.pixels.to(self.model.device)
             features = self.model.look({view: prepared})[view]
-            tokens[source] = features if source == TOWER else self.model.encoders[source].projector.project(features)
+            tokens[source] = features if source == TOWER else self.model.encoder(source).projector.project(features)
         return tokens
 
     def _positions(self, speaker: Speaker, feed: Feed) -> Tensor:
@@ -260,7 +260,7 @@ class Generator:
         return Feed(draft.ids, Sight(draft.blocks[0], look, steering))
 
     def _region(self, said: list[int]) -> Region | None:
-        """The first region that a turn names: start, x, y, x, y, end, corners in any order. Anything else is no region."""
+        """The first region that a turn names: start, x, y, x, y, end, corners in any order; anything else is none."""
         v = self.vocabulary
         x, y = {token: i for i, token in enumerate(v.x)}, {token: i for i, token in enumerate(v.y)}
         for start, a, b, c, d, end in zip(*(said[i:] for i in range(6)), strict=False):

@@ -6,10 +6,11 @@ over segments that come from the model (`vpt.generate`).
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from vpt.attention import Hidden, Layout
@@ -39,7 +40,7 @@ class StageCache:
 
 
 def extend(
-    language: nn.Module, cache: object, embeddings: Tensor, positions: Tensor, layout: Layout, *,
+    language: Any, cache: object, embeddings: Tensor, positions: Tensor, layout: Layout, *,
     checkpointing: bool = False,
 ) -> Tensor:  # fmt: skip
     """Run the decoder over packed embeddings, on top of what is cached.
@@ -149,7 +150,10 @@ class Planner:
         lengths = [segment.stop - segment.start for _, segment, _ in parts]
         offsets = np.cumsum([0, *lengths[:-1]]).tolist()
         filler = _Filler(self.token_offsets)
-        tokens, keys, hidden, reads = [], [], [], []
+        tokens: list[np.ndarray] = []
+        keys: list[np.ndarray] = []
+        hidden: list[Hidden | None] = []
+        reads: list[int] = []
         for (row, segment, progress), offset in zip(parts, offsets, strict=True):
             tokens.append(np.arange(row.start + segment.start, row.start + segment.stop))
             own = self.cached + offset

@@ -1,8 +1,8 @@
 """The model of the paper's figure 2: look, walk with perception, predict."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -76,11 +76,12 @@ class VPTModel(nn.Module):
         passes: InnerPasses,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.qwen, self.vocabulary, self.passes = qwen, vocabulary, passes
+        self.qwen: Any = qwen
+        self.vocabulary, self.passes = vocabulary, passes
         self.encoders = nn.ModuleDict(encoders)
 
     @property
-    def language(self) -> nn.Module:
+    def language(self) -> Any:
         """transformers' text model."""
         return self.qwen.model.language_model
 
@@ -114,7 +115,7 @@ class VPTModel(nn.Module):
         return {
             source: features[TOWER]
             if source == TOWER
-            else self.encoders[source].projector.project(features[self.view_of(source)])
+            else self.encoder(source).projector.project(features[self.view_of(source)])
             for source in sorted(sources)
         }
 
@@ -129,9 +130,7 @@ class VPTModel(nn.Module):
         offsets = {source: [0, *accumulate(batch.looks[self.view_of(source)].tokens)] for source in sources}
         return Planner(batch.rows, cuts, offsets, device=batch.input_ids.device).walk()
 
-    def walk(
-        self, batch: Batch, walk: Walk, tokens: dict[str, Tensor], cache: StageCache
-    ) -> tuple[Tensor, Tensor]:
+    def walk(self, batch: Batch, walk: Walk, tokens: dict[str, Tensor], cache: StageCache) -> tuple[Tensor, Tensor]:
         """Extend, read the control states, perceive, extend, ...
 
         Returns:
@@ -166,7 +165,7 @@ class VPTModel(nn.Module):
         chosen = tokens[perceived.source][perceived.tokens]
         if perceived.states is None:
             return chosen
-        projector = self.encoders[perceived.source].projector
+        projector = self.encoder(perceived.source).projector
         return projector(chosen, projector.direction(states[perceived.states])[perceived.block])
 
     def predict(self, batch: Batch, hidden: Tensor, states: Tensor, *, keep_logits: bool) -> Output:
@@ -205,13 +204,14 @@ class VPTModel(nn.Module):
 
     def view_of(self, source: str) -> str:
         """The view through which a source looks."""
-        return TOWER if source == TOWER else self.encoders[source].view.name
+        return TOWER if source == TOWER else self.encoder(source).view.name
+
+    def encoder(self, name: str) -> ReEncoder:
+        """A re-encoder by its name."""
+        return self.encoders[name]  # type: ignore[return-value]  # a ModuleDict knows modules only
 
     def _encoder_of(self, view: str) -> ReEncoder:
-        return next(encoder for encoder in self._re_encoders() if encoder.view.name == view)
-
-    def _re_encoders(self) -> Iterator[ReEncoder]:
-        yield from self.encoders.values()  # type: ignore[misc]
+        return next(e for e in map(self.encoder, self.encoders) if e.view.name == view)
 
 
 def _is_trained(module: nn.Module) -> bool:

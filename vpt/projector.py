@@ -31,7 +31,7 @@ class ConditionalProjector(nn.Module, ABC):
         """Features of an encoder, [rows, feature_dim], to tokens, [tokens, hidden_dim]."""
 
     def direction(self, states: Tensor) -> Tensor:
-        """The control states of n images, [n, scale, hidden_dim], to the direction each is searched in, [n, hidden_dim]."""
+        """Control states of n images, [n, scale, hidden_dim], to the direction each is searched in, [n, hidden_dim]."""
         return self.linear_condition(self.layernorm_condition(states.flatten(1)))
 
     def forward(self, tokens: Tensor, directions: Tensor) -> Tensor:

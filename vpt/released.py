@@ -1,8 +1,8 @@
 """Names of tensors in the released checkpoints, and ours.
 
-    model.*, visual.*, lm_head.*                        qwen.model.language_model.*, qwen.model.visual.*, qwen.lm_head.*
-    detection_model.*, seg_model.*                      encoders.dino.vision.*, encoders.sam.vision.*
-    detection_projector.*, seg_projector.*, ...         encoders.*.projector.*
+model.*, visual.*, lm_head.*                        qwen.model.language_model.*, qwen.model.visual.*, qwen.lm_head.*
+detection_model.*, seg_model.*                      encoders.dino.vision.*, encoders.sam.vision.*
+detection_projector.*, seg_projector.*, ...         encoders.*.projector.*
 """
 
 # re-encoder -> how its tensors are spelt

@@ -5,7 +5,6 @@ sentences, so that the words of the built-in tasks are single tokens.
 """
 
 import json
-from itertools import product
 
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import Qwen2Tokenizer
@@ -18,11 +17,11 @@ _SHAPES = ("circle", "rectangle", "triangle", "shape")
 _SENTENCES = [
     f"system\n{SYSTEM_PROMPT}",
     f"a {REGION_PROMPT} a {REENCODE_PROMPT}",
-    *(f"user\nis there a {colour} {shape} in the image?" for colour, shape in product(_COLOURS, _SHAPES)),
-    *(f"what is the color of the {shape}? is no {colour} {shape} present?" for colour, shape in product(_COLOURS, _SHAPES)),
+    *(f"user\nis there a {colour} {shape} in the image?" for colour in _COLOURS for shape in _SHAPES),
+    *(f"what is the color of the {shape}? is no {colour} {shape} present?" for colour in _COLOURS for shape in _SHAPES),
     *(f"does the image not contain a {shape}? what shape is present?" for shape in _SHAPES),
     *(f"assistant\n{answer}" for answer in (*_COLOURS, *_SHAPES, "yes", "no", *"0123456789")),
-    *(f"Which digit is in the {colour} frame? How many digits are larger than {n}?" for colour, n in product(_COLOURS, range(10))),
+    *(f"Which digit is in the {colour} frame? How many are larger than {n}?" for colour in _COLOURS for n in range(10)),
 ]  # fmt: skip
 
 

@@ -11,9 +11,9 @@ ids agree with theirs.
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 IM_START, IM_END = "<|im_start|>", "<|im_end|>"
@@ -85,11 +85,13 @@ class PerceptionVocabulary:
         )
 
     def perception_ids(self) -> dict[int, str]:
-        """Id -> readable name of every token a model can *emit* to perceive (control tokens are forced, not emitted)."""
+        """Id -> readable name of every token that a model says to perceive; control tokens are forced, not said."""
         names: dict[int, str] = {}
         if self.region_start is not None and self.region_end is not None:
             names |= {self.region_start: "region_start", self.region_end: "region_end"}
-        names |= {token: f"x_{i}" for i, token in enumerate(self.x)} | {token: f"y_{i}" for i, token in enumerate(self.y)}
+        names |= {token: f"x_{i}" for i, token in enumerate(self.x)} | {
+            token: f"y_{i}" for i, token in enumerate(self.y)
+        }
         for name, action in self.actions.items():
             names |= {action.start: f"{name}_start", action.end: f"{name}_end"}
         return names
@@ -133,7 +135,7 @@ def grow_embedding(model: PreTrainedModel, vocabulary_size: int, *, multiple_of:
     if vocabulary_size <= rows:
         return
     model.resize_token_embeddings(vocabulary_size, pad_to_multiple_of=multiple_of, mean_resizing=False)
-    heads: list[nn.Module] = [model.get_input_embeddings()]
+    heads: list[Any] = [model.get_input_embeddings()]
     if not model.config.tie_word_embeddings:
         heads.append(model.get_output_embeddings())
     with torch.no_grad():

@@ -7,9 +7,10 @@ share one attention call, and the patch embedding is the same weights as a matri
 
 from collections import defaultdict
 from functools import lru_cache
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 Grid = tuple[int, int, int]  # (frames, rows of patches, columns of patches)
@@ -86,7 +87,7 @@ def _permute(x: Tensor, order: Tensor, unit: int) -> Tensor:
     return x.unflatten(0, (-1, unit))[order].flatten(0, 1)
 
 
-def see(visual: nn.Module, pixels: Tensor, grids: list[Grid]) -> Tensor:
+def see(visual: Any, pixels: Tensor, grids: list[Grid]) -> Tensor:
     """Image tokens of many images (or videos) through a Qwen2-VL or Qwen2.5-VL tower.
 
     Args:
@@ -117,7 +118,7 @@ def see(visual: nn.Module, pixels: Tensor, grids: list[Grid]) -> Tensor:
     return merged if order is None else merged[torch.argsort(order)]
 
 
-def _block(block: nn.Module, hidden: Tensor, cos: Tensor, sin: Tensor, groups: AttentionGroups) -> Tensor:
+def _block(block: Any, hidden: Tensor, cos: Tensor, sin: Tensor, groups: AttentionGroups) -> Tensor:
     attention = block.attn
     qkv = attention.qkv(block.norm1(hidden)).unflatten(-1, (3, -1, attention.head_dim))
     query, key, value = qkv.unbind(1)
@@ -126,9 +127,11 @@ def _block(block: nn.Module, hidden: Tensor, cos: Tensor, sin: Tensor, groups: A
     return hidden + block.mlp(block.norm2(hidden))
 
 
-def _by_window(grids: list[Grid], merge: int, config: object, device: torch.device) -> tuple[Tensor, AttentionGroups]:
-    window = config.window_size // merge // config.patch_size  # type: ignore[attr-defined]
-    orders, lengths, offset = [], [], 0
+def _by_window(grids: list[Grid], merge: int, config: Any, device: torch.device) -> tuple[Tensor, AttentionGroups]:
+    window = config.window_size // merge // config.patch_size
+    orders: list[Tensor] = []
+    lengths: list[int] = []
+    offset = 0
     for grid in grids:
         order, patches = _window_order(grid, merge, window)
         orders.append(order + offset)

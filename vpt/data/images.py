@@ -43,7 +43,9 @@ class ImageFolder:
         except FileNotFoundError:
             raise DataError(f"{where}: image {path} does not exist; is data.root={self.root} right?") from None
         except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
-            raise DataError(f"{where}: image {path} cannot be read ({error}); replace it or remove the record") from None
+            raise DataError(
+                f"{where}: image {path} cannot be read ({error}); replace it or remove the record"
+            ) from None
 
     def limit(self, image: Image.Image) -> Image.Image:
         """The image with its long side at most `max_side`."""

@@ -57,7 +57,7 @@ class StepBatches(Dataset[list[Batch]]):
         return pack(samples, masked=[self._spans(place, sample) for place, sample in zip(places, samples, strict=True)])
 
     def _spans(self, place: Place, sample: Sample) -> tuple[Span, ...]:
-        key = (3, place.source, place.index, place.epoch)
+        key: tuple[int, ...] = (3, place.source, place.index, place.epoch)
         if self.masking.draw == "batch":
             key = (4, place.number // self.batch_size)
         drawn = self.masking.hits(seed=self.mixture.seed, key=key, training=True)
@@ -83,7 +83,14 @@ def _one_thread(_: int) -> None:
 
 
 def eval_batches(
-    source: Source, folder: ImageFolder, encoder: SampleEncoder, masking: Masking, *, rows: int, batch_size: int, seed: int
+    source: Source,
+    folder: ImageFolder,
+    encoder: SampleEncoder,
+    masking: Masking,
+    *,
+    rows: int,
+    batch_size: int,
+    seed: int,
 ) -> Iterator[Batch]:
     """The first `rows` records of a source, teacher-forced; nothing is masked unless `draw: batch` asks for it."""
     count = min(rows, len(source))

@@ -54,10 +54,11 @@ class ReEncoder(nn.Module):
         vision: the encoder, or None where the view's features are Qwen's own.
         projector: brings features to the language model's width, steered by the control state.
         pretrained: whether `vision` came with weights. What did is frozen by default, what did not is trained.
-        token: how its tokens are spelt (`detection` for `<|detection_action|>`).
     """
 
-    token: str
+    view: View
+    vision: Any
+    projector: ConditionalProjector
 
     def __init__(
         self, *, view: View, vision: nn.Module | None, projector: ConditionalProjector, pretrained: bool

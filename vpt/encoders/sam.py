@@ -18,7 +18,9 @@ class SamEncoder(ReEncoder):
     def build(cls, context: BuildContext, *, config: dict[str, Any], weights: str | None) -> "SamEncoder":
         vision = SamVisionModel.from_pretrained(weights) if weights else SamVisionModel(SamVisionConfig(**config))
         side = vision.config.image_size // vision.config.patch_size
-        projector = PatchingProjector(vision.config.output_channels, context.hidden_size, side=side, scale=context.scale)
+        projector = PatchingProjector(
+            vision.config.output_channels, context.hidden_size, side=side, scale=context.scale
+        )
         view = PaddedView(context.name, vision.config.image_size, (side // projector.patch) ** 2)
         return cls(view=view, vision=vision, projector=projector, pretrained=weights is not None)
 

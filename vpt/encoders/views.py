@@ -22,8 +22,8 @@ RESAMPLING = {"nearest": Image.Resampling.NEAREST, "bilinear": Image.Resampling.
 
 def normalised(image: Image.Image, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     """RGB image -> [3, H, W], channel-wise standardised."""
-    values = (np.asarray(image, dtype=np.float32) / 255.0 - np.float32(mean)) / np.float32(std)
-    return torch.from_numpy(values).permute(2, 0, 1).contiguous()
+    values = torch.from_numpy(np.array(image, dtype=np.float32)) / 255.0
+    return ((values - torch.tensor(mean)) / torch.tensor(std)).permute(2, 0, 1).contiguous()
 
 
 @dataclass

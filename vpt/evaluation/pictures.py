@@ -14,9 +14,9 @@ from vpt.data.records import ImageRef
 from vpt.training import checkpoint
 
 matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402  (the backend comes first)
-from matplotlib.axes import Axes  # noqa: E402
-from matplotlib.patches import Rectangle  # noqa: E402
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
 
 RIGHT, WRONG = "#1b7f3b", "#c0392b"
 
@@ -91,7 +91,9 @@ def draw_sheet(folder: Path, config: TrainConfig, *, to: Path | None = None, col
     for axis, item in zip(axes.flat, chosen, strict=False):
         _draw_prediction(axis, item, roots, config)
     right = sum(line["right"] for line in lines)
-    figure.suptitle(f"{right:,} of {len(lines):,} test questions right ({right / max(len(lines), 1):.1%})", weight="bold")
+    figure.suptitle(
+        f"{right:,} of {len(lines):,} test questions right ({right / max(len(lines), 1):.1%})", weight="bold"
+    )
     path = to or folder / "samples.png"
     figure.savefig(path, dpi=90)
     plt.close(figure)
@@ -129,7 +131,9 @@ def _draw_prediction(axis: Axes, item: dict[str, Any], roots: list[Path], config
     for step in item["trace"]:
         if step["box"]:
             x0, y0, x1, y1 = step["box"]
-            axis.add_patch(Rectangle((x0 - 0.5, y0 - 0.5), x1 - x0, y1 - y0, fill=False, edgecolor="#e67e22", linewidth=2))
+            axis.add_patch(
+                Rectangle((x0 - 0.5, y0 - 0.5), x1 - x0, y1 - y0, fill=False, edgecolor="#e67e22", linewidth=2)
+            )
             said.append(f"region {step['box']}")
         else:
             said.append(f"{step['kind']}: {step['visual_tokens']} tokens, |c| {step['state_norm']:.1f}")
@@ -138,4 +142,6 @@ def _draw_prediction(axis: Axes, item: dict[str, Any], roots: list[Path], config
     trace = "; ".join(said) or "answered at once"
     axis.set_title("\n".join(textwrap.wrap(item["question"], 32)), fontsize=9)
     axis.text(0.5, -0.03, trace, transform=axis.transAxes, ha="center", va="top", fontsize=7.5, color="#555")
-    axis.text(0.5, -0.13, verdict, transform=axis.transAxes, ha="center", va="top", fontsize=11, color=colour, weight="bold")
+    axis.text(
+        0.5, -0.13, verdict, transform=axis.transAxes, ha="center", va="top", fontsize=11, color=colour, weight="bold"
+    )

@@ -31,9 +31,7 @@ def evaluate_checkpoint(config: EvalConfig) -> None:
     parts, trained = load_checkpoint(found, device=config.device)
     chosen = {key: value for key, value in asdict(config.generation).items() if value is not None}
     root = config.data.root or trained.data.root
-    merged = replace(
-        trained, generation=replace(trained.generation, **chosen), data=replace(trained.data, root=root)
-    )
+    merged = replace(trained, generation=replace(trained.generation, **chosen), data=replace(trained.data, root=root))
     run = found.parent.parent if found.parent.name == "checkpoints" else found
     folder = run / "eval" / config.name
     limit = config.data.limit if config.data.limit is not None else trained.data.limit

@@ -1,4 +1,4 @@
-"""Answering a test split: predictions, and what they amount to. Training's last evaluation and `eval.py` both call it."""
+"""Answering a test split: predictions, and what they amount to. Both `train.py` at its end and `eval.py` call it."""
 
 import json
 import time
@@ -32,7 +32,7 @@ def questions(config: TrainConfig, *, limit: int | None) -> list[Question]:
     """The test split, or its first `limit` questions."""
     sources, folders = build_sources(config.data.test, config, split="test")
     pairs = ((source, folder, i) for source, folder in zip(sources, folders, strict=True) for i in range(len(source)))
-    chosen = []
+    chosen: list[Question] = []
     for source, folder, index in pairs:
         if limit is not None and len(chosen) >= limit:
             break
@@ -44,8 +44,8 @@ def evaluate(parts: Parts, config: TrainConfig, folder: Path, *, limit: int | No
     """Answer the test split and write `predictions.jsonl` and `summary.json` into `folder`.
 
     Returns:
-        the summary: accuracy, by question type, by kind of perception; teacher-forced accuracy of each perception token;
-        how often the model perceived; seconds a question.
+        the summary: accuracy, by question type, by kind of perception; teacher-forced accuracy of each perception
+        token; how often the model perceived; seconds a question.
     """
     folder.mkdir(parents=True, exist_ok=True)
     asked = questions(config, limit=limit)

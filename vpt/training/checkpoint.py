@@ -130,12 +130,21 @@ def load_weights(checkpoint: Path, model: VPTModel) -> None:
     missing, unexpected = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
     if missing or unexpected:
         raise CheckpointError(f"{checkpoint} does not fit the model: missing {missing}, unexpected {unexpected}")
-    shapes = [f"{n} {list(tensors[n].shape)} instead of {list(own[n].shape)}" for n in own if tensors[n].shape != own[n].shape]
+    shapes = wrong_shapes(tensors, own)
     if shapes:
         raise CheckpointError(f"{checkpoint} does not fit the model: {'; '.join(shapes)}")
     with torch.no_grad():
         for name, tensor in tensors.items():
             own[name].copy_(tensor)
+
+
+def wrong_shapes(tensors: dict[str, Tensor], own: dict[str, Tensor]) -> list[str]:
+    """Which tensors of a checkpoint have another size than the model's."""
+    return [
+        f"{name} {list(tensor.shape)} instead of {list(own[name].shape)}"
+        for name, tensor in tensors.items()
+        if tensor.shape != own[name].shape
+    ]
 
 
 def load_progress(checkpoint: Path, optimizer: torch.optim.Optimizer) -> Progress:
@@ -147,7 +156,9 @@ def load_progress(checkpoint: Path, optimizer: torch.optim.Optimizer) -> Progres
             keys = [key for key in (f"{name}/exp_avg", f"{name}/exp_avg_sq", f"{name}/step") if key in tensors]
             if keys:
                 optimizer.state[parameter] = {
-                    key.rpartition("/")[2]: tensors[key].to("cpu" if key.endswith("/step") and not parameter.is_cuda else parameter.device)
+                    key.rpartition("/")[2]: tensors[key].to(
+                        "cpu" if key.endswith("/step") and not parameter.is_cuda else parameter.device
+                    )
                     for key in keys
                 }
     state = json.loads((checkpoint / "state.json").read_text())

@@ -75,9 +75,7 @@ class Trainer:
         self.progress.wandb_id = self.mirror.id
         self.metrics = MetricsFile(self.folder / "metrics.jsonl", resumed_at=self.progress.step)
         training, done = self.config.training, self.progress.step
-        loader = step_loader(
-            self.batches, start=done, workers=self.config.data.workers, pin=self.device.type == "cuda"
-        )
+        loader = step_loader(self.batches, start=done, workers=self.config.data.workers, pin=self.device.type == "cuda")
         with self._watching_for_interrupts(), self._bar(done) as bar:
             for step in range(done, training.steps):
                 started = time.perf_counter()

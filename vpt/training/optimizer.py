@@ -19,15 +19,16 @@ def choose_trained(model: VPTModel, config: OptimConfig, *, tower_pretrained: bo
     Pretrained towers are frozen, random ones trained; then `optim.freeze` and `optim.unfreeze` have their say.
     Raises ConfigError for a pattern that matches nothing, or if nothing is left to train.
     """
+    encoders = [model.encoder(name) for name in model.encoders]
     towers = [(model.qwen.model.visual, tower_pretrained)]
-    towers += [(encoder.vision, encoder.pretrained) for encoder in model.encoders.values() if encoder.vision is not None]
+    towers += [(encoder.vision, encoder.pretrained) for encoder in encoders if encoder.vision is not None]
     for tower, pretrained in towers:
         tower.requires_grad_(not pretrained)
     for key, trained in (("freeze", False), ("unfreeze", True)):
         for pattern in getattr(config, key):
             for parameter in matching(model, pattern, f"optim.{key}"):
                 parameter.requires_grad_(trained)
-    for encoder in model.encoders.values():
+    for encoder in encoders:
         for part in encoder.unused():
             part.requires_grad_(False)
     if not any(parameter.requires_grad for parameter in model.parameters()):
@@ -78,7 +79,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
 
 
 def rate(step: int, *, steps: int, warmup: float, final: float) -> float:
-    """Factor on the learning rate in step `step`: linear warm-up over a share of the steps, then a cosine to `final`."""
+    """Factor on the learning rate: linear warm-up over a share of the steps, then a cosine down to `final`."""
     warm = max(1, math.ceil(steps * warmup))
     if step < warm:
         return (step + 1) / warm

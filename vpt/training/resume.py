@@ -51,7 +51,7 @@ def warm_start(model: VPTModel, found: Path) -> None:
     """
     tensors, own = load_file(found / "model.safetensors"), model.state_dict()
     shared = tensors.keys() & own.keys()
-    wrong = [f"{n} {list(tensors[n].shape)} instead of {list(own[n].shape)}" for n in shared if tensors[n].shape != own[n].shape]
+    wrong = checkpoint.wrong_shapes({name: tensors[name] for name in shared}, own)
     if wrong or not shared:
         raise CheckpointError(f"init_from={found} does not fit the model: {'; '.join(wrong) or 'no tensor in common'}")
     model.load_state_dict(tensors, strict=False)

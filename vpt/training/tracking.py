@@ -39,7 +39,7 @@ class WandbMirror:
     """A W&B run; a resumed training continues the same one."""
 
     def __init__(self, config: TrackingConfig, *, name: str, folder: Path, run_id: str | None, settings: dict) -> None:
-        mode = config.mode if config.mode != "auto" else "online" if _has_key() else "offline"
+        mode: Any = config.mode if config.mode != "auto" else "online" if _has_key() else "offline"
         self.run = wandb.init(
             project=config.project, entity=config.entity, name=name, dir=folder, id=run_id, resume="allow", mode=mode,
             config=settings, settings=wandb.Settings(silent=True),

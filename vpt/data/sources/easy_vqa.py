@@ -102,7 +102,5 @@ def perceiving_record(
         prompt = REENCODE_PROMPT
     asked = f"{question} {prompt}" if prompt and context.prompted else question
     messages = (Message("system", SYSTEM_PROMPT), Message("user", f"<image>\n{asked}"), *turns)
-    record = Record(
-        (*messages, Message("assistant", answer)), images, where, question, answer, question_type, box
-    )
+    record = Record((*messages, Message("assistant", answer)), images, where, question, answer, question_type, box)
     return record if context.perception else record.without_perception()

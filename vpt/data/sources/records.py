@@ -74,8 +74,8 @@ def _tokens_named_in(raw: dict[str, Any]) -> dict[str, str]:
 def _retarget(raw: Any, encoder_tokens: Mapping[str, str], serving: str | None) -> Any:
     """Let one re-encoder serve the turns that a file wrote for another.
 
-    A file written for DINO (`<detection_image>`) trains a SAM model with `reencode_as=sam`, or by itself where the model
-    has a single re-encoder.
+    A file written for DINO (`<detection_image>`) trains a SAM model with `reencode_as=sam`, or by itself where the
+    model has a single re-encoder.
     """
     named = _tokens_named_in(raw) if isinstance(raw, dict) else {}
     target = encoder_tokens.get(serving) if serving else next(iter(encoder_tokens.values()), None)
