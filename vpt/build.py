@@ -65,6 +65,7 @@ def build(config: TrainConfig, *, tokenizer: PreTrainedTokenizerBase | None = No
         tokenizer = build_tokenizer(config.model)
     grow_tokenizer(tokenizer, list(spelling.values()), region_bins=config.model.region_bins)
     vocabulary = PerceptionVocabulary.from_tokenizer(tokenizer, spelling, region_bins=config.model.region_bins)
+    record_ids(config.model, vocabulary.released_ids(spelling))
     qwen = build_qwen(config.model, vocabulary)
     grow_embedding(qwen, len(tokenizer))
     tower_view = TowerView(build_processor(qwen, config.data.image))
@@ -89,6 +90,13 @@ def build(config: TrainConfig, *, tokenizer: PreTrainedTokenizerBase | None = No
         cache=LookCache(config.data.cache_mb // max(config.data.workers, 1)),
     )
     return Parts(model, tokenizer, encoder)
+
+
+def record_ids(config: ModelConfig, ids: dict[str, int]) -> None:
+    """Write the ids that the tokenizer gave into the configuration. Raises ConfigError where it holds others."""
+    if config.token_ids and config.token_ids != ids:
+        raise ConfigError(f"model.token_ids={config.token_ids}, but the tokenizer gives {ids}; leave the key out")
+    config.token_ids = dict(ids)
 
 
 def build_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:

@@ -35,7 +35,7 @@ class ModelConfig:
     positions: str = choice("mrope", "sequential")
     perceived_positions: str = choice("sequential", "grid")
     activation_checkpointing: bool = False
-    token_ids: dict[str, Any] = field(default_factory=dict)  # recorded: the nine *_id keys of the released models
+    token_ids: dict[str, int] = field(default_factory=dict)  # resolved from the tokenizer and recorded, never typed
 
 
 @dataclass

@@ -10,6 +10,7 @@ They are added in this order, as in the released models (whose alignment stage k
 ids agree with theirs.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -83,6 +84,18 @@ class PerceptionVocabulary:
                 for name, token in encoder_tokens.items()
             },
         )
+
+    def released_ids(self, encoder_tokens: Mapping[str, str]) -> dict[str, int]:
+        """The `*_image_token_id`, `*_action_id` and `*_action_start_id` of the released configurations."""
+        return {
+            f"{token}_{key}": value
+            for name, token in encoder_tokens.items()
+            for key, value in (
+                ("image_token_id", self.actions[name].pad),
+                ("action_id", self.actions[name].control),
+                ("action_start_id", self.actions[name].start),
+            )
+        }
 
     def perception_ids(self) -> dict[int, str]:
         """Id -> readable name of every token that a model says to perceive; control tokens are forced, not said."""

@@ -1,5 +1,6 @@
 """From sample numbers to the batches of a step, in worker processes."""
 
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -73,13 +74,14 @@ def step_loader(batches: StepBatches, *, start: int, workers: int, pin: bool) ->
         num_workers=workers,
         prefetch_factor=2 if workers else None,
         pin_memory=pin,
-        worker_init_fn=_one_thread,
+        worker_init_fn=_settle_worker,
     )
     return iter(loader)
 
 
-def _one_thread(_: int) -> None:
+def _settle_worker(_: int) -> None:
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the run itself decides when to stop
 
 
 def eval_batches(

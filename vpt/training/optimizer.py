@@ -40,8 +40,10 @@ def matching(model: nn.Module, pattern: str, key: str) -> list[nn.Parameter]:
     named = dict(model.named_parameters())
     found = [parameter for name, parameter in named.items() if fnmatchcase(name, pattern)]
     if not found:
-        hint = nearest(pattern, list(named))
-        raise ConfigError(f"{key}: pattern {pattern!r} matches no parameter{hint}; python -m vpt.describe lists them")
+        raise ConfigError(
+            f"{key}: pattern {pattern!r} matches no parameter{nearest(pattern, list(named))}; the parts are "
+            f"{', '.join(dict.fromkeys(_part(name) for name in named))}; '*' stands for anything"
+        )
     return found
 
 

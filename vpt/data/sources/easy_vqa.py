@@ -91,7 +91,10 @@ def perceiving_record(
     turns: list[Message] = []
     prompt = ""
     if kind == "region":
-        region = Region.from_box(box, size, bins=context.region_bins)
+        try:
+            region = Region.from_box(box, size, bins=context.region_bins)
+        except ValueError as error:
+            raise DataError(f"{where}: {error}") from None
         images[TOWER] = (whole, ImageRef(image, region.to_box(size, bins=context.region_bins)))
         turns = [Message("assistant", region.to_text()), Message("user", "<image>")]
         prompt = REGION_PROMPT
