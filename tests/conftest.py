@@ -1,5 +1,6 @@
 """Tiny models of the real classes, and conversations of every kind on real images."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +23,7 @@ SHARED = ROOT.parent / "shared"
 
 def pytest_configure() -> None:
     torch.set_num_threads(1)  # tiny tensors, and several test processes
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the programs that tests start
 
 
 def compose_config(*overrides: str, conf: Path = ROOT / "conf") -> TrainConfig:

@@ -28,11 +28,12 @@ from vpt.encoders.base import BuildContext, Look, ReEncoder, View
 from vpt.encoders.clip import TowerEncoder
 from vpt.encoders.dino import DinoEncoder
 from vpt.encoders.sam import SamEncoder
-from vpt.generate import Generator, Limits
+from vpt.generate import Generator
 from vpt.masking import Masking
 from vpt.model import InnerPasses, Output, VPTModel
 from vpt.positions import GridSpan, row_positions
 from vpt.released import RELEASED_TOKENS, our_name
+from vpt.speaker import Limits
 from vpt.tokens import ActionIds, PerceptionVocabulary
 
 TOLERANCES = {"loss": 1e-6, "logits": 5e-5, "grads": 1e-4}

@@ -13,7 +13,7 @@ from PIL import Image
 
 from conftest import ALL, TOKENS, action_turns, compose_config, conversation, mixed_records, samples_of
 from vpt.batch import IGNORE
-from vpt.build import build_sources
+from vpt.data.build import build_sources
 from vpt.data.images import ImageFolder
 from vpt.data.mixture import Mixture
 from vpt.data.packing import pack

@@ -5,8 +5,9 @@ import torch
 
 from conftest import ALL, FAMILIES, REGION_TURNS, action_turns, conversation, samples_of
 from vpt.data.packing import pack
-from vpt.generate import Generator, Limits
+from vpt.generate import Generator
 from vpt.regions import Region
+from vpt.speaker import Limits
 
 REGION = Region(1, 2, 5, 6)
 

@@ -22,16 +22,13 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from vpt.attention import SEGMENTS
 from vpt.batch import TOWER
-from vpt.config import DataConfig, ImageConfig, ModelConfig, SourceConfig, TrainConfig
-from vpt.data.images import ImageFolder
+from vpt.config import ImageConfig, ModelConfig, TrainConfig
 from vpt.data.samples import LookCache, Numbering, SampleEncoder
-from vpt.data.sources import Source, SourceContext
 from vpt.data.template import Template
 from vpt.encoders.base import BuildContext, ReEncoder
 from vpt.encoders.views import TowerView
-from vpt.errors import ConfigError, DataError
+from vpt.errors import ConfigError
 from vpt.freeze import locate
-from vpt.masking import Masking
 from vpt.model import InnerPasses, VPTModel
 from vpt.tiny import tiny_tokenizer
 from vpt.tokens import CHAT_TOKENS, PerceptionVocabulary, grow_embedding, grow_tokenizer
@@ -171,6 +168,8 @@ def _with_weights(make: Callable[..., ReEncoder], path: str | None) -> ReEncoder
 
 def load(path: str | None, key: str, loader: Callable[[str | None], Loaded]) -> Loaded:
     """Call a loader of transformers; say what to type where a folder is no model or a hub cannot be reached."""
+    if path is not None and not Path(path).is_dir():
+        print(f"fetching {path} from the hub ({key}=FOLDER takes a local copy)", flush=True)
     try:
         return loader(path)
     except (OSError, ValueError) as error:  # transformers raises either
@@ -186,36 +185,3 @@ def load(path: str | None, key: str, loader: Callable[[str | None], Loaded]) -> 
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-
-
-def build_sources(
-    nodes: dict[str, SourceConfig], config: TrainConfig, *, split: str
-) -> tuple[list[Source], list[ImageFolder]]:
-    """The sources of a split and their image folders."""
-    data = config.data
-    context = SourceContext(
-        root=Path(data.root) if data.root else None,
-        encoder_tokens={name: encoder.token for name, encoder in config.encoder.items()},
-        actions=data.actions,
-        prompted=data.prompted,
-        perception=data.perception,
-        region_bins=config.model.region_bins,
-        seed=config.seed,
-    )
-    if not nodes:
-        raise DataError(f"data.{split} names no source; type data=easy_vqa or data=vpt")
-    sources: list[Source] = [
-        locate(node.target, f"data.{split}.{name}.target")(context, **node.options) for name, node in nodes.items()
-    ]
-    return sources, [image_folder(source.root, data) for source in sources]
-
-
-def image_folder(root: Path, data: DataConfig) -> ImageFolder:
-    """The folder of a source with the limits of `data.image`."""
-    return ImageFolder(root, data.image.max_side, data.image.resample, data.image.refuse_above)
-
-
-def build_masking(config: TrainConfig) -> Masking:
-    """The settings of `conf/masking`."""
-    masking = config.masking
-    return Masking(masking.para_mask_id, masking.para_mask_ratio, masking.mode, masking.draw)  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ from torch import Tensor
 from vpt.attention import Layout
 from vpt.batch import Block
 from vpt.encoders.base import Look
-from vpt.inner_forward import Perceived, Stage
+from vpt.stages import Perceived, Stage
 
 
 @dataclass

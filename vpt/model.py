@@ -12,8 +12,9 @@ from transformers import PreTrainedModel
 
 from vpt.batch import IGNORE, TOWER, Batch, Looks
 from vpt.encoders.base import ReEncoder
-from vpt.inner_forward import Perceived, Planner, Stage, StageCache, Walk, extend
+from vpt.inner_forward import StageCache, extend
 from vpt.segments import InnerForward, MaskMode, cut
+from vpt.stages import Perceived, Planner, Stage, Walk
 from vpt.tokens import PerceptionVocabulary
 from vpt.vision import see
 

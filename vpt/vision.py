@@ -69,10 +69,10 @@ def _window_order(grid: Grid, merge: int, window: int) -> tuple[Tensor, tuple[in
     return torch.cat(cells), tuple(len(cell) * merge * merge for cell in cells)
 
 
-def _rope(grids: list[Grid], merge: int, head_dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of the 2-D rotary embedding, [patches, 1, head_dim], theta 10,000."""
+def _rope(grids: list[Grid], merge: int, head_dim: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of the 2-D rotary embedding, [patches, 1, head_dim]."""
     positions = torch.cat([_patch_positions(grid, merge) for grid in grids]).to(device)
-    frequencies = 1.0 / 10000.0 ** (torch.arange(0, head_dim // 2, 2, device=device).float() / (head_dim // 2))
+    frequencies = 1.0 / theta ** (torch.arange(0, head_dim // 2, 2, device=device).float() / (head_dim // 2))
     angles = (positions[..., None] * frequencies).flatten(1)
     angles = torch.cat([angles, angles], dim=-1)[:, None]
     return angles.cos(), angles.sin()
@@ -103,7 +103,8 @@ def see(visual: Any, pixels: Tensor, grids: list[Grid]) -> Tensor:
     embedding: Tensor = visual.patch_embed.proj.weight
     # Under autocast the weight may be wider than the products; pixels follow the weight.
     hidden = F.linear(pixels.to(embedding.dtype), embedding.flatten(1))
-    cos, sin = _rope(grids, merge, visual.blocks[0].attn.head_dim, hidden.device)
+    theta = (getattr(config, "rope_parameters", None) or {}).get("rope_theta", 10_000.0)
+    cos, sin = _rope(grids, merge, visual.blocks[0].attn.head_dim, theta, hidden.device)
     frames = [height * width for time, height, width in grids for _ in range(time)]
     whole = windowed = AttentionGroups(frames, hidden.device)
     windows = getattr(config, "fullatt_block_indexes", None)

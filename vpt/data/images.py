@@ -39,7 +39,7 @@ class ImageFolder:
                 width, height = image.size
                 if width * height > self.max_pixels or not width * height:
                     raise DataError(f"{where}: {path} has {width}x{height} pixels, allowed are 1 to {self.max_pixels}")
-                return image.convert("RGB")
+                return turned(image.convert("RGB"), reference.turn)
         except FileNotFoundError:
             raise DataError(f"{where}: image {path} does not exist; is data.root={self.root} right?") from None
         except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
@@ -54,6 +54,15 @@ class ImageFolder:
             return image
         width, height = (max(1, round(extent * self.max_side / longest)) for extent in image.size)
         return image.resize((width, height), RESAMPLING[self.resample])
+
+
+_TURNS = (None, *Image.Transpose)
+
+
+def turned(image: Image.Image, turn: int) -> Image.Image:
+    """The image in one of its eight flips and rotations; 0 is as it is."""
+    way = _TURNS[turn]
+    return image if way is None else image.transpose(way)
 
 
 def crop(image: Image.Image, box: tuple[int, int, int, int] | None, *, where: str) -> Image.Image:

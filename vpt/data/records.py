@@ -25,10 +25,14 @@ Pixels = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class ImageRef:
-    """A path below the data root, and a crop (x0, y0, x1, y1) in pixels or None for the whole image."""
+    """A path below the data root, and a crop (x0, y0, x1, y1) in pixels or None for the whole image.
+
+    `turn`, 0 to 7, is one of the ways to flip and rotate a square, done before the crop (augmentation; 0 leaves it).
+    """
 
     path: str
     crop: Pixels | None = None
+    turn: int = 0
 
     @classmethod
     def parse(cls, text: str) -> "ImageRef":
@@ -40,7 +44,8 @@ class ImageRef:
         return cls(match["path"], (x0, y0, x1, y1))
 
     def __str__(self) -> str:
-        return self.path if self.crop is None else f"{self.path}_{','.join(map(str, self.crop))}"
+        crop = "" if self.crop is None else f"_{','.join(map(str, self.crop))}"
+        return f"{self.path}{crop}" + (f" turned {self.turn}" if self.turn else "")
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from typing import Any
 import matplotlib
 import numpy as np
 
-from vpt.build import image_folder
 from vpt.config import TrainConfig
+from vpt.data.build import build_sources, image_folder
 from vpt.data.records import ImageRef
 from vpt.training import checkpoint
 
@@ -116,8 +116,6 @@ def _spaced(lines: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
 
 
 def _roots(config: TrainConfig) -> list[Path]:
-    from vpt.build import build_sources
-
     sources, _ = build_sources(config.data.test, config, split="test")
     return [source.root for source in sources]
 

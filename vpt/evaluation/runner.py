@@ -10,14 +10,16 @@ from typing import Any
 
 from tqdm import tqdm
 
-from vpt.build import Parts, build_masking, build_sources
+from vpt.build import Parts
 from vpt.config import TrainConfig
+from vpt.data.build import build_masking, build_sources
 from vpt.data.images import ImageFolder
 from vpt.data.loader import eval_batches
 from vpt.data.records import Record
 from vpt.evaluation.metrics import exact_match, mean_by
 from vpt.evaluation.teacher_forced import score
-from vpt.generate import Answer, Generator, Limits
+from vpt.generate import Generator
+from vpt.speaker import Answer, Limits
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,9 @@ from omegaconf import OmegaConf
 from tqdm import tqdm
 
 from vpt.batch import Batch
-from vpt.build import Parts, build, build_masking, build_sources
+from vpt.build import Parts, build
 from vpt.config import TrainConfig
+from vpt.data.build import build_masking, build_sources
 from vpt.data.loader import StepBatches, eval_batches, step_loader
 from vpt.data.mixture import Mixture
 from vpt.evaluation.teacher_forced import score

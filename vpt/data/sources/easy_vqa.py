@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache
 from importlib.resources import files
 from importlib.util import find_spec
@@ -12,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from vpt.batch import TOWER
+from vpt.data.images import turned
 from vpt.data.records import (
     REENCODE_PROMPT,
     REGION_PROMPT,
@@ -33,24 +35,31 @@ SHAPES = ("circle", "rectangle", "triangle")
 class EasyVQA(Source):
     """One split of easy-VQA. Every question gets one kind of perception, drawn from `actions` by seed and number."""
 
-    def __init__(self, context: SourceContext, *, split: Literal["train", "test"]) -> None:
+    def __init__(self, context: SourceContext, *, split: Literal["train", "test"], turns: int = 1) -> None:
+        """Args:
+        context: what every source is told.
+        split: train or test.
+        turns: 1 to 8; each question comes with its image in that many flips and rotations, which change no answer.
+        """
         if find_spec("easy_vqa") is None:
             raise DataError("data=easy_vqa needs the package easy-vqa; type: pip install easy-vqa")
         self.context, self.split = context, split
         self.root = Path(str(files("easy_vqa") / "data" / split / "images"))
         questions = (self.root.parent / "questions.json").read_text(encoding="utf-8")
         self.questions: list[tuple[str, str, int]] = json.loads(questions)
-        self._kinds = draw_kinds(context.actions, len(self.questions), seed=context.seed)
+        self.turns = turns
+        self._kinds = draw_kinds(context.actions, len(self), seed=context.seed)
 
     def __len__(self) -> int:
-        return len(self.questions)
+        return len(self.questions) * self.turns
 
     def __getitem__(self, index: int) -> Record:
-        question, answer, image = self.questions[index]
-        path = f"{image}.png"
-        box = shape_extent(self.root / path)
+        turn, number = divmod(index, len(self.questions))
+        question, answer, image = self.questions[number]
+        whole = ImageRef(f"{image}.png", turn=turn)
+        box = shape_extent(self.root / whole.path, turn)
         return perceiving_record(
-            self.context, self._kinds[index], question=question, answer=answer, image=path, box=box, size=(64, 64),
+            self.context, self._kinds[index], question=question, answer=answer, image=whole, box=box, size=(64, 64),
             where=f"easy-vqa {self.split} question {index}", question_type=question_type(answer),
         )  # fmt: skip
 
@@ -71,10 +80,10 @@ def draw_kinds(actions: Mapping[str, float], count: int, *, seed: int) -> list[s
     return [names[pick] for pick in picks]
 
 
-@lru_cache(maxsize=8192)
-def shape_extent(path: Path) -> Pixels:
+@lru_cache(maxsize=65536)
+def shape_extent(path: Path, turn: int = 0) -> Pixels:
     """The smallest box around all pixels that differ from the background, the commonest colour."""
-    pixels = np.asarray(Image.open(path).convert("RGB")).astype(np.int32)
+    pixels = np.asarray(turned(Image.open(path).convert("RGB"), turn)).astype(np.int32)
     flat = pixels @ np.array([65536, 256, 1])
     values, counts = np.unique(flat, return_counts=True)
     rows, columns = np.nonzero(flat != values[counts.argmax()])
@@ -82,12 +91,11 @@ def shape_extent(path: Path) -> Pixels:
 
 
 def perceiving_record(
-    context: SourceContext, kind: str, *, question: str, answer: str, image: str, box: Pixels, size: tuple[int, int],
-    where: str, question_type: str,
+    context: SourceContext, kind: str, *, question: str, answer: str, image: ImageRef, box: Pixels,
+    size: tuple[int, int], where: str, question_type: str,
 ) -> Record:  # fmt: skip
     """A question and its answer with the turns that one kind of perception takes in between."""
-    whole = ImageRef(image)
-    images: dict[str, tuple[ImageRef, ...]] = {TOWER: (whole,)}
+    images: dict[str, tuple[ImageRef, ...]] = {TOWER: (image,)}
     turns: list[Message] = []
     prompt = ""
     if kind == "region":
@@ -95,12 +103,13 @@ def perceiving_record(
             region = Region.from_box(box, size, bins=context.region_bins)
         except ValueError as error:
             raise DataError(f"{where}: {error}") from None
-        images[TOWER] = (whole, ImageRef(image, region.to_box(size, bins=context.region_bins)))
+        crop = replace(image, crop=region.to_box(size, bins=context.region_bins))
+        images[TOWER] = (image, crop)
         turns = [Message("assistant", region.to_text()), Message("user", "<image>")]
         prompt = REGION_PROMPT
     elif kind != "none":
         token = context.encoder_tokens[kind]
-        images[kind] = (whole,)
+        images[kind] = (image,)
         turns = [Message("assistant", "".join(action_tokens(token))), Message("user", f"<{token}_image>")]
         prompt = REENCODE_PROMPT
     asked = f"{question} {prompt}" if prompt and context.prompted else question

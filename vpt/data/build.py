@@ -1,0 +1,43 @@
+"""From the `data` and `masking` groups of a configuration to sources, image folders and masking."""
+
+from pathlib import Path
+
+from vpt.config import DataConfig, SourceConfig, TrainConfig
+from vpt.data.images import ImageFolder
+from vpt.data.sources import Source, SourceContext
+from vpt.errors import DataError
+from vpt.freeze import locate
+from vpt.masking import Masking
+
+
+def build_sources(
+    nodes: dict[str, SourceConfig], config: TrainConfig, *, split: str
+) -> tuple[list[Source], list[ImageFolder]]:
+    """The sources of a split and their image folders."""
+    data = config.data
+    context = SourceContext(
+        root=Path(data.root) if data.root else None,
+        encoder_tokens={name: encoder.token for name, encoder in config.encoder.items()},
+        actions=data.actions,
+        prompted=data.prompted,
+        perception=data.perception,
+        region_bins=config.model.region_bins,
+        seed=config.seed,
+    )
+    if not nodes:
+        raise DataError(f"data.{split} names no source; type data=easy_vqa or data=vpt")
+    sources: list[Source] = [
+        locate(node.target, f"data.{split}.{name}.target")(context, **node.options) for name, node in nodes.items()
+    ]
+    return sources, [image_folder(source.root, data) for source in sources]
+
+
+def image_folder(root: Path, data: DataConfig) -> ImageFolder:
+    """The folder of a source with the limits of `data.image`."""
+    return ImageFolder(root, data.image.max_side, data.image.resample, data.image.refuse_above)
+
+
+def build_masking(config: TrainConfig) -> Masking:
+    """The settings of `conf/masking`."""
+    masking = config.masking
+    return Masking(masking.para_mask_id, masking.para_mask_ratio, masking.mode, masking.draw)  # type: ignore[arg-type]

@@ -1,0 +1,196 @@
+"""From segments to stages: index tensors that say who runs when, who attends to whom, and what is filled in."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vpt.attention import Hidden, Layout
+from vpt.batch import Row
+from vpt.segments import Segment
+
+
+@dataclass
+class Perceived:
+    """Tokens of one source that a stage fills in.
+
+    Attributes:
+        source: the tower or a re-encoder.
+        at: [T] where they go, in the stage.
+        tokens: [T] which of the source's projected tokens.
+        block: [T] which of the n blocks each token belongs to.
+        states: [n, s] which control states steer each block, or None where none does.
+    """
+
+    source: str
+    at: Tensor
+    tokens: Tensor
+    block: Tensor
+    states: Tensor | None
+
+
+@dataclass
+class Stage:
+    """One `extend`: segment number i of every row that has one, packed. All tensors are indices.
+
+    Attributes:
+        tokens: [n] positions of the batch.
+        layout: who attends to whom.
+        control_at: [c] control tokens in the stage whose embedding is replaced ...
+        control_state: [c] ... by which control state.
+        perceived: what fills the placeholder tokens.
+        zeroed: [z] positions in the stage whose embedding is zero.
+        reads: [r] positions in the stage whose hidden states are control states from now on.
+    """
+
+    tokens: Tensor
+    layout: Layout
+    control_at: Tensor
+    control_state: Tensor
+    perceived: list[Perceived]
+    zeroed: Tensor
+    reads: Tensor
+
+
+@dataclass
+class Walk:
+    """The stages of a batch, and where each position's final hidden state lies among all that they return."""
+
+    stages: list[Stage]
+    final: Tensor
+
+
+@dataclass
+class _RowState:
+    """Where a row's segments and control states ended up."""
+
+    segment_at: list[tuple[int, int]] = field(default_factory=list)  # (offset among all cached keys, first position)
+    states: list[list[int]] = field(default_factory=list)  # one list of state numbers for each action
+
+
+class Planner:
+    """Turns rows cut into segments into stages of index tensors."""
+
+    def __init__(
+        self, rows: list[Row], segments: list[list[Segment]], token_offsets: dict[str, list[int]], *,
+        device: torch.device | str,
+    ) -> None:  # fmt: skip
+        """Args:
+        rows, segments: the batch's rows and the cut of each.
+        token_offsets: source -> first token of each look among the source's projected tokens.
+        device: where the index tensors live.
+        """
+        self.rows, self.segments, self.token_offsets, self.device = rows, segments, token_offsets, device
+        self.progress = [_RowState() for _ in rows]
+        self.cached = self.state_count = 0
+        self.final = np.zeros(sum(row.length for row in rows), dtype=np.int64)
+
+    def walk(self) -> Walk:
+        """Lay out every stage in turn."""
+        stages = [self._stage(number) for number in range(max(len(cuts) for cuts in self.segments))]
+        return Walk(stages, self._tensor(self.final))
+
+    def _stage(self, number: int) -> Stage:
+        active = [index for index, cuts in enumerate(self.segments) if number < len(cuts)]
+        parts = [(self.rows[i], self.segments[i][number], self.progress[i]) for i in active]
+        lengths = [segment.stop - segment.start for _, segment, _ in parts]
+        offsets = np.cumsum([0, *lengths[:-1]]).tolist()
+        filler = _Filler(self.token_offsets)
+        tokens: list[np.ndarray] = []
+        keys: list[np.ndarray] = []
+        hidden: list[Hidden | None] = []
+        reads: list[int] = []
+        for (row, segment, progress), offset in zip(parts, offsets, strict=True):
+            tokens.append(np.arange(row.start + segment.start, row.start + segment.stop))
+            own = self.cached + offset
+            keys.append(_visible_keys(segment, progress, own))
+            hidden.append(_hidden_run(segment))
+            filler.fill(row, segment, progress, offset)
+            if segment.final:
+                self.final[row.start + segment.start : row.start + segment.stop] = np.arange(own, own + len(tokens[-1]))
+            progress.segment_at.append((own, segment.start))
+            reads.extend(offset + position - segment.start for position in segment.reads)
+            self._remember(progress, segment)
+        self.cached += sum(lengths)
+        return Stage(
+            tokens=self._tensor(np.concatenate(tokens)),
+            layout=Layout.build(lengths, keys, device=self.device, hidden=hidden),
+            control_at=self._tensor(filler.control_at),
+            control_state=self._tensor(filler.control_state),
+            perceived=filler.perceived(self._tensor),
+            zeroed=self._tensor(filler.zeroed),
+            reads=self._tensor(reads),
+        )
+
+    def _remember(self, progress: _RowState, segment: Segment) -> None:
+        """Number the states that this segment reads: they belong to the action that is not yet known."""
+        if not segment.reads:
+            return
+        while len(progress.states) <= segment.known:
+            progress.states.append([])
+        numbers = range(self.state_count, self.state_count + len(segment.reads))
+        progress.states[segment.known].extend(numbers)
+        self.state_count += len(segment.reads)
+
+    def _tensor(self, values: np.ndarray | list) -> Tensor:
+        return torch.from_numpy(np.asarray(values, dtype=np.int64)).to(self.device, non_blocking=True)
+
+
+def _visible_keys(segment: Segment, progress: _RowState, own: int) -> np.ndarray:
+    runs = []
+    for run in segment.sees:
+        offset, first = progress.segment_at[run.step]
+        runs.append(np.arange(offset + run.start - first, offset + run.stop - first))
+    return np.concatenate([*runs, np.arange(own, own + segment.stop - segment.start)])
+
+
+def _hidden_run(segment: Segment) -> Hidden | None:
+    if segment.hides is None:
+        return None
+    first, start, stop = segment.hides
+    return first - segment.start, start - segment.start, stop - segment.start
+
+
+class _Filler:
+    """Collects what a stage fills in: control states, perceived tokens, zeros."""
+
+    def __init__(self, token_offsets: dict[str, list[int]]) -> None:
+        self.token_offsets = token_offsets
+        self.control_at: list[int] = []
+        self.control_state: list[int] = []
+        self.zeroed: list[int] = []
+        self.blocks: dict[tuple[str, int], list[tuple[np.ndarray, np.ndarray, list[int]]]] = {}
+
+    def fill(self, row: Row, segment: Segment, progress: _RowState, offset: int) -> None:
+        """Note what the segment at `offset` of the stage fills in."""
+        shift = offset - segment.start
+        for number, action in enumerate(row.actions[: segment.known]):
+            for step, state in enumerate(progress.states[number]):
+                if segment.start <= action.start + step < segment.stop:
+                    self.control_at.append(shift + action.start + step)
+                    self.control_state.append(state)
+        steering = {action.block: progress.states[n] for n, action in enumerate(row.actions[: segment.known])}
+        for number, block in enumerate(row.blocks):
+            if segment.start <= block.start and block.start + block.length <= segment.stop:
+                first = self.token_offsets[block.source][block.look]
+                at = np.arange(shift + block.start, shift + block.start + block.length)
+                states = steering.get(number, [])
+                entry = (at, np.arange(first, first + block.length), states)
+                self.blocks.setdefault((block.source, len(states)), []).append(entry)
+        for start, stop in segment.zeroed:
+            self.zeroed.extend(range(shift + max(start, segment.start), shift + min(stop, segment.stop)))
+
+    def perceived(self, tensor: Callable[[np.ndarray], Tensor]) -> list[Perceived]:
+        """The blocks of the stage, those of one source and one number of control states together."""
+        return [
+            Perceived(
+                source,
+                at=tensor(np.concatenate([at for at, _, _ in entries])),
+                tokens=tensor(np.concatenate([tokens for _, tokens, _ in entries])),
+                block=tensor(np.repeat(np.arange(len(entries)), [len(at) for at, _, _ in entries])),
+                states=tensor(np.array([states for _, _, states in entries])) if count else None,
+            )
+            for (source, count), entries in self.blocks.items()
+        ]
