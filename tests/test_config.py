@@ -90,7 +90,7 @@ def test_a_typo_in_a_file_stops_the_run(tmp_path):
 
 def test_help_and_cfg_are_readable():
     assert "Configuration groups" in run("--help").stdout
-    shown = run("+experiment=dino", "--cfg", "job").stdout
+    shown = run("+experiment=dino", "masking=paper", "--cfg", "job").stdout
     assert "para_mask_ratio: 0.5" in shown and "run_name: dino" in shown
 
 

@@ -118,7 +118,7 @@ def test_killed_and_interrupted_by_hand(tmp_path):
 
 def test_another_configuration_is_refused_with_the_difference(tmp_path):
     trained(tmp_path / "run", until=3)
-    with pytest.raises(CheckpointError, match=r"optim.lr: 0.001 -> 0.5"):
+    with pytest.raises(CheckpointError, match=r"optim.lr: 0.0008 -> 0.5"):
         Trainer(compose_config(*SMALL, "optim.lr=0.5"), tmp_path / "run")
     Trainer(compose_config(*SMALL, "training.micro_batch_size=4", "data.workers=1"), tmp_path / "run")
 
@@ -171,8 +171,8 @@ def test_groups_are_disjoint_and_complete(make_parts):
     assert sorted(names) == sorted(n for n, p in model.named_parameters() if p.requires_grad)
     assert len(set(names)) == len(names) and not any("qwen.model.visual" in name for name in names)
     by_name = {name: group for group in groups for name in group["names"]}
-    assert by_name["encoders.dino.projector.linear_feature.weight"]["lr"] == pytest.approx(1e-4)
-    assert by_name["encoders.sam.projector.conv_feature.weight"]["lr"] == pytest.approx(2e-3)
+    assert by_name["encoders.dino.projector.linear_feature.weight"]["lr"] == pytest.approx(8e-5)
+    assert by_name["encoders.sam.projector.conv_feature.weight"]["lr"] == pytest.approx(1.6e-3)
     assert by_name["qwen.model.language_model.norm.weight"]["weight_decay"] == 0
     assert by_name["qwen.model.language_model.embed_tokens.weight"]["weight_decay"] == 0
 
