@@ -91,6 +91,9 @@ def draw_sheet(folder: Path, config: TrainConfig, *, to: Path | None = None, col
     for axis, item in zip(axes.flat, chosen, strict=False):
         _draw_prediction(axis, item, roots, config)
     right = sum(line["right"] for line in lines)
+    layout = figure.get_layout_engine()
+    if layout is not None:
+        layout.set(h_pad=0.14)  # the lines below an image are outside its axes
     figure.suptitle(
         f"{right:,} of {len(lines):,} test questions right ({right / max(len(lines), 1):.1%})", weight="bold"
     )
@@ -120,6 +123,10 @@ def _roots(config: TrainConfig) -> list[Path]:
     return [source.root for source in sources]
 
 
+def _lines(text: str, width: int, *, most: int) -> str:
+    return textwrap.fill(text, width, max_lines=most, placeholder=" ...")
+
+
 def _draw_prediction(axis: Axes, item: dict[str, Any], roots: list[Path], config: TrainConfig) -> None:
     reference = ImageRef.parse(item["images"]["image"][0])
     root = next((root for root in roots if (root / reference.path).exists()), roots[0])
@@ -137,8 +144,9 @@ def _draw_prediction(axis: Axes, item: dict[str, Any], roots: list[Path], config
             said.append(f"{step['kind']}: {step['visual_tokens']} tokens, |c| {step['state_norm']:.1f}")
     colour = RIGHT if item["right"] else WRONG
     verdict = item["answer"] if item["right"] else f"{item['answer']}  (is: {item['target']})"
-    trace = "; ".join(said) or "answered at once"
-    axis.set_title("\n".join(textwrap.wrap(item["question"], 32)), fontsize=9)
+    verdict = textwrap.shorten(verdict, 28, placeholder=" ...")
+    trace = _lines("; ".join(said) or "answered at once", 40, most=2)
+    axis.set_title(_lines(item["question"], 32, most=3), fontsize=9)
     axis.text(0.5, -0.03, trace, transform=axis.transAxes, ha="center", va="top", fontsize=7.5, color="#555")
     axis.text(
         0.5, -0.13, verdict, transform=axis.transAxes, ha="center", va="top", fontsize=11, color=colour, weight="bold"
