@@ -92,7 +92,7 @@ def draw_sheet(folder: Path, config: TrainConfig, *, to: Path | None = None, col
         _draw_prediction(axis, item, roots, config)
     right = sum(line["right"] for line in lines)
     layout = figure.get_layout_engine()
-    if layout is not None:
+    if isinstance(layout, ConstrainedLayoutEngine):
         layout.set(h_pad=0.14)  # the lines below an image are outside its axes
     figure.suptitle(
         f"{right:,} of {len(lines):,} test questions right ({right / max(len(lines), 1):.1%})", weight="bold"
