@@ -16,6 +16,7 @@ from vpt.training import checkpoint
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Rectangle
 
 RIGHT, WRONG = "#1b7f3b", "#c0392b"
