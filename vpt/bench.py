@@ -60,7 +60,7 @@ def build_model() -> VPTModel:
         vocab_size=8192, hidden_size=640, intermediate_size=1792, num_hidden_layers=10, num_attention_heads=10,
         num_key_value_heads=2, tie_word_embeddings=True, rope_scaling={"type": "mrope", "mrope_section": [8, 12, 12]},
         vision_config={"depth": 1, "embed_dim": 32, "num_heads": 2, "hidden_size": 640, "patch_size": 8},
-        attn_implementation=SEGMENTS,
+        bos_token_id=0, eos_token_id=2, attn_implementation=SEGMENTS,
     )  # fmt: skip
     qwen = Qwen2VLForConditionalGeneration(config)
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 128, "patch_size": 8}
