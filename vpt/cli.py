@@ -16,15 +16,16 @@ from vpt.freeze import key_paths, nearest
 def _defaults(schema: type) -> DictConfig:
     """Every key with its default, for Hydra to start from.
 
-    As plain values: types and names are checked by `freeze`, whose messages say what to type. Free dictionaries take
-    new keys from the command line without a `+`.
+    As plain values: types and names are checked by `freeze`, whose messages say what to type. Dictionaries whose names
+    a user chooses take new ones from the command line without a `+`.
     """
     defaults = OmegaConf.create(OmegaConf.to_container(OmegaConf.structured(schema)))
     assert isinstance(defaults, DictConfig)
     paths = list(key_paths(schema))
     for path in paths:
         node = OmegaConf.select(defaults, path, throw_on_missing=False) if "*" not in path else None
-        if isinstance(node, DictConfig) and not any(other.startswith(f"{path}.") for other in paths):
+        fixed = (other for other in paths if other.startswith(f"{path}.") and not other.startswith(f"{path}.*"))
+        if isinstance(node, DictConfig) and next(fixed, None) is None:
             node._set_flag("struct", False)
     return defaults
 
