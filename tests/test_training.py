@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from conftest import ROOT, compose_config
-from vpt.errors import CheckpointError, ConfigError
+from vpt.errors import CheckpointError, ConfigError, DataError
 from vpt.training import checkpoint
 from vpt.training.loop import Trainer
 from vpt.training.optimizer import build_optimizer, choose_trained, rate
@@ -212,3 +212,13 @@ def test_evaluation_equals_training(tmp_path):
         assert found[key] == said[key]
     for picture in ("curves.png", "samples.png", "eval/test/samples.png"):
         assert (tmp_path / "run" / picture).stat().st_size > 10_000
+
+
+def test_a_broken_image_in_a_worker_ends_in_one_message(tmp_path):
+    record = {"messages": [{"role": "user", "content": "<image>\nwhat?"}, {"role": "assistant", "content": "red"}]}
+    (tmp_path / "broken.png").write_text("no image")
+    for name in ("train", "test"):
+        (tmp_path / f"{name}.json").write_text(json.dumps([record | {"images": ["broken.png"]}]))
+    overrides = ("data=vpt", f"data.root={tmp_path}", "+debug=two_steps", "data.workers=1")
+    with pytest.raises(DataError, match=r"^\S+train.json: record 0: image \S+broken.png cannot be read"):
+        Trainer(compose_config(*overrides), tmp_path / "run").fit()

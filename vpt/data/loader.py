@@ -13,6 +13,7 @@ from vpt.data.mixture import Mixture, Place
 from vpt.data.packing import pack
 from vpt.data.samples import Sample, SampleEncoder
 from vpt.data.sources import Source
+from vpt.errors import UserError
 from vpt.masking import Masking
 
 
@@ -65,10 +66,23 @@ class StepBatches(Dataset[list[Batch]]):
         return self.masking.spans(sample.row) if drawn else ()
 
 
+class _CarryingErrors(Dataset[list[Batch] | UserError]):
+    """Hands a UserError over as an item: raised in a worker, its message would arrive inside a traceback."""
+
+    def __init__(self, batches: StepBatches) -> None:
+        self.batches = batches
+
+    def __getitem__(self, step: int) -> list[Batch] | UserError:
+        try:
+            return self.batches[step]
+        except UserError as error:
+            return error
+
+
 def step_loader(batches: StepBatches, *, start: int, workers: int, pin: bool) -> Iterator[list[Batch]]:
     """Steps `start`, `start + 1`, ... prepared ahead by worker processes."""
     loader = DataLoader(
-        batches,
+        _CarryingErrors(batches),
         batch_size=None,
         sampler=range(start, batches.steps),
         num_workers=workers,
@@ -76,7 +90,10 @@ def step_loader(batches: StepBatches, *, start: int, workers: int, pin: bool) ->
         pin_memory=pin,
         worker_init_fn=_settle_worker,
     )
-    return iter(loader)
+    for item in loader:
+        if isinstance(item, UserError):
+            raise item
+        yield item
 
 
 def _settle_worker(_: int) -> None:
