@@ -1,7 +1,7 @@
 """easy-VQA (PyPI package `easy-vqa`): questions about one shape on a 64x64 canvas, as records of every kind."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from importlib.resources import files
@@ -30,23 +30,34 @@ from vpt.tokens import action_tokens
 
 COLOURS = ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")
 SHAPES = ("circle", "rectangle", "triangle")
+QUESTION_TYPES = ("colour", "shape", "yes/no")
 
 
 class EasyVQA(Source):
     """One split of easy-VQA. Every question gets one kind of perception, drawn from `actions` by seed and number."""
 
-    def __init__(self, context: SourceContext, *, split: Literal["train", "test"], turns: int = 1) -> None:
+    def __init__(
+        self, context: SourceContext, *, split: Literal["train", "test"], turns: int = 1,
+        types: Sequence[str] = QUESTION_TYPES,
+    ) -> None:  # fmt: skip
         """Args:
         context: what every source is told.
         split: train or test.
         turns: 1 to 8; each question comes with its image in that many flips and rotations, which change no answer.
+        types: which questions: `colour`, `shape`, `yes/no`.
+
+        Raises:
+            DataError: without the package, or with an unknown type.
         """
         if find_spec("easy_vqa") is None:
             raise DataError("data=easy_vqa needs the package easy-vqa; type: pip install easy-vqa")
+        if unknown := set(types) - set(QUESTION_TYPES):
+            raise DataError(f"easy-VQA has no questions of type {', '.join(sorted(unknown))}; types: {QUESTION_TYPES}")
         self.context, self.split = context, split
         self.root = Path(str(files("easy_vqa") / "data" / split / "images"))
         questions = (self.root.parent / "questions.json").read_text(encoding="utf-8")
-        self.questions: list[tuple[str, str, int]] = json.loads(questions)
+        rows: list[tuple[str, str, int]] = json.loads(questions)
+        self.questions = [row for row in rows if question_type(row[1]) in types]
         self.turns = turns
         self._kinds = draw_kinds(context.actions, len(self), seed=context.seed)
 
