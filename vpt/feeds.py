@@ -8,17 +8,19 @@ from torch import Tensor
 
 from vpt.attention import Layout
 from vpt.batch import Block
+from vpt.data.records import Record
 from vpt.encoders.base import Look
 from vpt.stages import Perceived, Stage
 
 
 @dataclass
 class Sight:
-    """A block of a feed, what fills it, and the control states that steer it ([s, D], or None for a crop)."""
+    """A block of a feed, what fills it, the control states that steer it ([s, D], or None for a crop), and for whom."""
 
     block: Block
     look: Look
     steering: Tensor | None
+    record: Record
 
 
 @dataclass
@@ -45,13 +47,13 @@ class Round:
     Attributes:
         ids: [N] packed tokens.
         stage: indices for `VPTModel.compose` and `extend`.
-        looks: source -> images to look at, in the order in which `stage.perceived` counts their tokens.
+        sights: source -> what to look at, in the order in which `stage.perceived` counts their tokens.
         states: [r, D] control states that the stage refers to.
     """
 
     ids: Tensor
     stage: Stage
-    looks: dict[str, list[Look]]
+    sights: dict[str, list[Sight]]
     states: Tensor
 
 
@@ -77,7 +79,7 @@ def gather(feeds: Sequence[Feed], cached: Sequence[int], *, device: torch.device
         collector.perceived, zeroed=none, reads=none,
     )  # fmt: skip
     ids = collector.tensor([token for feed in feeds for token in feed.ids])
-    return Round(ids, stage, collector.looks, torch.cat(collector.bank))
+    return Round(ids, stage, collector.sights, torch.cat(collector.bank))
 
 
 @dataclass
@@ -89,7 +91,7 @@ class _Collector:
     control_at: list[int] = field(default_factory=list)
     control_state: list[int] = field(default_factory=list)
     perceived: list[Perceived] = field(default_factory=list)
-    looks: dict[str, list[Look]] = field(default_factory=dict)
+    sights: dict[str, list[Sight]] = field(default_factory=dict)
     bank: list[Tensor] = field(default_factory=list)
     banked: int = 0
 
@@ -103,9 +105,9 @@ class _Collector:
             self.control_state.extend(self._deposit(feed.states))
         if feed.sight is not None:
             block, source = feed.sight.block, feed.sight.block.source
-            seen = self.looks.setdefault(source, [])
-            first = sum(look.tokens for look in seen)
-            seen.append(feed.sight.look)
+            seen = self.sights.setdefault(source, [])
+            first = sum(sight.look.tokens for sight in seen)
+            seen.append(feed.sight)
             steering = feed.sight.steering
             self.perceived.append(
                 Perceived(

@@ -19,6 +19,7 @@ from vpt.data.template import Draft
 from vpt.encoders.base import Look
 from vpt.feeds import Feed, Sight, gather
 from vpt.inner_forward import StageCache, extend
+from vpt.intervention import Intervention
 from vpt.model import VPTModel
 from vpt.positions import row_positions
 from vpt.regions import Region
@@ -29,15 +30,18 @@ class Generator:
     """Answers prompts with a model that perceives while it answers."""
 
     def __init__(
-        self, model: VPTModel, encoder: SampleEncoder, decode: Callable[[list[int]], str], limits: Limits
-    ) -> None:
+        self, model: VPTModel, encoder: SampleEncoder, decode: Callable[[list[int]], str], limits: Limits, *,
+        intervention: Intervention | None = None,
+    ) -> None:  # fmt: skip
         """Args:
         model: in evaluation mode.
         encoder: the sample encoder that made the prompts.
         decode: token ids to text.
         limits: how far an answer may go.
+        intervention: what is changed about perception; nothing by default.
         """
         self.model, self.encoder, self.decode, self.limits = model, encoder, decode, limits
+        self.intervention = intervention or Intervention()
         self.vocabulary = model.vocabulary
         self._starts = {action.start: name for name, action in self.vocabulary.actions.items()}
         self._controls = {action.control: name for name, action in self.vocabulary.actions.items()}
@@ -47,6 +51,7 @@ class Generator:
     @torch.no_grad()
     def answer(self, samples: Sequence[Sample], folders: Sequence[ImageFolder]) -> list[Answer]:
         """Answer every prompt (`SampleEncoder.prompt`); results in the order of the prompts."""
+        self.intervention.before([sample.record for sample in samples])
         speakers = [
             Speaker(sample, folder, int(sample.positions[0, -1]) + 1)
             for sample, folder in zip(samples, folders, strict=True)
@@ -77,7 +82,7 @@ class Generator:
         counts = [len(feed.ids) for feed in feeds]
         norm = self.model.language.norm.weight
         now = gather(feeds, cache.lengths, device=self.model.device, like=norm)
-        embeddings = self.model.compose(now.ids, now.stage, self._perceive(now.looks), now.states)
+        embeddings = self.model.compose(now.ids, now.stage, self._perceive(now.sights), now.states)
         positions = torch.cat([self._positions(s, f) for s, f in zip(active, feeds, strict=True)], dim=1)
         cache.open_feed(counts)
         hidden = extend(self.model.language, cache, embeddings, positions.to(norm.device), now.stage.layout)
@@ -91,15 +96,22 @@ class Generator:
         if speaking:
             self._speak([speaker for speaker, _ in speaking], torch.stack([last for _, last in speaking]))
 
-    def _perceive(self, looks: dict[str, list[Look]]) -> dict[str, Tensor]:
+    def _perceive(self, sights: dict[str, list[Sight]]) -> dict[str, Tensor]:
         """Projected tokens of every source that some row looks through in this round."""
         tokens = {}
-        for source, images in looks.items():
+        for source, seen in sights.items():
             view = self.model.view_of(source)
-            prepared = stack(view, images)
+            prepared = stack(view, [sight.look for sight in seen])
             prepared.pixels = prepared.pixels.to(self.model.device)
             features = self.model.look({view: prepared})[view]
-            tokens[source] = features if source == TOWER else self.model.encoder(source).projector.project(features)
+            projected = features if source == TOWER else self.model.encoder(source).projector.project(features)
+            parts = projected.split([sight.look.tokens for sight in seen])
+            tokens[source] = torch.cat(
+                [
+                    self.intervention.tokens(part, source=source, record=sight.record)
+                    for part, sight in zip(parts, seen, strict=True)
+                ]
+            )
         return tokens
 
     def _positions(self, speaker: Speaker, feed: Feed) -> Tensor:
@@ -155,6 +167,8 @@ class Generator:
             speaker.feed = Feed([control] * (scale - 1), keep=False)
             return
         states = torch.stack(speaker.states[-1:] if self.limits.released else speaker.states)
+        states = self.intervention.states(states, kind=speaker.asking, record=speaker.sample.record)
+        speaker.states[-len(states) :] = states
         speaker.feed = Feed([control] * len(states), states=states)
         speaker.say(*[control] * len(states))
         if len(speaker.states) == scale:
@@ -171,25 +185,30 @@ class Generator:
         image = speaker.image() if acted or region else None
         if image is None:
             return None
+        image = self.intervention.image(image, record=speaker.sample.record)
         if acted:
             states = torch.stack(speaker.states)
             look = self.encoder.prepare(acted[-1], speaker.folder.limit(image))
-            norm = states.float().norm(dim=-1).mean().item()
-            speaker.trace.append(Step(acted[-1], state_norm=norm, visual_tokens=look.tokens))
-            return self._turn(acted[-1], look, states if self.model.passes.num_inner_forward_run > 1 else None)
+            speaker.trace.append(Step(acted[-1], state_norm=states.float().norm(dim=-1).mean().item()))
+            return self._turn(speaker, acted[-1], look, states if self.model.passes.num_inner_forward_run > 1 else None)
         assert region is not None
-        box = region.to_box(image.size, bins=len(self.vocabulary.x), margin=self.limits.crop_margin)
+        bins = len(self.vocabulary.x)
+        region = self.intervention.region(region, image.size, bins=bins, record=speaker.sample.record)
+        box = region.to_box(image.size, bins=bins, margin=self.limits.crop_margin)
         look = self.encoder.prepare(TOWER, speaker.folder.limit(image.crop(box)))
-        speaker.trace.append(Step("region", box=box, visual_tokens=look.tokens))
-        return self._turn(TOWER, look, None)
+        speaker.trace.append(Step("region", box=box))
+        return self._turn(speaker, TOWER, look, None)
 
-    def _turn(self, source: str, look: Look, steering: Tensor | None) -> Feed:
+    def _turn(self, speaker: Speaker, source: str, look: Look, steering: Tensor | None) -> Feed:
         """End the assistant's turn, show an image, and open the next one."""
         name = "image" if source == TOWER else f"{self.encoder.template.encoder_tokens[source]}_image"
+        seen = look.tokens if self.intervention.perceives else 0
+        speaker.trace[-1].visual_tokens = seen
         draft = Draft(ids=[self.vocabulary.im_end], labels=[0])
-        self.encoder.template.write(draft, (Message("user", f"<{name}>"),), {source: [look.tokens]})
+        self.encoder.template.write(draft, (Message("user", f"<{name}>"),), {source: [seen]})
         self.encoder.template.open_answer(draft)
-        return Feed(draft.ids, Sight(draft.blocks[0], look, steering))
+        sight = Sight(draft.blocks[0], look, steering, speaker.sample.record) if seen else None
+        return Feed(draft.ids, sight)
 
     def _region(self, said: list[int]) -> Region | None:
         """The first region that a turn names: start, x, y, x, y, end, corners in any order; anything else is none."""
