@@ -29,6 +29,7 @@ from vpt.encoders.base import BuildContext, ReEncoder
 from vpt.encoders.views import TowerView
 from vpt.errors import ConfigError
 from vpt.freeze import locate
+from vpt.lora import inject
 from vpt.model import InnerPasses, VPTModel
 from vpt.tiny import tiny_tokenizer
 from vpt.tokens import CHAT_TOKENS, PerceptionVocabulary, grow_embedding, grow_tokenizer
@@ -65,6 +66,7 @@ def build(config: TrainConfig, *, tokenizer: PreTrainedTokenizerBase | None = No
     record_ids(config.model, vocabulary.released_ids(spelling))
     qwen = build_qwen(config.model, vocabulary)
     grow_embedding(qwen, len(tokenizer))
+    inject(qwen.model.language_model, config.model.lora)
     tower_view = TowerView(build_processor(qwen, config.data.image))
     encoders = build_encoders(config, qwen, tower_view)
     passes = InnerPasses(

@@ -21,6 +21,14 @@ def bounded(default: float | int, *, low: float = 0, high: float = float("inf"))
 
 
 @dataclass
+class LoraConfig:
+    rank: int = bounded(0)  # 0: no adapters; else the language model itself is frozen
+    alpha: float = bounded(16.0)  # adapters count alpha / rank
+    dropout: float = bounded(0.0, high=1.0)
+    targets: list[str] = field(default_factory=lambda: ["*"])  # patterns of the language model's linear layers
+
+
+@dataclass
 class ModelConfig:
     family: str = choice("qwen2_vl", "qwen2_5_vl")
     path: str | None = None  # hub name or folder; null means random weights of the sizes in `config`
@@ -35,6 +43,7 @@ class ModelConfig:
     positions: str = choice("mrope", "sequential")
     perceived_positions: str = choice("sequential", "grid")
     activation_checkpointing: bool = False
+    lora: LoraConfig = field(default_factory=LoraConfig)
     token_ids: dict[str, int] = field(default_factory=dict)  # resolved from the tokenizer and recorded, never typed
 
 
@@ -146,6 +155,7 @@ class TrainConfig:
     seed: int = 0
     device: str = choice("auto", "cpu", "cuda")
     init_from: str | None = None  # a run or checkpoint whose weights this one starts from
+    init_except: list[str] = field(default_factory=list)  # patterns of tensors that are not taken from it
     model: ModelConfig = field(default_factory=ModelConfig)
     encoder: dict[str, EncoderConfig] = field(default_factory=dict)
     masking: MaskingConfig = field(default_factory=MaskingConfig)

@@ -5,6 +5,7 @@ import importlib
 import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -131,6 +132,8 @@ def validate(config: TrainConfig) -> None:
         raise ConfigError(f"data.root={config.data.root} is not a folder; type data.root=FOLDER")
     if config.model.path is None and not config.model.config:
         raise ConfigError("model.path is not set and model.config has no sizes; type model.path=FOLDER or model=tiny")
+    if config.model.lora.rank and find_spec("peft") is None:
+        raise ConfigError(f"model.lora.rank={config.model.lora.rank} needs the package peft; type: pip install peft")
     for path in (config.model.path, *(encoder.path for encoder in config.encoder.values())):
         check_folder_or_hub(path)
 

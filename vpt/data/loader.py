@@ -89,6 +89,7 @@ def step_loader(batches: StepBatches, *, start: int, workers: int, pin: bool) ->
         prefetch_factor=2 if workers else None,
         pin_memory=pin,
         worker_init_fn=_settle_worker,
+        generator=torch.Generator(),  # its own, so that opening the loader moves no dropout
     )
     for item in loader:
         if isinstance(item, UserError):

@@ -45,7 +45,7 @@ class Trainer:
         self.parts: Parts = build(config, tokenizer=tokenizer)
         self.model = self.parts.model.to(self.device)
         if config.init_from and not found:
-            warm_start(self.model, checkpoint.find(config.init_from))
+            warm_start(self.model, checkpoint.find(config.init_from), without=config.init_except)
         choose_trained(self.model, config.optim, tower_pretrained=config.model.path is not None)
         self.optimizer = build_optimizer(self.model, config.optim)
         self.progress = checkpoint.Progress()

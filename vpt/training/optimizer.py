@@ -10,13 +10,15 @@ from torch import nn
 from vpt.config import OptimConfig
 from vpt.errors import ConfigError
 from vpt.freeze import nearest
+from vpt.lora import freeze_base
 from vpt.model import VPTModel
 
 
 def choose_trained(model: VPTModel, config: OptimConfig, *, tower_pretrained: bool) -> None:
     """Set `requires_grad` of every parameter.
 
-    Pretrained towers are frozen, random ones trained; then `optim.freeze` and `optim.unfreeze` have their say.
+    Pretrained towers are frozen, random ones trained, and with LoRA the language model's own layers are frozen; then
+    `optim.freeze` and `optim.unfreeze` have their say.
     Raises ConfigError for a pattern that matches nothing, or if nothing is left to train.
     """
     encoders = [model.encoder(name) for name in model.encoders]
@@ -24,6 +26,7 @@ def choose_trained(model: VPTModel, config: OptimConfig, *, tower_pretrained: bo
     towers += [(encoder.vision, encoder.pretrained) for encoder in encoders if encoder.vision is not None]
     for tower, pretrained in towers:
         tower.requires_grad_(not pretrained)
+    freeze_base(model.language)
     for key, trained in (("freeze", False), ("unfreeze", True)):
         for pattern in getattr(config, key):
             for parameter in matching(model, pattern, f"optim.{key}"):

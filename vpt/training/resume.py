@@ -1,20 +1,25 @@
 """Taking up a run, and starting one from another's weights."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file
+from torch import Tensor
 
 from vpt.config import TrainConfig
 from vpt.errors import CheckpointError
+from vpt.lora import has_adapters, merged, plain_name
 from vpt.model import VPTModel
 from vpt.training import checkpoint
 
+SHOWN = 6  # names in a message
+
 # Keys that may change between two commands of one run, because they change no result
 _FREE = (
-    "output_dir", "device", "init_from", "tracking", "generation", "data.root", "data.workers", "data.cache_mb",
+    "output_dir", "device", "init_", "tracking", "generation", "data.root", "data.workers", "data.cache_mb",
     "data.limit", "training.micro_batch_size", "training.log_every", "training.eval_every", "training.eval_rows",
     "training.final_questions", "training.checkpoint_every", "training.keep", "model.inner_forward",
     "model.activation_checkpointing", "model.token_ids", "model.path",
@@ -44,16 +49,42 @@ def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
             yield f"{prefix}{key}", value
 
 
-def warm_start(model: VPTModel, found: Path) -> None:
+def warm_start(model: VPTModel, found: Path, *, without: Sequence[str] = ()) -> None:
     """Take every tensor of a checkpoint that the model has too; what the model has alone stays as it was built.
 
-    Raises CheckpointError where a tensor is of another size, or where nothing fits.
+    Adapters are merged where the model has none; where it has some, a checkpoint without gives it its base.
+
+    Args:
+        model: changed in place.
+        found: a checkpoint.
+        without: patterns of tensor names that are not taken (`init_except`).
+
+    Raises:
+        CheckpointError: where a tensor is of another size, nothing fits, or a pattern matches nothing.
     """
-    tensors, own = load_file(found / "model.safetensors"), model.state_dict()
-    shared = tensors.keys() & own.keys()
-    wrong = checkpoint.wrong_shapes({name: tensors[name] for name in shared}, own)
-    if wrong or not shared:
-        raise CheckpointError(f"init_from={found} does not fit the model: {'; '.join(wrong) or 'no tensor in common'}")
+    own = model.state_dict()
+    tensors = {name: tensor for name, tensor in _tensors_for(own, found).items() if name in own}
+    for pattern in without:
+        if not any(fnmatchcase(name, pattern) for name in tensors):
+            raise CheckpointError(f"init_except: pattern {pattern!r} matches no tensor of {found}")
+    tensors = {n: tensor for n, tensor in tensors.items() if not any(fnmatchcase(n, pattern) for pattern in without)}
+    wrong = checkpoint.wrong_shapes(tensors, own)
+    if wrong or not tensors:
+        raise CheckpointError(
+            f"init_from={found} does not fit the model: {'; '.join(wrong) or 'no tensor in common'}; "
+            "init_except=[PATTERN] leaves tensors as they are built"
+        )
     model.load_state_dict(tensors, strict=False)
     left = sorted({name.rpartition(".")[0] for name in own.keys() - tensors.keys() if "lm_head" not in name})
-    print(f"  starts from {found}" + (f"; newly built: {', '.join(left)}" if left else ""))
+    more = f" and {len(left) - SHOWN} more" if len(left) > SHOWN else ""
+    print(f"  starts from {found}" + (f"; newly built: {', '.join(left[:SHOWN])}{more}" if left else ""))
+
+
+def _tensors_for(own: Mapping[str, Tensor], found: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint, named as in a model with the tensors `own`."""
+    tensors = load_file(found / "model.safetensors")
+    if has_adapters(own) == has_adapters(tensors):
+        return tensors
+    if has_adapters(tensors):
+        return merged(tensors, checkpoint.load_config(found).model.lora)
+    return {name: tensors[plain_name(name)] for name in own if plain_name(name) in tensors}
