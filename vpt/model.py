@@ -10,10 +10,10 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from vpt.batch import IGNORE, TOWER, Batch, Looks
+from vpt.batch import IGNORE, TOWER, Batch, Looks, Row
 from vpt.encoders.base import ReEncoder
 from vpt.inner_forward import StageCache, extend
-from vpt.segments import InnerForward, MaskMode, cut
+from vpt.segments import InnerForward, MaskMode, Segment, cut
 from vpt.stages import Perceived, Planner, Stage, Walk
 from vpt.tokens import PerceptionVocabulary
 from vpt.vision import see
@@ -121,15 +121,18 @@ class VPTModel(nn.Module):
         }
 
     def plan(self, batch: Batch) -> Walk:
-        """Cut each row into segments and lay out the stages."""
-        passes = self.passes
-        cuts = [
-            cut(row, inner_forward=passes.inner_forward, passes=passes.num_inner_forward_run, mode=passes.mask_mode)
-            for row in batch.rows
-        ]
+        """Lay out the stages."""
         sources = {block.source for row in batch.rows for block in row.blocks}
         offsets = {source: [0, *accumulate(batch.looks[self.view_of(source)].tokens)] for source in sources}
-        return Planner(batch.rows, cuts, offsets, device=batch.input_ids.device).walk()
+        return Planner(batch.rows, self.cut(batch.rows), offsets, device=batch.input_ids.device).walk()
+
+    def cut(self, rows: list[Row]) -> list[list[Segment]]:
+        """Cut each row into segments."""
+        passes = self.passes
+        return [
+            cut(row, inner_forward=passes.inner_forward, passes=passes.num_inner_forward_run, mode=passes.mask_mode)
+            for row in rows
+        ]
 
     def walk(self, batch: Batch, walk: Walk, tokens: dict[str, Tensor], cache: StageCache) -> tuple[Tensor, Tensor]:
         """Extend, read the control states, perceive, extend, ...

@@ -56,7 +56,7 @@ def _patch_positions(grid: Grid, merge: int) -> Tensor:
 
 
 @lru_cache(maxsize=4096)
-def _window_order(grid: Grid, merge: int, window: int) -> tuple[Tensor, tuple[int, ...]]:
+def window_order(grid: Grid, merge: int, window: int) -> tuple[Tensor, tuple[int, ...]]:
     """Order of the merged positions of one image by windows of `window` x `window`, and patches in each window."""
     frames, height, width = grid[0], grid[1] // merge, grid[2] // merge
     index = torch.arange(frames * height * width).view(frames, height, width)
@@ -134,7 +134,7 @@ def _by_window(grids: list[Grid], merge: int, config: Any, device: torch.device)
     lengths: list[int] = []
     offset = 0
     for grid in grids:
-        order, patches = _window_order(grid, merge, window)
+        order, patches = window_order(grid, merge, window)
         orders.append(order + offset)
         lengths.extend(patches)
         offset += len(order)

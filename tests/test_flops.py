@@ -1,0 +1,146 @@
+"""FLOPs by formula against torch's own counter, and pairs against the masks of attention."""
+
+from functools import cache
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from conftest import ALL, FAMILIES, action_turns, conversation, samples_of
+from vpt.config import OptimConfig
+from vpt.data.packing import pack
+from vpt.flops import Cost, FlopMeter
+from vpt.flops.meter import count_pairs
+from vpt.flops.vision import split_counts
+from vpt.masking import Masking
+from vpt.model import InnerPasses
+from vpt.training.optimizer import choose_trained
+
+WALKS = {
+    "plain": {"num_inner_forward_run": 1},
+    "shared": {},
+    "full": {"inner_forward": "full"},
+    "zero": {"mask_mode": "zero"},
+    "zero full": {"mask_mode": "zero", "inner_forward": "full"},
+    "bottleneck": {"mask_mode": "bottleneck"},
+    "three control tokens": {"projector_scale": 3},
+    "checkpointing": {"checkpointing": True},
+}
+TRAINED = {
+    "everything": OptimConfig(),
+    "no tower": OptimConfig(freeze=["qwen.model.visual.*", "encoders.*.vision.*"]),
+    "projectors": OptimConfig(freeze=["*"], unfreeze=["*.projector.*"]),
+    "condition": OptimConfig(freeze=["*"], unfreeze=["*.projector.*_condition.*"]),
+}
+
+
+def record():
+    """A look at the image, two at what DINOv2 and SAM see of another one."""
+    return conversation(
+        "3.png", action_turns("detection"), action_turns("seg"), answer="brown", detection_images=["1.png"],
+        seg_images=["3.png"],
+    )  # fmt: skip
+
+
+def one_row(parts, folder, *, masked):
+    """A batch of one row, so that nothing is padded."""
+    [sample] = samples_of(parts, folder, [record()])
+    return pack([sample], masked=[Masking(1, 1.0).spans(sample.row) if masked else ()])
+
+
+def counted(model, batch) -> tuple[int, int, int]:
+    """Forward through matrices and through attention, and backward, as torch counts them."""
+    with sdpa_kernel(SDPBackend.MATH):
+        with FlopCounterMode(display=False) as forward:
+            loss = model(batch).loss_sum
+        with FlopCounterMode(display=False) as backward:
+            loss.backward()
+    return *split_counts(forward), backward.get_total_flops()
+
+
+def total(costs: dict[str, Cost]) -> Cost:
+    return sum(costs.values(), Cost())
+
+
+@pytest.fixture(scope="module")
+def parts_of(make_parts):
+    """Tiny parts by family and number of control tokens, made once; a test sets `passes` and what is trained."""
+    return cache(
+        lambda family="qwen2_vl", scale=1: make_parts(*ALL, *FAMILIES[family], f"model.projector_scale={scale}")
+    )
+
+
+@pytest.mark.parametrize("walk", WALKS)
+def test_formula_equals_the_counter(parts_of, folder, walk):
+    parts = parts_of(scale=WALKS[walk].get("projector_scale", 1))
+    model = parts.model
+    model.passes = InnerPasses(**WALKS[walk])
+    choose_trained(model, TRAINED["no tower"], tower_pretrained=False)
+    batch = one_row(parts, folder, masked=walk.startswith(("zero", "bottleneck")))
+    cost = total(FlopMeter(model, pairs="computed").step(batch))
+    assert (cost.linear, cost.attention, cost.backward + cost.recomputed) == counted(model, batch)
+
+
+@pytest.mark.parametrize(
+    ("family", "trained"), [*(("qwen2_vl", trained) for trained in TRAINED), ("qwen2_5_vl", "everything")]
+)
+def test_what_is_frozen_runs_forward_only(parts_of, folder, family, trained):
+    parts = parts_of(family)
+    parts.model.passes = InnerPasses()
+    choose_trained(parts.model, TRAINED[trained], tower_pretrained=False)
+    batch = one_row(parts, folder, masked=False)
+    cost = total(FlopMeter(parts.model, pairs="computed").step(batch))
+    assert (cost.linear, cost.attention, cost.backward) == counted(parts.model, batch)
+
+
+@pytest.mark.parametrize("mode", ["shared", "full"])
+@pytest.mark.parametrize("mask", ["off", "zero", "bottleneck"])
+def test_pairs_are_those_that_the_mask_lets_through(parts_of, folder, mode, mask):
+    parts = parts_of()
+    model = parts.model
+    model.passes = InnerPasses(inner_forward=mode, mask_mode="bottleneck" if mask == "bottleneck" else "zero")
+    batch = one_row(parts, folder, masked=mask != "off")
+    [segments] = model.cut(batch.rows)
+    for segment, stage in zip(segments, model.plan(batch).stages, strict=True):
+        length = segment.stop - segment.start
+        visible = stage.layout.mask.sum().item() if stage.layout.mask is not None else length * (length + 1) // 2
+        assert count_pairs(segment) == visible
+
+
+def test_two_passes_cost_what_one_costs(parts_of, folder):
+    """With a shared prefix; whole passes cost one more for each of the two actions."""
+    parts = parts_of()
+    choose_trained(parts.model, OptimConfig(), tower_pretrained=True)
+    batch = one_row(parts, folder, masked=False)
+    meter, language = FlopMeter(parts.model), {}
+    for walk in ("plain", "shared", "full"):
+        parts.model.passes = InnerPasses(**WALKS[walk])
+        language[walk] = meter.step(batch)["qwen.model.language_model"]
+    assert language["shared"] == language["plain"]
+    assert language["full"] == language["plain"] * 3
+
+
+def test_rows_of_a_batch_add_up(parts_of, folder):
+    parts = parts_of()
+    parts.model.passes = InnerPasses()
+    choose_trained(parts.model, OptimConfig(), tower_pretrained=True)
+    samples = samples_of(parts, folder)
+    meter = FlopMeter(parts.model)
+    together = meter.step(pack(samples))
+    alone = [meter.step(pack([sample])) for sample in samples]
+    for part, cost in together.items():
+        apart = sum((costs[part] for costs in alone), Cost())
+        if part in ("qwen.model.visual", "encoders.dino.vision"):
+            assert 0 < cost.total < apart.total  # equal images are seen once
+        elif part.startswith("qwen"):
+            assert cost == apart
+
+
+def test_counting_changes_nothing(parts_of):
+    model = parts_of().model
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model.zero_grad()
+    FlopMeter(model)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())

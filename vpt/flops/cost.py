@@ -1,0 +1,81 @@
+"""What a matrix and a pair of attention cost; everything else is counting positions and pairs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from operator import or_
+
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Cost:
+    """FLOPs: forward through matrices and through attention, backward, and forward again in the backward pass."""
+
+    linear: float = 0.0
+    attention: float = 0.0
+    backward: float = 0.0
+    recomputed: float = 0.0
+
+    @property
+    def forward(self) -> float:
+        """Through matrices and attention, once."""
+        return self.linear + self.attention
+
+    @property
+    def useful(self) -> float:
+        """Forward and backward, without what is only computed again: the work that utilisation is measured by."""
+        return self.forward + self.backward
+
+    @property
+    def total(self) -> float:
+        """Everything that is computed."""
+        return self.useful + self.recomputed
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(
+            self.linear + other.linear, self.attention + other.attention, self.backward + other.backward,
+            self.recomputed + other.recomputed,
+        )  # fmt: skip
+
+    def __mul__(self, factor: float) -> "Cost":
+        return Cost(self.linear * factor, self.attention * factor, self.backward * factor, self.recomputed * factor)
+
+
+class Stack:
+    """Layers of one kind: what a position, and a pair of attention, costs in all of them together."""
+
+    def __init__(self, layers: Sequence[nn.Module], receives: Sequence[bool], *, width: int = 0) -> None:
+        """Args:
+        layers: any modules; all their matrices are applied to every position.
+        receives: for each layer, whether gradients of what goes into its matrices are needed.
+        width: h * d of a layer's attention.
+        """
+        self.matrices = self.backward = self.again = 0
+        self.width, self.layers, self.receiving = width, len(layers), sum(receives)
+        for layer, needed in zip(layers, receives, strict=True):
+            weights = [module.weight for module in layer.modules() if isinstance(module, nn.Linear | nn.Conv3d)]
+            size = sum(weight.numel() for weight in weights)
+            self.matrices += size
+            self.backward += sum(weight.numel() for weight in weights if weight.requires_grad) + needed * size
+            self.again += needed * (size - weights[-1].numel())
+
+    def cost(self, positions: int, pairs: int = 0, *, again: bool = False) -> Cost:
+        """`again`: whether the layers run once more in the backward pass."""
+        pair = 4.0 * self.width * pairs
+        return Cost(
+            linear=2.0 * positions * self.matrices,
+            attention=pair * self.layers,
+            backward=2.0 * positions * self.backward + 2.0 * pair * self.receiving,
+            recomputed=again * (2.0 * positions * self.again + pair * self.receiving),
+        )
+
+
+def receivers(layers: Sequence[nn.Module], *, carries: bool) -> list[bool]:
+    """For each layer, whether it, or anything before it, is trained (`carries`: before the first one)."""
+    return list(accumulate(map(is_trained, layers), or_, initial=carries))[1:]
+
+
+def is_trained(module: nn.Module) -> bool:
+    """Whether any parameter of a module is trained."""
+    return any(parameter.requires_grad for parameter in module.parameters())

@@ -1,0 +1,112 @@
+"""What seeing costs: Qwen's tower by formula, re-encoders and their projectors as torch counts them."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from vpt.encoders.base import ReEncoder
+from vpt.flops.cost import Cost, Stack, is_trained, receivers
+from vpt.vision import Grid, window_order
+
+
+class TowerCost:
+    """Qwen's visual tower over images of any size."""
+
+    def __init__(self, visual: Any) -> None:
+        self.config = visual.config
+        self.merge = self.config.spatial_merge_size
+        blocks = list(visual.blocks)
+        full = getattr(self.config, "fullatt_block_indexes", range(len(blocks)))
+        embedded = is_trained(visual.patch_embed)
+        needed = receivers(blocks, carries=embedded)
+        width = visual.patch_embed.proj.out_channels
+
+        def stack(chosen: list[int]) -> Stack:
+            return Stack([blocks[i] for i in chosen], [needed[i] for i in chosen], width=width)
+
+        self.embedding = Stack([visual.patch_embed], [False])
+        self.whole = stack([i for i in range(len(blocks)) if i in full])
+        self.windowed = stack([i for i in range(len(blocks)) if i not in full])
+        self.merger = Stack([visual.merger], [is_trained(visual)])
+
+    def cost(self, grids: Sequence[Grid]) -> Cost:
+        """Of images or videos, (t, h, w) in patches."""
+        patches = sum(t * h * w for t, h, w in grids)
+        frames = sum(t * (h * w) ** 2 for t, h, w in grids)
+        return (
+            self.embedding.cost(patches)
+            + self.whole.cost(patches, frames)
+            + self.windowed.cost(patches, sum(map(self._windows, grids)) if self.windowed.layers else 0)
+            + self.merger.cost(patches // self.merge**2)
+        )
+
+    def _windows(self, grid: Grid) -> int:
+        side = self.config.window_size // self.merge // self.config.patch_size
+        return sum(length**2 for length in window_order(grid, self.merge, side)[1])
+
+
+class EncoderCost:
+    """A re-encoder: what an image costs in its encoder and its projector, and a direction that steers a block.
+
+    Attributes:
+        vision, project, steer: those costs; where the features are the tower's, `project` is of one token.
+        tokens_carry, steering_carries: whether unconditioned tokens, and what is added to them, carry a gradient.
+    """
+
+    def __init__(self, encoder: ReEncoder, hidden_size: int, *, tower_trained: bool) -> None:
+        self.vision = Cost()
+        features = torch.empty(1, hidden_size, device="meta", requires_grad=tower_trained)
+        if encoder.vision is not None:
+            pixels = encoder.view.prepare(Image.new("RGB", (64, 64))).pixels[None]
+            self.vision, features = _count(encoder, lambda module, x: module.features(x), pixels)
+        projector = encoder.projector
+        self.project, tokens = _count(projector, lambda module, x: module.project(x), features)
+        scale = projector.layernorm_condition.normalized_shape[0] // hidden_size
+        states = torch.empty(1, scale, hidden_size, device="meta", requires_grad=True)
+        self.steer, _ = _count(projector, lambda module, x: module.direction(x), states)
+        self.tokens_carry = tokens.requires_grad
+        self.steering_carries = is_trained(projector.layernorm_condition) or is_trained(projector.linear_condition)
+
+
+class _Call(nn.Module):
+    """A method of a module as a module's forward."""
+
+    def __init__(self, module: nn.Module, method: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.module, self.method = module, method
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.method(self.module, *inputs)
+
+
+def _count(module: nn.Module, method: Callable[..., Tensor], given: Tensor) -> tuple[Cost, Tensor]:
+    """The cost of a call as torch counts it, and what it returns, on the meta device; the module stays as it is."""
+    call = _Call(module, method)
+    tensors = {name: _meta(tensor) for name, tensor in (*call.named_parameters(), *call.named_buffers())}
+    given = _meta(given)
+    with sdpa_kernel(SDPBackend.MATH):  # the one that is made of countable products
+        with FlopCounterMode(display=False) as forward:
+            out = functional_call(call, tensors, (given,))
+        with FlopCounterMode(display=False) as backward:
+            if out.requires_grad:
+                out.sum().backward()
+    linear, attention = split_counts(forward)
+    return Cost(linear, attention, backward=sum(split_counts(backward))), _meta(out)
+
+
+def _meta(tensor: Tensor) -> Tensor:
+    dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
+    return torch.empty(tensor.shape, dtype=dtype, device="meta", requires_grad=tensor.requires_grad)
+
+
+def split_counts(counter: FlopCounterMode) -> tuple[int, int]:
+    """What torch counted: products with weights, products of activations (attention)."""
+    counts = {str(operation): count for operation, count in counter.get_flop_counts().get("Global", {}).items()}
+    attention = sum(count for name, count in counts.items() if "bmm" in name or "attention" in name)
+    return sum(counts.values()) - attention, attention
