@@ -3,13 +3,15 @@
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
 from conftest import ROOT, compose_config
 from vpt import cli
-from vpt.config import TrainConfig
+from vpt.config import EvalGenerationConfig, TrainConfig
 from vpt.errors import ConfigError, UserError
+from vpt.freeze import generation_settings
 from vpt.training.loop import Trainer
 
 
@@ -31,6 +33,10 @@ WRONG = {
     "a choice": (["masking.mode=zeros"], "masking.mode=zeros is not one of zero, bottleneck", "did you mean zero"),
     "a range": (["masking.para_mask_ratio=1.5"], "masking.para_mask_ratio=1.5 must lie between 0 and 1", ""),
     "a kind of perception": (["data.actions.sam=1"], "data.actions.sam asks for a kind", "none, region, dino"),
+    "an action": (["generation.action=dnio"], "generation.action=dnio is nothing that this model can do", "did you mean dino"),
+    "an action without its encoder": (["generation.action=sam"], "it knows free, none, region, dino", ""),
+    "an action that may not be": (["generation.action=region", "generation.max_actions=0"], "leave one out", ""),
+    "a stop": (["generation.stop=['red circle']"], "'red circle' is", "a stop is one token"),
     "encoders that differ": (["model.vision_encoder_ls=[sam]"], "re-encoders configured are ['dino']", "encoder=[sam]"),
     "a missing folder": (["data=vpt", "data.root=/nowhere"], "data.root=/nowhere is not a folder", "data.root=FOLDER"),
     "no folder": (["data=vpt"], "data.root", "data.root=FOLDER"),
@@ -67,6 +73,15 @@ def test_wrong_input_ends_without_a_traceback(overrides, tmp_path):
 def test_evaluation_of_what_is_no_checkpoint(argument, message):
     done = run(argument, script="eval.py")
     assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+
+
+def test_generation_as_trained_but_for_what_is_chosen():
+    trained = compose_config("generation.top_k=7", "generation.max_actions=2")
+    chosen = generation_settings(trained, EvalGenerationConfig(action="dino", temperature=0.5, max_actions=1))
+    assert chosen == replace(trained.generation, action="dino", temperature=0.5, max_actions=1)
+    for wrong in ({"action": "sam"}, {"temperature": -1.0}, {"top_p": 0.0}, {"action": "dino", "max_actions": 0}):
+        with pytest.raises(ConfigError, match="generation"):
+            generation_settings(trained, EvalGenerationConfig(**wrong))
 
 
 def test_a_hub_name_without_a_network(tmp_path, monkeypatch):

@@ -1,13 +1,24 @@
 """Answering equals reading: what is generated step by step is what one forward computes over the whole text."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from conftest import ALL, FAMILIES, REGION_TURNS, action_turns, conversation, samples_of
+from conftest import ALL, FAMILIES, REGION_TURNS, TOKENS, action_turns, conversation, mixed_records, samples_of
+from decoding import FromScratch
+from vpt.asking import Asking
+from vpt.batch import TOWER
+from vpt.data.images import ImageFolder
 from vpt.data.packing import pack
+from vpt.errors import ConfigError
 from vpt.generate import Generator
 from vpt.regions import Region
+from vpt.sampling import Sampling
 from vpt.speaker import Limits
+from vpt.tokens import stop_ids
 
 REGION = Region(1, 2, 5, 6)
 
@@ -15,15 +26,10 @@ REGION = Region(1, 2, 5, 6)
 class Scripted(Generator):
     """Says what its records say, and keeps the logits it would have chosen from."""
 
-    def __init__(self, parts, samples, limits):
-        super().__init__(parts.model.eval(), parts.encoder, parts.tokenizer.decode, limits)
-        self.limits = limits
+    def __init__(self, parts, samples, limits, intervention=None):
+        super().__init__(parts.model.eval(), parts.encoder, parts.tokenizer.decode, limits, intervention=intervention)
         self.logits = {}
-        controls = set(self._controls)
-        self.scripts = {
-            sample.record.where: [t for t in sample.labels.tolist() if t != -100 and t not in controls]
-            for sample in samples
-        }
+        self.scripts = {sample.record.where: script_of(parts, sample) for sample in samples}
 
     def _choose(self, speakers, logits):
         chosen = []
@@ -33,6 +39,12 @@ class Scripted(Generator):
             chosen.append(self.scripts[where][len(said)])
             said.append(row)
         return chosen
+
+
+def script_of(parts, sample):
+    """What a record's assistant says, control tokens left out."""
+    controls = {action.control for action in parts.model.vocabulary.actions.values()}
+    return [token for token in sample.labels.tolist() if token != -100 and token not in controls]
 
 
 def records():
@@ -70,72 +82,259 @@ def test_generating_step_by_step_equals_one_forward(make_parts, folder, family, 
     assert all(answer.complete for answer in answers)
 
 
-def test_alone_and_in_a_batch(make_parts, folder):
-    """A row's ids do not depend on its neighbours."""
-    parts = make_parts(*ALL)
-    generator = Generator(parts.model.eval(), parts.encoder, parts.tokenizer.decode, Limits(24, 2))
-    prompts = [parts.encoder.prompt(sample.record, folder) for sample in samples_of(parts, folder)]
-    together = [answer.ids for answer in generator.answer(prompts, [folder] * len(prompts))]
-    alone = [generator.answer([prompt], [folder])[0].ids for prompt in prompts]
-    assert together == alone
+class Opening(Generator):
+    """Begins each row with a script, then answers freely."""
+
+    def __init__(self, parts, scripts, limits, sampling=None):
+        super().__init__(parts.model.eval(), parts.encoder, parts.tokenizer.decode, limits, sampling)
+        self.scripts = scripts
+
+    def _choose(self, speakers, logits):
+        free = super()._choose(speakers, logits)
+        left = [self.scripts.get(speaker.sample.record.where, []) for speaker in speakers]
+        return [script.pop(0) if script else token for script, token in zip(left, free, strict=True)]
 
 
-def test_it_equals_prompting_again_with_the_perceived_turn(make_parts, folder):
-    """The two rounds of the released evaluation: prompt, then prompt again with what was perceived."""
-    parts = make_parts(*ALL)
-    raw = records()[0]
+def prompts_of(parts, folder, raws):
+    return [parts.encoder.prompt(sample.record, folder) for sample in samples_of(parts, folder, raws)]
+
+
+def free(parts, limits, sampling=None):
+    return Generator(parts.model.eval(), parts.encoder, parts.tokenizer.decode, limits, sampling)
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(1.5, top_k=40, top_p=0.9, seed=7)], ids=["greedy", "drawn"])
+def test_alone_in_any_batch_and_from_scratch(all_parts, folder, sampling):
+    """A row's ids depend neither on its neighbours nor on the cache; actions come first, then free text."""
+    parts, limits, raws = all_parts, Limits(20, 5), [*records(), *mixed_records()[-3:]]
+    samples = samples_of(parts, folder, raws)
+    prompts = [parts.encoder.prompt(sample.record, folder) for sample in samples]
+
+    def scripts():  # up to the end of the first turn, where something is asked for
+        turns = [script_of(parts, sample) for sample in samples]
+        ends = [turn.index(parts.model.vocabulary.im_end) + 1 for turn in turns]
+        return {
+            sample.record.where: turn[:end] if end < len(turn) else []
+            for sample, turn, end in zip(samples, turns, ends, strict=True)
+        }
+
+    def ids(numbers):
+        answers = Opening(parts, scripts(), limits, sampling).answer(
+            [prompts[i] for i in numbers], [folder] * len(numbers), numbers=numbers
+        )
+        return {i: answer.ids for i, answer in zip(numbers, answers, strict=True)}
+
+    together = ids(range(len(raws)))
+    assert together == ids([4, 1, 0]) | ids([6, 5, 3, 2]), "another batch, another order"
+    assert together == {i: alone for number in range(len(raws)) for i, alone in ids([number]).items()}
+    for number, sample in enumerate(samples):
+        if TOWER in sample.record.images:
+            script = scripts()[sample.record.where]
+            scratch = FromScratch(
+                parts, sample.record, folder, limit=20, actions=5, script=script, sampling=sampling, number=number
+            )
+            assert together[number] == scratch.decode(), number
+
+
+@pytest.mark.parametrize("scale", [1, 2])
+@pytest.mark.parametrize("kind", ["region", "dino", "sam", "clip", "region + sam"])
+def test_it_equals_prompting_again_with_the_perceived_turn(make_parts, folder, kind, scale):
+    """The two rounds of the released evaluation: prompt, then prompt again with what was perceived, from scratch."""
+    parts = make_parts(*ALL, f"model.projector_scale={scale}")
+    region, both = records()[1:3]
+    if kind.startswith("region"):
+        raw = both if "+" in kind else region
+    else:
+        raw = conversation("1.png", action_turns(TOKENS[kind]), **{f"{TOKENS[kind]}_images": ["1.png"]})
+    turns = len(raw["messages"]) // 2
     sample = samples_of(parts, folder, [raw])[0]
-    record = sample.record
+    prompt = parts.encoder.prompt(sample.record, folder)
+    again = parts.encoder.prompt(sample.record, folder, turns=turns)
+    script = script_of(parts, sample)
+    asking = script[: last_index(script[:-1], parts.model.vocabulary.im_end) + 1]
 
-    class Opening(Scripted):
-        """Says the first turn's script, then answers freely."""
-
-        def _choose(self, speakers, logits):
-            script = self.scripts[speakers[0].sample.record.where][:3]
-            said = self.logits.setdefault("n", [])
-            said.append(0)
-            free = Generator._choose(self, speakers, logits)
-            return script[len(said) - 1 : len(said)] if len(said) <= len(script) else free
-
-    opening = Opening(parts, [sample], Limits(20, 5))
-    first = opening.answer([parts.encoder.prompt(record, folder)], [folder])[0].ids
-    generator = Generator(parts.model, parts.encoder, parts.tokenizer.decode, Limits(20 - 4, 4))
-    second = generator.answer([parts.encoder.prompt(record, folder, turns=2)], [folder])[0].ids
-    assert first[4:] == second
+    once = Opening(parts, {sample.record.where: [*asking]}, Limits(40, 3)).answer([prompt], [folder])[0]
+    told = len(asking) + scale * sum(step.kind != "region" for step in once.trace[: turns - 1])
+    twice = free(parts, Limits(40 - told, 3 - (turns - 1))).answer([again], [folder])[0]
+    scratch = FromScratch(parts, sample.record, folder, limit=40, actions=3, script=asking).decode()
+    assert [step.kind for step in once.trace[: turns - 1]] == kind.split(" + ")
+    assert once.ids[told:] == twice.ids and len(twice.ids) > 3
+    assert once.ids == scratch
 
 
-def test_actions_are_bounded(make_parts, folder):
-    """After `max_actions` the tokens that ask are forbidden, so no answer perceives for ever."""
+def last_index(values, value):
+    return len(values) - 1 - values[::-1].index(value)
+
+
+def test_control_states_steer_what_is_seen(make_parts, folder):
+    """The comparisons above could not fail if states did nothing: without them other ids come out."""
     parts = make_parts("encoder=[dino]")
-    vocabulary = parts.model.vocabulary
-    start, end = vocabulary.actions["dino"].start, vocabulary.im_end
+    raw = conversation("1.png", action_turns("detection"), detection_images=["1.png"])
+    sample = samples_of(parts, folder, [raw])[0]
+    script = script_of(parts, sample)[:3]
+    logits = []
+    for passes in (2, 1):
+        parts.model.passes = replace(parts.model.passes, num_inner_forward_run=passes)
+        reference = FromScratch(parts, sample.record, folder, limit=5, script=script)
+        reference.decode()
+        logits.append(reference.logits())
+    assert (logits[0] - logits[1]).abs().max() > 1e-2
 
-    class Insistent(Generator):
+
+class Insistent(Generator):
+    """Asks whenever it may, and ends its turn otherwise."""
+
+    def _choose(self, speakers, logits):
+        self.asking.restrict(logits, speakers)
+        start, end = self.vocabulary.actions["dino"].start, self.vocabulary.im_end
+        return [start if row[start] > -torch.inf else end for row in logits]
+
+
+@pytest.mark.parametrize("most", [0, 2])
+def test_actions_are_bounded(make_parts, folder, most):
+    """After `max_actions` the tokens that ask are forbidden, and so within a turn: no answer perceives for ever."""
+    parts = make_parts("encoder=[dino]")
+    generator = Insistent(parts.model.eval(), parts.encoder, parts.tokenizer.decode, Limits(100, most))
+    answer = generator.answer(prompts_of(parts, folder, [conversation("0.png")]), [folder])[0]
+    assert [step.kind for step in answer.trace] == ["dino"] * most
+    assert answer.complete
+
+
+def test_a_loop_in_one_turn_ends(make_parts, folder):
+    """Region tokens for ever end at `max_new_tokens`; the answer says that it was cut off, and what it asked for."""
+    parts = make_parts("encoder=[]")
+
+    class Looping(Generator):
         def _choose(self, speakers, logits):
-            return [start if row[start] > -torch.inf and (not s.said) else end for s, row in zip(speakers, logits)]
+            self.asking.restrict(logits, speakers)
+            start, x = self.vocabulary.region_start, self.vocabulary.x[0]
+            return [start if row[start] > -torch.inf else x for row in logits]
 
-    generator = Insistent(parts.model.eval(), parts.encoder, parts.tokenizer.decode, Limits(100, 2))
-    prompt = parts.encoder.prompt(samples_of(parts, folder, [conversation("0.png")])[0].record, folder)
-    answer = generator.answer([prompt], [folder])[0]
-    assert len(answer.trace) == 2 and answer.complete
+    generator = Looping(parts.model.eval(), parts.encoder, parts.tokenizer.decode, Limits(12, 2))
+    answer = generator.answer(prompts_of(parts, folder, [conversation("0.png")]), [folder])[0]
+    assert len(answer.ids) == 12 and not answer.complete
+    assert [(step.kind, step.status) for step in answer.trace] == [("region", "ignored")] * 2
+
+
+@pytest.mark.parametrize("action", ["none", "region", "dino", "clip"])
+def test_actions_are_forced_and_forbidden(make_parts, folder, action):
+    parts = make_parts("encoder=[dino,clip]", "model.projector_scale=2")
+    vocabulary = parts.model.vocabulary
+    raws = [conversation("0.png"), mixed_records()[5], conversation("3.png")]
+    first, text, last = free(parts, Limits(30, 3, action=action)).answer(prompts_of(parts, folder, raws), [folder] * 3)
+    assert not text.trace, "a question without an image has nothing to look at"
+    allowed = {action} if action != "none" else set()
+    for answer in (first, last):
+        assert {step.kind for step in answer.trace if step.status != "ignored"} == allowed
+    starts = {"region": [vocabulary.region_start]} | {
+        name: [one.start, one.control, one.control, one.end, vocabulary.im_end]
+        for name, one in vocabulary.actions.items()
+    }
+    if action in starts:
+        assert first.ids[: len(starts[action])] == starts[action]
+        assert first.trace[0].status in ("seen", "mended")
+        assert (first.trace[0].box is None) == (action != "region")
+
+
+def test_a_control_token_is_never_said(make_parts, folder):
+    """Even where it is by far the likeliest."""
+    parts = make_parts("encoder=[dino]")
+    control = parts.model.vocabulary.actions["dino"].control
+
+    class Longing(Generator):
+        def _choose(self, speakers, logits):
+            logits[:, control] = 1e6
+            return super()._choose(speakers, logits)
+
+    generator = Longing(parts.model.eval(), parts.encoder, parts.tokenizer.decode, Limits(12, 0))
+    assert control not in generator.answer(prompts_of(parts, folder, [conversation("0.png")]), [folder])[0].ids
+
+
+def test_stop_tokens(make_parts, folder):
+    parts = make_parts("encoder=[]")
+    prompts = prompts_of(parts, folder, [conversation("0.png")])
+    whole = free(parts, Limits(10, 0)).answer(prompts, [folder])[0]
+    assert not whole.complete
+    stop = whole.ids[4]
+    short = free(parts, Limits(10, 0, stop=(stop,))).answer(prompts, [folder])[0]
+    assert short.complete and short.ids == whole.ids[: whole.ids.index(stop) + 1]
+    assert short.text == parts.tokenizer.decode(short.ids[:-1]).strip()
+    with pytest.raises(ConfigError, match=r"'red circle' is 2 tokens|'red circle' is \d+ tokens"):
+        stop_ids(parts.tokenizer, ["red circle"])
+    assert stop_ids(parts.tokenizer, ["<|im_end|>"]) == (parts.model.vocabulary.im_end,)
 
 
 @pytest.mark.parametrize(
-    ("said", "region"),
+    ("said", "region", "mended"),
     [
-        ("s x1 y2 x5 y6 e", Region(1, 2, 5, 6)),
-        ("s x5 y6 x1 y2 e", Region(1, 2, 5, 6)),
-        ("s x1 y2 x5 e", None),
-        ("s x1 x2 y5 y6 e", None),
-        ("x1 y2 x5 y6 e", None),
-        ("s s x0 y0 x0 y0 e", Region(0, 0, 0, 0)),
+        ("s x1 y2 x5 y6 e", Region(1, 2, 5, 6), False),
+        ("s x5 y6 x1 y2 e", Region(1, 2, 5, 6), True),  # corners swapped
+        ("s x5 y2 x1 y6 e", Region(1, 2, 5, 6), True),
+        ("s x1 x5 y2 y6 e", Region(1, 2, 5, 6), True),  # another order
+        ("s x1 y2 a x5 y6 e", Region(1, 2, 5, 6), True),  # a word in between
+        ("s x1 y2 x5 y6", Region(1, 2, 5, 6), True),  # no end
+        ("s x1 y2 x5 y6 x0 e x7", Region(1, 2, 5, 6), True),
+        ("s x1 y2 x5 e", None, False),  # a corner is missing
+        ("s x1 y2 x5 e y6", None, False),
+        ("s e", None, False),
+        ("s x3 y3 x3 y3 e", Region(3, 3, 3, 3), False),  # one cell
     ],
 )
-def test_malformed_regions(make_parts, said, region):
-    """Corners are put in order; anything but start, x, y, x, y, end is no region."""
-    parts = make_parts("encoder=[]")
-    v = parts.model.vocabulary
-    ids = {"s": v.region_start, "e": v.region_end} | {f"x{i}": t for i, t in enumerate(v.x)}
+def test_malformed_regions(all_parts, said, region, mended):
+    v = all_parts.model.vocabulary
+    ids = {"s": v.region_start, "e": v.region_end, "a": 70} | {f"x{i}": t for i, t in enumerate(v.x)}
     ids |= {f"y{i}": t for i, t in enumerate(v.y)}
-    generator = Generator(parts.model, parts.encoder, parts.tokenizer.decode, Limits())
-    assert generator._region([ids[word] for word in said.split()]) == region
+    asking = Asking(v, device=all_parts.model.device)
+    request = asking.requests([70, *(ids[word] for word in said.split()), v.im_end])[0]
+    assert (request.region, request.mended) == (region, mended)
+    assert asking.requests([ids[word] for word in said.split()[1:]]) == [], "nothing is asked for without a start"
+    twice = asking.requests([ids[word] for word in f"s x1 {said}".split()])
+    assert len(twice) == 2 and asking.shown(twice) == (twice[1] if region else None)
+
+
+def test_the_trace_tells_what_was_mended_and_ignored(make_parts, folder):
+    parts = make_parts("encoder=[dino]")
+    v = parts.model.vocabulary
+    scripts = {
+        "record 0": [v.region_start, v.region_start, v.x[5], v.y[6], v.x[1], v.y[2], v.region_end, v.im_end],
+        "record 1": [v.region_start, v.x[5], v.y[6], v.region_end, v.im_end],
+        "record 2": [v.region_start, v.x[5], v.y[6], v.x[1], v.y[2], v.end_of_text],
+        "record 3": [v.actions["dino"].start, v.actions["dino"].end, v.im_end],
+    }
+    raws = [conversation("3.png")] * 4
+    answers = Opening(parts, {key: [*value] for key, value in scripts.items()}, Limits(12, 4)).answer(
+        prompts_of(parts, folder, raws), [folder] * 4
+    )
+    steps = [[(step.kind, step.status) for step in answer.trace] for answer in answers]
+    assert steps[0][:2] == [("region", "ignored"), ("region", "mended")]
+    assert steps[1] == steps[2] == [("region", "ignored")] and answers[1].complete and answers[2].complete
+    assert steps[3][0] == ("dino", "seen")
+    mended, seen = answers[0].trace[1], answers[3].trace[0]
+    assert mended.box == Region(1, 2, 5, 6).to_box((200, 150), bins=8) and mended.visual_tokens > 0
+    assert mended.said == "<|region_token_start|><|x_5|><|y_6|><|x_1|><|y_2|><|region_token_end|>"
+    assert mended.seconds > 0 and mended.state_norm is None
+    assert seen.state_norm == pytest.approx(answers[3].states[0].norm(dim=-1).mean().item()) and seen.seconds > 0
+
+
+def test_crops_come_from_the_original_at_full_resolution(make_parts, tmp_path):
+    """A fine pattern in the corner of a large image survives in the crop though the first look was limited."""
+    parts = make_parts("encoder=[]", "data.image.max_side=64")
+    pixels = np.zeros((256, 512, 3), dtype=np.uint8)
+    pixels[:64, :128] = np.random.default_rng(0).integers(0, 255, (64, 128, 3))
+    Image.fromarray(pixels).save(tmp_path / "large.png")
+    folder = ImageFolder(tmp_path, max_side=64)
+    v = parts.model.vocabulary
+    seen = []
+
+    class Watching(Opening):
+        def _perceive(self, sights):
+            seen.extend(sight.look for group in sights.values() for sight in group)
+            return super()._perceive(sights)
+
+    for margin, box in ((0, (0, 0, 128, 64)), (1, (0, 0, 192, 96))):
+        script = [v.region_start, v.x[0], v.y[0], v.x[1], v.y[1], v.region_end, v.im_end]
+        generator = Watching(parts, {"record 0": script}, Limits(9, 1, crop_margin=margin))
+        answer = generator.answer(prompts_of(parts, folder, [conversation("large.png")]), [folder])[0]
+        assert answer.trace[0].box == box
+        crop = folder.limit(Image.fromarray(pixels).crop(box))
+        assert torch.equal(seen[-1].pixels, parts.encoder.prepare(TOWER, crop).pixels)

@@ -22,8 +22,7 @@ def records():
 def said(parts, folder, intervention):
     """Logits of every scripted token, [rows][tokens, vocabulary], and the answers."""
     samples = samples_of(parts, folder, records())
-    generator = Scripted(parts, samples, Limits(200, 5))
-    generator.intervention = intervention
+    generator = Scripted(parts, samples, Limits(200, 5), intervention)
     prompts = [parts.encoder.prompt(sample.record, folder) for sample in samples]
     answers = generator.answer(prompts, [folder] * len(prompts))
     return [torch.stack(generator.logits[sample.record.where]) for sample in samples], answers

@@ -32,7 +32,7 @@ from vpt.freeze import locate
 from vpt.lora import inject
 from vpt.model import InnerPasses, VPTModel
 from vpt.tiny import tiny_tokenizer
-from vpt.tokens import CHAT_TOKENS, PerceptionVocabulary, grow_embedding, grow_tokenizer
+from vpt.tokens import CHAT_TOKENS, PerceptionVocabulary, grow_embedding, grow_tokenizer, stop_ids
 
 FAMILIES = {
     "qwen2_vl": (Qwen2VLConfig, Qwen2VLForConditionalGeneration),
@@ -62,6 +62,7 @@ def build(config: TrainConfig, *, tokenizer: PreTrainedTokenizerBase | None = No
     if tokenizer is None:
         tokenizer = build_tokenizer(config.model)
     grow_tokenizer(tokenizer, list(spelling.values()), region_bins=config.model.region_bins)
+    stop_ids(tokenizer, config.generation.stop)  # a wrong one is better found now than after training
     vocabulary = PerceptionVocabulary.from_tokenizer(tokenizer, spelling, region_bins=config.model.region_bins)
     record_ids(config.model, vocabulary.released_ids(spelling))
     qwen = build_qwen(config.model, vocabulary)

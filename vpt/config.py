@@ -136,8 +136,14 @@ class TrainingConfig:
 class GenerationConfig:
     batch_size: int = bounded(128, low=1)
     max_new_tokens: int = bounded(64, low=1)
-    max_actions: int = bounded(3)
+    max_actions: int = bounded(3)  # times an answer may ask for perception
     crop_margin: int = bounded(0)  # cells by which a selected region is widened on each side
+    action: str = "free"  # none forbids perception; region or a re-encoder's name forces that one
+    temperature: float = bounded(0.0)  # 0 takes the likeliest token; the paper: 1, with top_k 10 and top_p 0.1
+    top_k: int = bounded(0)  # 0 takes all
+    top_p: float = bounded(1.0, low=0.001, high=1.0)
+    seed: int = bounded(0)  # each question draws by this and its own number
+    stop: list[str] = field(default_factory=list)  # tokens that end an answer, besides those of the chat format
 
 
 @dataclass
@@ -170,6 +176,7 @@ class TrainConfig:
 class EvalDataConfig:
     limit: int | None = None
     root: str | None = None
+    max_length: int | None = None
 
 
 @dataclass
@@ -178,6 +185,12 @@ class EvalGenerationConfig:
     max_new_tokens: int | None = None
     max_actions: int | None = None
     crop_margin: int | None = None
+    action: str | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    seed: int | None = None
+    stop: list[str] | None = None
 
 
 @dataclass

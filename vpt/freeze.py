@@ -4,7 +4,7 @@ import difflib
 import importlib
 import inspect
 from collections.abc import Iterator, Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
@@ -12,7 +12,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from vpt.config import EncoderConfig, EvalConfig, SourceConfig, TrainConfig
+from vpt.config import EncoderConfig, EvalConfig, EvalGenerationConfig, GenerationConfig, SourceConfig, TrainConfig
 from vpt.errors import ConfigError
 
 Schema = TypeVar("Schema", TrainConfig, EvalConfig)
@@ -116,13 +116,14 @@ def validate(config: TrainConfig) -> None:
             f"model.vision_encoder_ls={config.model.vision_encoder_ls} but the re-encoders configured are {encoders}; "
             f"choose them with encoder=[{','.join(config.model.vision_encoder_ls)}]"
         )
-    kinds = ["none", *(["region"] if config.model.region_bins else []), *encoders]
+    kinds = kinds_of(config)
     for kind in config.data.actions:
         if kind not in kinds and config.data.actions[kind] > 0:
             raise ConfigError(
                 f"data.actions.{kind} asks for a kind of perception that this model lacks; it has {', '.join(kinds)}"
                 f"{nearest(kind, kinds)}"
             )
+    _check_action(config.generation, config)
     for name, encoder in config.encoder.items():
         _check_encoder(name, encoder)
     for split in ("train", "test"):
@@ -136,6 +137,35 @@ def validate(config: TrainConfig) -> None:
         raise ConfigError(f"model.lora.rank={config.model.lora.rank} needs the package peft; type: pip install peft")
     for path in (config.model.path, *(encoder.path for encoder in config.encoder.values())):
         check_folder_or_hub(path)
+
+
+def kinds_of(config: TrainConfig) -> list[str]:
+    """What a model can do before it answers: nothing, select a region, look through one of its re-encoders."""
+    return ["none", *(["region"] if config.model.region_bins else []), *config.encoder]
+
+
+def generation_settings(trained: TrainConfig, chosen: EvalGenerationConfig) -> GenerationConfig:
+    """How a trained model is to answer: as in its own configuration, but for what is chosen now.
+
+    Raises:
+        ConfigError: for values out of range, and for an action that the model lacks.
+    """
+    given = {item.name: getattr(chosen, item.name) for item in fields(chosen)}
+    merged = replace(trained.generation, **{key: value for key, value in given.items() if value is not None})
+    _check_values(merged, "generation.")
+    _check_action(merged, trained)
+    return merged
+
+
+def _check_action(generation: GenerationConfig, config: TrainConfig) -> None:
+    action, actions = generation.action, ["free", *kinds_of(config)]
+    if action not in actions:
+        raise ConfigError(
+            f"generation.action={action} is nothing that this model can do; it knows {', '.join(actions)}"
+            f"{nearest(action, actions)}"
+        )
+    if action not in actions[:2] and not generation.max_actions:
+        raise ConfigError(f"generation.max_actions=0 forbids what generation.action={action} asks for; leave one out")
 
 
 def check_folder_or_hub(path: str | None) -> None:

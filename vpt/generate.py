@@ -1,79 +1,126 @@
 """Answering: the same walk as in training, with segments that come from the model.
 
 Rows decode together, one feed a round. A row feeds the token it chose, or, once a turn with an action has ended, the
-whole turn that it perceived; the others are unaffected. Greedy.
+whole turn that it perceived; the others are unaffected.
 """
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
+from vpt.asking import REGION, Asking
 from vpt.batch import TOWER
 from vpt.cache import RowCache
+from vpt.config import GenerationConfig
 from vpt.data.images import ImageFolder
 from vpt.data.packing import pack, stack
-from vpt.data.records import Message
 from vpt.data.samples import Sample, SampleEncoder
-from vpt.data.template import Draft
-from vpt.encoders.base import Look
 from vpt.feeds import Feed, Sight, gather
 from vpt.inner_forward import StageCache, extend
 from vpt.intervention import Intervention
 from vpt.model import VPTModel
 from vpt.positions import row_positions
-from vpt.regions import Region
-from vpt.speaker import Answer, Limits, Speaker, Step
+from vpt.sampling import Sampling
+from vpt.second_look import SecondLook
+from vpt.speaker import Answer, Limits, Speaker
+from vpt.tokens import stop_ids
 
 
 class Generator:
     """Answers prompts with a model that perceives while it answers."""
 
     def __init__(
-        self, model: VPTModel, encoder: SampleEncoder, decode: Callable[[list[int]], str], limits: Limits, *,
-        intervention: Intervention | None = None,
+        self, model: VPTModel, encoder: SampleEncoder, decode: Callable[[list[int]], str], limits: Limits,
+        sampling: Sampling | None = None, *, intervention: Intervention | None = None,
     ) -> None:  # fmt: skip
         """Args:
         model: in evaluation mode.
         encoder: the sample encoder that made the prompts.
         decode: token ids to text.
-        limits: how far an answer may go.
+        limits: what an answer may do, and how far it may go.
+        sampling: how tokens are chosen; greedily by default.
         intervention: what is changed about perception; nothing by default.
         """
         self.model, self.encoder, self.decode, self.limits = model, encoder, decode, limits
+        self.sampling, self.vocabulary = sampling or Sampling(), model.vocabulary
         self.intervention = intervention or Intervention()
-        self.vocabulary = model.vocabulary
-        self._starts = {action.start: name for name, action in self.vocabulary.actions.items()}
-        self._controls = {action.control: name for name, action in self.vocabulary.actions.items()}
-        asking = [*self._starts, *([self.vocabulary.region_start] if self.vocabulary.region_start is not None else [])]
-        self._asking = torch.tensor(asking, dtype=torch.long, device=model.device)
+        self.asking = Asking(model.vocabulary, limits.action, device=model.device)
+        steered = model.passes.num_inner_forward_run > 1
+        self.second_look = SecondLook(encoder, self.asking, decode, limits, self.intervention, steered=steered)
+        self._stops = {self.vocabulary.end_of_text, *limits.stop}
+
+    @classmethod
+    def configured(
+        cls, model: VPTModel, encoder: SampleEncoder, tokenizer: PreTrainedTokenizerBase, settings: GenerationConfig,
+        *, intervention: Intervention | None = None,
+    ) -> "Generator":  # fmt: skip
+        """A generator as `settings` describe it. Raises ConfigError where a stop is not one token."""
+        limits = Limits(
+            settings.max_new_tokens, settings.max_actions, settings.crop_margin, settings.action,
+            stop_ids(tokenizer, settings.stop),
+        )  # fmt: skip
+        sampling = Sampling(settings.temperature, settings.top_k, settings.top_p, settings.seed)
+
+        def decode(ids: list[int]) -> str:
+            return tokenizer.decode(ids, skip_special_tokens=True)
+
+        return cls(model.eval(), encoder, decode, limits, sampling, intervention=intervention)
+
+    def answer(
+        self, samples: Sequence[Sample], folders: Sequence[ImageFolder], *, numbers: Sequence[int] | None = None
+    ) -> list[Answer]:
+        """Answer every prompt (`SampleEncoder.prompt`); results in the order of the prompts.
+
+        Args:
+            samples, folders: the prompts, and where the image of each lies.
+            numbers: of the rows, for what they draw; by default they are counted from 0.
+        """
+        speakers = self.open(samples, folders, numbers=numbers)
+        for _ in self.rounds(speakers):
+            pass
+        return [self.finish(speaker) for speaker in speakers]
+
+    def open(
+        self, samples: Sequence[Sample], folders: Sequence[ImageFolder], *, numbers: Sequence[int] | None = None
+    ) -> list[Speaker]:
+        """Rows about to answer."""
+        self.intervention.before([sample.record for sample in samples])
+        numbers = range(len(samples)) if numbers is None else numbers
+        speakers = [
+            Speaker(sample, folder, self.sampling.dice(number), int(sample.positions[0, -1]) + 1)
+            for sample, folder, number in zip(samples, folders, numbers, strict=True)
+        ]
+        for speaker in speakers:
+            if speaker.image is not None:  # without one there is nothing to look at again
+                speaker.may_ask, speaker.opening = self.limits.max_actions, self.asking.opening()
+        return speakers
 
     @torch.no_grad()
-    def answer(self, samples: Sequence[Sample], folders: Sequence[ImageFolder]) -> list[Answer]:
-        """Answer every prompt (`SampleEncoder.prompt`); results in the order of the prompts."""
-        self.intervention.before([sample.record for sample in samples])
-        speakers = [
-            Speaker(sample, folder, int(sample.positions[0, -1]) + 1)
-            for sample, folder in zip(samples, folders, strict=True)
-        ]
+    def rounds(self, speakers: Sequence[Speaker]) -> Iterator[None]:
+        """Let the rows answer; after each round every row that has not ended has said one more token, or an action's
+        control tokens."""
         cache = self._read(speakers)
-        active = speakers
+        active = list(speakers)
+        yield
         while any(speaker.feed is not None for speaker in active):
             going = [i for i, speaker in enumerate(active) if speaker.feed is not None]
             if len(going) < len(active):
                 cache.select(going)
                 active = [active[i] for i in going]
             self._round(active, cache)
-        return [self._finish(speaker) for speaker in speakers]
+            yield
 
-    def _read(self, speakers: list[Speaker]) -> RowCache:
+    def _read(self, speakers: Sequence[Speaker]) -> RowCache:
         """Walk over the prompts as training does; each row chooses its first token."""
         batch = pack([speaker.sample for speaker in speakers]).to(self.model.device)
         tokens = self.model.project(self.model.look(batch.looks), batch)
         walk, stages = self.model.plan(batch), StageCache()
         hidden, _ = self.model.walk(batch, walk, tokens, stages)
         last = [row.start + row.length - 1 for row in batch.rows]
-        self._speak(speakers, hidden[walk.final[last]])
+        self._speak(list(speakers), hidden[walk.final[last]])
         return RowCache(stages, walk.final, [row.length for row in batch.rows])
 
     def _round(self, active: list[Speaker], cache: RowCache) -> None:
@@ -124,30 +171,34 @@ class Generator:
 
     def _speak(self, speakers: list[Speaker], hidden: Tensor) -> None:
         """Each row chooses its next token from its last hidden state, [n, D], and so its next feed."""
-        logits = self.model.logits(hidden)
-        spent = [i for i, s in enumerate(speakers) if len(s.trace) >= self.limits.max_actions]
-        if spent and not self.limits.released:
-            logits[torch.tensor(spent, device=logits.device)[:, None], self._asking] = -torch.inf
-        for speaker, token in zip(speakers, self._choose(speakers, logits), strict=True):
+        for speaker, token in zip(speakers, self._choose(speakers, self.model.logits(hidden)), strict=True):
+            if speaker.looked is not None:
+                speaker.trace[-1].seconds, speaker.looked = time.perf_counter() - speaker.looked, None
             speaker.say(token)
             speaker.feed = self._after(speaker, token)
             self._check_length(speaker)
 
     def _choose(self, speakers: list[Speaker], logits: Tensor) -> list[int]:
         """One token for each row, from [n, vocabulary]."""
-        return logits.argmax(dim=-1).tolist()
+        if not self.limits.released:
+            self.asking.restrict(logits, speakers)
+        return self.sampling.choose(logits, [speaker.dice for speaker in speakers])
 
     def _after(self, speaker: Speaker, token: int) -> Feed | None:
         """What a row feeds once it has chosen `token`; None where its answer is complete."""
-        if token in self._starts:
-            speaker.asking, speaker.states = self._starts[token], []
-        if token != self.vocabulary.im_end or self.limits.released:
+        speaker.has_asked |= self.asking.settles(token)
+        if token in self.asking.starts:
+            speaker.may_ask -= 1
+            if self.asking.starts[token] != REGION:
+                speaker.asking, speaker.steering = self.asking.starts[token], []
+        if self.limits.released:
             return Feed([token])
-        turn = self._perceived_turn(speaker)
-        if turn is None:
-            speaker.complete = True
-        else:
-            speaker.said, speaker.states = [], []
+        turn = None
+        if token == self.vocabulary.im_end:
+            turn = self.second_look.turn(speaker)
+        elif token not in self._stops:
+            return Feed([token])
+        speaker.complete = turn is None
         return turn
 
     def _check_length(self, speaker: Speaker) -> None:
@@ -162,63 +213,22 @@ class Generator:
         assert speaker.asking is not None
         control = self.vocabulary.actions[speaker.asking].control
         scale = self.model.passes.projector_scale
-        speaker.states.extend(hidden)
-        if not self.limits.released and len(speaker.states) < scale:
+        speaker.steering.extend(hidden)
+        if not self.limits.released and len(speaker.steering) < scale:
             speaker.feed = Feed([control] * (scale - 1), keep=False)
             return
-        states = torch.stack(speaker.states[-1:] if self.limits.released else speaker.states)
+        states = torch.stack(speaker.steering[-1:] if self.limits.released else speaker.steering)
         states = self.intervention.states(states, kind=speaker.asking, record=speaker.sample.record)
-        speaker.states[-len(states) :] = states
+        speaker.steering[-len(states) :] = states
         speaker.feed = Feed([control] * len(states), states=states)
         speaker.say(*[control] * len(states))
-        if len(speaker.states) == scale:
+        if len(speaker.steering) == scale:
             speaker.asking = None
         self._check_length(speaker)
 
-    def _perceived_turn(self, speaker: Speaker) -> Feed | None:
-        """The user turn that shows what the turn just ended asked for; None where it asked for nothing.
-
-        A turn that asks for several things gets the last re-encoding, else its first well-formed region.
-        """
-        acted = [self._controls[token] for token in speaker.said if token in self._controls]
-        region = self._region(speaker.said)
-        image = speaker.image() if acted or region else None
-        if image is None:
-            return None
-        image = self.intervention.image(image, record=speaker.sample.record)
-        if acted:
-            states = torch.stack(speaker.states)
-            look = self.encoder.prepare(acted[-1], speaker.folder.limit(image))
-            speaker.trace.append(Step(acted[-1], state_norm=states.float().norm(dim=-1).mean().item()))
-            return self._turn(speaker, acted[-1], look, states if self.model.passes.num_inner_forward_run > 1 else None)
-        assert region is not None
-        bins = len(self.vocabulary.x)
-        region = self.intervention.region(region, image.size, bins=bins, record=speaker.sample.record)
-        box = region.to_box(image.size, bins=bins, margin=self.limits.crop_margin)
-        look = self.encoder.prepare(TOWER, speaker.folder.limit(image.crop(box)))
-        speaker.trace.append(Step("region", box=box))
-        return self._turn(speaker, TOWER, look, None)
-
-    def _turn(self, speaker: Speaker, source: str, look: Look, steering: Tensor | None) -> Feed:
-        """End the assistant's turn, show an image, and open the next one."""
-        name = "image" if source == TOWER else f"{self.encoder.template.encoder_tokens[source]}_image"
-        seen = look.tokens if self.intervention.perceives else 0
-        speaker.trace[-1].visual_tokens = seen
-        draft = Draft(ids=[self.vocabulary.im_end], labels=[0])
-        self.encoder.template.write(draft, (Message("user", f"<{name}>"),), {source: [seen]})
-        self.encoder.template.open_answer(draft)
-        sight = Sight(draft.blocks[0], look, steering, speaker.sample.record) if seen else None
-        return Feed(draft.ids, sight)
-
-    def _region(self, said: list[int]) -> Region | None:
-        """The first region that a turn names: start, x, y, x, y, end, corners in any order; anything else is none."""
-        v = self.vocabulary
-        x, y = {token: i for i, token in enumerate(v.x)}, {token: i for i, token in enumerate(v.y)}
-        for start, a, b, c, d, end in zip(*(said[i:] for i in range(6)), strict=False):
-            if start == v.region_start and end == v.region_end and a in x and b in y and c in x and d in y:
-                return Region(min(x[a], x[c]), min(y[b], y[d]), max(x[a], x[c]), max(y[b], y[d]))
-        return None
-
-    def _finish(self, speaker: Speaker) -> Answer:
-        said = [token for token in speaker.said if token != self.vocabulary.im_end]
-        return Answer(self.decode(said).strip(), speaker.ids, speaker.trace, speaker.complete)
+    def finish(self, speaker: Speaker) -> Answer:
+        """What a row has answered."""
+        ends = {self.vocabulary.im_end, *self._stops}
+        said = speaker.said[:-1] if speaker.said and speaker.said[-1] in ends else speaker.said
+        trace = [*speaker.trace, *self.second_look.unseen(speaker)]
+        return Answer(self.decode(said).strip(), speaker.ids, trace, speaker.complete, speaker.states)

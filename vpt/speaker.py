@@ -2,23 +2,28 @@
 
 from dataclasses import dataclass, field
 
-from PIL import Image
+import numpy as np
 from torch import Tensor
 
+from vpt.asking import FREE
 from vpt.batch import TOWER
 from vpt.data.images import ImageFolder
+from vpt.data.records import ImageRef
 from vpt.data.samples import Sample
 from vpt.feeds import Feed
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How far an answer may go.
+    """What an answer may do, and how far it may go.
 
     Attributes:
         max_new_tokens: tokens the model may say in all its turns, forced control tokens included.
-        max_actions: perceptions a row may ask for; after them the tokens that ask are forbidden.
+        max_actions: times a row may ask for perception; after them the tokens that ask are forbidden.
         crop_margin: cells by which a selected region is widened on each side.
+        action: `free`; `none` forbids perception; `region` or a re-encoder's name makes every answer about an image
+            begin with that action, and forbids the others.
+        stop: tokens that end an answer besides `<|im_end|>` and `<|endoftext|>`, wherever they are said.
         released: decode as the released code did, for comparison: past `<|im_end|>`, never perceiving, each control
             token's embedding the state just before it.
     """
@@ -26,45 +31,83 @@ class Limits:
     max_new_tokens: int = 64
     max_actions: int = 3
     crop_margin: int = 0
+    action: str = FREE
+    stop: tuple[int, ...] = ()
     released: bool = False
+
+
+SEEN, MENDED, IGNORED = "seen", "mended", "ignored"
 
 
 @dataclass
 class Step:
-    """One act of perception: its kind, and the box in pixels for a region, else the mean norm of the control states."""
+    """One request for perception and what came of it.
+
+    Attributes:
+        kind: `region` or a re-encoder.
+        said: the tokens that asked, as text.
+        status: `seen`; `mended`, seen though the region was malformed; `ignored` (`vpt.asking` has the rule).
+        box: what a region shows, x0, y0, x1, y1 in pixels of the image.
+        state_norm: mean norm of the control states.
+        visual_tokens: how many tokens the conversation grew by.
+        seconds: from the end of the turn that asked to the first token after what was seen, the batch's wait included.
+    """
 
     kind: str
+    said: str = ""
+    status: str = SEEN
     box: tuple[int, int, int, int] | None = None
     state_norm: float | None = None
     visual_tokens: int = 0
+    seconds: float = 0.0
 
 
 @dataclass
 class Answer:
     """What a row said: the text of its last turn, the ids it produced, and how it perceived.
 
-    `complete` is False where `max_new_tokens` came before the end.
+    `states` holds the control states, [s, D], of each re-encoding that was seen. `complete` is False where
+    `max_new_tokens` came before the end.
     """
 
     text: str
     ids: list[int]
     trace: list[Step]
     complete: bool
+    states: list[Tensor] = field(default_factory=list)
 
 
 @dataclass
 class Speaker:
-    """One row: where it is, what it has said, what it feeds next (None: it has ended)."""
+    """One row: where it is, what it has said, what it feeds next (None: it has ended).
+
+    Attributes:
+        dice: what its tokens are drawn from.
+        may_ask: how often it may still ask for perception.
+        has_asked: whether this turn has.
+        opening: what its next tokens must be among, one entry for each.
+        said, ids: tokens of this turn, and of all turns.
+        asking: the re-encoder whose control states are being read.
+        steering: control states of this turn's last action.
+        states: control states of every re-encoding that was seen.
+        looked: when the last turn that was shown something ended, until it goes on.
+    """
 
     sample: Sample
     folder: ImageFolder
+    dice: np.random.Generator
     position: int
+    may_ask: int = 0
+    has_asked: bool = False
+    opening: list[tuple[int, ...]] = field(default_factory=list)
     feed: Feed | None = None
-    said: list[int] = field(default_factory=list)  # this turn
-    ids: list[int] = field(default_factory=list)  # all turns
+    said: list[int] = field(default_factory=list)
+    ids: list[int] = field(default_factory=list)
     trace: list[Step] = field(default_factory=list)
-    asking: str | None = None  # the re-encoder whose control states are being read
-    states: list[Tensor] = field(default_factory=list)  # of this turn's action
+    asking: str | None = None
+    steering: list[Tensor] = field(default_factory=list)
+    states: list[Tensor] = field(default_factory=list)
+    looked: float | None = None
     complete: bool = False
 
     def say(self, *tokens: int) -> None:
@@ -72,7 +115,7 @@ class Speaker:
         self.said.extend(tokens)
         self.ids.extend(tokens)
 
-    def image(self) -> Image.Image | None:
-        """The image that actions refer to, at full resolution: the first of the conversation."""
-        references = self.sample.record.images.get(TOWER)
-        return self.folder.open(references[0], where=self.sample.record.where) if references else None
+    @property
+    def image(self) -> ImageRef | None:
+        """The image that actions refer to: the first of the conversation."""
+        return next(iter(self.sample.record.images.get(TOWER, ())), None)

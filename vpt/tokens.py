@@ -10,12 +10,14 @@ They are added in this order, as in the released models (whose alignment stage k
 ids agree with theirs.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from vpt.errors import ConfigError
 
 IM_START, IM_END = "<|im_start|>", "<|im_end|>"
 VISION_START, VISION_END = "<|vision_start|>", "<|vision_end|>"
@@ -154,3 +156,15 @@ def grow_embedding(model: PreTrainedModel, vocabulary_size: int, *, multiple_of:
     with torch.no_grad():
         for head in heads:
             head.weight[rows:] = head.weight[:rows].mean(dim=0)
+
+
+def stop_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> tuple[int, ...]:
+    """The token of each of `generation.stop`. Raises ConfigError where a text is not one token."""
+    ids = []
+    for text in texts:
+        tokens = tokenizer.encode(text, add_special_tokens=False)
+        if len(tokens) != 1:
+            parts = ", ".join(repr(tokenizer.decode([token])) for token in tokens)
+            raise ConfigError(f"generation.stop: {text!r} is {len(tokens)} tokens ({parts}), a stop is one token")
+        ids.append(tokens[0])
+    return tuple(ids)

@@ -27,10 +27,14 @@ class ImageFolder:
 
     def load(self, reference: ImageRef, *, where: str) -> Image.Image:
         """The RGB image. Raises DataError with `where`, the path, and what to do."""
-        return self.limit(crop(self.open(reference, where=where), reference.crop, where=f"{where}: {reference.path}"))
+        return self.limit(self.full(reference, where=where))
+
+    def full(self, reference: ImageRef, *, where: str) -> Image.Image:
+        """The same at full resolution: what regions are cut out of."""
+        return crop(self.open(reference, where=where), reference.crop, where=f"{where}: {reference.path}")
 
     def open(self, reference: ImageRef, *, where: str) -> Image.Image:
-        """The whole image at full resolution."""
+        """The whole file at full resolution, before any crop."""
         path = self.root / reference.path
         if not path.resolve().is_relative_to(self.root.resolve()):
             raise DataError(f"{where}: {path} is a link that leaves {self.root}; copy the image below data.root")

@@ -11,6 +11,7 @@ import numpy as np
 from vpt.config import TrainConfig
 from vpt.data.build import build_sources, image_folder
 from vpt.data.records import ImageRef
+from vpt.speaker import IGNORED
 from vpt.training import checkpoint
 
 matplotlib.use("Agg")
@@ -141,6 +142,8 @@ def _draw_prediction(axis: Axes, item: dict[str, Any], roots: list[Path], config
                 Rectangle((x0 - 0.5, y0 - 0.5), x1 - x0, y1 - y0, fill=False, edgecolor="#e67e22", linewidth=2)
             )
             said.append(f"region {step['box']}")
+        elif step["status"] == IGNORED:
+            said.append(f"{step['kind']}: ignored")
         else:
             said.append(f"{step['kind']}: {step['visual_tokens']} tokens, |c| {step['state_norm']:.1f}")
     colour = RIGHT if item["right"] else WRONG

@@ -1,6 +1,6 @@
 """`eval.py` after its configuration has been checked."""
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 from vpt.build import Parts, build
@@ -8,6 +8,7 @@ from vpt.config import EvalConfig, TrainConfig
 from vpt.errors import ConfigError
 from vpt.evaluation.pictures import draw_sheet
 from vpt.evaluation.runner import evaluate
+from vpt.freeze import generation_settings
 from vpt.training import checkpoint
 from vpt.training.loop import choose_device
 
@@ -28,10 +29,12 @@ def evaluate_checkpoint(config: EvalConfig) -> None:
     found = checkpoint.find(config.checkpoint)
     if config.data.root is not None and not Path(config.data.root).is_dir():
         raise ConfigError(f"data.root={config.data.root} is not a folder; type data.root=FOLDER")
+    generation = generation_settings(checkpoint.load_config(found), config.generation)  # before any weights are read
     parts, trained = load_checkpoint(found, device=config.device)
-    chosen = {key: value for key, value in asdict(config.generation).items() if value is not None}
+    if config.data.max_length is not None:
+        parts.encoder.max_length = config.data.max_length
     root = config.data.root or trained.data.root
-    merged = replace(trained, generation=replace(trained.generation, **chosen), data=replace(trained.data, root=root))
+    merged = replace(trained, generation=generation, data=replace(trained.data, root=root))
     run = found.parent.parent if found.parent.name == "checkpoints" else found
     folder = run / "eval" / config.name
     limit = config.data.limit if config.data.limit is not None else trained.data.limit

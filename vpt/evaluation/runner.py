@@ -19,7 +19,7 @@ from vpt.data.records import Record
 from vpt.evaluation.metrics import exact_match, mean_by
 from vpt.evaluation.teacher_forced import score
 from vpt.generate import Generator
-from vpt.speaker import Answer, Limits
+from vpt.speaker import IGNORED, MENDED, Answer
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,8 @@ def evaluate(parts: Parts, config: TrainConfig, folder: Path, *, limit: int | No
 
     Returns:
         the summary: accuracy, by question type, by kind of perception; teacher-forced accuracy of each perception
-        token; how often the model perceived; seconds a question.
+        token; how often the model perceived; how many requests were mended or ignored (`vpt.asking`), how many answers
+        cut off; seconds a question.
     """
     folder.mkdir(parents=True, exist_ok=True)
     asked = questions(config, limit=limit)
@@ -66,25 +67,20 @@ def evaluate(parts: Parts, config: TrainConfig, folder: Path, *, limit: int | No
 def answers(parts: Parts, config: TrainConfig, asked: list[Question]) -> Iterator[tuple[Question, Answer]]:
     """Generate, batch by batch, with a progress bar that shows the accuracy so far."""
     settings = config.generation
-    limits = Limits(settings.max_new_tokens, settings.max_actions, settings.crop_margin)
-    generator = Generator(parts.model.eval(), parts.encoder, decoder(parts), limits)
+    generator = Generator.configured(parts.model, parts.encoder, parts.tokenizer, settings)
     right = done = 0
     with tqdm(total=len(asked), unit="question", dynamic_ncols=True, desc="answering") as bar:
         for start in range(0, len(asked), settings.batch_size):
             batch = asked[start : start + settings.batch_size]
             prompts = [parts.encoder.prompt(question.record, question.folder) for question in batch]
-            results = generator.answer(prompts, [question.folder for question in batch])
+            folders = [question.folder for question in batch]
+            results = generator.answer(prompts, folders, numbers=range(start, start + len(batch)))
             for question, answer in zip(batch, results, strict=True):
                 right += exact_match(answer.text, question.record.answer)
                 done += 1
                 yield question, answer
             bar.update(len(batch))
             bar.set_postfix_str(f"accuracy {right / done:.4f}")
-
-
-def decoder(parts: Parts) -> Any:
-    """Token ids to text; perception tokens stay readable, chat tokens go."""
-    return lambda ids: parts.tokenizer.decode(ids, skip_special_tokens=True)
 
 
 def prediction(question: Question, answer: Answer) -> dict[str, Any]:
@@ -99,6 +95,7 @@ def prediction(question: Question, answer: Answer) -> dict[str, Any]:
         "type": record.question_type,
         "images": {source: [str(image) for image in images] for source, images in record.images.items()},
         "box": record.box,
+        "complete": answer.complete,
         "trace": [asdict(step) for step in answer.trace],
     }
 
@@ -107,17 +104,21 @@ def summarise(predictions: list[dict[str, Any]], *, seconds: float) -> dict[str,
     """Accuracy in all, by question type, and by what the model did before it answered."""
 
     def kind(item: dict[str, Any]) -> str:
-        return " + ".join(step["kind"] for step in item["trace"]) or "none"
+        return " + ".join(step["kind"] for step in item["trace"] if step["status"] != IGNORED) or "none"
 
     count = len(predictions)
-    visual = sum(step["visual_tokens"] for item in predictions for step in item["trace"])
+    steps = [step for item in predictions for step in item["trace"]]
+    statuses = Counter(step["status"] for step in steps)
     return {
         "questions": count,
         "accuracy": sum(item["right"] for item in predictions) / max(count, 1),
         "accuracy_by_type": mean_by((item["type"], item["right"]) for item in predictions),
         "accuracy_by_perception": mean_by((kind(item), item["right"]) for item in predictions),
         "perceptions": dict(Counter(kind(item) for item in predictions)),
-        "perceived_tokens_per_question": visual / max(count, 1),
+        "requests_mended": statuses[MENDED],
+        "requests_ignored": statuses[IGNORED],
+        "cut_off": sum(not item["complete"] for item in predictions),
+        "perceived_tokens_per_question": sum(step["visual_tokens"] for step in steps) / max(count, 1),
         "seconds_per_question": seconds / max(count, 1),
     }
 

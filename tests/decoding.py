@@ -1,0 +1,105 @@
+"""Decoding from scratch, for comparison: no cache, no feeds, one row.
+
+Before every token the whole conversation so far is written as training writes it, and walked in one `full` forward:
+each control state is read, each image looked at, everything computed anew. What a finished turn is shown is appended
+as a user turn, as the two rounds of the released evaluation did.
+"""
+
+from dataclasses import replace
+
+import torch
+
+from vpt.asking import Asking
+from vpt.batch import TOWER, Action
+from vpt.data.packing import pack
+from vpt.data.records import Message
+from vpt.data.template import Draft
+from vpt.inner_forward import StageCache
+from vpt.sampling import Sampling
+
+
+class FromScratch:
+    """One row that answers; `script` holds the tokens it begins with, control tokens left out."""
+
+    def __init__(self, parts, record, folder, *, limit=24, actions=3, script=(), sampling=None, number=0, margin=0):
+        self.parts, self.record, self.folder, self.limit, self.actions = parts, record, folder, limit, actions
+        self.script, self.margin = list(script), margin
+        self.sampling = sampling or Sampling()
+        self.dice = self.sampling.dice(number)
+        self.asking = Asking(parts.model.vocabulary, device=parts.model.device)
+        users = [i for i, message in enumerate(record.messages) if message.role == "user"]
+        self.image = record.images[TOWER][0]
+        self.looks = {TOWER: list(parts.encoder.look({TOWER: (self.image,)}, folder, where="")[TOWER])}
+        self.draft = Draft()
+        parts.encoder.template.write(self.draft, record.messages[: users[0] + 1], self.tokens())
+        parts.encoder.template.open_answer(self.draft)
+
+    def tokens(self):
+        return {source: [look.tokens for _, look in looks] for source, looks in self.looks.items()}
+
+    def logits(self):
+        """[1, vocabulary] after everything so far."""
+        model = self.parts.model
+        sample = self.parts.encoder.finish(self.draft, self.looks, self.record)
+        batch = pack([sample])
+        passes, model.passes = model.passes, replace(model.passes, inner_forward="full")
+        try:
+            tokens, walk = model.project(model.look(batch.looks), batch), model.plan(batch)
+            hidden, _ = model.walk(batch, walk, tokens, StageCache())
+        finally:
+            model.passes = passes
+        return model.logits(hidden[walk.final[-1:]])
+
+    @torch.no_grad()
+    def decode(self):
+        """All ids that it says, forced control tokens included."""
+        vocabulary, scale = self.parts.model.vocabulary, self.parts.model.passes.projector_scale
+        ids, turn = [], []
+        while len(ids) < self.limit:
+            chosen = self.choose(ids, turn)  # drawn for each token, whether it is used or not
+            token = self.script.pop(0) if self.script else chosen
+            ids.append(token)
+            turn.append(token)
+            if token == vocabulary.im_end:
+                if not self.show(turn):
+                    break
+                turn = []
+                continue
+            self.draft.add([token])
+            kind = self.asking.starts.get(token)
+            if kind in vocabulary.actions:
+                control = vocabulary.actions[kind].control
+                self.draft.actions.append(Action(len(self.draft.ids), scale, kind, None))
+                self.draft.add([control] * scale)
+                ids += [control] * scale
+                turn += [control] * scale
+            if token == vocabulary.end_of_text:
+                break
+        return ids
+
+    def choose(self, ids, turn):
+        logits, vocabulary = self.logits(), self.parts.model.vocabulary
+        logits[:, [action.control for action in vocabulary.actions.values()]] = -torch.inf
+        settled = {vocabulary.region_end, *(action.start for action in vocabulary.actions.values())}
+        if sum(token in self.asking.starts for token in ids) >= self.actions or settled & {*turn}:
+            logits[:, [*self.asking.starts]] = -torch.inf
+        return self.sampling.choose(logits, [self.dice])[0]
+
+    def show(self, turn):
+        """Append the user turn that shows what `turn` asked for; False where it asked for nothing."""
+        request = self.asking.shown(self.asking.requests(turn))
+        if request is None:
+            return False
+        encoder = self.parts.encoder
+        encoder.template.close_turn(self.draft, loss=True)
+        source = TOWER if request.region else request.kind
+        image = self.image
+        if request.region:
+            size = self.folder.full(image, where="").size
+            image = replace(image, crop=request.region.to_box(size, bins=8, margin=self.margin))
+        look = encoder.look({source: (image,)}, self.folder, where="")[source][0]
+        self.looks.setdefault(source, []).append(look)
+        name = "image" if request.region else f"{encoder.template.encoder_tokens[source]}_image"
+        encoder.template.write(self.draft, (Message("user", f"<{name}>"),), self.tokens())
+        encoder.template.open_answer(self.draft)
+        return True

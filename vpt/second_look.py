@@ -1,0 +1,86 @@
+"""From a turn that asked for perception to the turn that shows it."""
+
+import time
+from collections.abc import Callable
+
+import torch
+from PIL import Image
+
+from vpt.asking import Asking, Request
+from vpt.batch import TOWER
+from vpt.data.records import Message
+from vpt.data.samples import SampleEncoder
+from vpt.data.template import Draft
+from vpt.feeds import Feed, Sight
+from vpt.intervention import Intervention
+from vpt.speaker import IGNORED, MENDED, SEEN, Limits, Speaker, Step
+
+
+class SecondLook:
+    """Shows a row what it has asked for."""
+
+    def __init__(
+        self, encoder: SampleEncoder, asking: Asking, decode: Callable[[list[int]], str], limits: Limits,
+        intervention: Intervention, *, steered: bool,
+    ) -> None:  # fmt: skip
+        """Args:
+        encoder: prepares images, writes turns.
+        asking: reads what a turn asked for.
+        decode: token ids to text.
+        limits: `crop_margin`.
+        intervention: what is changed about perception.
+        steered: whether control states condition what is seen (`num_inner_forward_run` 2).
+        """
+        self.encoder, self.asking, self.decode, self.limits = encoder, asking, decode, limits
+        self.intervention, self.steered = intervention, steered
+
+    def turn(self, speaker: Speaker) -> Feed | None:
+        """The user turn that shows what the turn just ended asked for; None where it shows nothing."""
+        requests = self.asking.requests(speaker.said)
+        request = self.asking.shown(requests)
+        if request is None or speaker.image is None:
+            return None
+        speaker.looked = time.perf_counter()
+        record = speaker.sample.record
+        image = self.intervention.image(speaker.folder.full(speaker.image, where=record.where), record=record)
+        step = self._step(request, MENDED if request.mended else SEEN)
+        show = self._reencoded if request.region is None else self._region
+        feed = show(speaker, image, request, step)
+        speaker.trace.extend([*(self._step(other, IGNORED) for other in requests if other is not request), step])
+        speaker.said, speaker.steering, speaker.has_asked = [], [], False
+        return feed
+
+    def unseen(self, speaker: Speaker) -> list[Step]:
+        """What a row asked for in a last turn that was shown nothing."""
+        return [self._step(request, IGNORED) for request in self.asking.requests(speaker.said)]
+
+    def _step(self, request: Request, status: str) -> Step:
+        return Step(request.kind, self.decode([*request.said]), status)
+
+    def _region(self, speaker: Speaker, image: Image.Image, request: Request, step: Step) -> Feed:
+        """The crop is cut out at full resolution and limited then."""
+        assert request.region is not None
+        bins = len(self.asking.vocabulary.x)
+        region = self.intervention.region(request.region, image.size, bins=bins, record=speaker.sample.record)
+        step.box = region.to_box(image.size, bins=bins, margin=self.limits.crop_margin)
+        return self._write(speaker, TOWER, image.crop(step.box), step)
+
+    def _reencoded(self, speaker: Speaker, image: Image.Image, request: Request, step: Step) -> Feed:
+        states = torch.stack(speaker.steering)
+        step.state_norm = states.float().norm(dim=-1).mean().item()
+        speaker.states.append(states)
+        return self._write(speaker, request.kind, image, step)
+
+    def _write(self, speaker: Speaker, source: str, image: Image.Image, step: Step) -> Feed:
+        """End the assistant's turn, show an image, and open the next one."""
+        look = self.encoder.prepare(source, speaker.folder.limit(image))
+        step.visual_tokens = look.tokens if self.intervention.perceives else 0
+        template = self.encoder.template
+        name = "image" if source == TOWER else f"{template.encoder_tokens[source]}_image"
+        draft = Draft(ids=[self.asking.vocabulary.im_end], labels=[0])
+        template.write(draft, (Message("user", f"<{name}>"),), {source: [step.visual_tokens]})
+        template.open_answer(draft)
+        if not self.intervention.perceives:
+            return Feed(draft.ids)
+        steering = torch.stack(speaker.steering) if self.steered and source != TOWER else None
+        return Feed(draft.ids, Sight(draft.blocks[0], look, steering, speaker.sample.record))
