@@ -67,7 +67,7 @@ def gather(feeds: Sequence[Feed], cached: Sequence[int], *, device: torch.device
         like: a tensor of the model's width and type, [..., D].
     """
     counts = [len(feed.ids) for feed in feeds]
-    layout = Layout.build(counts, [n + c for n, c in zip(cached, counts, strict=True)], device=device)
+    layout = Layout(counts, [n + c for n, c in zip(cached, counts, strict=True)], device=device)
     collector = _Collector(device, like)
     offset = 0
     for feed in feeds:

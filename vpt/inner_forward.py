@@ -4,6 +4,7 @@
 over segments that come from the model (`vpt.generate`).
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,26 +13,39 @@ from torch.utils.checkpoint import checkpoint
 
 from vpt.attention import Layout
 
+KeyValues = dict[int, tuple[Tensor, Tensor]]  # layer -> keys and values, [1, kv heads, N, d] each
+
 
 class StageCache:
-    """Keys and values of every stage so far, kept as they were computed so that gradients reach them.
-
-    It has the `update` of transformers' caches: a layer hands in its own keys and gets back all of them.
-    """
+    """Keys and values of every stage so far, kept as they were computed so that gradients reach them."""
 
     def __init__(self) -> None:
-        self.stages: list[dict[int, tuple[Tensor, Tensor]]] = []
+        self.stages: list[KeyValues] = []
 
-    def open_stage(self) -> None:
+    def open_stage(self) -> "OpenStage":
+        """The cache that the next stage runs on."""
         self.stages.append({})
+        return OpenStage(self.stages[:-1], self.stages[-1])
+
+
+@dataclass(frozen=True)
+class OpenStage:
+    """What one stage finds cached and what it adds. It has the `update` of transformers' caches.
+
+    It goes on naming the same stages after later ones have run: a layer that is recomputed in the backward pass then
+    finds what it found in the forward pass.
+    """
+
+    earlier: list[KeyValues]
+    own: KeyValues
 
     def update(self, key: Tensor, value: Tensor, layer: int, *_: object) -> tuple[Tensor, Tensor]:
-        """[1, kv heads, N, d] each -> [1, kv heads, N of all stages, d]."""
-        self.stages[-1][layer] = (key, value)
-        if len(self.stages) == 1:
+        """A layer hands in its own keys and values and gets back all of them, [1, kv heads, N of all stages, d]."""
+        self.own.setdefault(layer, (key, value))
+        if not self.earlier:
             return key, value
-        pairs = [stage[layer] for stage in self.stages]
-        return torch.cat([k for k, _ in pairs], dim=2), torch.cat([v for _, v in pairs], dim=2)
+        keys, values = zip(*(stage[layer] for stage in self.earlier), strict=True)
+        return torch.cat([*keys, key], dim=2), torch.cat([*values, value], dim=2)
 
 
 def extend(

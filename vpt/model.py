@@ -144,11 +144,11 @@ class VPTModel(nn.Module):
         states = batch.positions.new_zeros((0, self.language.config.hidden_size), dtype=torch.float32)
         for stage in walk.stages:
             embeddings = self.compose(batch.input_ids[stage.tokens], stage, tokens, states)
-            cache.open_stage()
             positions = batch.positions[:, stage.tokens]
             out = extend(
-                self.language, cache, embeddings, positions, stage.layout, checkpointing=self.passes.checkpointing
-            )
+                self.language, cache.open_stage(), embeddings, positions, stage.layout,
+                checkpointing=self.passes.checkpointing,
+            )  # fmt: skip
             states = torch.cat([states.to(out.dtype), out[stage.reads]])
             hidden.append(out)
         return torch.cat(hidden), states

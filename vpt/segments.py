@@ -2,7 +2,8 @@
 
 The language model is causal, so nothing before a control token can see what comes after it. `shared` runs each segment
 once, over the keys that earlier segments left behind; `full` runs the whole row again after each action. Both are lists
-of segments for the same walk (`vpt.inner_forward`), and their results are equal.
+of segments for the same walk (`vpt.inner_forward`), and their results are equal. A position that runs more than once
+counts as it was computed last.
 
     shared   [ question ........ | control, perceived ... | control, perceived ... answer ]
     full     [ question ........................................................... answer ]   state 1 known after it
@@ -37,8 +38,8 @@ class Segment:
         known: how many of the row's actions have perceived: their control tokens and blocks are filled accordingly.
         zeroed: spans whose embeddings are zero.
         reads: positions whose hidden states are the control states of action number `known`.
-        final: whether its hidden states are the ones that give logits.
         hides: (first query, key start, key stop) in positions of the row: keys not visible from that query on.
+        joined: runs in the same stage as the segment before it, from which it needs keys only.
     """
 
     start: int
@@ -47,12 +48,12 @@ class Segment:
     known: int = 0
     zeroed: tuple[Span, ...] = ()
     reads: tuple[int, ...] = ()
-    final: bool = True
     hides: tuple[int, int, int] | None = None
+    joined: bool = False
 
 
 def cut(row: Row, *, inner_forward: InnerForward, passes: int, mode: MaskMode) -> list[Segment]:
-    """Cut a row into segments; segment number i of every row runs in stage i.
+    """Cut a row into segments, in the order in which they run.
 
     Args:
         row: the conversation.
@@ -65,6 +66,17 @@ def cut(row: Row, *, inner_forward: InnerForward, passes: int, mode: MaskMode) -
     if inner_forward == "full":
         return _cut_full(row, mode)
     return _SharedCut(row, mode).segments
+
+
+def by_stage(segments: list[Segment]) -> list[list[Segment]]:
+    """The segments of a row, those of one stage together."""
+    stages: list[list[Segment]] = []
+    for segment in segments:
+        if segment.joined:
+            stages[-1].append(segment)
+        else:
+            stages.append([segment])
+    return stages
 
 
 def _reads(row: Row, number: int) -> tuple[int, ...]:
@@ -103,35 +115,38 @@ class _SharedCut:
     zeroed: tuple[Span, ...] = ()
 
     def __post_init__(self) -> None:
+        joined = False
         for number, action in enumerate(self.row.actions):
-            first, *rest = _reads(self.row, number)
-            self._run_to(action.start, known=number, reads=(first,))
-            if rest:  # the later control states are read over plain control tokens, whose keys are not kept
-                self.segments.append(
-                    Segment(
-                        action.start, rest[-1] + 1, sees=tuple(self.cached), known=number,
-                        zeroed=self.zeroed, reads=tuple(rest), final=False,
-                    )
-                )  # fmt: skip
-            if number == 0 and self.row.masked:
-                self._mask(action.start)
-        self._run_to(self.row.length, known=len(self.row.actions), reads=())
+            reads = _reads(self.row, number)
+            # The later control states are read over plain control tokens, whose keys are not kept.
+            self._run_to(reads[-1] + 1, known=number, reads=reads, kept=action.start, joined=joined)
+            joined = number == 0 and bool(self.row.masked) and self._mask(action.start)
+        self._run_to(self.row.length, known=len(self.row.actions), joined=joined)
 
-    def _run_to(self, stop: int, *, known: int, reads: tuple[int, ...]) -> None:
+    def _run_to(
+        self, stop: int, *, known: int, reads: tuple[int, ...] = (), kept: int | None = None, joined: bool = False
+    ) -> None:
         sees = tuple(self.cached)
-        self.cached.append(CachedRun(len(self.segments), self.cursor, stop))
-        self.segments.append(Segment(self.cursor, stop, sees=sees, known=known, zeroed=self.zeroed, reads=reads))
-        self.cursor = stop
+        kept = stop if kept is None else kept
+        self.cached.append(CachedRun(len(self.segments), self.cursor, kept))
+        self.segments.append(
+            Segment(self.cursor, stop, sees=sees, known=known, zeroed=self.zeroed, reads=reads, joined=joined)
+        )
+        self.cursor = kept
 
-    def _mask(self, control: int) -> None:
-        """The first action has its state: from here on the row goes without its masked spans."""
+    def _mask(self, control: int) -> bool:
+        """The first action has its state: from here on the row goes without its masked spans.
+
+        Returns whether the next segment can run beside the last one.
+        """
         start = min(self.row.masked[0][0], control)
         if self.mode == "zero":  # all that follows the first masked position is computed again
             self.zeroed = self.row.masked
             self.cursor = start
         else:  # the control token is the last to see what is hidden
-            self._run_to(control + 1, known=1, reads=())
+            self._run_to(control + 1, known=1)
         before = CachedRun(0, 0, start)
         self.cached = [before, *(run for run in self.cached if self.mode == "bottleneck" and run.start >= control)]
         if not start:
             self.cached = self.cached[1:]
+        return self.mode == "bottleneck"

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vpt.attention import Hidden, Layout
 from vpt.batch import Row
-from vpt.segments import Segment
+from vpt.segments import Segment, by_stage
 
 
 @dataclass
@@ -33,7 +33,7 @@ class Perceived:
 
 @dataclass
 class Stage:
-    """One `extend`: segment number i of every row that has one, packed. All tensors are indices.
+    """One `extend`: the segments of every row that run together, packed. All tensors are indices.
 
     Attributes:
         tokens: [n] positions of the batch.
@@ -82,19 +82,24 @@ class Planner:
         token_offsets: source -> first token of each look among the source's projected tokens.
         device: where the index tensors live.
         """
-        self.rows, self.segments, self.token_offsets, self.device = rows, segments, token_offsets, device
+        self.rows, self.token_offsets, self.device = rows, token_offsets, device
+        self.segments = [by_stage(cuts) for cuts in segments]
         self.progress = [_RowState() for _ in rows]
         self.cached = self.state_count = 0
         self.final = np.zeros(sum(row.length for row in rows), dtype=np.int64)
 
     def walk(self) -> Walk:
         """Lay out every stage in turn."""
-        stages = [self._stage(number) for number in range(max(len(cuts) for cuts in self.segments))]
+        stages = [self._stage(number) for number in range(max(map(len, self.segments)))]
         return Walk(stages, self._tensor(self.final))
 
     def _stage(self, number: int) -> Stage:
-        active = [index for index, cuts in enumerate(self.segments) if number < len(cuts)]
-        parts = [(self.rows[i], self.segments[i][number], self.progress[i]) for i in active]
+        parts = [
+            (row, segment, progress)
+            for row, stages, progress in zip(self.rows, self.segments, self.progress, strict=True)
+            if number < len(stages)
+            for segment in stages[number]
+        ]
         lengths = [segment.stop - segment.start for _, segment, _ in parts]
         offsets = np.cumsum([0, *lengths[:-1]]).tolist()
         filler = _Filler(self.token_offsets)
@@ -108,15 +113,14 @@ class Planner:
             keys.append(_visible_keys(segment, progress, own))
             hidden.append(_hidden_run(segment))
             filler.fill(row, segment, progress, offset)
-            if segment.final:
-                self.final[row.start + segment.start : row.start + segment.stop] = np.arange(own, own + len(tokens[-1]))
+            self.final[row.start + segment.start : row.start + segment.stop] = np.arange(own, own + len(tokens[-1]))
             progress.segment_at.append((own, segment.start))
             reads.extend(offset + position - segment.start for position in segment.reads)
             self._remember(progress, segment)
         self.cached += sum(lengths)
         return Stage(
             tokens=self._tensor(np.concatenate(tokens)),
-            layout=Layout.build(lengths, keys, device=self.device, hidden=hidden),
+            layout=Layout(lengths, keys, device=self.device, hidden=hidden),
             control_at=self._tensor(filler.control_at),
             control_state=self._tensor(filler.control_state),
             perceived=filler.perceived(self._tensor),
