@@ -12,8 +12,8 @@ from vpt import freeze
 from vpt.config import LoraConfig
 from vpt.data.packing import pack
 from vpt.errors import ConfigError
-from vpt.evaluation.run import load_checkpoint
 from vpt.lora import merged
+from vpt.pretrained import load
 from vpt.training import checkpoint
 from vpt.training.loop import Trainer
 from vpt.training.optimizer import choose_trained
@@ -112,7 +112,7 @@ def test_a_dropped_run_goes_on_to_the_last_bit(tmp_path):
             assert torch.equal(tensor, before[name]) == ("lora_" not in name), name
     saved = load_file(checkpoint.find(whole.folder) / "model.safetensors")
     assert saved.keys() == after.keys() - {"qwen.lm_head.weight"}  # tied: once
-    parts, _ = load_checkpoint(whole.folder)
+    parts = load(whole.folder)
     assert all(torch.equal(after[name], tensor) for name, tensor in parts.model.state_dict().items())
 
 

@@ -15,6 +15,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
+    Qwen2Tokenizer,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
 )
@@ -31,6 +32,8 @@ from vpt.errors import ConfigError
 from vpt.freeze import locate
 from vpt.lora import inject
 from vpt.model import InnerPasses, VPTModel
+from vpt.released import ReleasedCheckpoint
+from vpt.sizes import Sizes
 from vpt.tiny import tiny_tokenizer
 from vpt.tokens import CHAT_TOKENS, PerceptionVocabulary, grow_embedding, grow_tokenizer, stop_ids
 
@@ -46,18 +49,25 @@ Loaded = TypeVar("Loaded")
 class Parts:
     """A model and what feeds it."""
 
+    config: TrainConfig
     model: VPTModel
     tokenizer: PreTrainedTokenizerBase
     encoder: SampleEncoder
 
 
-def build(config: TrainConfig, *, tokenizer: PreTrainedTokenizerBase | None = None) -> Parts:
+def build(
+    config: TrainConfig, *, tokenizer: PreTrainedTokenizerBase | None = None, sizes: Sizes | None = None
+) -> Parts:
     """Make everything that a configuration describes.
 
     Args:
         config: frozen and validated.
         tokenizer: one that has grown already (from a checkpoint); else the base model's is loaded and grown.
+        sizes: of a checkpoint whose weights the caller reads; else weights come from where the configuration says.
     """
+    released = ReleasedCheckpoint.at(config.model.path) if sizes is None else None
+    if released:
+        sizes = released.sizes(config.encoder)
     spelling = {name: encoder.token for name, encoder in config.encoder.items()}
     if tokenizer is None:
         tokenizer = build_tokenizer(config.model)
@@ -65,11 +75,9 @@ def build(config: TrainConfig, *, tokenizer: PreTrainedTokenizerBase | None = No
     stop_ids(tokenizer, config.generation.stop)  # a wrong one is better found now than after training
     vocabulary = PerceptionVocabulary.from_tokenizer(tokenizer, spelling, region_bins=config.model.region_bins)
     record_ids(config.model, vocabulary.released_ids(spelling))
-    qwen = build_qwen(config.model, vocabulary)
-    grow_embedding(qwen, len(tokenizer))
-    inject(qwen.model.language_model, config.model.lora)
+    qwen = build_qwen(config.model, vocabulary, sizes)
     tower_view = TowerView(build_processor(qwen, config.data.image))
-    encoders = build_encoders(config, qwen, tower_view)
+    encoders = build_encoders(config, qwen, tower_view, sizes)
     passes = InnerPasses(
         inner_forward=config.model.inner_forward,  # type: ignore[arg-type]  # checked by freeze
         num_inner_forward_run=config.model.num_inner_forward_run,
@@ -78,6 +86,13 @@ def build(config: TrainConfig, *, tokenizer: PreTrainedTokenizerBase | None = No
         checkpointing=config.model.activation_checkpointing,
     )
     model = VPTModel(qwen, encoders, vocabulary=vocabulary, passes=passes)
+    if released:
+        released.check(config.model)
+        released.load_into(model)
+        for module in encoders.values():
+            module.pretrained = True
+    grow_embedding(qwen, len(tokenizer))
+    inject(qwen.model.language_model, config.model.lora)
     views = {TOWER: tower_view, **{name: encoder.view for name, encoder in encoders.items()}}
     template = Template(tokenizer, vocabulary, spelling, projector_scale=config.model.projector_scale)
     merge = qwen.config.vision_config.spatial_merge_size
@@ -89,7 +104,7 @@ def build(config: TrainConfig, *, tokenizer: PreTrainedTokenizerBase | None = No
         on_too_long=config.data.on_too_long,  # type: ignore[arg-type]
         cache=LookCache(config.data.cache_mb // max(config.data.workers, 1)),
     )
-    return Parts(model, tokenizer, encoder)
+    return Parts(config, model, tokenizer, encoder)
 
 
 def record_ids(config: ModelConfig, ids: dict[str, int]) -> None:
@@ -103,17 +118,21 @@ def build_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     """The base model's tokenizer; the tiny one where there are no weights to match."""
     if config.path is None:
         return tiny_tokenizer()
-    tokenizer = load(config.path, "model.path", lambda path: AutoTokenizer.from_pretrained(path))
+    # AutoTokenizer would warn about the model type of a released checkpoint.
+    kind = Qwen2Tokenizer if ReleasedCheckpoint.at(config.path) else AutoTokenizer
+    tokenizer = load(config.path, "model.path", lambda path: kind.from_pretrained(path))
     missing = [token for token in CHAT_TOKENS if token not in tokenizer.get_vocab()]
     if missing:
         raise ConfigError(f"the tokenizer in model.path={config.path} lacks {', '.join(missing)}: not a Qwen2-VL model")
     return tokenizer
 
 
-def build_qwen(config: ModelConfig, vocabulary: PerceptionVocabulary) -> PreTrainedModel:
-    """transformers' own Qwen2-VL or Qwen2.5-VL: with weights from `path`, or random ones of the sizes in `config`."""
+def build_qwen(config: ModelConfig, vocabulary: PerceptionVocabulary, sizes: Sizes | None) -> PreTrainedModel:
+    """transformers' own Qwen2-VL or Qwen2.5-VL: with weights from `path`, or random ones of `sizes` or `config`."""
     config_class, model_class = FAMILIES[config.family]
     dtype = getattr(torch, config.dtype)
+    if sizes is not None:
+        return model_class(config_class(**deepcopy(sizes.qwen), attn_implementation=SEGMENTS)).to(dtype)
     if config.path is not None:
         qwen = load(
             config.path, "model.path",
@@ -149,18 +168,21 @@ def build_processor(qwen: PreTrainedModel, limits: ImageConfig) -> Qwen2VLImageP
     )
 
 
-def build_encoders(config: TrainConfig, qwen: PreTrainedModel, tower_view: TowerView) -> dict[str, ReEncoder]:
-    """The re-encoders of the configuration, by name."""
+def build_encoders(
+    config: TrainConfig, qwen: PreTrainedModel, tower_view: TowerView, sizes: Sizes | None
+) -> dict[str, ReEncoder]:
+    """The re-encoders of the configuration, by name; random ones of `sizes` where those are given."""
     encoders: dict[str, ReEncoder] = {}
     for name, settings in config.encoder.items():
         size = settings.sizes[settings.size]
         context = BuildContext(name, qwen.config.text_config.hidden_size, tower_view, config.model.projector_scale)
         weights = settings.path or size.weights
-        if config.model.path is None and settings.path is None:
-            weights = None if settings.size == "tiny" else weights
+        arguments = deepcopy(size.config if sizes is None else sizes.encoders.get(name, {}))
         target = locate(settings.target, f"encoder.{name}.target")
-        make = partial(target.build, context, config=deepcopy(size.config), **{**size.options, **settings.options})  # type: ignore[attr-defined]
-        encoder: ReEncoder = load(weights, f"encoder.{name}.path", partial(_with_weights, make))
+        make = partial(target.build, context, config=arguments, **{**size.options, **settings.options})  # type: ignore[attr-defined]
+        source = weights if sizes is None else None
+        encoder: ReEncoder = load(source, f"encoder.{name}.path", partial(_with_weights, make))
+        encoder.pretrained = encoder.pretrained or weights is not None
         encoders[name] = encoder.to(qwen.dtype)
     return encoders
 

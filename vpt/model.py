@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from itertools import accumulate
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -80,6 +81,13 @@ class VPTModel(nn.Module):
         self.qwen: Any = qwen
         self.vocabulary, self.passes = vocabulary, passes
         self.encoders = nn.ModuleDict(encoders)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> "VPTModel":
+        """The model in a folder, on the CPU; `vpt.load` returns its tokenizer and transforms as well."""
+        from vpt.pretrained import load  # which builds models, and so cannot be imported from here at first
+
+        return load(folder, device="cpu").model
 
     @property
     def language(self) -> Any:

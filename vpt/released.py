@@ -1,22 +1,39 @@
-"""Names of tensors in the released checkpoints, and ours.
+"""The format of the released checkpoints: a flat `config.json`, and tensors by names of their own.
 
-model.*, visual.*, lm_head.*                        qwen.model.language_model.*, qwen.model.visual.*, qwen.lm_head.*
-detection_model.*, seg_model.*                      encoders.dino.vision.*, encoders.sam.vision.*
-detection_projector.*, seg_projector.*, ...         encoders.*.projector.*
+    model.*, visual.*, lm_head.*                        qwen.model.language_model.*, qwen.model.visual.*, qwen.lm_head.*
+    detection_model.*, seg_model.*                      encoders.dino.vision.*, encoders.sam.vision.*
+    detection_projector.*, seg_projector.*, ...         encoders.*.projector.*
+
+`model.path=FOLDER` loads one; `python -m vpt.export format=released` writes one.
 """
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vpt.config import EncoderConfig, ModelConfig, TrainConfig
+from vpt.errors import CheckpointError, ConfigError
+from vpt.model import VPTModel
+from vpt.sizes import Sizes
+from vpt.weights import TensorFolder, fill
+
+MODEL_TYPE = "qwen2_vl_vpt"
+SIZES = "re_encoder_sizes"  # our addition to config.json: the released code knows its encoders' sizes by heart
 
 # re-encoder -> how its tensors are spelt
 RELEASED_TOKENS = {"dino": "detection", "sam": "seg", "clip": "clip"}
-
+# re-encoder -> where its encoder's tensors are
+_VISION = {"dino": "encoders.dino.vision.", "sam": "encoders.sam.vision.vision_encoder."}
 _PREFIXES = [
     ("visual.", "qwen.model.visual."),
     ("lm_head.", "qwen.lm_head."),
     *((f"{token}_projector.", f"encoders.{name}.projector.") for name, token in RELEASED_TOKENS.items()),
-    ("detection_model.", "encoders.dino.vision."),
-    ("seg_model.", "encoders.sam.vision.vision_encoder."),
+    *((f"{RELEASED_TOKENS[name]}_model.", ours) for name, ours in _VISION.items()),
     ("model.", "qwen.model.language_model."),
 ]
-
 # DINOv2's attention was renamed in transformers after the release
 _RENAMED = [
     (".attention.attention.query.", ".attention.q_proj."),
@@ -24,6 +41,17 @@ _RENAMED = [
     (".attention.attention.value.", ".attention.v_proj."),
     (".attention.output.dense.", ".attention.o_proj."),
 ]
+_TEXT_KEYS = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+    "max_position_embeddings", "rms_norm_eps", "hidden_act", "attention_dropout", "initializer_range", "use_cache",
+    "use_sliding_window", "sliding_window", "max_window_layers",
+)  # fmt: skip
+_ID_KEYS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+_END_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id")
+_QWEN_KEYS = (
+    *_TEXT_KEYS, *_ID_KEYS, *_END_KEYS, "rope_theta", "rope_scaling", "tie_word_embeddings", "vision_config",
+)  # fmt: skip
+_ACTION_KEYS = ("image_token", "action", "action_start")
 
 
 def our_name(released: str) -> str:
@@ -31,8 +59,125 @@ def our_name(released: str) -> str:
     for prefix, ours in _PREFIXES:
         if released.startswith(prefix):
             name = ours + released.removeprefix(prefix)
-            if prefix == "detection_model.":
+            if ours == _VISION["dino"]:
                 for old, new in _RENAMED:
                     name = name.replace(old, new)
             return name
     raise KeyError(f"tensor {released!r} belongs to no part of a released model")
+
+
+def released_name(ours: str) -> str:
+    """The other way round. KeyError for a tensor that the format has no place for."""
+    for prefix, start in _PREFIXES:
+        if ours.startswith(start):
+            name = prefix + ours.removeprefix(start)
+            if start == _VISION["dino"]:
+                for old, new in _RENAMED:
+                    name = name.replace(new, old)
+            return name
+    raise KeyError(f"tensor {ours!r} has no place in a released checkpoint")
+
+
+class ReleasedCheckpoint:
+    """A folder in the released format."""
+
+    def __init__(self, folder: Path, config: dict[str, Any]) -> None:
+        self.folder, self.config = folder, config
+        self.tensors = TensorFolder(folder)
+
+    @classmethod
+    def at(cls, path: str | Path | None) -> "ReleasedCheckpoint | None":
+        """The checkpoint in a folder, or None where the folder holds something else."""
+        config = read_config(path)
+        return cls(Path(path), config) if path and config.get("model_type") == MODEL_TYPE else None
+
+    @property
+    def encoders(self) -> list[str]:
+        """Names of its re-encoders."""
+        return list(self.config.get("vision_encoder_ls") or [])
+
+    def sizes(self, encoders: Mapping[str, EncoderConfig]) -> Sizes:
+        """Sizes of every part; those of encoders are the configuration's where the folder does not say."""
+        qwen = {key: self.config[key] for key in _QWEN_KEYS if key in self.config}
+        if self.config.get("tie_word_embeddings") and not self._is_tied():
+            print(f"  {self.folder}: lm_head differs from the embedding, so the two are not tied", flush=True)
+            qwen["tie_word_embeddings"] = False
+        stored = self.config.get(SIZES, {})
+        return Sizes(qwen, {name: stored.get(name, node.sizes[node.size].config) for name, node in encoders.items()})
+
+    def _is_tied(self) -> bool:
+        """Tied weights may be stored twice; they count as tied while they are equal."""
+        head = "lm_head.weight"
+        return head not in self.tensors or torch.equal(self.tensors[head], self.tensors["model.embed_tokens.weight"])
+
+    def check(self, model: ModelConfig) -> None:
+        """Raise ConfigError where the configuration's model is another one, or its ids are not the tokenizer's."""
+        if model.family != "qwen2_vl":
+            raise ConfigError(f"model.path={self.folder} is a Qwen2-VL, not a {model.family}; type model=qwen2_vl_2b")
+        if self.encoders != model.vision_encoder_ls:
+            raise ConfigError(
+                f"model.path={self.folder} has the re-encoders {self.encoders}, the configuration "
+                f"{model.vision_encoder_ls}; type encoder=[{','.join(self.encoders)}]"
+            )
+        theirs = {key: self.config.get(key) for key in model.token_ids}
+        wrong = [
+            f"{key} {theirs[key]} instead of {value}" for key, value in model.token_ids.items() if theirs[key] != value
+        ]
+        if wrong:
+            raise ConfigError(f"the tokenizer in {self.folder} does not go with its config.json: {'; '.join(wrong)}")
+
+    def load_into(self, model: VPTModel) -> None:
+        """Read every tensor into `model`. Raises CheckpointError that lists what is missing or unexpected.
+
+        The released loader passed over such tensors, so that a re-encoder could stay random unnoticed.
+        """
+        tied = model.qwen.config.tie_word_embeddings
+        stored = [name for name in self.tensors if not (tied and name == "lm_head.weight")]
+        try:
+            names = {our_name(name): name for name in stored}
+        except KeyError as error:
+            raise CheckpointError(f"{self.folder}: {error.args[0]}") from None
+        fill(model, self.tensors, where=self.folder, names=names)
+
+
+def read_config(path: str | Path | None) -> dict[str, Any]:
+    """`config.json` of a folder, empty where there is none."""
+    file = Path(path or "") / "config.json"
+    if path is None or not file.is_file():
+        return {}
+    try:
+        config = json.loads(file.read_text())
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{file} is not valid JSON: {error}") from None
+    return config if isinstance(config, dict) else {}
+
+
+def flat_config(model: VPTModel, config: TrainConfig) -> dict[str, Any]:
+    """The released `config.json` of a model: flat keys, as transformers 4.45 wrote them."""
+    qwen, sizes = model.qwen.config, Sizes.of(model)
+    text, vision = qwen.text_config, model.qwen.config.vision_config.to_dict()
+    rope = text.rope_parameters
+    actions = {f"{token}_{key}_id": None for token in RELEASED_TOKENS.values() for key in _ACTION_KEYS}
+    return {
+        "model_type": MODEL_TYPE,
+        "architectures": ["Qwen2VLForConditionalGeneration"],
+        **{key: getattr(text, key) for key in _TEXT_KEYS},
+        "tie_word_embeddings": qwen.tie_word_embeddings,
+        "rope_theta": rope["rope_theta"],
+        "rope_scaling": {"type": "mrope", "mrope_section": list(rope["mrope_section"])},
+        "vision_config": {key: value for key, value in vision.items() if key not in ("dtype", "transformers_version")},
+        **{key: getattr(qwen, key) for key in _ID_KEYS},
+        "bos_token_id": model.vocabulary.end_of_text,
+        "eos_token_id": model.vocabulary.im_end,
+        "pad_token_id": model.vocabulary.end_of_text,
+        "para_start_id": model.vocabulary.im_start,
+        "para_end_id": model.vocabulary.im_end,
+        "num_inner_forward_run": config.model.num_inner_forward_run,
+        "projector_scale": config.model.projector_scale,
+        "para_mask_id": config.masking.para_mask_id,
+        "para_mask_ratio": config.masking.para_mask_ratio,
+        "vision_encoder_ls": list(model.encoders),
+        **actions,
+        **config.model.token_ids,
+        SIZES: sizes.encoders,
+    }

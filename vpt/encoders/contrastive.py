@@ -25,8 +25,8 @@ class ContrastiveEncoder(ReEncoder):
     def build(
         cls, context: BuildContext, *, config: dict[str, Any], weights: str | None, family: str = "siglip"
     ) -> "ContrastiveEncoder":
-        if weights:
-            family = AutoConfig.from_pretrained(weights).model_type.removesuffix("_vision_model")
+        stored = AutoConfig.from_pretrained(weights).model_type if weights else config.get("model_type", family)
+        family = stored.removesuffix("_vision_model")
         if family not in _FAMILIES:
             raise ValueError(f"family {family!r} is not one of {sorted(_FAMILIES)}")
         config_class, model_class, leading, mean, std = _FAMILIES[family]

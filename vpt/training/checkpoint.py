@@ -5,6 +5,7 @@
         optimizer.safetensors    NAME/exp_avg, NAME/exp_avg_sq, NAME/step; rng/torch
         state.json               step, W&B id, versions
         config.yaml              the whole configuration; this one is authoritative
+        sizes/                   transformers' configurations of the parts: no other folder is needed to build them
         tokenizer/               as it has grown
 
 A folder is written under another name and renamed when all of it is on the disk.
@@ -29,8 +30,11 @@ from vpt.config import TrainConfig
 from vpt.errors import CheckpointError, ConfigError
 from vpt.freeze import freeze
 from vpt.model import VPTModel
+from vpt.sizes import Sizes
+from vpt.weights import TensorFolder, fill, own_tensors
 
 STEP_FOLDER = "step_{:08d}"
+WEIGHTS = "model.safetensors"
 
 
 @dataclass
@@ -50,12 +54,10 @@ def save(
     draft = folder / f".writing_{target.name}"
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
-    save_file(_own_tensors(model), draft / "model.safetensors")
+    save_weights(draft, model=model, config=config, tokenizer=tokenizer)
     save_file(_optimizer_tensors(optimizer), draft / "optimizer.safetensors")
     versions = {"vpt": vpt.__version__, "torch": torch.__version__, "transformers": transformers.__version__}
     (draft / "state.json").write_text(json.dumps(asdict(progress) | {"versions": versions}, indent=1))
-    OmegaConf.save(OmegaConf.structured(config), draft / "config.yaml")
-    tokenizer.save_pretrained(draft / "tokenizer")
     for path in draft.rglob("*"):
         _sync(path)
     shutil.rmtree(target, ignore_errors=True)
@@ -72,15 +74,15 @@ def _sync(path: Path) -> None:
     os.close(handle)
 
 
-def _own_tensors(model: VPTModel) -> dict[str, Tensor]:
-    """The state dict with tied weights once: the first name stays."""
-    seen: set[int] = set()
-    own = {}
-    for name, tensor in model.state_dict().items():
-        if tensor.data_ptr() not in seen:
-            seen.add(tensor.data_ptr())
-            own[name] = tensor.detach().contiguous()
-    return own
+def save_weights(
+    folder: Path, *, model: VPTModel, config: TrainConfig, tokenizer: PreTrainedTokenizerBase
+) -> None:  # fmt: skip
+    """Write what `vpt.pretrained.load` reads: weights, sizes, configuration, tokenizer."""
+    tensors = {name: tensor.contiguous() for name, tensor in own_tensors(model).items()}
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    Sizes.of(model).save(folder / "sizes")
+    OmegaConf.save(OmegaConf.structured(config), folder / "config.yaml")
+    tokenizer.save_pretrained(folder / "tokenizer")
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -102,12 +104,19 @@ def find(path: str | Path) -> Path:
     folder = Path(path)
     if not folder.is_dir():
         raise CheckpointError(f"{folder} does not exist; give a run (outputs/RUN_NAME) or one of its checkpoints")
-    if (folder / "model.safetensors").is_file() and (folder / "config.yaml").is_file():
+    if (folder / WEIGHTS).is_file() and (folder / "config.yaml").is_file():
         return folder
     candidates = steps(folder / "checkpoints") or steps(folder)
     if not candidates:
         raise CheckpointError(f"{folder} holds no checkpoint (no step_* folder); train first, or give another folder")
     return candidates[-1]
+
+
+def run_of(path: str | Path) -> Path:
+    """The run that a checkpoint belongs to, or the folder itself where it belongs to none (an exported model)."""
+    folder = Path(path)
+    folder = folder.parent if folder.name.startswith("step_") else folder
+    return folder.parent if folder.name == "checkpoints" else folder
 
 
 def load_config(checkpoint: Path) -> TrainConfig:
@@ -125,26 +134,7 @@ def load_tokenizer(checkpoint: Path) -> PreTrainedTokenizerBase:
 
 def load_weights(checkpoint: Path, model: VPTModel) -> None:
     """Read the weights into `model`. Raises CheckpointError that lists missing and unexpected tensors."""
-    tensors = _read(checkpoint / "model.safetensors")
-    own = _own_tensors(model)
-    missing, unexpected = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
-    if missing or unexpected:
-        raise CheckpointError(f"{checkpoint} does not fit the model: missing {missing}, unexpected {unexpected}")
-    shapes = wrong_shapes(tensors, own)
-    if shapes:
-        raise CheckpointError(f"{checkpoint} does not fit the model: {'; '.join(shapes)}")
-    with torch.no_grad():
-        for name, tensor in tensors.items():
-            own[name].copy_(tensor)
-
-
-def wrong_shapes(tensors: dict[str, Tensor], own: dict[str, Tensor]) -> list[str]:
-    """Which tensors of a checkpoint have another size than the model's."""
-    return [
-        f"{name} {list(tensor.shape)} instead of {list(own[name].shape)}"
-        for name, tensor in tensors.items()
-        if tensor.shape != own[name].shape
-    ]
+    fill(model, TensorFolder(checkpoint), where=checkpoint)
 
 
 def load_progress(checkpoint: Path, optimizer: torch.optim.Optimizer) -> Progress:

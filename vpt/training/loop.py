@@ -22,6 +22,7 @@ from vpt.data.build import build_masking, build_sources
 from vpt.data.loader import StepBatches, eval_batches, step_loader
 from vpt.data.mixture import Mixture
 from vpt.evaluation.teacher_forced import score
+from vpt.pretrained import choose_device, rebuild
 from vpt.training import checkpoint
 from vpt.training.optimizer import account, build_optimizer, choose_trained, rate, set_rate
 from vpt.training.resume import compare, warm_start
@@ -41,8 +42,7 @@ class Trainer:
         if found:
             compare(found[-1], config)
         torch.manual_seed(config.seed)
-        tokenizer = checkpoint.load_tokenizer(found[-1]) if found else None
-        self.parts: Parts = build(config, tokenizer=tokenizer)
+        self.parts: Parts = rebuild(found[-1], config) if found else build(config)
         self.model = self.parts.model.to(self.device)
         if config.init_from and not found:
             warm_start(self.model, checkpoint.find(config.init_from), without=config.init_except)
@@ -203,10 +203,3 @@ class Trainer:
             yield
         finally:
             signal.signal(signal.SIGINT, before)
-
-
-def choose_device(name: str) -> torch.device:
-    """`auto` takes a GPU where there is one."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)

@@ -6,7 +6,6 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
 from torch import Tensor
 
 from vpt.config import TrainConfig
@@ -14,6 +13,7 @@ from vpt.errors import CheckpointError
 from vpt.lora import has_adapters, merged, plain_name
 from vpt.model import VPTModel
 from vpt.training import checkpoint
+from vpt.weights import TensorFolder, wrong_shapes
 
 SHOWN = 6  # names in a message
 
@@ -68,7 +68,7 @@ def warm_start(model: VPTModel, found: Path, *, without: Sequence[str] = ()) -> 
         if not any(fnmatchcase(name, pattern) for name in tensors):
             raise CheckpointError(f"init_except: pattern {pattern!r} matches no tensor of {found}")
     tensors = {n: tensor for n, tensor in tensors.items() if not any(fnmatchcase(n, pattern) for pattern in without)}
-    wrong = checkpoint.wrong_shapes(tensors, own)
+    wrong = wrong_shapes(tensors, own)
     if wrong or not tensors:
         raise CheckpointError(
             f"init_from={found} does not fit the model: {'; '.join(wrong) or 'no tensor in common'}; "
@@ -82,7 +82,7 @@ def warm_start(model: VPTModel, found: Path, *, without: Sequence[str] = ()) -> 
 
 def _tensors_for(own: Mapping[str, Tensor], found: Path) -> dict[str, Tensor]:
     """The tensors of a checkpoint, named as in a model with the tensors `own`."""
-    tensors = load_file(found / "model.safetensors")
+    tensors: Mapping[str, Tensor] = TensorFolder(found)
     if has_adapters(own) == has_adapters(tensors):
         return tensors
     if has_adapters(tensors):

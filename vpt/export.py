@@ -1,0 +1,127 @@
+"""Write a trained model into a folder of its own.
+
+    python -m vpt.export checkpoint=outputs/dino to=FOLDER                   for vpt.load and VPTModel.from_pretrained
+    python -m vpt.export checkpoint=outputs/dino to=FOLDER format=released   as the released checkpoints are
+    python -m vpt.export checkpoint=outputs/region to=FOLDER format=qwen     for transformers' own class
+
+`checkpoint` may be a run, one of its checkpoints, an exported folder, or a released checkpoint.
+"""
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+from vpt.build import Parts
+from vpt.cli import fail
+from vpt.errors import ConfigError, UserError
+from vpt.freeze import nearest
+from vpt.lora import merged
+from vpt.pretrained import load
+from vpt.released import flat_config, released_name
+from vpt.training.checkpoint import save_weights
+from vpt.weights import own_tensors
+
+
+@dataclass(frozen=True)
+class Export:
+    """What to write: a `checkpoint`, the folder it goes `to`, and the `format` (vpt, released, qwen)."""
+
+    checkpoint: str
+    to: str
+    format: str = "vpt"
+
+
+def export(wanted: Export) -> Path:
+    """Load a checkpoint and write it. The folder is complete or absent.
+
+    Raises:
+        ConfigError: for an unknown format, a folder that exists, or a model that the format has no place for.
+    """
+    if wanted.format not in WRITERS:
+        raise ConfigError(
+            f"format={wanted.format} is not one of {', '.join(WRITERS)}{nearest(wanted.format, [*WRITERS])}"
+        )
+    target = Path(wanted.to)
+    if target.exists():
+        raise ConfigError(f"{target} exists already; give another folder in to=FOLDER, or remove it")
+    parts = load(wanted.checkpoint, device="cpu")
+    draft = target.with_name(f".writing_{target.name}")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    try:
+        WRITERS[wanted.format](parts, draft)
+        draft.rename(target)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return target
+
+
+def _write_vpt(parts: Parts, folder: Path) -> None:
+    save_weights(folder, model=parts.model, config=parts.config, tokenizer=parts.tokenizer)
+
+
+def _write_released(parts: Parts, folder: Path) -> None:
+    """Flat configuration, tensors by the released names; `lm_head` apart, even where it is tied; adapters merged."""
+    if parts.config.model.family != "qwen2_vl":
+        raise ConfigError(
+            f"the released format holds Qwen2-VL only, this is a {parts.config.model.family}; type format=vpt"
+        )
+    tensors = merged(own_tensors(parts.model), parts.config.model.lora)
+    if parts.model.qwen.config.tie_word_embeddings:
+        tensors["qwen.lm_head.weight"] = parts.model.qwen.lm_head.weight.detach().clone()
+    try:
+        renamed = {released_name(name): tensor.contiguous() for name, tensor in tensors.items()}
+    except KeyError as error:
+        raise ConfigError(f"{error.args[0]}: it knows dino, sam and clip; type format=vpt") from None
+    save_file(renamed, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(flat_config(parts.model, parts.config), indent=1))
+    parts.tokenizer.save_pretrained(folder)
+
+
+def _write_qwen(parts: Parts, folder: Path) -> None:
+    """transformers' own layout: a language model and its tower, without re-encoders; adapters merged."""
+    if len(parts.model.encoders):
+        raise ConfigError(
+            f"the re-encoders {', '.join(parts.model.encoders)} have no place in a plain Qwen folder; type format=vpt"
+        )
+    tensors = merged(own_tensors(parts.model.qwen), parts.config.model.lora)
+    parts.model.qwen.save_pretrained(folder, state_dict=tensors)
+    parts.tokenizer.save_pretrained(folder)
+
+
+WRITERS: dict[str, Callable[[Parts, Path], None]] = {
+    "vpt": _write_vpt, "released": _write_released, "qwen": _write_qwen,
+}  # fmt: skip
+
+
+def parse(arguments: list[str]) -> Export:
+    """`key=value` arguments. Raises ConfigError for unknown keys, and for those that are missing."""
+    known = [item.name for item in fields(Export)]
+    given = dict(argument.partition("=")[::2] for argument in arguments)
+    for key in given:
+        if key not in known:
+            raise ConfigError(f"{key} is not a key of vpt.export{nearest(key, known)}; keys: {', '.join(known)}")
+    missing = [key for key in ("checkpoint", "to") if not given.get(key)]
+    if missing:
+        raise ConfigError(f"{missing[0]} is missing; type python -m vpt.export checkpoint=outputs/RUN_NAME to=FOLDER")
+    return Export(**given)
+
+
+def main() -> None:
+    """The command line."""
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(__doc__)
+        return
+    try:
+        print(f"wrote {export(parse(sys.argv[1:]))}")
+    except UserError as error:
+        fail(error)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""A trained model from its folder: a run, one of its checkpoints, an exported folder, or a released checkpoint."""
+
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+
+from vpt.build import Parts, build
+from vpt.cli import CONF
+from vpt.config import TrainConfig
+from vpt.freeze import freeze, validate
+from vpt.released import ReleasedCheckpoint
+from vpt.sizes import Sizes
+from vpt.training import checkpoint
+
+
+def load(path: str | Path, *, device: str = "auto") -> Parts:
+    """A trained model, its tokenizer and what prepares its inputs, ready to answer.
+
+    Needs no other folder: a checkpoint holds its parts' sizes.
+
+    Args:
+        path: `outputs/RUN_NAME`, one of its `checkpoints`, a folder made by `vpt.export`, or a released checkpoint.
+        device: `auto`, `cpu` or `cuda`.
+
+    Raises:
+        CheckpointError: where the folder holds no such thing, or is damaged.
+    """
+    released = ReleasedCheckpoint.at(path)
+    if released:
+        parts = build(released_config(released))
+    else:
+        found = checkpoint.find(path)
+        config = checkpoint.load_config(found)
+        parts = rebuild(found, config)
+        checkpoint.load_weights(found, parts.model)
+    parts.model.to(choose_device(device)).eval()
+    return parts
+
+
+def configuration(path: str | Path) -> TrainConfig:
+    """The configuration of what `load` would read; takes no time."""
+    released = ReleasedCheckpoint.at(path)
+    return released_config(released) if released else checkpoint.load_config(checkpoint.find(path))
+
+
+def rebuild(found: Path, config: TrainConfig) -> Parts:
+    """The parts of a checkpoint by its sizes and tokenizer; its weights are still to be read."""
+    return build(config, tokenizer=checkpoint.load_tokenizer(found), sizes=Sizes.load(found / "sizes"))
+
+
+def released_config(released: ReleasedCheckpoint) -> TrainConfig:
+    """Our configuration of a released checkpoint: its settings, and defaults for what it does not say."""
+    said = released.config
+    settings = [f"{key}={said[key]}" for key in ("num_inner_forward_run", "projector_scale") if key in said]
+    overrides = [
+        "model=qwen2_vl_2b", "data=vpt", f"encoder=[{','.join(released.encoders)}]",
+        f"model.path={released.folder.absolute()}", f"data.root={released.folder.absolute()}", "run_name=released",
+        *(f"model.{setting}" for setting in settings),
+    ]  # fmt: skip
+    with ExitStack() as stack:
+        if not GlobalHydra.instance().is_initialized():  # eval.py has done so
+            stack.enter_context(initialize_config_dir(str(CONF), version_base=None))
+        config = freeze(compose("train", overrides=overrides), TrainConfig)
+    validate(config)
+    return config
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` takes a GPU where there is one."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)

@@ -1,0 +1,143 @@
+"""Tensors of a folder by name, as transformers lays them out: one safetensors file, shards, or `pytorch_model*.bin`.
+
+Files that could hold anything but tensors are refused, never run.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from pickle import UnpicklingError
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from vpt.errors import CheckpointError
+
+_INDEXED = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+_SINGLE = ("model.safetensors", "pytorch_model.bin")
+
+
+class TensorFolder(Mapping[str, Tensor]):
+    """Name -> tensor; a tensor is read from the disk when it is asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open the files of `folder`. Raises CheckpointError where there are none, or one is missing or broken."""
+        self.folder = folder
+        self._home: dict[str, Mapping[str, Tensor]] = {}
+        for file in weight_files(folder):
+            opened = _SafeFile(file) if file.suffix == ".safetensors" else _load_bin(file)
+            self._home.update(dict.fromkeys(opened, opened))
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._home[name][name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._home)
+
+    def __len__(self) -> int:
+        return len(self._home)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold a folder's weights. Raises CheckpointError where there are none or a shard is missing."""
+    files = [folder / name for name in _SINGLE if (folder / name).is_file()][:1]
+    for name in _INDEXED if not files else ():
+        with suppress(FileNotFoundError):
+            index = json.loads((folder / name).read_text())
+            files = [folder / Path(shard).name for shard in sorted(set(index["weight_map"].values()))]
+            break
+    if not files:
+        files = sorted(folder.glob("pytorch_model*.bin"))
+    if not files:
+        raise CheckpointError(f"{folder} holds no weights ({', '.join((*_SINGLE, *_INDEXED))})")
+    absent = [file.name for file in files if not file.is_file()]
+    if absent:
+        raise CheckpointError(f"{folder} is incomplete, it lacks {', '.join(absent)}; copy or download it again")
+    return files
+
+
+class _SafeFile(Mapping[str, Tensor]):
+    """One safetensors file, mapped into memory."""
+
+    def __init__(self, file: Path) -> None:
+        try:
+            self._open = safe_open(file, framework="pt")
+            self._names = list(self._open.keys())
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(
+                f"{file} cannot be read: {error}; use an older checkpoint, or copy it again"
+            ) from None
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._open.get_tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def _load_bin(file: Path) -> dict[str, Tensor]:
+    try:
+        loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except UnpicklingError:
+        raise CheckpointError(f"{file} holds more than tensors and is refused; convert it to safetensors") from None
+    except (OSError, RuntimeError, EOFError) as error:
+        raise CheckpointError(f"{file} cannot be read: {str(error).splitlines()[0]}; copy it again") from None
+    if not isinstance(loaded, dict) or not all(isinstance(tensor, Tensor) for tensor in loaded.values()):
+        raise CheckpointError(f"{file} is not a table of tensors by name")
+    return loaded
+
+
+def own_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict with tied weights once: the first name stays."""
+    seen: set[int] = set()
+    own = {}
+    for name, tensor in model.state_dict().items():
+        if tensor.data_ptr() not in seen:
+            seen.add(tensor.data_ptr())
+            own[name] = tensor.detach()
+    return own
+
+
+def fill(
+    model: nn.Module, tensors: Mapping[str, Tensor], *, where: Path, names: Mapping[str, str] | None = None
+) -> None:
+    """Copy tensors into a model, all of them into all of it.
+
+    Args:
+        model: whose `state_dict` names count.
+        tensors: what is stored, by stored name.
+        where: what to call it in messages.
+        names: the model's name -> the stored name; the same where it is left out.
+
+    Raises:
+        CheckpointError: lists what is missing, unexpected, or of another shape. The model is as before then.
+    """
+    own = own_tensors(model)
+    names = names if names is not None else {name: name for name in tensors}
+    missing = [name for name in own if name not in names]
+    unexpected = [stored for name, stored in names.items() if name not in own]
+    shapes = wrong_shapes({name: tensors[stored] for name, stored in names.items() if name in own}, own)
+    problems = [
+        f"{kind}: {', '.join(sorted(found))}"
+        for kind, found in (("missing", missing), ("unexpected", unexpected), ("other shape", shapes))
+        if found
+    ]
+    if problems:
+        raise CheckpointError(f"{where} does not fit the model; " + "; ".join(problems))
+    with torch.no_grad():
+        for name, stored in names.items():
+            own[name].copy_(tensors[stored])
+
+
+def wrong_shapes(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
+    """Which stored tensors have another size than the model's."""
+    return [
+        f"{name} {list(tensor.shape)} instead of {list(own[name].shape)}"
+        for name, tensor in tensors.items()
+        if tensor.shape != own[name].shape
+    ]
