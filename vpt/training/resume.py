@@ -80,7 +80,7 @@ def warm_start(model: VPTModel, found: Path, *, without: Sequence[str] = ()) -> 
     print(f"  starts from {found}" + (f"; newly built: {', '.join(left[:SHOWN])}{more}" if left else ""))
 
 
-def _tensors_for(own: Mapping[str, Tensor], found: Path) -> dict[str, Tensor]:
+def _tensors_for(own: Mapping[str, Tensor], found: Path) -> Mapping[str, Tensor]:
     """The tensors of a checkpoint, named as in a model with the tensors `own`."""
     tensors: Mapping[str, Tensor] = TensorFolder(found)
     if has_adapters(own) == has_adapters(tensors):
