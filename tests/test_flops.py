@@ -44,7 +44,7 @@ def record():
 
 
 def one_row(parts, folder, *, masked):
-    """A batch of one row, so that nothing is padded."""
+    """A batch of one row."""
     [sample] = samples_of(parts, folder, [record()])
     return pack([sample], masked=[Masking(1, 1.0).spans(sample.row) if masked else ()])
 
@@ -71,6 +71,12 @@ def parts_of(make_parts):
     )
 
 
+@pytest.fixture(autouse=True)
+def _nothing_is_padded(monkeypatch):
+    """Every segment attends in a call of its own: padding is computed, but no formula counts it."""
+    monkeypatch.setattr("vpt.attention.similar", lambda lengths, counts: [[i] for i in range(len(lengths))])
+
+
 @pytest.mark.parametrize("walk", WALKS)
 def test_formula_equals_the_counter(parts_of, folder, walk):
     parts = parts_of(scale=WALKS[walk].get("projector_scale", 1))
@@ -94,6 +100,17 @@ def test_what_is_frozen_runs_forward_only(parts_of, folder, family, trained):
     assert (cost.linear, cost.attention, cost.backward) == counted(parts.model, batch)
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_adapters_are_counted(make_parts, folder, checkpointing):
+    pytest.importorskip("peft")
+    parts = make_parts(*ALL, "model.lora.rank=4")
+    parts.model.passes = InnerPasses(checkpointing=checkpointing)
+    choose_trained(parts.model, OptimConfig(), tower_pretrained=True)
+    batch = one_row(parts, folder, masked=False)
+    cost = total(FlopMeter(parts.model, pairs="computed").step(batch))
+    assert (cost.linear, cost.attention, cost.backward + cost.recomputed) == counted(parts.model, batch)
+
+
 @pytest.mark.parametrize("mode", ["shared", "full"])
 @pytest.mark.parametrize("mask", ["off", "zero", "bottleneck"])
 def test_pairs_are_those_that_the_mask_lets_through(parts_of, folder, mode, mask):
@@ -102,10 +119,10 @@ def test_pairs_are_those_that_the_mask_lets_through(parts_of, folder, mode, mask
     model.passes = InnerPasses(inner_forward=mode, mask_mode="bottleneck" if mask == "bottleneck" else "zero")
     batch = one_row(parts, folder, masked=mask != "off")
     [segments] = model.cut(batch.rows)
-    for segment, stage in zip(segments, model.plan(batch).stages, strict=True):
-        length = segment.stop - segment.start
-        visible = stage.layout.mask.sum().item() if stage.layout.mask is not None else length * (length + 1) // 2
-        assert count_pairs(segment) == visible
+    groups = [group for stage in model.plan(batch).stages for group in stage.layout.groups]
+    for segment, group in zip(segments, groups, strict=True):
+        _, length, _ = group.shape
+        assert count_pairs(segment) == (length * (length + 1) // 2 if group.mask is None else group.mask.sum())
 
 
 def test_two_passes_cost_what_one_costs(parts_of, folder):

@@ -6,7 +6,7 @@ from vpt.batch import TOWER, Batch, Block, Looks, Row
 from vpt.flops.cost import Cost, Stack, is_trained, receivers
 from vpt.flops.vision import EncoderCost, TowerCost
 from vpt.model import LOGIT_CHUNK, VPTModel
-from vpt.segments import Segment
+from vpt.segments import Segment, by_stage
 
 TOWER_PART, LANGUAGE_PART, HEAD_PART = "qwen.model.visual", "qwen.model.language_model", "qwen.lm_head"
 
@@ -86,9 +86,12 @@ class FlopMeter:
 
 
 def _stages(cuts: list[list[Segment]]) -> list[list[tuple[int, Segment]]]:
-    """Segment number i of every row that has one, with the row's number."""
-    longest = max(len(segments) for segments in cuts)
-    return [[(row, cut[i]) for row, cut in enumerate(cuts) if i < len(cut)] for i in range(longest)]
+    """The segments of all rows that run in one stage, each with the number of its row."""
+    rows = [by_stage(segments) for segments in cuts]
+    return [
+        [(number, segment) for number, row in enumerate(rows) if stage < len(row) for segment in row[stage]]
+        for stage in range(max(map(len, rows)))
+    ]
 
 
 def _blocks(row: Row, segment: Segment) -> list[tuple[Block, bool]]:
