@@ -6,6 +6,7 @@ python train.py +experiment=dino run_name=other seed=1        type the same comm
 """
 
 import os
+from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -15,10 +16,12 @@ from vpt import cli
 from vpt.config import TrainConfig
 from vpt.errors import ConfigError, UserError
 from vpt.freeze import freeze, validate
+from vpt.sweeping import in_sweep, note_failure
 
 
 @hydra.main(config_path="conf", config_name="train", version_base=None)
-def main(composed: DictConfig) -> None:
+def main(composed: DictConfig) -> float | None:
+    folder = HydraConfig.get().runtime.output_dir
     try:
         config = freeze(composed, TrainConfig)
         validate(config)
@@ -26,9 +29,14 @@ def main(composed: DictConfig) -> None:
             raise ConfigError("training by several processes is not supported yet; run one process")
         from vpt.training.run import train  # the heavy part, after all that can be wrong has been checked
 
-        train(config, HydraConfig.get().runtime.output_dir)
-    except UserError as error:
-        cli.fail(error)
+        return train(config, folder)
+    except Exception as error:
+        if in_sweep():
+            note_failure(error, Path(folder))
+            return None
+        if isinstance(error, UserError):
+            cli.fail(error)
+        raise
 
 
 if __name__ == "__main__":

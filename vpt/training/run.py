@@ -9,8 +9,8 @@ from vpt.evaluation.runner import evaluate
 from vpt.training.loop import Trainer
 
 
-def train(config: TrainConfig, folder: str | Path) -> None:
-    """Train (or go on), answer the test split, leave a summary and pictures in `folder`."""
+def train(config: TrainConfig, folder: str | Path) -> float:
+    """Train (or go on), answer the test split, leave a summary and pictures in `folder`. Returns the accuracy."""
     folder = Path(folder)
     trainer = Trainer(config, folder)
     started = time.perf_counter()
@@ -21,6 +21,7 @@ def train(config: TrainConfig, folder: str | Path) -> None:
     print(f"accuracy {summary['accuracy']:.4f} on {summary['questions']} questions; see {folder}/summary.json")
     for path in draw_run(folder):
         print(f"  {path}")
+    return summary["accuracy"]
 
 
 def _limit(config: TrainConfig) -> int | None:

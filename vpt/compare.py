@@ -1,0 +1,205 @@
+"""Runs side by side: what differs in their settings, and what they reached.
+
+    python -m vpt.compare outputs/dino outputs/sam outputs/clip
+    python -m vpt.compare outputs/masking                  # a sweep: every run below the folder
+
+Runs that differ in nothing but the seed are one line, mean ± standard deviation. Writes `compare.png` and
+`compare.json` beside the runs.
+"""
+
+import argparse
+import json
+import statistics
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from vpt.cli import fail
+from vpt.errors import CheckpointError, ConfigError, UserError
+from vpt.freeze import nearest
+
+# Keys in which two runs of one experiment may differ
+_NO_DIFFERENCE = (
+    "seed", "run_name", "output_dir", "device", "tracking", "data.workers", "data.cache_mb", "model.token_ids",
+    "model.vision_encoder_ls",
+)  # fmt: skip
+ABSENT, PRESENT = "-", "yes"  # a re-encoder or a source that some of the runs lack
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run: its folder, its settings, and its results by dotted key, None where it has not ended."""
+
+    folder: Path
+    settings: Mapping[str, Any]
+    results: Mapping[str, float] | None
+
+
+@dataclass(frozen=True)
+class Line:
+    """Runs that differ in the seed alone: their `label` (what sets them apart) and the values of each metric."""
+
+    label: Mapping[str, Any]
+    runs: Sequence[Run]
+    values: Mapping[str, list[float]]
+
+    @property
+    def name(self) -> str:
+        """What sets the runs apart in a few words, or the run's own name."""
+        words = [f"{key.rpartition('.')[2]}={value}" for key, value in self.label.items() if value != ABSENT]
+        return ", ".join(words) or self.runs[0].folder.name
+
+    def cell(self, metric: str) -> str:
+        """`0.962`, or `0.962 ± 0.004` over several seeds."""
+        values = self.values[metric]
+        if not values:
+            return "-"
+        spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+        return f"{statistics.mean(values):.3f}{spread}"
+
+
+def find_runs(folders: Iterable[Path]) -> list[Run]:
+    """Every run in or below the folders. Raises CheckpointError where there is none."""
+    runs: list[Run] = []
+    for folder in folders:
+        found = sorted(path.parent for path in folder.rglob("config.yaml") if (path.parent / "metrics.jsonl").is_file())
+        if not found:
+            raise CheckpointError(f"{folder} holds no run (config.yaml and metrics.jsonl); give outputs/RUN_NAME")
+        runs.extend(read_run(path) for path in found)
+    return runs
+
+
+def read_run(folder: Path) -> Run:
+    """Settings and results of one run."""
+    settings: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+    summary = folder / "summary.json"
+    results = None
+    if summary.is_file():
+        results = dict(_numbers(json.loads(summary.read_text())))
+    return Run(folder, settings, results)
+
+
+def _numbers(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _numbers(value, f"{prefix}{key}.")
+        elif isinstance(value, int | float):
+            yield f"{prefix}{key}", value
+
+
+def differing(trees: Sequence[Any], prefix: str = "") -> Iterator[tuple[str, list[Any]]]:
+    """Dotted keys that are not the same in all trees, each with its value in every tree.
+
+    A branch that some trees lack is a key of its own; below it, the trees that have it are compared.
+    """
+    present = [tree for tree in trees if isinstance(tree, Mapping)]
+    for key in dict.fromkeys(key for tree in present for key in tree):
+        known = [tree.get(key, ABSENT) for tree in present]
+        if f"{prefix}{key}" in _NO_DIFFERENCE or all(value == known[0] for value in known):
+            continue
+        values = [tree.get(key, ABSENT) if isinstance(tree, Mapping) else ABSENT for tree in trees]
+        branches = [isinstance(value, Mapping) for value in known]
+        if not all(branches):
+            yield f"{prefix}{key}", [PRESENT if isinstance(value, Mapping) else value for value in values]
+        if any(branches):
+            yield from differing(values, f"{prefix}{key}.")
+
+
+def compare(runs: Sequence[Run], metrics: Sequence[str]) -> list[Line]:
+    """One line for each group of runs that differ in the seed alone, the best by the first metric on top.
+
+    Raises:
+        ConfigError: for a metric that no run has.
+    """
+    known = sorted({key for run in runs for key in run.results or ()})
+    for metric in metrics if known else ():
+        if metric not in known:
+            raise ConfigError(f"no run has the metric {metric}{nearest(metric, known)}; there is {', '.join(known)}")
+    columns = dict(differing([run.settings for run in runs]))
+    groups: dict[str, tuple[dict[str, Any], list[Run]]] = {}
+    for number, run in enumerate(runs):
+        label = {key: values[number] for key, values in columns.items()}
+        groups.setdefault(repr(label), (label, []))[1].append(run)
+    lines = [
+        Line(label, group, {m: [run.results[m] for run in group if run.results and m in run.results] for m in metrics})
+        for label, group in groups.values()
+    ]
+    return sorted(lines, key=lambda line: -statistics.mean(line.values[metrics[0]] or [-1.0]))
+
+
+def table(lines: Sequence[Line], metrics: Sequence[str]) -> str:
+    """The lines as text: a column for each differing key, number of runs, metrics."""
+    rows = [["run", *lines[0].label, "runs", *metrics]]
+    for line in lines:
+        label = [line.runs[0].folder.name, *(str(value) for value in line.label.values())]
+        done = sum(run.results is not None for run in line.runs)
+        count = str(done) if done == len(line.runs) else f"{done} of {len(line.runs)}"
+        rows.append([*label, count, *(line.cell(metric) for metric in metrics)])
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
+
+
+def unfinished(runs: Iterable[Run]) -> list[str]:
+    """A sentence for each run without a summary."""
+    return [f"{run.folder} has not ended; type its command again to go on" for run in runs if run.results is None]
+
+
+def draw(lines: Sequence[Line], metrics: Sequence[str], path: Path) -> Path:
+    """Bars for every line and metric, whiskers one standard deviation, dots single runs."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    names = [textwrap.fill(line.name, 60) for line in lines]
+    height = 1.2 + 0.25 * sum(name.count("\n") + 3 for name in names)
+    figure, axes = plt.subplots(1, len(metrics), figsize=(4.5 * len(metrics) + 2, height), sharey=True, squeeze=False)
+    for axis, metric in zip(axes[0], metrics):
+        values = [line.values[metric] for line in lines]
+        means = [statistics.mean(group) if group else 0.0 for group in values]
+        spread = [statistics.stdev(group) if len(group) > 1 else 0.0 for group in values]
+        axis.barh(range(len(lines)), means, xerr=spread, height=0.6, color="#7aa6c2", capsize=3)
+        for row, group in enumerate(values):
+            axis.plot(group, [row] * len(group), "o", color="#1d3b53", markersize=4)
+        axis.set(title=metric, yticks=range(len(lines)), yticklabels=names)
+        axis.grid(axis="x", alpha=0.3)
+    axes[0][0].invert_yaxis()
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+    return path
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m vpt.compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folders", metavar="RUN", type=Path, nargs="+", help="runs, or folders of runs")
+    parser.add_argument("--metrics", default="accuracy", help="keys of summary.json by comma; default %(default)s")
+    parser.add_argument("--to", type=Path, help="where compare.png and compare.json go; default: the first folder")
+    options = parser.parse_args(arguments)
+    metrics = options.metrics.split(",")
+    try:
+        runs = find_runs(options.folders)
+        lines = compare(runs, metrics)
+    except UserError as error:
+        fail(error)
+    print(table(lines, metrics))
+    for sentence in unfinished(runs):
+        print(sentence)
+    folder = options.to or options.folders[0]
+    folder.mkdir(parents=True, exist_ok=True)
+    written = [
+        {"settings": dict(line.label), "runs": [str(run.folder) for run in line.runs], **line.values} for line in lines
+    ]
+    (folder / "compare.json").write_text(json.dumps(written, indent=1))
+    print(f"see {draw(lines, metrics, folder / 'compare.png')} and {folder / 'compare.json'}")
+
+
+if __name__ == "__main__":
+    main()
