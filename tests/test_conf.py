@@ -21,7 +21,7 @@ def overrides_for(path: Path, records: Path, weights: Path) -> list[str]:
     group, name = path.parts[0], "/".join(path.parts[1:])
     if group == "debug":
         return []  # SMALL has it
-    if group == "experiment":
+    if group in ("experiment", "sweep"):
         return [f"+{group}={name}"]
     if group == "encoder":
         return [f"encoder=[{name}]", f"data.actions={{none:0,{name}:1}}"]
