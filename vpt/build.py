@@ -71,9 +71,11 @@ def build(
     spelling = {name: encoder.token for name, encoder in config.encoder.items()}
     if tokenizer is None:
         tokenizer = build_tokenizer(config.model)
-    grow_tokenizer(tokenizer, list(spelling.values()), region_bins=config.model.region_bins)
+    bins = config.model.region_bins
+    token_bins, text_bins = (bins, 0) if config.model.region_format == "tokens" else (0, bins)
+    grow_tokenizer(tokenizer, list(spelling.values()), region_bins=token_bins)
     stop_ids(tokenizer, config.generation.stop)  # a wrong one is better found now than after training
-    vocabulary = PerceptionVocabulary.from_tokenizer(tokenizer, spelling, region_bins=config.model.region_bins)
+    vocabulary = PerceptionVocabulary.from_tokenizer(tokenizer, spelling, region_bins=token_bins, text_bins=text_bins)
     record_ids(config.model, vocabulary.released_ids(spelling))
     qwen = build_qwen(config.model, vocabulary, sizes)
     tower_view = TowerView(build_processor(qwen, config.data.image))

@@ -39,7 +39,8 @@ class ModelConfig:
     num_inner_forward_run: int = bounded(2, low=1, high=2)  # 1: the alignment stage
     projector_scale: int = bounded(1, low=1)  # control tokens of an action
     vision_encoder_ls: list[str] = field(default_factory=list)
-    region_bins: int = bounded(8, high=64)  # cells along a side; 0 leaves regions out
+    region_bins: int = bounded(8, high=1000)  # cells along a side; 0 leaves regions out
+    region_format: str = choice("tokens", "text")  # text: the cells' numbers as [x0, y0, x1, y1], no new tokens
     positions: str = choice("mrope", "sequential")
     perceived_positions: str = choice("sequential", "grid")
     activation_checkpointing: bool = False
@@ -96,6 +97,7 @@ class DataConfig:
     actions: dict[str, float] = field(default_factory=lambda: {"none": 1.0})
     prompted: bool = True
     perception: bool = True
+    plain_looks: bool = False  # with perception=false: a plain look of as many tokens in place of each perception
     limit: int | None = None  # the first n test questions only
     max_length: int = bounded(2048, low=1)
     on_too_long: str = choice("raise", "cut")

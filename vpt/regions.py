@@ -14,6 +14,7 @@ Box = tuple[float, float, float, float]
 _REGION = re.compile(
     re.escape(REGION_START) + r"<\|x_(\d+)\|><\|y_(\d+)\|><\|x_(\d+)\|><\|y_(\d+)\|>" + re.escape(REGION_END)
 )
+_NUMBERS = re.compile(r"\s*\[(\d+), ?(\d+), ?(\d+), ?(\d+)\]\s*")
 
 
 @dataclass(frozen=True)
@@ -43,12 +44,28 @@ class Region:
         match = _REGION.search(text)
         if match is None:
             return None
-        a, b, c, d = (int(number) for number in match.groups())
+        return cls._ordered(*map(int, match.groups()))
+
+    @classmethod
+    def from_numbers(cls, text: str, *, bins: int | None = None) -> "Region | None":
+        """The region of a turn that is nothing but `[x0, y0, x1, y1]`, or None; with `bins`, also beyond the grid."""
+        match = _NUMBERS.fullmatch(text)
+        corners = [int(number) for number in match.groups()] if match else []
+        if not corners or (bins is not None and max(corners) >= bins):
+            return None
+        return cls._ordered(*corners)
+
+    @classmethod
+    def _ordered(cls, a: int, b: int, c: int, d: int) -> "Region":
         return cls(min(a, c), min(b, d), max(a, c), max(b, d))
 
     def to_text(self) -> str:
         """The six region tokens that name these cells."""
         return f"{REGION_START}<|x_{self.x0}|><|y_{self.y0}|><|x_{self.x1}|><|y_{self.y1}|>{REGION_END}"
+
+    def to_numbers(self) -> str:
+        """The same cells as text: `[x0, y0, x1, y1]`, column and row of the first and of the last cell."""
+        return f"[{self.x0}, {self.y0}, {self.x1}, {self.y1}]"
 
     def to_box(self, size: tuple[int, int], *, bins: int, margin: int = 0) -> tuple[int, int, int, int]:
         """The pixels these cells cover in an image of `size`, widened by `margin` cells on each side."""
@@ -57,3 +74,8 @@ class Region:
         x1, y1 = min(self.x1 + 1 + margin, bins), min(self.y1 + 1 + margin, bins)
         left, top = x0 * width // bins, y0 * height // bins
         return left, top, max(x1 * width // bins, left + 1), max(y1 * height // bins, top + 1)
+
+
+def in_numbers(text: str) -> str:
+    """`text` with every run of region tokens as numbers (`model.region_format: text`)."""
+    return _REGION.sub(lambda run: Region(*map(int, run.groups())).to_numbers(), text)

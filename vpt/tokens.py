@@ -41,7 +41,8 @@ class PerceptionVocabulary:
     """Every token that matters to perception, by name and by id.
 
     `actions` is keyed by the re-encoder's name in the configuration (`dino`), its tokens are spelt with the
-    re-encoder's `token` (`detection`).
+    re-encoder's `token` (`detection`). `text_bins` is the grid of a model that names regions as text, without tokens
+    of their own.
     """
 
     im_start: int
@@ -56,10 +57,16 @@ class PerceptionVocabulary:
     x: tuple[int, ...] = ()
     y: tuple[int, ...] = ()
     actions: dict[str, ActionIds] = field(default_factory=dict)
+    text_bins: int = 0
+
+    @property
+    def bins(self) -> int:
+        """Cells along a side of the grid that regions are named in; 0 for a model without regions."""
+        return self.text_bins or len(self.x)
 
     @classmethod
     def from_tokenizer(
-        cls, tokenizer: PreTrainedTokenizerBase, encoder_tokens: dict[str, str], *, region_bins: int
+        cls, tokenizer: PreTrainedTokenizerBase, encoder_tokens: dict[str, str], *, region_bins: int, text_bins: int = 0
     ) -> "PerceptionVocabulary":
         """Read the ids of a tokenizer that `grow_tokenizer` has seen. Raises ValueError for a token it lacks."""
         known = tokenizer.get_vocab()
@@ -85,6 +92,7 @@ class PerceptionVocabulary:
                 name: ActionIds(*(find(text) for text in (*action_tokens(token), pad_token(token))))
                 for name, token in encoder_tokens.items()
             },
+            text_bins=text_bins,
         )
 
     def released_ids(self, encoder_tokens: Mapping[str, str]) -> dict[str, int]:

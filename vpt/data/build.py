@@ -21,6 +21,7 @@ def build_sources(
         actions=data.actions,
         prompted=data.prompted,
         perception=data.perception,
+        plain_looks=data.plain_looks,
         region_bins=config.model.region_bins,
         seed=config.seed,
     )

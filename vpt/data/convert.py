@@ -152,6 +152,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--kind", type=_kind, default="region", help="perception between question and answer: region, none, or a "
         "re-encoder by its token word (detection, seg, clip, ...); default %(default)s")  # fmt: skip
     add("--bins", type=count, default=8, metavar="K", help="regions are cells of a KxK grid; default %(default)s")
+    add("--region-format", choices=("tokens", "text"), default="tokens", help="text: the cells as [x0, y0, x1, y1] "
+        "instead of region tokens, best with --bins 1000; default %(default)s")  # fmt: skip
     add("--crop-margin", type=whole, default=0, metavar="N", help="cells by which crops are widened; default 0")
     add("--prefix", default="", metavar="DIR", help="folder to put before image paths, below data.root")
     add("--no-prompt", dest="prompted", action="store_false", help="Free Choice: do not ask for perception")

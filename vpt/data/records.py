@@ -76,17 +76,6 @@ class Record:
     question_type: str = "all"
     box: Pixels | None = field(default=None)
 
-    def without_perception(self) -> "Record":
-        """The same question and answer with no turn in between: for `baseline`."""
-        first = next(i for i, message in enumerate(self.messages) if message.role == "user")
-        question = Message("user", strip_prompts(self.messages[first].content))
-        seen = len(PLACEHOLDER.findall(question.content))
-        messages = (*self.messages[:first], question, self.messages[-1])
-        return Record(
-            messages, {TOWER: self.images.get(TOWER, ())[:seen]}, self.where, self.question, self.answer,
-            self.question_type, self.box,
-        )  # fmt: skip
-
 
 REGION_PROMPT = "Identify the region that can help you answer the question, and then answer the question."
 REENCODE_PROMPT = "Require additional perception features, and then answer the question."
@@ -122,7 +111,19 @@ def parse_record(raw: Any, *, where: str, encoder_tokens: Mapping[str, str]) -> 
         raise DataError(f"{where}: the last turn must be the assistant's answer")
     images = _images(raw, messages, where, encoder_tokens)
     question = strip_prompts(PLACEHOLDER.sub("", messages[1].content)).strip()
-    return Record(messages, images, where, question, messages[-1].content, str(raw.get("dataset", "all")))
+    return Record(
+        messages, images, where, question, messages[-1].content, str(raw.get("dataset", "all")),
+        box=_box(raw.get("box"), where),
+    )  # fmt: skip
+
+
+def _box(box: Any, where: str) -> Pixels | None:
+    if box is None:
+        return None
+    numbers = isinstance(box, list) and len(box) == 4 and all(type(edge) in (int, float) for edge in box)
+    if not numbers or not (0 <= box[0] < box[2] and 0 <= box[1] < box[3]):
+        raise DataError(f"{where}: `box` must be [x0, y0, x1, y1] in pixels, x0 < x1 and y0 < y1, not {box}")
+    return tuple(box)  # type: ignore[return-value]  # of length 4
 
 
 def _message(item: Any, where: str) -> Message:

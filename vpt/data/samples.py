@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from vpt.batch import TOWER, Block, Row
+from vpt.data.baseline import PlainLook
 from vpt.data.images import ImageFolder
 from vpt.data.records import ImageRef, Message, Record
 from vpt.data.template import Draft, Template, TooLong, cut_draft
@@ -136,7 +137,12 @@ class SampleEncoder:
         key = (str(folder.root), str(reference))
         look = self.cache.get(view.name, key)
         if look is None:
-            look = self.prepare(source, folder.load(reference, where=where))
+            image = folder.load(reference, where=where)
+            if isinstance(reference, PlainLook):
+                _, like = self._one_look(reference.source, reference.like, folder, where)
+                look = view.fit(image, like.tokens)
+            else:
+                look = view.prepare(image)
             self.cache.put(view.name, key, look)
         return key, look
 

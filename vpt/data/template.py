@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from vpt.batch import IGNORE, TOWER, Action, Block, Row, Span
 from vpt.data.records import PLACEHOLDER, Message
 from vpt.errors import DataError
+from vpt.regions import in_numbers
 from vpt.tokens import REGION_END, REGION_START, PerceptionVocabulary, action_tokens
 
 # What to do with a row that is longer than the limit
@@ -146,6 +147,8 @@ class Template:
     def _say(self, draft: Draft, content: str) -> None:
         """An assistant turn: text and perception tokens."""
         cursor = 0
+        if self.vocabulary.text_bins:
+            content = in_numbers(content)
         for match in self._act.finditer(content):
             draft.add(self.plain(content[cursor : match.start()]), loss=True)
             cursor = match.end()

@@ -18,7 +18,7 @@ PUBLISHED = ("detection", "clip", "seg")  # published records have these lists e
 
 def convert(
     raw: Any, where: str = "record", *, kind: str = "region", bins: int = 8, prefix: str = "", prompted: bool = True,
-    crop_margin: int = 0, notes: Counter[str] | None = None,
+    region_format: str = "tokens", crop_margin: int = 0, notes: Counter[str] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """One Visual-CoT record of either layout as a VPT record.
 
@@ -27,6 +27,7 @@ def convert(
         where: file and line, for messages.
         kind: `region`, `none`, or the word that spells a re-encoder's tokens (`detection`).
         bins: regions are cells of a grid of bins x bins.
+        region_format: `tokens`, or `text` for the same cells as `[x0, y0, x1, y1]`.
         prefix: folder put before image paths.
         prompted: whether the question ends with the sentence that asks for perception.
         crop_margin: cells by which the crop is widened on each side; the region tokens do not change.
@@ -38,16 +39,17 @@ def convert(
     notes = Counter() if notes is None else notes
     question, answer, path = _asked(raw, where)
     image = str(PurePosixPath(prefix) / path)
-    images, turns, prompt = [image], [], REENCODE_PROMPT
+    images, turns, prompt, evidence = [image], [], REENCODE_PROMPT, {}
     if kind == "region":
         readings = (_benchmark_box if "conversations" in raw else _metadata_box)(raw, where, notes)
         region, box = look(readings, notes, bins=bins, crop_margin=crop_margin)
         images.append(str(ImageRef(image, box)))
-        turns, prompt = [region.to_text(), "<image>"], REGION_PROMPT
+        turns = [region.to_numbers() if region_format == "text" else region.to_text(), "<image>"]
+        prompt, evidence = REGION_PROMPT, {"box": list(readings[0][0]), "region_bins": bins}
     elif kind != "none":
         turns = ["".join(action_tokens(kind)), f"<{kind}_image>"]
     asked = f"{question} {prompt}" if prompted and turns else question
-    record = {key: raw[key] for key in ("dataset", "question_id") if key in raw}
+    record = {key: raw[key] for key in ("dataset", "question_id") if key in raw} | evidence
     record["messages"] = [
         {"role": ("user", "assistant")[turn % 2], "content": content}
         for turn, content in enumerate([f"<image>\n{asked}", *turns, answer])

@@ -35,6 +35,10 @@ class View(ABC):
     def prepare(self, image: Image.Image) -> Look:
         """An RGB image to what the encoder takes."""
 
+    def fit(self, image: Image.Image, tokens: int) -> Look:
+        """The same in about as many tokens as asked for; only Qwen's own tower sees images in any size."""
+        raise NotImplementedError(f"the view {self.name!r} has a size of its own")
+
 
 @dataclass(frozen=True)
 class BuildContext:

@@ -1,7 +1,8 @@
 """Image transforms of the re-encoders, on Pillow and numpy (no torchvision needed)."""
 
+import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -84,7 +85,32 @@ class TowerView(View):
     def __init__(self, processor: Qwen2VLImageProcessorPil) -> None:
         self.processor = processor
 
+    def fit(self, image: Image.Image, tokens: int) -> Look:
+        cell = self.processor.patch_size * self.processor.merge_size
+        width, height = nearest_grid(image.size, tokens)
+        resized = image.resize((width * cell, height * cell), Image.Resampling.BICUBIC)
+        return self._look(self.processor(images=[resized], do_resize=False, return_tensors="pt"))
+
     def prepare(self, image: Image.Image) -> Look:
-        out = self.processor(images=[image], return_tensors="pt")
+        return self._look(self.processor(images=[image], return_tensors="pt"))
+
+    def _look(self, out: Any) -> Look:
         time, height, width = out["image_grid_thw"][0].tolist()
         return Look(out["pixel_values"], time * height * width // self.processor.merge_size**2, (time, height, width))
+
+
+def nearest_grid(size: tuple[int, int], tokens: int) -> tuple[int, int]:
+    """Columns and rows of a grid with about `tokens` cells and the proportions of an image of `size`.
+
+    Each side is one of the two whole numbers beside the exact one; of these grids the one whose number of cells is
+    nearest, and of several the one that distorts the image least.
+    """
+    width, height = size
+    exact = math.sqrt(tokens * width / height), math.sqrt(tokens * height / width)
+    sides = [{max(math.floor(side), 1), max(math.ceil(side), 1)} for side in exact]
+
+    def error(grid: tuple[int, int]) -> tuple[int, float]:
+        columns, rows = grid
+        return abs(columns * rows - tokens), abs(math.log(columns * height / (rows * width)))
+
+    return min(((columns, rows) for columns in sides[0] for rows in sides[1]), key=error)

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from vpt.data.baseline import without_perception, without_prompts
 from vpt.data.records import Record
 
 
@@ -18,6 +19,7 @@ class SourceContext:
         actions: kind (`none`, `region` or a re-encoder) -> share; for sources that make up their own turns.
         prompted: whether questions say which perception to use (Free Choice leaves that out).
         perception: False removes every perception turn (the same-data baseline).
+        plain_looks: puts a plain look of as many tokens in place of each perception that is removed.
         region_bins: cells of the region grid along a side.
         seed: of the run.
     """
@@ -29,6 +31,13 @@ class SourceContext:
     perception: bool
     region_bins: int
     seed: int
+    plain_looks: bool = False
+
+    def settle(self, record: Record) -> Record:
+        """A record as this run wants it: without prompts, without perception."""
+        if not self.perception:
+            return without_perception(record, self.encoder_tokens, plain_looks=self.plain_looks)
+        return record if self.prompted else without_prompts(record)
 
 
 class Source(ABC):

@@ -126,4 +126,4 @@ def perceiving_record(
     asked = f"{question} {prompt}" if prompt and context.prompted else question
     messages = (Message("system", SYSTEM_PROMPT), Message("user", f"<image>\n{asked}"), *turns)
     record = Record((*messages, Message("assistant", answer)), images, where, question, answer, question_type, box)
-    return record if context.perception else record.without_perception()
+    return context.settle(record)

@@ -1,10 +1,13 @@
 """VPT records in JSON (one list) or JSONL files, below `data.root`."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from vpt.data.images import ImageFolder
+from vpt.data.rebin import rebin
 from vpt.data.records import Record, parse_record
 from vpt.data.sources import Source, SourceContext
 from vpt.errors import DataError
@@ -12,11 +15,13 @@ from vpt.tokens import action_tokens
 
 
 class RecordFile(Source):
-    """One file of records; image paths start from `images`, or else from `data.root`."""
+    """Files of records; image paths start from `images`, or else from `data.root`."""
 
-    def __init__(self, context: SourceContext, *, path: str, images: str = "", reencode_as: str | None = None) -> None:
+    def __init__(
+        self, context: SourceContext, *, path: str | Sequence[str], images: str = "", reencode_as: str | None = None
+    ) -> None:  # fmt: skip
         """Args:
-        path: the file, below `data.root`.
+        path: the file below `data.root`, or several, one after the other.
         images: folder of the images, below `data.root`.
         reencode_as: the re-encoder that serves every re-encoding turn, whichever the file names; by default the
             one it names, or the model's only one.
@@ -24,24 +29,41 @@ class RecordFile(Source):
         if context.root is None:
             raise DataError("data.root is not set; type data.root=FOLDER, the folder that holds the record files")
         self.context, self.root = context, context.root / images
-        self.path = context.root / path
-        if not self.path.is_file():
-            raise DataError(f"record file {self.path} does not exist; check data.root={context.root}")
-        self._serving = reencode_as
-        self._raws = _read_json(self.path) if self.path.suffix == ".json" else _read_lines(self.path)
-        if not self._raws:
-            raise DataError(f"{self.path} holds no records")
+        self._folder, self._serving = ImageFolder(self.root), reencode_as
+        paths = [path] if isinstance(path, str) else path
+        self._raws = [raw for name in paths for raw in _read(context.root / name, context.root)]
 
     def __len__(self) -> int:
         return len(self._raws)
 
     def __getitem__(self, index: int) -> Record:
         where, raw = self._raws[index]
-        raw = _retarget(raw, self.context.encoder_tokens, self._serving)
-        if self.context.perception:
-            return parse_record(raw, where=where, encoder_tokens=self.context.encoder_tokens)
-        tokens = dict(self.context.encoder_tokens) or _tokens_named_in(raw)
-        return parse_record(raw, where=where, encoder_tokens=tokens).without_perception()
+        context = self.context
+        raw = _retarget(raw, context.encoder_tokens, self._serving)
+        if not context.perception and not context.plain_looks:  # whatever it names goes
+            context = replace(context, encoder_tokens=_tokens_named_in(raw))
+        record = parse_record(raw, where=where, encoder_tokens=context.encoder_tokens)
+        if context.perception or context.plain_looks:
+            written, bins = _bins(raw, where), context.region_bins
+            record = rebin(record, context.encoder_tokens, self._folder, written=written, bins=bins)
+        return context.settle(record)
+
+
+def _read(path: Path, root: Path) -> list[tuple[str, Any]]:
+    if not path.is_file():
+        raise DataError(f"record file {path} does not exist; check data.root={root}")
+    raws = _read_json(path) if path.suffix == ".json" else _read_lines(path)
+    if not raws:
+        raise DataError(f"{path} holds no records")
+    return raws
+
+
+def _bins(raw: Any, where: str) -> int:
+    """The grid that a record names its regions in; the published files do not say and have 8."""
+    bins = raw.get("region_bins", 8)
+    if type(bins) is not int or bins < 1:
+        raise DataError(f"{where}: `region_bins` must be a whole number from 1 up, not {bins!r}")
+    return bins
 
 
 def _read_json(path: Path) -> list[tuple[str, Any]]:
@@ -65,8 +87,10 @@ def _read_lines(path: Path) -> list[tuple[str, Any]]:
     return records
 
 
-def _tokens_named_in(raw: dict[str, Any]) -> dict[str, str]:
+def _tokens_named_in(raw: Any) -> dict[str, str]:
     """Spellings of the re-encoders that a record names, for a model that has none of them."""
+    if not isinstance(raw, dict):
+        return {}  # the record's parser says so
     keys = [key.removesuffix("_images") for key in raw if key.endswith("_images") and raw[key]]
     return {key: key for key in keys}
 
@@ -77,7 +101,7 @@ def _retarget(raw: Any, encoder_tokens: Mapping[str, str], serving: str | None) 
     A file written for DINO (`<detection_image>`) trains a SAM model with `reencode_as=sam`, or by itself where the
     model has a single re-encoder.
     """
-    named = _tokens_named_in(raw) if isinstance(raw, dict) else {}
+    named = _tokens_named_in(raw)
     target = encoder_tokens.get(serving) if serving else next(iter(encoder_tokens.values()), None)
     if len(named) != 1 or target is None or (not serving and len(encoder_tokens) > 1) or target in named:
         return raw

@@ -1,0 +1,70 @@
+"""A record as turns, each with what it shows: for rewriting conversations."""
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+from vpt.batch import TOWER
+from vpt.data.records import PLACEHOLDER, ImageRef, Message, Record
+from vpt.regions import Region
+from vpt.tokens import REGION_START
+
+_ASKS = re.compile(re.escape(REGION_START) + r"|<\|[a-z0-9]+_action_start\|>")
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A message and what its placeholders stand for: (source, reference), in order."""
+
+    message: Message
+    shows: tuple[tuple[str, ImageRef], ...] = ()
+
+    @property
+    def text(self) -> str:
+        """The message without placeholders."""
+        return PLACEHOLDER.sub("", self.message.content).strip()
+
+    def region(self) -> Region | None:
+        """The region that an assistant names, by tokens or by numbers."""
+        if self.message.role != "assistant":
+            return None
+        return Region.from_text(self.message.content) or Region.from_numbers(self.message.content)
+
+    def asks(self) -> bool:
+        """Whether an assistant asks for perception."""
+        return self.message.role == "assistant" and bool(_ASKS.search(self.message.content) or self.region())
+
+
+def read_turns(record: Record, encoder_tokens: Mapping[str, str]) -> list[Turn]:
+    """The turns of a record; `encoder_tokens` are the re-encoders that it may name, and how they are spelt."""
+    sources = {token: name for name, token in encoder_tokens.items()} | {"": TOWER}
+    seen: Counter[str] = Counter()
+    turns = []
+    for message in record.messages:
+        shows = []
+        for match in PLACEHOLDER.finditer(message.content) if message.role == "user" else ():
+            source = sources[match[1] or ""]
+            shows.append((source, record.images[source][seen[source]]))
+            seen[source] += 1
+        turns.append(Turn(message, tuple(shows)))
+    return turns
+
+
+def write_turns(record: Record, turns: Sequence[Turn]) -> Record:
+    """`record` with other turns."""
+    images: dict[str, tuple[ImageRef, ...]] = {}
+    for turn in turns:
+        for source, reference in turn.shows:
+            images[source] = (*images.get(source, ()), reference)
+    return replace(record, messages=tuple(turn.message for turn in turns), images=images)
+
+
+def perceptions(turns: Sequence[Turn]) -> list[int]:
+    """Numbers of the turns that ask for perception and are answered by a turn that only shows."""
+    return [
+        number
+        for number, (turn, answer) in enumerate(pairwise(turns))
+        if turn.asks() and answer.shows and not answer.text
+    ]
