@@ -166,6 +166,8 @@ def _check_action(generation: GenerationConfig, config: TrainConfig) -> None:
             f"generation.action={action} is nothing that this model can do; it knows {', '.join(actions)}"
             f"{nearest(action, actions)}"
         )
+    if action == "region" and config.model.region_format == "text":
+        raise ConfigError("generation.action=region is for models with region tokens; this one writes regions as text")
     if action not in actions[:2] and not generation.max_actions:
         raise ConfigError(f"generation.max_actions=0 forbids what generation.action={action} asks for; leave one out")
 

@@ -220,7 +220,8 @@ class Generator:
         states = torch.stack(speaker.steering[-1:] if self.limits.released else speaker.steering)
         states = self.intervention.states(states, kind=speaker.asking, record=speaker.sample.record)
         speaker.steering[-len(states) :] = states
-        speaker.feed = Feed([control] * len(states), states=states)
+        carried = self.limits.released or self.model.passes.num_inner_forward_run > 1
+        speaker.feed = Feed([control] * len(states), states=states if carried else None)
         speaker.say(*[control] * len(states))
         if len(speaker.steering) == scale:
             speaker.asking = None

@@ -6,13 +6,14 @@ from collections.abc import Callable
 import torch
 from PIL import Image
 
-from vpt.asking import Asking, Request
+from vpt.asking import FREE, REGION, Asking, Request
 from vpt.batch import TOWER
 from vpt.data.records import Message
 from vpt.data.samples import SampleEncoder
 from vpt.data.template import Draft
 from vpt.feeds import Feed, Sight
 from vpt.intervention import Intervention
+from vpt.regions import Region
 from vpt.speaker import IGNORED, MENDED, SEEN, Limits, Speaker, Step
 
 
@@ -36,9 +37,9 @@ class SecondLook:
 
     def turn(self, speaker: Speaker) -> Feed | None:
         """The user turn that shows what the turn just ended asked for; None where it shows nothing."""
-        requests = self.asking.requests(speaker.said)
+        requests = self._requests(speaker)
         request = self.asking.shown(requests)
-        if request is None or speaker.image is None:
+        if request is None or speaker.image is None or not self._granted(speaker):
             return None
         speaker.looked = time.perf_counter()
         record = speaker.sample.record
@@ -52,7 +53,22 @@ class SecondLook:
 
     def unseen(self, speaker: Speaker) -> list[Step]:
         """What a row asked for in a last turn that was shown nothing."""
-        return [self._step(request, IGNORED) for request in self.asking.requests(speaker.said)]
+        return [self._step(request, IGNORED) for request in self._requests(speaker)]
+
+    def _requests(self, speaker: Speaker) -> list[Request]:
+        """What a turn asked for; without region tokens, a turn that is nothing but a region in numbers asks for it."""
+        bins, said = self.asking.vocabulary.text_bins, [t for t in speaker.said if t != self.asking.vocabulary.im_end]
+        region = Region.from_numbers(self.decode(said), bins=bins) if bins else None
+        if region is None:
+            return self.asking.requests(speaker.said)
+        return [Request(REGION, tuple(said), region, mended=self.decode(said) != region.to_numbers())]
+
+    def _granted(self, speaker: Speaker) -> bool:
+        """Whether a turn may be shown what it asked for: numbers cannot be forbidden before they are said."""
+        if self.asking.requests(speaker.said):
+            return True
+        speaker.may_ask -= 1
+        return speaker.may_ask >= 0 and self.limits.action == FREE
 
     def _step(self, request: Request, status: str) -> Step:
         return Step(request.kind, self.decode([*request.said]), status)
@@ -60,7 +76,7 @@ class SecondLook:
     def _region(self, speaker: Speaker, image: Image.Image, request: Request, step: Step) -> Feed:
         """The crop is cut out at full resolution and limited then."""
         assert request.region is not None
-        bins = len(self.asking.vocabulary.x)
+        bins = self.asking.vocabulary.bins
         region = self.intervention.region(request.region, image.size, bins=bins, record=speaker.sample.record)
         step.box = region.to_box(image.size, bins=bins, margin=self.limits.crop_margin)
         return self._write(speaker, TOWER, image.crop(step.box), step)
