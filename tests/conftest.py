@@ -1,6 +1,7 @@
 """Tiny models of the real classes, and conversations of every kind on real images."""
 
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,6 +24,7 @@ SHARED = ROOT.parent / "shared"
 
 def pytest_configure() -> None:
     torch.set_num_threads(1)  # tiny tensors, and several test processes
+    os.environ.setdefault("VPT_CACHE", tempfile.mkdtemp(prefix="vpt-cache-"))
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the programs that tests start
 
 

@@ -1,8 +1,9 @@
-"""VPT records in JSON (one list) or JSONL files, below `data.root`."""
+"""VPT records in JSON (one list), JSONL or Parquet files, below `data.root`."""
 
-import json
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from vpt.data.images import ImageFolder
 from vpt.data.rebin import rebin
 from vpt.data.records import Record, parse_record
 from vpt.data.sources import Source, SourceContext
+from vpt.data.store import RecordStore
 from vpt.errors import DataError
 from vpt.tokens import action_tokens
 
@@ -31,13 +33,15 @@ class RecordFile(Source):
         self.context, self.root = context, context.root / images
         self._folder, self._serving = ImageFolder(self.root), reencode_as
         paths = [path] if isinstance(path, str) else path
-        self._raws = [raw for name in paths for raw in _read(context.root / name, context.root)]
+        self._stores = [_open(context.root / name, context.root) for name in paths]
+        self._ends = list(accumulate(len(store) for store in self._stores))
 
     def __len__(self) -> int:
-        return len(self._raws)
+        return self._ends[-1]
 
     def __getitem__(self, index: int) -> Record:
-        where, raw = self._raws[index]
+        file = bisect_right(self._ends, index)
+        where, raw = self._stores[file][index - self._ends[file]]  # from the end of the file
         context = self.context
         raw = _retarget(raw, context.encoder_tokens, self._serving)
         if not context.perception and not context.plain_looks:  # whatever it names goes
@@ -49,13 +53,10 @@ class RecordFile(Source):
         return context.settle(record)
 
 
-def _read(path: Path, root: Path) -> list[tuple[str, Any]]:
+def _open(path: Path, root: Path) -> RecordStore:
     if not path.is_file():
         raise DataError(f"record file {path} does not exist; check data.root={root}")
-    raws = _read_json(path) if path.suffix == ".json" else _read_lines(path)
-    if not raws:
-        raise DataError(f"{path} holds no records")
-    return raws
+    return RecordStore(path)
 
 
 def _bins(raw: Any, where: str) -> int:
@@ -64,27 +65,6 @@ def _bins(raw: Any, where: str) -> int:
     if type(bins) is not int or bins < 1:
         raise DataError(f"{where}: `region_bins` must be a whole number from 1 up, not {bins!r}")
     return bins
-
-
-def _read_json(path: Path) -> list[tuple[str, Any]]:
-    try:
-        records = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(records, list):
-        raise DataError(f"{path} must hold a list of records, not {type(records).__name__}; or name it .jsonl")
-    return [(f"{path}: record {number}", record) for number, record in enumerate(records)]
-
-
-def _read_lines(path: Path) -> list[tuple[str, Any]]:
-    records = []
-    try:
-        for number, line in enumerate(path.open(encoding="utf-8"), start=1):
-            if line.strip():
-                records.append((f"{path}:{number}", json.loads(line)))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}:{number}: not valid JSON: {error}") from None
-    return records
 
 
 def _tokens_named_in(raw: Any) -> dict[str, str]:

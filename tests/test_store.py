@@ -1,0 +1,98 @@
+"""Files of records of any size."""
+
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from vpt.data import store
+from vpt.data.store import RecordStore
+from vpt.errors import DataError
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("VPT_CACHE", str(tmp_path / "cache"))
+
+
+RECORDS = st.lists(
+    st.dictionaries(st.text(), st.one_of(st.text(), st.integers(), st.lists(st.text()), st.none())),
+    min_size=1,
+    max_size=8,
+)
+
+
+@given(records=RECORDS, chunk=st.integers(1, 40), ascii_only=st.booleans(), indent=st.sampled_from([None, 1]))
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_every_record_comes_back(tmp_path, records, chunk, ascii_only, indent, monkeypatch):
+    """Whatever the records hold and wherever a chunk ends, from a list or from lines."""
+    monkeypatch.setattr(store, "CHUNK", chunk)
+    monkeypatch.setenv("VPT_CACHE", str(tmp_path / str(abs(hash((json.dumps(records), chunk, ascii_only, indent))))))
+    listed, lines = tmp_path / "a.json", tmp_path / "a.jsonl"
+    listed.write_text(
+        json.dumps(records, ensure_ascii=ascii_only, indent=indent), encoding="utf-8", errors="surrogatepass"
+    )
+    lines.write_text("\n\n".join(json.dumps(record) for record in records))
+    assert [record for _, record in RecordStore(listed)] == records
+    read = RecordStore(lines)
+    assert [record for _, record in read] == records
+    assert [where for where, _ in read] == [f"{lines}:{2 * i + 1}" for i in range(len(records))]
+
+
+def test_the_second_start_reads_the_index_alone(tmp_path, monkeypatch):
+    file = tmp_path / "a.json"
+    file.write_text(json.dumps([{"n": i} for i in range(50)]))
+    RecordStore(file)
+    monkeypatch.setattr(store, "_spans_of_list", lambda path: pytest.fail("indexed again"))
+    again = RecordStore(file)
+    assert again[49] == (f"{file}: record 49", {"n": 49})
+    assert pickle.loads(pickle.dumps(again))[7][1] == {"n": 7}  # as a spawned worker gets it
+
+
+def test_a_changed_file_is_indexed_anew(tmp_path):
+    file = tmp_path / "a.jsonl"
+    file.write_text('{"n": 1}\n')
+    assert len(RecordStore(file)) == 1
+    file.write_text('{"n": 1}\n{"n": 2}\n')
+    assert [record["n"] for _, record in RecordStore(file)] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", b'{"a": 1}\n{"a": \n', r"a\.jsonl:2: not valid JSON"),
+        ("a.jsonl", b'{"a": 1}\n{"a": "\xff"}\n', r"a\.jsonl:2: not valid JSON"),
+        ("a.jsonl", b"\n \n", "holds no records"),
+        ("a.json", b"[]", "holds no records"),
+        ("a.json", b'{"a": 1}', "must hold a list of records"),
+        ("a.json", b'[{"a": 1}, {"a": ', r"not valid JSON near byte 1[01]"),
+        ("a.json", b'[{"a": 1} {"a": 2}]', "expected ',' or ']'"),
+        ("a.json", b'[{"a": "\xff"}]', "not UTF-8"),
+        ("a.json", b'[{"a": 1},', "not valid JSON near byte"),
+        ("a.json", b"", "must hold a list"),
+    ],
+)
+def test_broken_files_say_where(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        RecordStore(tmp_path / name)
+    assert not list((tmp_path / "cache").rglob("*.npy"))
+
+
+def test_parquet(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    records = [{"messages": [{"role": "user", "content": f"é {i}"}], "images": [f"{i}.png"]} for i in range(30)]
+    parquet.write_table(pyarrow.Table.from_pylist(records), tmp_path / "a.parquet")
+    read = RecordStore(tmp_path / "a.parquet")
+    assert [record for _, record in read] == records
+    assert read[29][0].endswith("a.parquet: record 29")
+
+
+def test_missing(tmp_path):
+    with pytest.raises(DataError, match="does not exist"):
+        RecordStore(Path(tmp_path / "no.json"))
