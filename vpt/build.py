@@ -5,7 +5,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from transformers import (
@@ -37,6 +37,9 @@ from vpt.sizes import Sizes
 from vpt.tiny import tiny_tokenizer
 from vpt.tokens import CHAT_TOKENS, PerceptionVocabulary, grow_embedding, grow_tokenizer, stop_ids
 
+if TYPE_CHECKING:
+    from vpt.reply import Reply
+
 FAMILIES = {
     "qwen2_vl": (Qwen2VLConfig, Qwen2VLForConditionalGeneration),
     "qwen2_5_vl": (Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration),
@@ -53,6 +56,12 @@ class Parts:
     model: VPTModel
     tokenizer: PreTrainedTokenizerBase
     encoder: SampleEncoder
+
+    def ask(self, image: str | Path, question: str, **settings: Any) -> "Reply":
+        """Answer one question about one image; `vpt.reply.ask` says what may be set."""
+        from vpt.reply import ask
+
+        return ask(self, image, question, **settings)
 
 
 def build(

@@ -205,3 +205,21 @@ class EvalConfig:
     pictures: bool = True
     data: EvalDataConfig = field(default_factory=EvalDataConfig)
     generation: EvalGenerationConfig = field(default_factory=EvalGenerationConfig)
+
+
+@dataclass
+class AskDataConfig:
+    max_length: int | None = None  # tokens that image and question may have
+    prompted: bool | None = None  # whether the sentence that asked for perception in training follows the question
+
+
+@dataclass
+class AskConfig:
+    """Settings of `python -m vpt.ask`; null means as trained."""
+
+    checkpoint: str = MISSING
+    out: str | None = None  # the picture
+    action: str | None = None  # short for generation.action
+    device: str = choice("auto", "cpu", "cuda")
+    data: AskDataConfig = field(default_factory=AskDataConfig)
+    generation: EvalGenerationConfig = field(default_factory=EvalGenerationConfig)

@@ -12,10 +12,18 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from vpt.config import EncoderConfig, EvalConfig, EvalGenerationConfig, GenerationConfig, SourceConfig, TrainConfig
+from vpt.config import (
+    AskConfig,
+    EncoderConfig,
+    EvalConfig,
+    EvalGenerationConfig,
+    GenerationConfig,
+    SourceConfig,
+    TrainConfig,
+)
 from vpt.errors import ConfigError
 
-Schema = TypeVar("Schema", TrainConfig, EvalConfig)
+Schema = TypeVar("Schema", TrainConfig, EvalConfig, AskConfig)
 
 
 def freeze(composed: DictConfig, schema: type[Schema]) -> Schema:

@@ -15,6 +15,7 @@ from vpt.data.images import ImageFolder
 from vpt.data.records import ImageRef, Message, Record
 from vpt.data.template import Draft, Template, TooLong, cut_draft
 from vpt.encoders.base import Look, View
+from vpt.errors import DataError
 from vpt.positions import GridSpan, PerceivedPositions, PositionKind, row_positions
 
 LookKey = tuple[str, str]  # root and reference of an image: the same key is the same pixels
@@ -77,11 +78,14 @@ class Numbering:
         """The grid that a block's positions follow, or None where it counts as text."""
         if self.positions == "sequential" or (block.source != TOWER and self.perceived == "sequential"):
             return None
+        return GridSpan(block.start, look.grid[0] if look.grid else 1, *self.cells(look))
+
+    def cells(self, look: Look) -> tuple[int, int]:
+        """Rows and columns of the grid that an image's tokens form."""
         if look.grid is not None:
-            time, height, width = look.grid
-            return GridSpan(block.start, time, height // self.merge, width // self.merge)
+            return look.grid[1] // self.merge, look.grid[2] // self.merge
         side = math.isqrt(look.tokens)
-        return GridSpan(block.start, 1, side, side)
+        return side, side
 
 
 @dataclass
@@ -120,7 +124,11 @@ class SampleEncoder:
         draft = Draft()
         self.template.write(draft, messages, _tokens(looks))
         self.template.open_answer(draft)
-        cut_draft(draft, self.max_length, where=record.where, on_too_long="raise")
+        if len(draft.ids) > self.max_length:
+            raise DataError(
+                f"{record.where}: the prompt has {len(draft.ids)} tokens, data.max_length is {self.max_length}; "
+                f"raise data.max_length, or shorten the question"
+            )
         return self.finish(draft, looks, record)
 
     def look(

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from vpt.projector import ConditionalProjector
 from vpt.vision import Grid
 
+Extent = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels of an image; may lie beyond it
+
 
 @dataclass(frozen=True)
 class Look:
@@ -38,6 +40,10 @@ class View(ABC):
     def fit(self, image: Image.Image, tokens: int) -> Look:
         """The same in about as many tokens as asked for; only Qwen's own tower sees images in any size."""
         raise NotImplementedError(f"the view {self.name!r} has a size of its own")
+
+    def seen(self, size: tuple[int, int]) -> Extent:
+        """What the encoder's grid of tokens covers of an image of `size` (width, height): the whole of it."""
+        return 0.0, 0.0, float(size[0]), float(size[1])
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from vpt.batch import TOWER
-from vpt.encoders.base import Look, View
+from vpt.encoders.base import Extent, Look, View
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -52,11 +52,22 @@ class SquareView(View):
             square = self._centre(image)
         return Look(normalised(square, self.mean, self.std), self.tokens)
 
-    def _centre(self, image: Image.Image) -> Image.Image:
+    def seen(self, size: tuple[int, int]) -> Extent:
+        if self.crop == "whole":
+            return super().seen(size)
+        width, height = self._resized(size)
+        across, down = size[0] / width, size[1] / height
+        left, top = (width - self.side) // 2, (height - self.side) // 2
+        return left * across, top * down, (left + self.side) * across, (top + self.side) * down
+
+    def _resized(self, size: tuple[int, int]) -> tuple[int, int]:
         short = self.resize_to or self.side
-        width, height = image.size
+        width, height = size
         # The long side is cut, not rounded, as transformers' processors do.
-        size = (short, int(short * height / width)) if width <= height else (int(short * width / height), short)
+        return (short, int(short * height / width)) if width <= height else (int(short * width / height), short)
+
+    def _centre(self, image: Image.Image) -> Image.Image:
+        size = self._resized(image.size)
         image = image.resize(size, Image.Resampling.BICUBIC)
         left, top = (size[0] - self.side) // 2, (size[1] - self.side) // 2
         return image.crop((left, top, left + self.side, top + self.side))
@@ -70,9 +81,17 @@ class PaddedView(View):
     side: int
     tokens: int
 
+    def seen(self, size: tuple[int, int]) -> Extent:
+        width, height = self._resized(size)
+        return 0.0, 0.0, self.side * size[0] / width, self.side * size[1] / height
+
+    def _resized(self, size: tuple[int, int]) -> tuple[int, int]:
+        scale = self.side / max(size)
+        width, height = (max(int(extent * scale + 0.5), 1) for extent in size)
+        return width, height
+
     def prepare(self, image: Image.Image) -> Look:
-        scale = self.side / max(image.size)
-        width, height = (max(int(extent * scale + 0.5), 1) for extent in image.size)
+        width, height = self._resized(image.size)
         pixels = normalised(image.resize((width, height), Image.Resampling.BILINEAR), IMAGENET_MEAN, IMAGENET_STD)
         return Look(torch.nn.functional.pad(pixels, (0, self.side - width, 0, self.side - height)), self.tokens)
 

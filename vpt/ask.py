@@ -1,0 +1,93 @@
+"""Ask a trained model one question about one image, and see what it looks at.
+
+    python -m vpt.ask IMAGE QUESTION checkpoint=RUN [out=PNG] [KEY=VALUE ...]
+
+    python -m vpt.ask cat.png "What colour is the cat?" checkpoint=outputs/dino out=answer.png
+    python -m vpt.ask cat.png "What colour is the cat?" checkpoint=outputs/all action=region generation.crop_margin=1
+
+Prints what the model says while it says it, what each request for perception showed it, and the answer; `out` is a
+picture of the image, the region and its crop, and what the control state looked for.
+
+    checkpoint               a run (outputs/dino: its last checkpoint), one of its checkpoints, an exported folder, or
+                             a released checkpoint
+    out                      the picture to write; none by default
+    action                   free; none; region or a re-encoder's name: what the answer begins with
+    device                   auto, cpu or cuda
+    data.max_length          tokens that image and question may have
+    data.prompted            whether the sentence that asked for perception in training follows the question
+    generation.              max_new_tokens, max_actions, crop_margin, temperature (0: greedy), top_k, top_p, seed,
+                             stop (a list of tokens)
+
+What is not given is as the model was trained."""
+
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from vpt import cli
+from vpt.config import AskConfig
+from vpt.errors import ConfigError, UserError
+from vpt.freeze import freeze, generation_settings
+
+SETTING = re.compile(r"^[\w.]+=")
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Answer what the command line asks."""
+    if {"-h", "--help"} & {*arguments} or not arguments:
+        print(__doc__)
+        return
+    image, question, config = read_arguments(arguments)
+    from vpt.listener import Listener  # what takes seconds to import, after the command line has been checked
+    from vpt.pretrained import configuration, load
+    from vpt.reply import check_picture, hint, read_question, reply
+
+    trained = configuration(config.checkpoint)
+    generation = generation_settings(trained, config.generation)
+    sentence = hint(trained, generation, prompted=config.data.prompted)
+    asked = read_question(trained, Path(image), question, sentence)  # all that can be wrong comes before the weights
+    if config.out:
+        check_picture(Path(config.out))
+    parts = load(config.checkpoint, device=config.device)
+    parts.encoder.max_length = config.data.max_length or parts.encoder.max_length
+    listener = Listener(parts.tokenizer)
+    answered = reply(parts, asked, generation, listener=listener)
+    listener.end(answered.trace, complete=answered.answer.complete)
+    if config.out:
+        print(f"wrote {answered.draw(config.out)}")
+
+
+def read_arguments(arguments: Sequence[str]) -> tuple[str, str, AskConfig]:
+    """Image, question and settings. The first two that are no KEY=VALUE are image and question.
+
+    Raises:
+        ConfigError: for a key that does not exist, with the nearest one; for too few arguments, or too many.
+    """
+    settings = [argument for argument in arguments if SETTING.match(argument)]
+    texts = [argument for argument in arguments if argument not in settings]
+    cli.check_overrides(settings, AskConfig)
+    composed = OmegaConf.create(OmegaConf.to_container(OmegaConf.structured(AskConfig)))
+    composed.merge_with(OmegaConf.from_dotlist(settings))
+    assert isinstance(composed, DictConfig)
+    config = freeze(composed, AskConfig)
+    if len(texts) != 2:
+        raise ConfigError(
+            f"{len(texts)} of IMAGE and QUESTION given ({', '.join(map(repr, texts))}); type: python -m vpt.ask "
+            'IMAGE "QUESTION" checkpoint=RUN, the question in quotes'
+        )
+    if config.action is not None:
+        if config.generation.action not in (None, config.action):
+            raise ConfigError(f"action={config.action} but generation.action={config.generation.action}; give one")
+        config = replace(config, generation=replace(config.generation, action=config.action))
+    return texts[0], texts[1], config
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        cli.fail(error)

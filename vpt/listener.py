@@ -1,0 +1,53 @@
+"""Printing an answer while it is generated."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import TextStreamer
+
+from vpt.speaker import IGNORED, MENDED, Speaker, Step
+
+
+@dataclass
+class Listener:
+    """Prints what a row says as it says it; each turn on a line, each act of perception below the turn that asked."""
+
+    tokenizer: Any
+    told: int = 0
+    steps: int = 0
+    streamer: Any = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.streamer = TextStreamer(self.tokenizer, skip_special_tokens=True)
+
+    def __call__(self, speaker: Speaker) -> None:
+        """Say what is new. A step is told with the first token that follows it: then its time is known."""
+        if speaker.looked is None and len(speaker.trace) > self.steps:
+            self.streamer.end()
+            self._tell(speaker.trace)
+        for token in speaker.ids[self.told :]:
+            self.streamer.put(torch.tensor([token]))
+        self.told = len(speaker.ids)
+
+    def end(self, trace: Sequence[Step], *, complete: bool) -> None:
+        """Finish the last line; tell what was asked for in it, to no avail."""
+        self.streamer.end()
+        self._tell(trace)
+        if not complete:
+            print("  (cut off: generation.max_new_tokens allows no more)")
+
+    def _tell(self, trace: Sequence[Step]) -> None:
+        for step in trace[self.steps :]:
+            print(f"  -> {describe(step)}", flush=True)
+        self.steps = len(trace)
+
+
+def describe(step: Step) -> str:
+    """One line about a step."""
+    if step.status == IGNORED:
+        return f"{step.kind}: ignored, it cannot be read as a request"
+    shown = f"pixels {', '.join(map(str, step.box))}" if step.box else f"control state of norm {step.state_norm:.2f}"
+    mended = ", mended" if step.status == MENDED else ""
+    return f"{step.kind}{mended}: {shown}, {step.visual_tokens} tokens, {step.seconds * 1000:.0f} ms"

@@ -1,0 +1,171 @@
+"""One question about one image: `parts.ask("a.png", "What colour is it?")`."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from vpt.asking import FREE, NONE, REGION
+from vpt.batch import TOWER
+from vpt.build import Parts
+from vpt.config import EvalGenerationConfig, GenerationConfig, TrainConfig
+from vpt.data.build import image_folder
+from vpt.data.images import ImageFolder
+from vpt.data.records import (
+    PLACEHOLDER,
+    REENCODE_PROMPT,
+    REGION_PROMPT,
+    SYSTEM_PROMPT,
+    ImageRef,
+    Message,
+    Record,
+)
+from vpt.errors import ConfigError, DataError
+from vpt.freeze import generation_settings, nearest
+from vpt.generate import Generator
+from vpt.search_map import SearchMap, search_map
+from vpt.speaker import Answer, Speaker, Step
+
+PICTURES = (".png", ".pdf", ".svg", ".jpg")
+
+Listener = Callable[[Speaker], None]
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question about an image as a model is asked it.
+
+    Attributes:
+        record: the conversation up to the question.
+        folder: where the image lies.
+        image: the image at full resolution.
+    """
+
+    record: Record
+    folder: ImageFolder
+    image: Image.Image
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer and what led to it; as text, the answer."""
+
+    parts: Parts
+    question: Question
+    answer: Answer
+
+    def __str__(self) -> str:
+        return self.answer.text
+
+    @property
+    def trace(self) -> list[Step]:
+        """Every request for perception and what came of it."""
+        return self.answer.trace
+
+    def maps(self) -> list[SearchMap | None]:
+        """For each step of the trace what its control state looked for; None where none steered what was seen."""
+        states = iter(self.answer.states)
+        maps: list[SearchMap | None] = []
+        for step in self.trace:
+            steering = next(states) if step.state_norm is not None else None
+            if steering is None or self.parts.model.passes.num_inner_forward_run == 1:
+                maps.append(None)
+            else:
+                limited, size = self.question.folder.limit(self.question.image), self.question.image.size
+                found = search_map(self.parts.model, self.parts.encoder, step.kind, limited, steering)
+                maps.append(found.scaled(size[0] / limited.width, size[1] / limited.height))
+        return maps
+
+    def draw(self, path: str | Path) -> Path:
+        """Write a picture: the image, what was selected and seen again, what was looked for. Needs matplotlib."""
+        check_picture(Path(path))
+        from vpt.evaluation.reply_picture import draw_reply
+
+        return draw_reply(self, Path(path))
+
+
+def ask(
+    parts: Parts, image: str | Path, question: str, *, prompted: bool | None = None, listener: Listener | None = None,
+    **settings: Any,
+) -> Reply:  # fmt: skip
+    """Answer one question about one image, perceiving meanwhile.
+
+    Args:
+        parts: a model in evaluation mode and what feeds it.
+        image: a file.
+        question: text.
+        prompted: whether the sentence that asked for perception in training follows the question; by default as
+            the model was trained.
+        listener: called after every round with the row that answers.
+        settings: keys of `generation`, such as `action="region"` or `temperature=1.0`; the rest is as trained.
+
+    Raises:
+        ConfigError: for a setting that does not exist or an action that the model lacks.
+        DataError: for an image that cannot be read, or a question that is too long.
+    """
+    generation = generation_settings(parts.config, chosen_settings(settings))
+    asked = read_question(parts.config, Path(image), question, hint(parts.config, generation, prompted=prompted))
+    return reply(parts, asked, generation, listener=listener)
+
+
+def chosen_settings(settings: dict[str, Any]) -> EvalGenerationConfig:
+    """Keyword arguments as settings of generation. Raises ConfigError with the nearest name for one that is none."""
+    known = [item.name for item in fields(EvalGenerationConfig)]
+    for key in settings:
+        if key not in known:
+            raise ConfigError(f"{key} is not a setting of generation{nearest(key, known)}")
+    return EvalGenerationConfig(**settings)
+
+
+def hint(config: TrainConfig, generation: GenerationConfig, *, prompted: bool | None = None) -> str:
+    """The sentence that, in training, asked for the action that is now forced, or for the only one there was."""
+    if not (config.data.prompted if prompted is None else prompted):
+        return ""
+    trained = [kind for kind, share in config.data.actions.items() if share > 0]
+    kinds = trained if generation.action == FREE else [generation.action]
+    sentences = {"" if kind == NONE else REGION_PROMPT if kind == REGION else REENCODE_PROMPT for kind in kinds}
+    return sentences.pop() if len(sentences) == 1 else ""
+
+
+def read_question(config: TrainConfig, image: Path, question: str, sentence: str) -> Question:
+    """Open the image and write the conversation. Raises DataError where either cannot be used."""
+    if not question.strip():
+        raise DataError("the question is empty")
+    if match := PLACEHOLDER.search(question):
+        raise DataError(f"the question holds {match[0]}; leave it out, the image comes first by itself")
+    if not image.is_file():
+        raise DataError(f"image {image} does not exist")
+    path = image.resolve()
+    folder, reference, where = image_folder(path.parent, config.data), ImageRef(path.name), str(image)
+    messages = (
+        Message("system", SYSTEM_PROMPT),
+        Message("user", f"<image>\n{question.strip()} {sentence}".rstrip()),
+    )
+    record = Record(messages, {TOWER: (reference,)}, where, question.strip())
+    return Question(record, folder, folder.open(reference, where=where))
+
+
+def reply(
+    parts: Parts, question: Question, generation: GenerationConfig, *, listener: Listener | None = None
+) -> Reply:  # fmt: skip
+    """Answer a question that has been read."""
+    generator = Generator.configured(parts.model, parts.encoder, parts.tokenizer, generation)
+    sample = parts.encoder.prompt(question.record, question.folder)
+    (speaker,) = generator.open([sample], [question.folder])
+    for _ in generator.rounds([speaker]):
+        if listener is not None:
+            listener(speaker)
+    return Reply(parts, question, generator.finish(speaker))
+
+
+def check_picture(path: Path) -> None:
+    """Raises ConfigError where no picture can be written to `path`."""
+    if find_spec("matplotlib") is None:
+        raise ConfigError("a picture needs matplotlib; type: pip install matplotlib")
+    if not path.absolute().parent.is_dir():
+        raise ConfigError(f"out={path}: folder {path.parent} does not exist")
+    if path.suffix not in PICTURES:
+        raise ConfigError(f"out={path}: {path.suffix or 'no suffix'} is no picture format; {', '.join(PICTURES)} are")
