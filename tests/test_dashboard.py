@@ -1,0 +1,58 @@
+"""Dashboards: the local page and the workspace."""
+
+import json
+import re
+
+import pytest
+
+from conftest import compose_config
+from vpt import dashboard
+from vpt.errors import CheckpointError
+from vpt.panels import SECTIONS
+from vpt.training.run import train
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Two runs of two steps."""
+    root = tmp_path_factory.mktemp("runs")
+    for name, overrides in {"all": (), "baseline": ("training.log_every=1",)}.items():
+        train(compose_config(f"+experiment={name}", "+debug=two_steps", *overrides), root / name)
+    return [root / "all", root / "baseline"]
+
+
+def test_a_page_holds_its_pictures_and_every_metric(runs):
+    page = dashboard.write_page(runs)
+    text = page.read_text()
+    assert not re.search(r'(src|href)="(?!data:image/png;base64,|#)', text)  # nothing is fetched from elsewhere
+    summary = json.loads((runs[0] / "summary.json").read_text())
+    assert "<td>all</td>" in text and str(summary["questions"]) in text
+    metrics = {name for run in runs for name in dashboard.read_curves(run)}
+    panels = [panel for section in SECTIONS.values() for panel in section]
+    assert metrics == {name for panel in panels for name in panel.shown(metrics)}  # no metric without a panel
+    assert text.count("<img") == sum(bool(panel.shown(metrics)) for panel in panels)
+
+
+def test_curves_are_those_of_the_file(runs):
+    lines = [json.loads(line) for line in (runs[1] / "metrics.jsonl").read_text().splitlines()]
+    curves = dashboard.read_curves(runs[1])
+    assert curves["train/loss"] == [(line["step"], line["train/loss"]) for line in lines if "train/loss" in line]
+    panel = SECTIONS["train"][0]
+    axis = dashboard.draw(panel, {"a": curves}).axes[0]
+    assert list(axis.lines[0].get_ydata()) == [value for _, value in curves["train/loss"]]
+
+
+def test_the_workspace_has_the_same_panels():
+    pytest.importorskip("wandb_workspaces")
+    made = dashboard.workspace("project", "someone")
+    assert [section.name for section in made.sections] == list(SECTIONS)
+    titles = [panel.title for section in made.sections for panel in section.panels]
+    assert titles == [panel.title for panels in SECTIONS.values() for panel in panels]
+    cells = SECTIONS["eval"][2]
+    pattern = dashboard._regex(cells)
+    assert re.search(pattern, "eval/perception/x_3") and not re.search(pattern, "eval/perception/dino_start")
+
+
+def test_a_folder_that_is_no_run(tmp_path):
+    with pytest.raises(CheckpointError, match=r"holds no metrics\.jsonl"):
+        dashboard.write_page([tmp_path])

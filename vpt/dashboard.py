@@ -1,0 +1,144 @@
+"""Dashboards that nobody clicks together.
+
+    python -m vpt.dashboard outputs/dino outputs/sam       one local page with all panels: outputs/dino/dashboard.html
+    python -m vpt.dashboard --wandb PROJECT                the same panels as a workspace at W&B
+
+The second needs a W&B account and `pip install wandb-workspaces`.
+"""
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vpt import html
+from vpt.cli import fail
+from vpt.errors import CheckpointError, ConfigError, UserError
+from vpt.panels import SECTIONS, Panel
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Curves = dict[str, list[tuple[int, float]]]  # metric -> (step, value)
+
+
+def read_curves(folder: Path) -> Curves:
+    """The metrics of a run over its steps. Raises CheckpointError where there are none."""
+    file = folder / "metrics.jsonl"
+    if not file.is_file():
+        raise CheckpointError(f"{folder} holds no metrics.jsonl; give a run (outputs/RUN_NAME)")
+    curves: Curves = {}
+    for line in file.read_text(encoding="utf-8").splitlines():
+        values = json.loads(line)
+        step = values.pop("step")
+        for name, value in values.items():
+            curves.setdefault(name, []).append((step, value))
+    return curves
+
+
+def draw(panel: Panel, runs: Mapping[str, Curves]) -> "Figure | None":
+    """One panel over all runs: a colour for each run, a dash for each metric. None where no run has any of it."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    known = dict.fromkeys(name for curves in runs.values() for name in curves)
+    metrics = panel.shown(known)
+    if not metrics:
+        return None
+    figure, axis = plt.subplots(figsize=(5.2, 3.4), layout="constrained")
+    for number, (run, curves) in enumerate(runs.items()):
+        for style, name in zip(["-", "--", ":", "-."] * len(metrics), metrics):
+            if name in curves:
+                steps, values = zip(*curves[name])
+                label = " ".join([*([run] if len(runs) > 1 else []), *([name] if len(metrics) > 1 else [])])
+                colour = f"C{number if len(runs) > 1 else metrics.index(name)}"
+                mark = "." if len(steps) < 40 else None
+                axis.plot(steps, values, style, label=label or None, linewidth=1.2, color=colour, marker=mark)
+    axis.set(title=panel.title, xlabel="step", yscale="log" if panel.log else "linear")
+    axis.grid(alpha=0.3)
+    if 1 < len(axis.get_legend_handles_labels()[0]) <= 12:
+        axis.legend(fontsize=7)
+    return figure
+
+
+def write_page(folders: Sequence[Path]) -> Path:
+    """All panels of some runs as one self-contained page in the first of them."""
+    runs = {folder.name: read_curves(folder) for folder in folders}
+    sections = []
+    for name, panels in SECTIONS.items():
+        drawn = [figure for panel in panels if (figure := draw(panel, runs)) is not None]
+        if drawn:
+            sections.append((name, html.panels(html.figure(figure) for figure in drawn)))
+    sections.append(("results", _results(folders)))
+    page = folders[0] / "dashboard.html"
+    page.write_text(html.page(", ".join(runs), sections, lead="Metrics of each run over its steps."), encoding="utf-8")
+    return page
+
+
+def _results(folders: Sequence[Path]) -> str:
+    """A table of what the runs reached; a run that has not ended has none."""
+    rows: list[list[Any]] = []
+    for folder in folders:
+        summary = folder / "summary.json"
+        reached = json.loads(summary.read_text()) if summary.is_file() else {}
+        rows.append([folder.name, *(reached.get(key, "-") for key in ("accuracy", "questions", "steps"))])
+    return html.table(["run", "accuracy", "questions", "steps"], rows)
+
+
+def workspace(project: str, entity: str, name: str = "vpt") -> Any:
+    """The panels as a W&B workspace, not saved yet. Raises ConfigError where the package is missing."""
+    try:
+        from wandb_workspaces import workspaces
+        from wandb_workspaces.reports import v2 as reports
+    except ImportError:
+        raise ConfigError("--wandb needs a package; type: pip install wandb-workspaces") from None
+    sections = [
+        workspaces.Section(
+            name=section,
+            is_open=section in ("train", "eval"),
+            panels=[
+                reports.LinePlot(
+                    title=panel.title, x="Step", log_y=panel.log,
+                    y=[m for m in panel.metrics if "*" not in m],
+                    metric_regex=_regex(panel) or None,
+                )
+                for panel in panels
+            ],
+        )
+        for section, panels in SECTIONS.items()
+    ]  # fmt: skip
+    return workspaces.Workspace(entity=entity, project=project, name=name, sections=sections)
+
+
+def _regex(panel: Panel) -> str:
+    """W&B finds metrics by one regular expression; only patterns need it."""
+    if not any("*" in metric for metric in panel.metrics):
+        return ""
+    return "|".join(f"^{metric.replace('*', '.*')}$" for metric in panel.metrics)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m vpt.dashboard", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folders", metavar="RUN", type=Path, nargs="*", help="runs to draw on one page")
+    parser.add_argument("--wandb", metavar="PROJECT", help="make a workspace in this W&B project (ENTITY/PROJECT)")
+    options = parser.parse_args(arguments)
+    if not options.folders and not options.wandb:
+        parser.error("name a run (outputs/RUN_NAME), or --wandb PROJECT")
+    try:
+        if options.folders:
+            print(f"see {write_page(options.folders)}")
+        if options.wandb:
+            entity, _, project = options.wandb.rpartition("/")
+            print(f"see {workspace(project, entity).save().url}")
+    except UserError as error:
+        fail(error)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""What a dashboard shows: sections of panels, the same at W&B and on a local page."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One plot over the steps: its title and the patterns of the metrics it shows."""
+
+    title: str
+    metrics: tuple[str, ...]
+    log: bool = False
+
+    def shown(self, known: Iterable[str]) -> list[str]:
+        """The metrics of a run that belong here."""
+        return [name for name in known if any(fnmatchcase(name, pattern) for pattern in self.metrics)]
+
+
+SECTIONS: dict[str, tuple[Panel, ...]] = {
+    "train": (
+        Panel("loss per labelled token", ("train/loss", "eval/loss"), log=True),
+        Panel("gradient norm", ("train/gradient_norm", "train/gradient_norm/*"), log=True),
+        Panel("learning rate", ("train/learning_rate", "train/learning_rate/*")),
+    ),
+    "eval": (
+        Panel("accuracy, teacher-forced", ("eval/token_accuracy",)),
+        Panel("accuracy of tokens that ask for perception", ("eval/perception/*_start", "eval/perception/*_end")),
+        Panel("accuracy of region cells", ("eval/perception/x_*", "eval/perception/y_*")),
+    ),
+    "perception": (
+        Panel("norm of control states", ("perception/*norm*",)),
+        Panel("actions in a row", ("perception/*share*", "perception/*count*")),
+    ),
+    "masking": (Panel("share of rows that are masked", ("masking/*",)),),
+    "perf": (
+        Panel("tokens and samples a second", ("perf/tokens_per_second", "perf/samples_per_second"), log=True),
+        Panel("share of the step that waits for data", ("perf/share_waiting_for_data",)),
+        Panel("utilisation", ("perf/*utilisation*",)),
+        Panel("memory", ("perf/*memory*",)),
+    ),
+    "data": (Panel("records", ("data/*",)),),
+}
