@@ -2,7 +2,12 @@
 
 python eval.py checkpoint=outputs/dino                        writes outputs/dino/eval/test/
 python eval.py checkpoint=outputs/dino data.limit=500 name=quick
+python eval.py checkpoint=outputs/dino +controls=all baseline=outputs/baseline    does the perception do the work?
+
+Stop it however you like and type the same command again: it goes on where it stopped.
 """
+
+import sys
 
 import hydra
 from omegaconf import DictConfig
@@ -22,6 +27,9 @@ def main(composed: DictConfig) -> None:
         evaluate_checkpoint(config)
     except UserError as error:
         cli.fail(error)
+    except KeyboardInterrupt:
+        print("\nstopped; what was answered is kept, type the same command to go on", file=sys.stderr)
+        sys.exit(cli.INTERRUPTED)
 
 
 if __name__ == "__main__":

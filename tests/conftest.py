@@ -13,7 +13,7 @@ from PIL import Image
 
 from vpt import cli  # noqa: F401  (registers the schema)
 from vpt.build import Parts, build
-from vpt.config import TrainConfig
+from vpt.config import EvalConfig, TrainConfig
 from vpt.data.images import ImageFolder
 from vpt.data.records import parse_record
 from vpt.freeze import freeze, validate
@@ -34,6 +34,12 @@ def compose_config(*overrides: str, conf: Path = ROOT / "conf") -> TrainConfig:
         config = freeze(compose("train", overrides=list(overrides)), TrainConfig)
     validate(config)
     return config
+
+
+def compose_eval(*overrides: str) -> EvalConfig:
+    """The frozen configuration of `python eval.py OVERRIDES`."""
+    with initialize_config_dir(str(ROOT / "conf"), version_base=None):
+        return freeze(compose("eval", overrides=list(overrides)), EvalConfig)
 
 
 @pytest.fixture(scope="session")

@@ -6,12 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from conftest import ROOT, compose_config, mixed_records
+from conftest import ROOT, compose_config, compose_eval, mixed_records
 from vpt.build import build
+from vpt.evaluation.run import evaluate_checkpoint
 from vpt.freeze import locate
 from vpt.training.run import train
 
-GROUP_FILES = sorted(path.relative_to(ROOT / "conf").with_suffix("") for path in (ROOT / "conf").glob("*/**/*.yaml"))
+ALL_FILES = sorted(path.relative_to(ROOT / "conf").with_suffix("") for path in (ROOT / "conf").glob("*/**/*.yaml"))
+GROUP_FILES = [path for path in ALL_FILES if path.parts[0] != "controls"]
+CONTROLS = [path.name for path in ALL_FILES if path.parts[0] == "controls"]
 ENCODERS = [path.name for path in GROUP_FILES if path.parts[0] == "encoder"]
 SMALL = ["+debug=two_steps", "data.workers=0"]
 
@@ -64,6 +67,31 @@ def test_two_steps(path, records, weights, tmp_path, monkeypatch):
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert summary["steps"] == 2 and len(lines) == 2 and summary["questions"] == 4
     assert summary["teacher_forced"]["loss"] > 0
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """A run of two steps that has every kind of perception."""
+    folder = tmp_path_factory.mktemp("controlled") / "run"
+    train(compose_config(*SMALL, "+experiment=all"), folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", CONTROLS)
+def test_controls(name, run):
+    action = "region" if name == "regions" else "dino"
+    evaluate_checkpoint(
+        compose_eval(
+            f"checkpoint={run}",
+            f"+controls={name}",
+            f"generation.action={action}",
+            "data.limit=12",
+            f"name={name}",
+            "pictures=false",
+        )
+    )
+    summary = json.loads((run / "eval" / name / "summary.json").read_text())
+    assert summary["controls"] and any(found["questions"] == 12 for found in summary["controls"].values())
 
 
 def test_full_sizes_are_accepted_by_transformers():

@@ -87,6 +87,7 @@ class SourceConfig:
     target: str = MISSING
     weight: float = bounded(1.0)
     options: dict[str, Any] = field(default_factory=dict)
+    metrics: list[str] | None = None  # what its answers are measured by; null: data.metrics
 
 
 @dataclass
@@ -98,6 +99,7 @@ class DataConfig:
     prompted: bool = True
     perception: bool = True
     plain_looks: bool = False  # with perception=false: a plain look of as many tokens in place of each perception
+    metrics: list[str] = field(default_factory=lambda: ["exact_match"])  # the first one gives the score
     limit: int | None = None  # the first n test questions only
     max_length: int = bounded(2048, low=1)
     on_too_long: str = choice("raise", "cut")
@@ -179,6 +181,7 @@ class EvalDataConfig:
     limit: int | None = None
     root: str | None = None
     max_length: int | None = None
+    metrics: list[str] | None = None  # of every source
 
 
 @dataclass
@@ -196,11 +199,32 @@ class EvalGenerationConfig:
 
 
 @dataclass
+class ControlConfig:
+    target: str = MISSING  # a class of vpt/evaluation/controls, or another like them
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class JudgeConfig:
+    url: str | None = None  # of a server with the OpenAI chat format, up to /v1; null asks no judge
+    model: str = "gpt-4o-2024-08-06"  # the paper's
+    key_from: str = "OPENAI_API_KEY"  # the environment variable that holds the key, where the server wants one
+    questions: int = bounded(1000, low=1)  # of each data set, the first ones
+    workers: int = bounded(8, low=1)  # requests at a time
+    retries: int = bounded(6)  # of a request that fails for a moment, each after a longer wait
+    timeout: float = bounded(60.0)  # seconds
+    cache: str = "outputs/judge.sqlite"  # replies, so that nothing is asked twice
+
+
+@dataclass
 class EvalConfig:
     """Settings of `eval.py`; null means as trained."""
 
     checkpoint: str = MISSING
     name: str = "test"
+    baseline: str | None = None  # another run or checkpoint, answering the same questions, to compare with
+    controls: dict[str, ControlConfig] = field(default_factory=dict)
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
     device: str = choice("auto", "cpu", "cuda")
     pictures: bool = True
     data: EvalDataConfig = field(default_factory=EvalDataConfig)

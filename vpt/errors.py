@@ -1,5 +1,8 @@
 """Errors that a user can mend. Each message says what is wrong, where, and what to do or type next."""
 
+import importlib
+from types import ModuleType
+
 
 class UserError(Exception):
     """Something about the input; shown without a traceback by the command-line programs."""
@@ -15,3 +18,13 @@ class DataError(UserError):
 
 class CheckpointError(UserError):
     """A folder that is no checkpoint, or a checkpoint of another configuration."""
+
+
+def require(module: str, extra: str, purpose: str) -> ModuleType:
+    """Import a package that an extra brings. Raises ConfigError that says what to type where it is missing."""
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise ConfigError(
+            f"{purpose} needs the package {module.partition('.')[0]}; type: pip install 'vpt[{extra}]'"
+        ) from None

@@ -14,6 +14,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from vpt.config import (
     AskConfig,
+    ControlConfig,
     EncoderConfig,
     EvalConfig,
     EvalGenerationConfig,
@@ -118,6 +119,8 @@ def _check_values(config: Any, prefix: str) -> None:
 
 def validate(config: TrainConfig) -> None:
     """What one field alone cannot tell. Raises ConfigError; loads no weights and no data."""
+    from vpt.evaluation.summary import metrics_of  # it takes `locate` and `nearest` from here
+
     encoders = list(config.encoder)
     if config.model.vision_encoder_ls != encoders:
         raise ConfigError(
@@ -139,6 +142,7 @@ def validate(config: TrainConfig) -> None:
             check_arguments(f"data.{split}.{name}", source, given=("context",))
     if config.data.plain_looks and config.data.perception:
         raise ConfigError("data.plain_looks=true takes the place of perception; type data.perception=false with it")
+    metrics_of(config.data)
     if config.data.root is not None and not Path(config.data.root).is_dir():
         raise ConfigError(f"data.root={config.data.root} is not a folder; type data.root=FOLDER")
     if config.model.path is None and not config.model.config:
@@ -198,8 +202,8 @@ def _check_encoder(name: str, encoder: EncoderConfig) -> None:
 
 
 def check_arguments(
-    path: str, node: EncoderConfig | SourceConfig, *, given: tuple[str, ...], more: Mapping[str, Any] | None = None,
-    method: str | None = None,
+    path: str, node: EncoderConfig | SourceConfig | ControlConfig, *, given: tuple[str, ...],
+    more: Mapping[str, Any] | None = None, method: str | None = None,
 ) -> None:  # fmt: skip
     """Bind a node's `options` to what its `target` takes, so that a typo in them is found before anything is built."""
     target = locate(node.target, f"{path}.target")

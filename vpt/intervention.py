@@ -1,7 +1,7 @@
 """The one place where what a model perceives may be changed between its asking and its getting it.
 
 Answering asks an `Intervention` at each point below; this one changes nothing. Controls are subclasses
-(`vpt/evaluation/interventions.py`): nothing in the model or the generator knows them.
+(`vpt/evaluation/controls`): nothing in the model or the generator knows them.
 """
 
 from collections.abc import Sequence

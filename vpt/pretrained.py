@@ -1,5 +1,6 @@
 """A trained model from its folder: a run, one of its checkpoints, an exported folder, or a released checkpoint."""
 
+import hashlib
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -44,6 +45,17 @@ def configuration(path: str | Path) -> TrainConfig:
     """The configuration of what `load` would read; takes no time."""
     released = ReleasedCheckpoint.at(path)
     return released_config(released) if released else checkpoint.load_config(checkpoint.find(path))
+
+
+def digest(path: str | Path) -> str:
+    """What tells the weights that `load` would read from all others."""
+    released = ReleasedCheckpoint.at(path)
+    files = sorted(released.folder.glob("*.safetensors")) if released else [checkpoint.find(path) / checkpoint.WEIGHTS]
+    digests = []
+    for name in files:
+        with name.open("rb") as file:
+            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+    return " ".join(digests)
 
 
 def rebuild(found: Path, config: TrainConfig) -> Parts:

@@ -66,6 +66,7 @@ class Record:
         where: what to call it in messages (`FILE:LINE`).
         question, answer, question_type: for evaluation; the answer is the last assistant turn.
         box: the evidence (x0, y0, x1, y1) in pixels of the first image, where it is known.
+        accepted: every answer that counts as right, `answer` or not; empty where that is the only one.
     """
 
     messages: tuple[Message, ...]
@@ -75,6 +76,7 @@ class Record:
     answer: str = ""
     question_type: str = "all"
     box: Pixels | None = field(default=None)
+    accepted: tuple[str, ...] = ()
 
 
 REGION_PROMPT = "Identify the region that can help you answer the question, and then answer the question."
@@ -113,7 +115,7 @@ def parse_record(raw: Any, *, where: str, encoder_tokens: Mapping[str, str]) -> 
     question = strip_prompts(PLACEHOLDER.sub("", messages[1].content)).strip()
     return Record(
         messages, images, where, question, messages[-1].content, str(raw.get("dataset", "all")),
-        box=_box(raw.get("box"), where),
+        box=_box(raw.get("box"), where), accepted=_accepted(raw.get("answers"), where),
     )  # fmt: skip
 
 
@@ -124,6 +126,14 @@ def _box(box: Any, where: str) -> Pixels | None:
     if not numbers or not (0 <= box[0] < box[2] and 0 <= box[1] < box[3]):
         raise DataError(f"{where}: `box` must be [x0, y0, x1, y1] in pixels, x0 < x1 and y0 < y1, not {box}")
     return tuple(box)  # type: ignore[return-value]  # of length 4
+
+
+def _accepted(answers: Any, where: str) -> tuple[str, ...]:
+    if answers is None:
+        return ()
+    if not isinstance(answers, list) or not answers or not all(isinstance(answer, str) for answer in answers):
+        raise DataError(f"{where}: `answers` must be a list of texts, every answer that counts as right")
+    return tuple(answers)
 
 
 def _message(item: Any, where: str) -> Message:

@@ -1,31 +1,90 @@
 """`eval.py` after its configuration has been checked."""
 
-from dataclasses import replace
+import json
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from vpt.config import EvalConfig
+from vpt.config import EvalConfig, TrainConfig
 from vpt.errors import ConfigError
+from vpt.evaluation.controls.picture import draw_controls
+from vpt.evaluation.controls.run import Compared, as_json, check_controls, compare_runs, run_controls, table
+from vpt.evaluation.judge import Judge
 from vpt.evaluation.pictures import draw_sheet
-from vpt.evaluation.runner import evaluate
+from vpt.evaluation.predictions import Prediction, write_whole
+from vpt.evaluation.questions import questions
+from vpt.evaluation.runner import predict, sum_up
+from vpt.evaluation.summary import Metrics, lines, metrics_of
 from vpt.freeze import generation_settings
-from vpt.pretrained import configuration, load
+from vpt.pretrained import configuration, digest, load
 from vpt.training import checkpoint
 
 
+@dataclass
+class Evaluation:
+    """One checkpoint being evaluated: how it answers, by what it is measured, where results go."""
+
+    checkpoint: str
+    config: TrainConfig
+    folder: Path
+    limit: int | None
+    metrics: Metrics
+
+    @classmethod
+    def plan(cls, asked: EvalConfig, path: str) -> "Evaluation":
+        """What `eval.py` is to do with a checkpoint. Loads no weights; raises UserError for whatever cannot run."""
+        trained = configuration(path)
+        config = replace(trained, generation=generation_settings(trained, asked.generation))
+        if asked.data.root is not None:
+            config.data.root = asked.data.root
+        if asked.data.max_length is not None:
+            config.data.max_length = asked.data.max_length
+        if asked.data.metrics is not None:
+            config.data.metrics = asked.data.metrics
+            config.data.test = {name: replace(node, metrics=None) for name, node in config.data.test.items()}
+        if config.data.root is not None and not Path(config.data.root).is_dir():
+            raise ConfigError(f"data.root={config.data.root} is not a folder; type data.root=FOLDER")
+        metrics = metrics_of(config.data)
+        if asked.judge.url is not None:
+            judge = Judge(asked.judge)
+            metrics = {name: [*own, judge] for name, own in metrics.items()}
+        limit = asked.data.limit if asked.data.limit is not None else trained.data.limit
+        return cls(path, config, checkpoint.run_of(path) / "eval" / asked.name, limit, metrics)
+
+    def run(self, asked: EvalConfig) -> tuple[list[Prediction], dict[str, Any], dict[str, Compared]]:
+        """Answer, once more under every control, and leave predictions and `summary.json`.
+
+        Returns:
+            the uncontrolled answers, the summary, and what each control made of them.
+        """
+        parts = load(self.checkpoint, device=asked.device)
+        parts.encoder.max_length = self.config.data.max_length
+        weights, chosen = digest(self.checkpoint), questions(self.config, limit=self.limit)
+        plain = predict(parts, self.config, chosen, self.folder, weights=weights)
+        summary = sum_up(parts, self.config, self.folder, plain, self.metrics)
+        compared = run_controls(
+            parts, self.config, chosen, plain, self.folder / "controls", nodes=asked.controls, metrics=self.metrics,
+            weights=weights,
+        )  # fmt: skip
+        return plain, summary, compared
+
+
 def evaluate_checkpoint(config: EvalConfig) -> None:
-    """Evaluate `config.checkpoint` on its own test split and say what it reached."""
-    if config.data.root is not None and not Path(config.data.root).is_dir():
-        raise ConfigError(f"data.root={config.data.root} is not a folder; type data.root=FOLDER")
-    trained = configuration(config.checkpoint)
-    generation = generation_settings(trained, config.generation)  # before any weights are read
-    parts = load(config.checkpoint, device=config.device)
-    if config.data.max_length is not None:
-        parts.encoder.max_length = config.data.max_length
-    root = config.data.root or trained.data.root
-    merged = replace(trained, generation=generation, data=replace(trained.data, root=root))
-    folder = checkpoint.run_of(config.checkpoint) / "eval" / config.name
-    limit = config.data.limit if config.data.limit is not None else trained.data.limit
-    summary = evaluate(parts, merged, folder, limit=limit)
+    """Evaluate `config.checkpoint` on its own test split, beside controls and baseline, and say what it reached."""
+    check_controls(config.controls)
+    evaluation = Evaluation.plan(config, config.checkpoint)
+    baseline = Evaluation.plan(config, config.baseline) if config.baseline is not None else None
+    folder = evaluation.folder
+    plain, summary, compared = evaluation.run(config)
+    if baseline is not None:
+        other, _, _ = baseline.run(replace(config, controls={}))
+        compared["baseline"] = compare_runs(f"baseline: {config.baseline}", plain, other, evaluation.metrics)
     print(f"accuracy {summary['accuracy']:.4f} on {summary['questions']} questions; see {folder}/summary.json")
+    print("\n".join(lines(summary)))
+    if compared:
+        write_whole(folder / "summary.json", json.dumps(summary | {"controls": as_json(compared)}, indent=1))
+        print("\n".join(table(compared)))
     if config.pictures:
-        print(f"  {draw_sheet(folder, merged)}")
+        print(f"  {draw_sheet(folder, evaluation.config)}")
+        if compared:
+            print(f"  {draw_controls(compared, folder / 'controls.png', title=str(config.checkpoint))}")

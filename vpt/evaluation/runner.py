@@ -2,9 +2,8 @@
 
 import json
 import time
-from collections import Counter
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,114 +12,124 @@ from tqdm import tqdm
 from vpt.build import Parts
 from vpt.config import TrainConfig
 from vpt.data.build import build_masking, build_sources
-from vpt.data.images import ImageFolder
 from vpt.data.loader import eval_batches
-from vpt.data.records import Record
-from vpt.evaluation.metrics import exact_match, mean_by
+from vpt.evaluation.metrics.answers import matches
+from vpt.evaluation.predictions import Prediction, PredictionLog, write_whole
+from vpt.evaluation.questions import Question, asked_kinds, questions
+from vpt.evaluation.summary import Metrics, metrics_of, summarise
 from vpt.evaluation.teacher_forced import score
 from vpt.generate import Generator
-from vpt.speaker import IGNORED, MENDED, Answer
+from vpt.intervention import Intervention
+from vpt.speaker import Answer
 
 
-@dataclass(frozen=True)
-class Question:
-    """One test record and the folder of its images."""
-
-    record: Record
-    folder: ImageFolder
-
-
-def questions(config: TrainConfig, *, limit: int | None) -> list[Question]:
-    """The test split, or its first `limit` questions."""
-    sources, folders = build_sources(config.data.test, config, split="test")
-    pairs = ((source, folder, i) for source, folder in zip(sources, folders, strict=True) for i in range(len(source)))
-    chosen: list[Question] = []
-    for source, folder, index in pairs:
-        if limit is not None and len(chosen) >= limit:
-            break
-        chosen.append(Question(source[index], folder))
-    return chosen
-
-
-def evaluate(parts: Parts, config: TrainConfig, folder: Path, *, limit: int | None = None) -> dict[str, Any]:
+def evaluate(
+    parts: Parts, config: TrainConfig, folder: Path, *, weights: str, limit: int | None = None
+) -> dict[str, Any]:
     """Answer the test split and write `predictions.jsonl` and `summary.json` into `folder`.
 
+    Args:
+        parts, config: the model, and how it was trained and is to answer.
+        folder: for results; answers that it holds of an interrupted evaluation are kept.
+        weights: a digest of the checkpoint (`checkpoint.digest`).
+        limit: the first n questions only.
+
     Returns:
-        the summary: accuracy, by question type, by kind of perception; teacher-forced accuracy of each perception
-        token; how often the model perceived; how many requests were mended or ignored (`vpt.asking`), how many answers
-        cut off; seconds a question.
+        the summary: accuracy, by question type, by kind of perception; every metric with its interval; teacher-forced
+        accuracy of each perception token; how the model perceived, how many requests were mended or ignored
+        (`vpt.asking`), how many answers cut off; seconds a question.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    metrics = metrics_of(config.data)
     asked = questions(config, limit=limit)
-    started = time.perf_counter()
-    with (folder / "predictions.jsonl").open("w", encoding="utf-8") as file:
-        predictions = []
-        for question, answer in answers(parts, config, asked):
-            predictions.append(prediction(question, answer))
-            file.write(json.dumps(predictions[-1]) + "\n")
-    took = time.perf_counter() - started
-    summary = summarise(predictions, seconds=took) | {"teacher_forced": _teacher_forced(parts, config, len(asked))}
-    (folder / "summary.json").write_text(json.dumps(summary, indent=1))
+    predictions = predict(parts, config, asked, folder, weights=weights)
+    return sum_up(parts, config, folder, predictions, metrics)
+
+
+def sum_up(
+    parts: Parts, config: TrainConfig, folder: Path, predictions: Sequence[Prediction], metrics: Metrics
+) -> dict[str, Any]:
+    """Write `summary.json` and return what it holds."""
+    summary = summarise(predictions, metrics)
+    summary |= {"teacher_forced": _teacher_forced(parts, config, len(predictions))}
+    write_whole(folder / "summary.json", json.dumps(summary, indent=1))
     return summary
 
 
-def answers(parts: Parts, config: TrainConfig, asked: list[Question]) -> Iterator[tuple[Question, Answer]]:
-    """Generate, batch by batch, with a progress bar that shows the accuracy so far."""
-    settings = config.generation
-    generator = Generator.configured(parts.model, parts.encoder, parts.tokenizer, settings)
-    right = done = 0
-    with tqdm(total=len(asked), unit="question", dynamic_ncols=True, desc="answering") as bar:
-        for start in range(0, len(asked), settings.batch_size):
-            batch = asked[start : start + settings.batch_size]
-            prompts = [parts.encoder.prompt(question.record, question.folder) for question in batch]
-            folders = [question.folder for question in batch]
-            results = generator.answer(prompts, folders, numbers=range(start, start + len(batch)))
-            for question, answer in zip(batch, results, strict=True):
-                right += exact_match(answer.text, question.record.answer)
-                done += 1
-                yield question, answer
-            bar.update(len(batch))
-            bar.set_postfix_str(f"accuracy {right / done:.4f}")
+def predict(
+    parts: Parts, config: TrainConfig, asked: Sequence[Question], folder: Path, *, weights: str,
+    control: str = "", intervention: Intervention | None = None,
+) -> list[Prediction]:  # fmt: skip
+    """Answer questions and log the answers in `folder`; those that it holds already are not asked again.
+
+    Args:
+        parts, config, weights: as in `evaluate`.
+        asked: the questions.
+        folder: of the log.
+        control: what to call the intervention, with its settings.
+        intervention: what is changed about perception.
+    """
+    generator = Generator.configured(
+        parts.model, parts.encoder, parts.tokenizer, config.generation, intervention=intervention
+    )
+    chosen = settings(config, weights) | {"control": control}
+    with PredictionLog(folder, chosen, [question.record.where for question in asked]) as log:
+        waiting = asked[len(log.done) :]
+        tokens = parts.encoder.template.encoder_tokens
+        size = config.generation.batch_size
+        with _bar(len(asked), done=len(asked) - len(waiting), name=folder.name if control else "answering") as bar:
+            for start in range(0, len(waiting), size):
+                batch, began = waiting[start : start + size], time.perf_counter()
+                answers = answer(generator, batch)
+                seconds = (time.perf_counter() - began) / len(batch)
+                pairs = zip(batch, answers, strict=True)
+                log.add([prediction(question, said, tokens, seconds=seconds) for question, said in pairs])
+                bar.update(len(batch))
+                bar.set_postfix_str(f"accuracy {sum(item.right for item in log.done) / len(log.done):.4f}")
+        return log.done[: len(asked)]
 
 
-def prediction(question: Question, answer: Answer) -> dict[str, Any]:
+def settings(config: TrainConfig, weights: str) -> dict[str, Any]:
+    """Whatever changes an answer: where it differs, nothing is taken up."""
+    data = asdict(config.data)
+    for key in ("root", "train", "metrics", "limit", "workers", "cache_mb", "max_length", "on_too_long"):
+        del data[key]
+    data["test"] = {name: node | {"metrics": None} for name, node in data["test"].items()}
+    generation = asdict(config.generation)
+    del generation["batch_size"]
+    return {"weights": weights, "seed": config.seed, "data": data, "generation": generation}
+
+
+def answer(generator: Generator, batch: Sequence[Question]) -> list[Answer]:
+    """Answer one batch of questions."""
+    prompts = [generator.encoder.prompt(question.record, question.folder) for question in batch]
+    folders = [question.folder for question in batch]
+    return generator.answer(prompts, folders, numbers=[question.number for question in batch])
+
+
+def _bar(total: int, *, done: int, name: str) -> tqdm:
+    return tqdm(total=total, initial=done, unit="question", dynamic_ncols=True, desc=name)
+
+
+def prediction(question: Question, answer: Answer, encoder_tokens: dict[str, str], *, seconds: float) -> Prediction:
     """One line of `predictions.jsonl`."""
     record = question.record
-    return {
-        "record": record.where,
-        "question": record.question,
-        "target": record.answer,
-        "answer": answer.text,
-        "right": exact_match(answer.text, record.answer),
-        "type": record.question_type,
-        "images": {source: [str(image) for image in images] for source, images in record.images.items()},
-        "box": record.box,
-        "complete": answer.complete,
-        "trace": [asdict(step) for step in answer.trace],
-    }
-
-
-def summarise(predictions: list[dict[str, Any]], *, seconds: float) -> dict[str, Any]:
-    """Accuracy in all, by question type, and by what the model did before it answered."""
-
-    def kind(item: dict[str, Any]) -> str:
-        return " + ".join(step["kind"] for step in item["trace"] if step["status"] != IGNORED) or "none"
-
-    count = len(predictions)
-    steps = [step for item in predictions for step in item["trace"]]
-    statuses = Counter(step["status"] for step in steps)
-    return {
-        "questions": count,
-        "accuracy": sum(item["right"] for item in predictions) / max(count, 1),
-        "accuracy_by_type": mean_by((item["type"], item["right"]) for item in predictions),
-        "accuracy_by_perception": mean_by((kind(item), item["right"]) for item in predictions),
-        "perceptions": dict(Counter(kind(item) for item in predictions)),
-        "requests_mended": statuses[MENDED],
-        "requests_ignored": statuses[IGNORED],
-        "cut_off": sum(not item["complete"] for item in predictions),
-        "perceived_tokens_per_question": sum(step["visual_tokens"] for step in steps) / max(count, 1),
-        "seconds_per_question": seconds / max(count, 1),
-    }
+    accepted = list(record.accepted) or [record.answer]
+    return Prediction(
+        record=record.where,
+        source=question.source,
+        question=record.question,
+        target=record.answer,
+        accepted=accepted,
+        answer=answer.text,
+        right=matches(answer.text, accepted),
+        type=record.question_type,
+        images={source: [str(image) for image in images] for source, images in record.images.items()},
+        box=record.box,
+        asked=asked_kinds(record, encoder_tokens),
+        complete=answer.complete,
+        trace=answer.trace,
+        seconds=seconds,
+    )
 
 
 def _teacher_forced(parts: Parts, config: TrainConfig, rows: int) -> dict[str, float]:

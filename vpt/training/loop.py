@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from vpt.batch import Batch
 from vpt.build import Parts, build
+from vpt.cli import INTERRUPTED
 from vpt.config import TrainConfig
 from vpt.data.build import build_masking, build_sources
 from vpt.data.loader import StepBatches, eval_batches, step_loader
@@ -27,8 +28,6 @@ from vpt.training import checkpoint
 from vpt.training.optimizer import account, build_optimizer, choose_trained, rate, set_rate
 from vpt.training.resume import compare, warm_start
 from vpt.training.tracking import MetricsFile, build_mirror
-
-INTERRUPTED = 130  # exit code after Ctrl-C, as shells have it
 
 
 class Trainer:

@@ -6,6 +6,7 @@ from pathlib import Path
 from vpt.config import TrainConfig
 from vpt.evaluation.pictures import draw_run
 from vpt.evaluation.runner import evaluate
+from vpt.pretrained import digest
 from vpt.training.loop import Trainer
 
 
@@ -16,7 +17,8 @@ def train(config: TrainConfig, folder: str | Path) -> float:
     started = time.perf_counter()
     trainer.fit()
     took = time.perf_counter() - started
-    summary = evaluate(trainer.parts, config, folder / "predictions", limit=_limit(config))
+    weights = digest(folder)
+    summary = evaluate(trainer.parts, config, folder / "predictions", weights=weights, limit=_limit(config))
     trainer.finish(summary | {"steps": trainer.progress.step, "seconds_of_training_in_this_process": took})
     print(f"accuracy {summary['accuracy']:.4f} on {summary['questions']} questions; see {folder}/summary.json")
     for path in draw_run(folder):

@@ -1,0 +1,198 @@
+"""Evaluations that are stopped, repeated, changed and compared."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+
+from conftest import ROOT, TOKENS, compose_config, compose_eval, conversation, mixed_records
+from vpt.data.baseline import without_perception
+from vpt.data.records import parse_record
+from vpt.errors import ConfigError, DataError
+from vpt.evaluation import compare
+from vpt.evaluation.predictions import Prediction, PredictionLog, read_predictions
+from vpt.evaluation.questions import asked_kinds
+from vpt.evaluation.run import evaluate_checkpoint
+from vpt.pretrained import digest
+from vpt.training.run import train
+
+SMALL = ("+debug=two_steps", "+experiment=all", "tracking=none", "training.final_questions=8")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Two runs that differ in their seed."""
+    root = tmp_path_factory.mktemp("runs")
+    for seed in (0, 1):
+        train(compose_config(*SMALL, f"seed={seed}"), root / f"seed_{seed}")
+    return root
+
+
+def told(folder):
+    """Everything but the time it took."""
+    items = [replace(item, seconds=0.0) for item in read_predictions(folder / "predictions.jsonl")]
+    for item in items:
+        for step in item.trace:
+            step.seconds = 0.0
+    return items
+
+
+def test_stopped_by_hand_it_goes_on(runs):
+    """Ctrl-C in a real process, half a line on the disk; the same command answers the rest and the same."""
+    run = runs / "seed_0"
+    options = ["generation.batch_size=4", "generation.action=dino", "pictures=false"]
+    command = [sys.executable, "eval.py", f"checkpoint={run}", *options, "name=stopped"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [*command, "data.limit=4000"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env=environment,
+    )  # fmt: skip
+    path = run / "eval" / "stopped" / "predictions.jsonl"
+    for _ in range(2400):
+        if path.exists() and path.read_text().count("\n") >= 8:
+            break
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 130 and "type the same command to go on" in said and "Traceback" not in said
+    before = path.read_text()
+    answered = before.count("\n")
+    assert 8 <= answered < 4000
+    path.write_text(before + '{"record": "ea')
+    done = subprocess.run([*command, f"data.limit={answered + 6}"], cwd=ROOT, capture_output=True, text=True,
+                          env=environment)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert path.read_text().startswith(before)
+    evaluate_checkpoint(compose_eval(f"checkpoint={run}", *options, "name=whole", f"data.limit={answered + 6}"))
+    assert told(path.parent) == told(run / "eval" / "whole")
+    summary = json.loads((path.parent / "summary.json").read_text())
+    assert summary["questions"] == answered + 6
+
+
+def test_what_was_answered_is_not_asked_again(runs, monkeypatch):
+    run = runs / "seed_0"
+    ask = [f"checkpoint={run}", "name=twice", "data.limit=6", "pictures=false"]
+    evaluate_checkpoint(compose_eval(*ask))
+    first = told(run / "eval" / "twice")
+    monkeypatch.setattr("vpt.evaluation.runner.answer", None)  # an answer would end in an error
+    evaluate_checkpoint(compose_eval(*ask, "generation.batch_size=1", "data.metrics=[anls]"))
+    assert told(run / "eval" / "twice") == first
+    summary = json.loads((run / "eval" / "twice" / "summary.json").read_text())
+    assert list(summary["metrics"]["easy_vqa"]) == ["anls"]
+    evaluate_checkpoint(compose_eval(*ask, "data.limit=4"))
+    assert json.loads((run / "eval" / "twice" / "summary.json").read_text())["questions"] == 4
+    assert told(run / "eval" / "twice") == first
+
+
+def test_other_settings_begin_anew_and_nothing_is_lost(runs, capsys):
+    run = runs / "seed_0"
+    ask = [f"checkpoint={run}", "name=changed", "data.limit=4", "pictures=false"]
+    evaluate_checkpoint(compose_eval(*ask))
+    first = told(run / "eval" / "changed")
+    capsys.readouterr()
+    evaluate_checkpoint(compose_eval(*ask, "generation.action=dino"))
+    said = capsys.readouterr().out
+    assert "with other settings (generation): kept as earlier_predictions.jsonl; begins anew" in said
+    kept = read_predictions(run / "eval" / "changed" / "earlier_predictions.jsonl")
+    assert [item.answer for item in kept] == [item.answer for item in first]
+    assert all(item.chosen[0] == "dino" for item in told(run / "eval" / "changed"))
+
+
+def line(record: str) -> Prediction:
+    return Prediction(record, "q", "a", "a", True)
+
+
+def test_other_questions_begin_anew(tmp_path):
+    with PredictionLog(tmp_path, {"weights": "x"}, ["1", "2"]) as log:
+        log.add([line("1")])
+    assert [item.record for item in PredictionLog(tmp_path, {"weights": "x"}, ["1", "3", "4"]).done] == ["1"]
+    assert PredictionLog(tmp_path, {"weights": "x"}, ["2", "1"]).done == []
+    assert (tmp_path / "earlier_predictions.jsonl").read_text().count("\n") == 1
+    assert not (tmp_path / "predictions.jsonl").exists()
+
+
+def test_weights_are_told_apart(runs):
+    digests = {digest(runs / f"seed_{seed}") for seed in (0, 1)}
+    assert len(digests) == 2
+
+
+def test_controls_beside_a_baseline(runs, capsys):
+    run = runs / "seed_0"
+    evaluate_checkpoint(
+        compose_eval(
+            f"checkpoint={run}",
+            "+controls=features",
+            f"baseline={runs / 'seed_1'}",
+            "data.limit=12",
+            "name=controlled",
+            "generation.action=sam",
+        )
+    )
+    folder = run / "eval" / "controlled"
+    summary = json.loads((folder / "summary.json").read_text())
+    assert list(summary["controls"]) == ["features_zeroed", "features_noise", "features_other_image", "baseline"]
+    for found in summary["controls"].values():
+        assert found["questions"] == 12 and found["plain"] == summary["accuracy"]
+        assert found["difference"]["low"] <= found["difference"]["value"] <= found["difference"]["high"]
+        assert found["difference"]["value"] == pytest.approx(found["changed"] - found["plain"])
+    other = json.loads((runs / "seed_1" / "eval" / "controlled" / "summary.json").read_text())
+    assert summary["controls"]["baseline"]["changed"] == other["accuracy"]
+    assert (folder / "controls.png").stat().st_size > 10_000
+    assert "perceived features zeroed" in capsys.readouterr().out
+
+
+def test_comparing_two_runs(runs, tmp_path, capsys):
+    paths = [str(runs / f"seed_{seed}") for seed in (0, 1)]
+    compare.main([*paths, "--metrics", "exact_match", "anls", "--out", str(tmp_path / "table.json")])
+    said = capsys.readouterr().out
+    assert "8 questions answered by both" in said and "easy_vqa: anls" in said
+    rows = json.loads((tmp_path / "table.json").read_text())
+    assert [row["metric"] for row in rows] == ["exact_match", "anls"]
+    ours, theirs = (read_predictions(runs / f"seed_{seed}" / "predictions" / "predictions.jsonl") for seed in (0, 1))
+    assert rows[0]["a"] == sum(item.right for item in ours) / 8
+    assert rows[0]["difference"]["value"] == pytest.approx(rows[0]["b"] - rows[0]["a"])
+    with pytest.raises(DataError, match="no question in common"):
+        compare.pair(ours, [replace(item, record="another") for item in theirs])
+    with pytest.raises(SystemExit):
+        compare.main([paths[0], str(tmp_path)])
+    assert "holds no predictions.jsonl" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("override", "message"), [
+    ("data.metrics=[exact_mach]", "data.metrics: exact_mach is not a metric; did you mean exact_match"),
+    ("data.metrics=[]", "names no metric"),
+    ("+data.test.easy_vqa.metrics=[yes_know]", "data.test.easy_vqa.metrics: yes_know is not a metric"),
+])  # fmt: skip
+def test_wrong_metrics_stop_the_run_before_it_starts(override, message):
+    with pytest.raises(ConfigError, match=message.replace("[", r"\[")):
+        compose_config(override)
+
+
+def test_records_say_what_is_right_and_where(folder):
+    raw = {"messages": [{"role": "user", "content": "<image>\nwhat?"}, {"role": "assistant", "content": "red"}],
+           "images": ["0.png"], "answers": ["red", "scarlet"], "box": [1, 2, 30, 40]}  # fmt: skip
+    record = parse_record(raw, where="here", encoder_tokens={})
+    assert record.accepted == ("red", "scarlet") and record.box == (1, 2, 30, 40)
+    assert without_perception(record, {}).accepted == record.accepted
+    for wrong in ({"answers": "red"}, {"answers": []}, {"box": [1, 2, 3]}, {"box": [5, 0, 4, 9]}):
+        with pytest.raises(DataError, match=r"^here: `(answers|box)` must be"):
+            parse_record(raw | wrong, where="here", encoder_tokens={})
+
+
+def test_what_a_record_asks_for():
+    """Regions in tokens or in numbers, re-encodings; a further image that nobody asked for is none of them."""
+    tokens = {"dino": "detection", "sam": "seg"}
+    by_name = [parse_record(raw, where="", encoder_tokens=TOKENS) for raw in mixed_records()]
+    found = [asked_kinds(record, TOKENS) for record in by_name]
+    assert found == [["dino", "clip", "dino"], ["clip"], ["region"], ["region", "sam"], [], [], ["dino"], ["sam"]]
+    turns = [{"role": "assistant", "content": "[1, 2, 5, 6]"}, {"role": "user", "content": "<image>"},
+             {"role": "assistant", "content": "so?"}, {"role": "user", "content": "<image>"}]  # fmt: skip
+    raw = conversation("0.png", turns)
+    raw["images"] = ["0.png"] * 3
+    assert asked_kinds(parse_record(raw, where="", encoder_tokens=tokens), tokens) == ["region"]

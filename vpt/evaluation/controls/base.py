@@ -1,0 +1,65 @@
+"""Controls: what is changed about perception to see whether it does the work.
+
+Each leaves the question, the first look at the image and everything up to the first act of perception as they are, so
+answers that perceive nothing cannot change. What is drawn, is drawn from the seed and the record's name: no answer
+depends on which others are in its batch.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from vpt.batch import TOWER
+from vpt.build import Parts
+from vpt.config import TrainConfig
+from vpt.data.records import ImageRef, Record
+from vpt.evaluation.predictions import Prediction
+from vpt.evaluation.questions import Question
+from vpt.intervention import Intervention
+
+
+@dataclass
+class Setting:
+    """What a control may draw on: the model, all questions, and their uncontrolled answers, in the same order."""
+
+    parts: Parts
+    config: TrainConfig
+    asked: Sequence[Question]
+    plain: Sequence[Prediction]
+
+
+class Control(Intervention):
+    """An intervention that says what it does (`about`) and which questions it may change."""
+
+    about: ClassVar[str]
+
+    def __init__(self, setting: Setting, *, seed: int = 0) -> None:
+        self.setting, self.seed = setting, seed
+
+    def concerns(self, plain: Prediction) -> bool:
+        """Whether a question whose uncontrolled answer is `plain` may be answered otherwise."""
+        return bool(plain.chosen)
+
+    def draw(self, *salt: object) -> random.Random:
+        """Random numbers of this control for whatever `salt` names."""
+        return random.Random("/".join(map(str, (self.seed, *salt))))
+
+
+def image_of(record: Record) -> ImageRef | None:
+    """The image that acts of perception look at."""
+    return next(iter(record.images.get(TOWER, ())), None)
+
+
+def distinct_images(asked: Sequence[Question]) -> dict[tuple[str, str], Question]:
+    """A question for each image, by the image's folder and name, in order."""
+    found: dict[tuple[str, str], Question] = {}
+    for question in asked:
+        if image_of(question.record):
+            found.setdefault(image_key(question), question)
+    return found
+
+
+def image_key(question: Question) -> tuple[str, str]:
+    """What tells the image of a question from others."""
+    return str(question.folder.root), str(image_of(question.record))

@@ -1,0 +1,124 @@
+"""Does the perception do the work? The same checkpoint with its perception changed, question by question."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from vpt.build import Parts
+from vpt.config import ControlConfig, TrainConfig
+from vpt.errors import ConfigError, require
+from vpt.evaluation.controls.base import Control, Setting
+from vpt.evaluation.predictions import Prediction
+from vpt.evaluation.questions import Question
+from vpt.evaluation.runner import predict
+from vpt.evaluation.statistics import Estimate, Ratio, difference, mcnemar
+from vpt.evaluation.summary import Metrics, score
+from vpt.freeze import check_arguments, locate
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Answers under a control, or another run's, beside the uncontrolled ones of the same questions.
+
+    Attributes:
+        about: what was changed.
+        questions: how many could change; an answer that perceives nothing cannot.
+        plain, changed: the score of these questions, uncontrolled and changed; None where there are none.
+        difference: changed less plain, with its paired bootstrap interval.
+        p: McNemar's exact test; None where scores are not 0 or 1.
+    """
+
+    about: str
+    questions: int
+    plain: float | None = None
+    changed: float | None = None
+    difference: Estimate | None = None
+    p: float | None = None
+
+    @classmethod
+    def of(cls, about: str, plain: Ratio, changed: Ratio) -> "Compared":
+        """Compare scores of the same questions, in the same order."""
+        if not plain.questions or not changed.questions:
+            return cls(about, 0)
+        return cls(
+            about, plain.questions, plain.value, changed.value, difference(plain, changed), mcnemar(plain, changed)
+        )
+
+
+def check_controls(nodes: Mapping[str, ControlConfig]) -> None:
+    """Find what is wrong with them before a model is loaded. Raises ConfigError."""
+    for name, node in nodes.items():
+        key = f"controls.{name}"
+        if not issubclass(locate(node.target, f"{key}.target"), Control):
+            raise ConfigError(f"{key}.target={node.target} is not a Control (vpt/evaluation/controls)")
+        check_arguments(key, node, given=("setting",))
+    if nodes:
+        require("scipy.stats", "metrics", "comparing with controls")
+
+
+def run_controls(
+    parts: Parts, config: TrainConfig, asked: Sequence[Question], plain: Sequence[Prediction], folder: Path, *,
+    nodes: Mapping[str, ControlConfig], metrics: Metrics, weights: str,
+) -> dict[str, Compared]:  # fmt: skip
+    """Answer under each control the questions that it may change; answers go to `folder`/NAME.
+
+    Args:
+        parts, config, weights: as for `evaluate`.
+        asked, plain: questions and their uncontrolled answers.
+        folder: for predictions; an interrupted control goes on.
+        nodes: the controls.
+        metrics: of every data set; the first gives the score.
+    """
+    setting = Setting(parts, config, asked, plain)
+    compared = {}
+    for name, node in nodes.items():
+        control: Control = locate(node.target, name)(setting, **node.options)
+        places = [place for place, item in enumerate(plain) if control.concerns(item)]
+        if not places:
+            compared[name] = Compared(control.about, 0)
+            continue
+        what = json.dumps(asdict(node) | {"questions": len(asked)})
+        chosen, concerned = [asked[place] for place in places], [plain[place] for place in places]
+        changed = predict(parts, config, chosen, folder / name, weights=weights, control=what, intervention=control)
+        compared[name] = Compared.of(control.about, score(concerned, metrics), score(changed, metrics))
+    return compared
+
+
+def compare_runs(about: str, plain: Sequence[Prediction], other: Sequence[Prediction], metrics: Metrics) -> Compared:
+    """Another run's answers to the same questions.
+
+    Raises:
+        ConfigError: where it has not answered all of them.
+    """
+    found = {item.record: item for item in other}
+    missing = [item.record for item in plain if item.record not in found]
+    if missing:
+        raise ConfigError(
+            f"{about} has not answered {len(missing)} of the {len(plain)} questions, {missing[0]} for one; evaluate "
+            "both on the same test split, with the same data.limit"
+        )
+    paired = [found[item.record] for item in plain]
+    return Compared.of(about, score(plain, metrics), score(paired, metrics))
+
+
+def table(compared: Mapping[str, Compared]) -> list[str]:
+    """A line for each comparison, for people."""
+    width = max(len(item.about) for item in compared.values())
+    lines = [f"  {'':{width}}  questions  as it is  changed  difference  95% interval       McNemar's p"]
+    for item in compared.values():
+        if item.difference is None:
+            lines.append(f"  {item.about:{width}}  {0:9}  no answer that it could change")
+            continue
+        d, p = item.difference, "" if item.p is None else f"{item.p:.2g}"
+        lines.append(
+            f"  {item.about:{width}}  {item.questions:9,}  {item.plain:8.4f}  {item.changed:7.4f}  {d.value:+10.4f}"
+            f"  [{d.low:+.4f}, {d.high:+.4f}]  {p}"
+        )
+    return lines
+
+
+def as_json(compared: Mapping[str, Compared]) -> dict[str, Any]:
+    """For `summary.json`."""
+    return {name: asdict(item) for name, item in compared.items()}

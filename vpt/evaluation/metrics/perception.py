@@ -1,0 +1,86 @@
+"""What is measured of the perceiving itself, whatever the data set."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from vpt.evaluation.metrics.base import MeanScore, Metric
+from vpt.evaluation.predictions import Prediction
+from vpt.evaluation.statistics import Ratio
+from vpt.regions import Box
+
+
+def iou(a: Box, b: Box) -> float:
+    """Intersection over union of two boxes."""
+    shared = _shared(a, b)
+    return shared / (_area(a) + _area(b) - shared)
+
+
+def iogt(seen: Box, true: Box) -> float:
+    """Intersection over the true box: the share of it that is seen."""
+    return _shared(seen, true) / _area(true)
+
+
+def _shared(a: Box, b: Box) -> float:
+    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    return max(width, 0) * max(height, 0)
+
+
+def _area(box: Box) -> float:
+    return (box[2] - box[0]) * (box[3] - box[1])
+
+
+class RegionQuality(Metric):
+    """IoU and IoGT (the share of the true box that is seen; paper, table S2) of the first region that an answer looked
+    at, margin included, where the record knows its box.
+    """
+
+    def measure(self, items: Sequence[Prediction]) -> dict[str, Ratio]:
+        pairs = [(item.region, item.box) for item in items]
+        return {
+            "region_iou": Ratio.mean([iou(seen, true) if seen and true else None for seen, true in pairs]),
+            "region_iogt": Ratio.mean([iogt(seen, true) if seen and true else None for seen, true in pairs]),
+        }
+
+
+class Choice(Metric):
+    """Free Choice: whether the model acts where the record does (precision and recall of acting at all), and whether it
+    then does the same (`same_kind`: of all questions).
+    """
+
+    def measure(self, items: Sequence[Prediction]) -> dict[str, Ratio]:
+        asked = np.array([bool(item.asked) for item in items], dtype=float)
+        acted = np.array([bool(item.chosen) for item in items], dtype=float)
+        same = np.array([item.asked == item.chosen for item in items], dtype=float)
+        return {
+            "acting_precision": Ratio(asked * acted, acted),
+            "acting_recall": Ratio(asked * acted, asked),
+            "same_kind": Ratio(same, np.ones(len(items))),
+        }
+
+
+class ExtraTokens(MeanScore):
+    """Visual tokens that were perceived besides the first look."""
+
+    name = "perceived_tokens"
+
+    def score(self, item: Prediction) -> float:
+        return sum(step.visual_tokens for step in item.seen)
+
+
+PERCEPTION: tuple[Metric, ...] = (RegionQuality(), Choice(), ExtraTokens())
+
+
+def spelt(kinds: Sequence[str]) -> str:
+    """Kinds of perception in a row as one name."""
+    return " + ".join(kinds) or "none"
+
+
+def confusion(items: Sequence[Prediction]) -> dict[str, dict[str, int]]:
+    """How many questions whose record perceives like the first key were answered perceiving like the second."""
+    counts = Counter((spelt(item.asked), spelt(item.chosen)) for item in items)
+    table: dict[str, dict[str, int]] = {}
+    for (asked, chosen), count in sorted(counts.items()):
+        table.setdefault(asked, {})[chosen] = count
+    return table

@@ -1,0 +1,38 @@
+"""Yes or no, as POPE reports it (Li et al., arXiv 2305.10355)."""
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from vpt.evaluation.metrics.base import Metric
+from vpt.evaluation.predictions import Prediction
+from vpt.evaluation.statistics import Ratio
+
+_WORDS = re.compile(r"[a-z]+")
+
+
+def verdict(text: str) -> str | None:
+    """`yes`, `no`, or None where the first sentence says neither. POPE's own script takes the last for a yes."""
+    words = _WORDS.findall(text.strip().partition(".")[0].lower())
+    if "no" in words or "not" in words:
+        return "no"
+    return "yes" if "yes" in words else None
+
+
+class YesNo(Metric):
+    """Accuracy, precision, recall and F1 of `yes`, and how often it is said, over the questions so answered."""
+
+    def measure(self, items: Sequence[Prediction]) -> dict[str, Ratio]:
+        asked = np.array([verdict(item.target) is not None for item in items], dtype=float)
+        wanted = np.array([verdict(item.target) == "yes" for item in items], dtype=float)
+        said = np.array([verdict(item.answer) == "yes" for item in items], dtype=float) * asked
+        right = np.array([verdict(item.answer) == verdict(item.target) for item in items], dtype=float) * asked
+        both = said * wanted
+        return {
+            "yes_no_accuracy": Ratio(right, asked),
+            "yes_precision": Ratio(both, said),
+            "yes_recall": Ratio(both, wanted),
+            "yes_f1": Ratio(2 * both, said + wanted),
+            "yes_rate": Ratio(said, asked),
+        }

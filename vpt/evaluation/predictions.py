@@ -1,0 +1,164 @@
+"""`predictions.jsonl`: what was answered, appended as answers come, so that an interrupted evaluation goes on."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from vpt.data.records import Pixels
+from vpt.errors import DataError
+from vpt.speaker import IGNORED, Step
+
+PREDICTIONS, SETTINGS = "predictions.jsonl", "settings.json"
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One line.
+
+    Attributes:
+        record: the name of its record.
+        source: the data set, as `data.test` names it.
+        question, target, answer: what was asked, the record's answer, the model's.
+        right: whether the answer is an accepted one, up to case, punctuation and articles.
+        type: of the question.
+        images: source of tokens -> references of images.
+        box: the true box, (x0, y0, x1, y1) in pixels of the first image, or None.
+        accepted: every answer that counts as right; `target` alone where a record has no more.
+        asked: kinds of perception that the record has, in order.
+        complete: whether the answer ended by itself.
+        trace: what the model asked for before it answered.
+        seconds: its share of the time that its batch took.
+    """
+
+    record: str
+    question: str
+    target: str
+    answer: str
+    right: bool
+    type: str = "all"
+    source: str = "test"
+    images: dict[str, list[str]] = field(default_factory=dict)
+    box: Pixels | None = None
+    accepted: list[str] = field(default_factory=list)
+    asked: list[str] = field(default_factory=list)
+    complete: bool = True
+    trace: list[Step] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.accepted:
+            object.__setattr__(self, "accepted", [self.target])
+
+    @property
+    def seen(self) -> list[Step]:
+        """The steps of the trace that showed the model something."""
+        return [step for step in self.trace if step.status != IGNORED]
+
+    @property
+    def chosen(self) -> list[str]:
+        """Kinds of perception that the model chose and was shown, in order."""
+        return [step.kind for step in self.seen]
+
+    @property
+    def region(self) -> Pixels | None:
+        """The first region that was looked at."""
+        return next((step.box for step in self.seen if step.box), None)
+
+    @classmethod
+    def parse(cls, line: str) -> "Prediction":
+        """A line of the file; keys that this version does not know are passed over."""
+        raw = json.loads(line)
+        return cls(**_known(cls, raw | {"trace": [Step(**_known(Step, step)) for step in raw.get("trace", [])]}))
+
+
+def _known(kind: type, raw: dict[str, Any]) -> dict[str, Any]:
+    names = {item.name for item in fields(kind)}
+    return {key: tuple(value) if key == "box" and value else value for key, value in raw.items() if key in names}
+
+
+def read_predictions(path: Path) -> list[Prediction]:
+    """All whole lines of a file. Raises DataError where one is no prediction."""
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # what a killed process left of a line goes
+    try:
+        return [Prediction.parse(line) for line in lines]
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{path} holds what is no prediction ({error}); remove the file to answer anew") from None
+
+
+class PredictionLog:
+    """The predictions of one evaluation, those of an earlier process included. Used as a context."""
+
+    def __init__(self, folder: Path, settings: dict[str, Any], records: Sequence[str]) -> None:
+        """Take up what `folder` holds, if it answers the same questions under the same settings.
+
+        Otherwise what is there is kept under another name, and all begins anew.
+
+        Args:
+            folder: where the files are.
+            settings: whatever changes an answer.
+            records: names of the questions' records, in order.
+        """
+        self.path, self._settings = folder / PREDICTIONS, folder / SETTINGS
+        self.done: list[Prediction] = []
+        folder.mkdir(parents=True, exist_ok=True)
+        settings = json.loads(json.dumps(settings))  # as they will be read
+        if self.path.exists():
+            why = self._differs(settings, records)
+            if why:
+                kept = self.path.rename(folder / f"earlier_{PREDICTIONS}")
+                print(f"{self.path} answers {why}: kept as {kept.name}; begins anew", flush=True)
+            else:
+                self.done = read_predictions(self.path)
+                _drop_half_a_line(self.path)
+        write_whole(self._settings, json.dumps(settings, indent=1))
+
+    def _differs(self, settings: dict[str, Any], records: Sequence[str]) -> str | None:
+        """What another evaluation differs in, or None where it is this one."""
+        before = json.loads(self._settings.read_text(encoding="utf-8")) if self._settings.exists() else {}
+        changed = [key for key in sorted({*before, *settings}) if before.get(key) != settings.get(key)]
+        if changed:
+            return f"with other settings ({', '.join(changed)})"
+        names = [item.record for item in read_predictions(self.path)]
+        return None if all(a == b for a, b in zip(names, records, strict=False)) else "other questions"
+
+    def add(self, items: Sequence[Prediction]) -> None:
+        """Append lines; they are on their way to the disk when this returns."""
+        self._file.write("".join(f"{_line(item)}\n" for item in items))
+        self._file.flush()
+        self.done.extend(items)
+
+    def __enter__(self) -> "PredictionLog":
+        self._file = self.path.open("a", encoding="utf-8")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+
+def _drop_half_a_line(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.truncate(file.read().rfind(b"\n") + 1)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file under another name and rename it: it is there whole, or as it was."""
+    draft = path.with_name(f"{path.name}.tmp")
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(path)
+
+
+def _line(item: Prediction) -> str:
+    return json.dumps(asdict(item))
+
+
+def by_source(items: Sequence[Prediction]) -> Iterator[tuple[str, list[int]]]:
+    """Each data set and which of the items are its own, in order."""
+    places: dict[str, list[int]] = {}
+    for number, item in enumerate(items):
+        places.setdefault(item.source, []).append(number)
+    yield from places.items()

@@ -1,0 +1,92 @@
+"""What predictions amount to."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from vpt.config import DataConfig
+from vpt.evaluation.metrics import Metric, build_metrics
+from vpt.evaluation.metrics.perception import PERCEPTION, confusion, spelt
+from vpt.evaluation.predictions import Prediction, by_source
+from vpt.evaluation.statistics import Ratio, estimates
+from vpt.speaker import IGNORED, MENDED
+
+Metrics = dict[str, list[Metric]]  # of each data set, the first of them gives the score
+
+
+def metrics_of(data: DataConfig) -> Metrics:
+    """The metrics of every test set. Raises ConfigError where one cannot be."""
+    usual = build_metrics(data.metrics, key="data.metrics")
+    return {
+        name: usual if node.metrics is None else build_metrics(node.metrics, key=f"data.test.{name}.metrics")
+        for name, node in data.test.items()
+    }
+
+
+def measure(items: Sequence[Prediction], metrics: Iterable[Metric]) -> dict[str, Ratio]:
+    """All ratios of some metrics over the same questions."""
+    return {name: ratio for metric in metrics for name, ratio in metric.measure(items).items()}
+
+
+def score(items: Sequence[Prediction], metrics: Metrics) -> Ratio:
+    """The score of every question, each by the first metric of its own data set."""
+    part, whole = np.zeros(len(items)), np.zeros(len(items))
+    for source, places in by_source(items):
+        ratio = next(iter(metrics[source][0].measure([items[place] for place in places]).values()))
+        part[places], whole[places] = ratio.part, ratio.whole
+    return Ratio(part, whole)
+
+
+def summarise(items: Sequence[Prediction], metrics: Metrics) -> dict[str, Any]:
+    """Accuracy in all, by question type and by what the model did; every metric of every data set with its interval;
+    how it perceived.
+    """
+    count = max(len(items), 1)
+    statuses = Counter(step.status for item in items for step in item.trace)
+    return {
+        "questions": len(items),
+        "accuracy": sum(item.right for item in items) / count,
+        "accuracy_by_type": mean_by((item.type, item.right) for item in items),
+        "accuracy_by_perception": mean_by((spelt(item.chosen), item.right) for item in items),
+        "perceptions": dict(Counter(spelt(item.chosen) for item in items)),
+        "requests_mended": statuses[MENDED],
+        "requests_ignored": statuses[IGNORED],
+        "cut_off": sum(not item.complete for item in items),
+        "perceived_tokens_per_question": sum(step.visual_tokens for item in items for step in item.seen) / count,
+        "seconds_per_question": sum(item.seconds for item in items) / count,
+        "metrics": {
+            source: _intervals([items[place] for place in places], metrics[source])
+            for source, places in by_source(items)
+        },
+        "perception": _intervals(items, PERCEPTION) | {"confusion": confusion(items)},
+    }
+
+
+def _intervals(items: Sequence[Prediction], metrics: Iterable[Metric]) -> dict[str, Any]:
+    return {name: asdict(estimate) for name, estimate in estimates(measure(items, metrics)).items()}
+
+
+def mean_by(pairs: Iterable[tuple[str, float]]) -> dict[str, float]:
+    """Mean of the values of each key, keys in order."""
+    groups: dict[str, list[float]] = defaultdict(list)
+    for key, value in pairs:
+        groups[key].append(value)
+    return {key: sum(values) / len(values) for key, values in sorted(groups.items())}
+
+
+def lines(summary: dict[str, Any]) -> list[str]:
+    """The metrics of a summary, for people."""
+    rows = [
+        (f"{source}: {name}", estimate)
+        for source, found in summary["metrics"].items()
+        for name, estimate in found.items()
+    ]
+    rows += [(name, found) for name, found in summary["perception"].items() if name != "confusion"]
+    width = max((len(name) for name, _ in rows), default=0)
+    return [
+        f"  {name:<{width}}  {e['value']:9.4f}  [{e['low']:.4f}, {e['high']:.4f}]  {e['questions']:,} questions"
+        for name, e in rows
+    ]
