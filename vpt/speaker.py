@@ -8,7 +8,7 @@ from torch import Tensor
 from vpt.asking import FREE
 from vpt.batch import TOWER
 from vpt.data.images import ImageFolder
-from vpt.data.records import ImageRef
+from vpt.data.references import ImageRef
 from vpt.data.samples import Sample
 from vpt.feeds import Feed
 
@@ -117,5 +117,6 @@ class Speaker:
 
     @property
     def image(self) -> ImageRef | None:
-        """The image that actions refer to: the first of the conversation."""
-        return next(iter(self.sample.record.images.get(TOWER, ())), None)
+        """The image that actions refer to: the first of the conversation; of a video, a frame."""
+        first = next(iter(self.sample.record.images.get(TOWER, ())), None)
+        return first.still if first else None
