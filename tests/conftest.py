@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from hypothesis import settings
 from PIL import Image
 
 from vpt import cli  # noqa: F401  (registers the schema)
@@ -28,6 +29,8 @@ def pytest_configure() -> None:
     torch.set_num_threads(1)  # tiny tensors, and several test processes
     os.environ.setdefault("VPT_CACHE", tempfile.mkdtemp(prefix="vpt-cache-"))
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the programs that tests start
+    settings.register_profile("untimed", deadline=None)  # a busy machine is no failure
+    settings.load_profile("untimed")
 
 
 def compose_config(*overrides: str, conf: Path = ROOT / "conf") -> TrainConfig:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import ALL, FAMILIES, action_turns, mixed_records, qwen_inputs, samples_of, video, video_conversation
@@ -40,7 +40,6 @@ def test_sequential_counts_tokens(make_parts, folder):
         assert torch.equal(sample.positions, torch.arange(len(sample.ids)).expand(3, -1))
 
 
-@settings(deadline=None)
 @given(
     steps=st.integers(1, 40), fps=st.sampled_from([0.1, 0.5, 1, 2, 3, 7.3, 24, 29.97, 30, 60]),
     tokens_per_second=st.sampled_from([2, 4, 25]),

