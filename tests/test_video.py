@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from conftest import (
+    REGION_TURNS,
     TOKENS,
     action_turns,
     compose_config,
@@ -25,7 +26,9 @@ from conftest import (
     video,
     video_conversation,
 )  # fmt: skip
+from vpt.data.baseline import without_perception
 from vpt.data.images import ImageFolder
+from vpt.data.rebin import rebin
 from vpt.data.records import parse_record
 from vpt.data.references import ImageRef, VideoRef
 from vpt.data.videos import Footage, FrameSampling
@@ -49,11 +52,25 @@ def test_images_and_videos_keep_the_order_of_their_placeholders():
     assert [str(reference.still) for reference in seen] == ["0.png", "frame1.png", "1.png_1,2,3,4", "a.mp4"]
 
 
-def test_the_baseline_keeps_the_video():
-    raw = video_conversation(video(), action_turns("seg"), seg_images=["0.png"])
-    plain = read(raw).without_perception()
+def test_the_baselines_keep_the_video():
+    record = read(video_conversation(video(), action_turns("seg"), seg_images=["0.png"]))
+    plain = without_perception(record, TOKENS)
     assert [message.role for message in plain.messages] == ["system", "user", "assistant"]
-    assert plain.images == {"image": read(raw).images["image"]}
+    assert plain.images == {"image": record.images["image"]}
+    looks = without_perception(record, TOKENS, plain_looks=True).images["image"]
+    assert looks[0] == record.images["image"][0] and looks[1].path == "frame3.png"
+
+
+def test_a_region_is_answered_by_its_crop(folder):
+    record = video_conversation(video(), REGION_TURNS)
+    record["messages"][2]["content"] = "<video>"
+    record["videos"] = [video(), video(2)]
+    with pytest.raises(DataError, match="a video follows, not its crop"):
+        rebin(read(record), TOKENS, folder, written=8, bins=4)
+    record["messages"][2]["content"] = "<image>"
+    record |= {"videos": [video()], "images": ["frame3.png_0,0,80,48"]}
+    _, crop = rebin(read(record), TOKENS, folder, written=8, bins=4).images["image"]
+    assert crop == ImageRef("frame3.png", (0, 12, 60, 48))  # columns 0 to 2, rows 1 to 3 of 4 x 4 over 80 x 48
 
 
 BAD_VIDEOS = {

@@ -42,9 +42,7 @@ def rebin(record: Record, encoder_tokens: Mapping[str, str], folder: ImageFolder
     for number, region in named.items():
         (source, shown), *_ = turns[number + 1].shows
         if not isinstance(shown, ImageRef):
-            raise DataError(
-                f"{record.where}: message {number} names a region, what follows shows a video, not its crop"
-            )
+            raise DataError(f"{record.where}: message {number} names a region, and a video follows, not its crop")
         crop = shown.crop
         if written != bins:
             size = folder.open(record.images[TOWER][0].still, where=record.where).size
