@@ -6,7 +6,6 @@ import numpy as np
 from torch import Tensor
 
 from vpt.asking import FREE
-from vpt.batch import TOWER
 from vpt.data.images import ImageFolder
 from vpt.data.references import ImageRef
 from vpt.data.samples import Sample
@@ -117,6 +116,5 @@ class Speaker:
 
     @property
     def image(self) -> ImageRef | None:
-        """The image that actions refer to: the first of the conversation; of a video, a frame."""
-        first = next(iter(self.sample.record.images.get(TOWER, ())), None)
-        return first.still if first else None
+        """The image that actions refer to."""
+        return self.sample.record.image

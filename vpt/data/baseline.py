@@ -67,7 +67,7 @@ def without_perception(record: Record, encoder_tokens: Mapping[str, str], *, pla
 
 
 def _plain(record: Record, source: str, like: Reference) -> PlainLook:
-    whole = (record.images[TOWER][0] if record.images.get(TOWER) else like).still
+    whole = record.image or like.still
     return PlainLook(whole.path, whole.crop, whole.turn, source=source, like=like)
 
 

@@ -55,6 +55,12 @@ class Record:
     box: Pixels | None = field(default=None)
     accepted: tuple[str, ...] = ()
 
+    @property
+    def image(self) -> ImageRef | None:
+        """The image that perception looks at again: the first of the conversation; of a video, a frame."""
+        first = next(iter(self.images.get(TOWER, ())), None)
+        return first.still if first else None
+
 
 REGION_PROMPT = "Identify the region that can help you answer the question, and then answer the question."
 REENCODE_PROMPT = "Require additional perception features, and then answer the question."
