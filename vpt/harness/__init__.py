@@ -1,0 +1,1 @@
+"""What other people's evaluation programs need to ask our checkpoints."""

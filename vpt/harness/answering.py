@@ -1,0 +1,78 @@
+"""Answering questions whose images are in memory, many at once."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from vpt.batch import TOWER
+from vpt.build import Parts
+from vpt.data.build import image_folder
+from vpt.data.images import ImageFolder, turned
+from vpt.data.records import SYSTEM_PROMPT, ImageRef, Message, Record
+from vpt.errors import DataError
+from vpt.freeze import generation_settings
+from vpt.generate import Generator
+from vpt.pretrained import load
+from vpt.reply import chosen_settings, hint
+
+IMAGE = "<image>"
+_numbers = count()  # an image's name, new for each, because prepared images are kept by name
+
+
+@dataclass(frozen=True)
+class Album(ImageFolder):
+    """Images in memory, where others lie in a folder."""
+
+    images: Mapping[str, Image.Image] = field(default_factory=dict)
+
+    def open(self, reference: ImageRef, *, where: str) -> Image.Image:
+        return turned(self.images[reference.path].convert("RGB"), reference.turn)
+
+
+class Responder:
+    """A checkpoint that answers questions about images in memory.
+
+    Args:
+        checkpoint: whatever `vpt.load` takes.
+        device: `auto`, `cpu` or `cuda`.
+        prompted: whether the sentence that asked for perception in training follows each question; by default as the
+            model was trained.
+    """
+
+    def __init__(self, checkpoint: str | Path, *, device: str = "auto", prompted: bool | None = None) -> None:
+        self.parts: Parts = load(checkpoint, device=device)
+        self.prompted = prompted
+
+    def respond(self, questions: Sequence[tuple[Sequence[Image.Image], str]], **settings: Any) -> list[str]:
+        """Answer questions together, each (images, text); `<image>` in a text says where its images stand.
+
+        Args:
+            questions: the images of each come first where its text does not name as many as there are.
+            settings: keys of `generation`; the rest is as trained.
+
+        Raises:
+            ConfigError: for a setting that does not exist.
+            DataError: for a question that is too long.
+        """
+        generation = generation_settings(self.parts.config, chosen_settings(settings))
+        sentence = hint(self.parts.config, generation, prompted=self.prompted)
+        records, albums = zip(*(self._record(images, text, sentence) for images, text in questions))
+        samples = [self.parts.encoder.prompt(record, album) for record, album in zip(records, albums)]
+        generator = Generator.configured(self.parts.model, self.parts.encoder, self.parts.tokenizer, generation)
+        return [answer.text for answer in generator.answer(samples, albums)]
+
+    def _record(self, images: Sequence[Image.Image], text: str, sentence: str) -> tuple[Record, Album]:
+        references = [ImageRef(f"in memory {next(_numbers)}") for _ in images]
+        if text.count(IMAGE) != len(images):
+            text = IMAGE * len(images) + "\n" + text.replace(IMAGE, "").strip()
+        if not text.replace(IMAGE, "").strip():
+            raise DataError("a question is empty")
+        limits = image_folder(Path(), self.parts.config.data)
+        kept = {reference.path: image for reference, image in zip(references, images)}
+        album = Album(limits.root, limits.max_side, limits.resample, limits.max_pixels, kept)
+        messages = (Message("system", SYSTEM_PROMPT), Message("user", f"{text} {sentence}".rstrip()))
+        return Record(messages, {TOWER: tuple(references)} if references else {}, "question"), album
