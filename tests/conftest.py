@@ -9,13 +9,16 @@ import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from hypothesis import settings
 from PIL import Image
 
 from vpt import cli  # noqa: F401  (registers the schema)
+from vpt.batch import TOWER
 from vpt.build import Parts, build
 from vpt.config import EvalConfig, TrainConfig
 from vpt.data.images import ImageFolder
 from vpt.data.records import parse_record
+from vpt.data.samples import Sample
 from vpt.freeze import freeze, validate
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,6 +29,8 @@ def pytest_configure() -> None:
     torch.set_num_threads(1)  # tiny tensors, and several test processes
     os.environ.setdefault("VPT_CACHE", tempfile.mkdtemp(prefix="vpt-cache-"))
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the programs that tests start
+    settings.register_profile("untimed", deadline=None)  # a busy machine is no failure
+    settings.load_profile("untimed")
 
 
 def compose_config(*overrides: str, conf: Path = ROOT / "conf") -> TrainConfig:
@@ -65,13 +70,16 @@ FAMILIES = {"qwen2_vl": (), "qwen2_5_vl": ("model=tiny_2_5",)}
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> ImageFolder:
-    """Images of several sizes: smooth colours with noise, so that no two patches are alike."""
+    """Images of several sizes and a video of seven frames: smooth colours with noise, so that no two patches are alike."""
     root = tmp_path_factory.mktemp("images")
     generator = np.random.default_rng(0)
     for number, (width, height) in enumerate([(64, 64), (96, 48), (80, 112), (200, 150)]):
         ramp = np.linspace(0, 200, width)[None, :, None] * np.ones((height, 1, 3))
         pixels = ramp + generator.integers(0, 56, (height, width, 3))
         Image.fromarray(pixels.astype(np.uint8)).save(root / f"{number}.png")
+    for number in range(7):
+        pixels = np.roll(ramp[:48, :80], 11 * number, axis=1) + generator.integers(0, 56, (48, 80, 3))
+        Image.fromarray(pixels.astype(np.uint8)).save(root / f"frame{number}.png")
     return ImageFolder(root)
 
 
@@ -94,8 +102,22 @@ def conversation(image: str, *turns: list[dict], answer: str = "yes", **images: 
     return {"messages": [first, *middle, {"role": "assistant", "content": answer}], "images": [image], **images}
 
 
+def video(frames: int = 7, fps: float = 2.0) -> dict:
+    """An entry of `videos`: the first frames of the folder's video."""
+    return {"frames": [f"frame{number}.png" for number in range(frames)], "fps": fps}
+
+
+def video_conversation(shown: dict, *turns: list[dict], answer: str = "yes", **images: list[str]) -> dict:
+    """A record about a video with perception turns in between."""
+    record = conversation("", *turns, answer=answer, **images)
+    record["messages"][0]["content"] = "<video>\nwhat is the red shape?"
+    return {**record, "images": images.get("images", []), "videos": [shown]}
+
+
 def mixed_records() -> list[dict]:
-    """Every kind of row: three actions, one, a region, region then action, none, text only, an action without image."""
+    """Every kind of row: three actions, one, a region, region then action, none, text only, an action without image,
+    actions after a video, a region and an action after an image and a video.
+    """
     region = conversation("1.png", REGION_TURNS)
     region["images"].append("1.png_12,12,72,42")
     both = conversation("2.png", REGION_TURNS, action_turns("seg"), answer="no", seg_images=["2.png"])
@@ -105,6 +127,13 @@ def mixed_records() -> list[dict]:
         detection_images=["0.png", "2.png"], clip_images=["0.png"],
     )  # fmt: skip
     text = {"messages": [{"role": "user", "content": "is a circle round?"}, {"role": "assistant", "content": "yes"}]}
+    watched = video_conversation(
+        video(), action_turns("detection"), action_turns("clip"), answer="no", detection_images=["frame3.png"],
+        clip_images=["0.png"],
+    )  # fmt: skip
+    late = video_conversation(video(5, fps=0.5), REGION_TURNS, action_turns("seg"), seg_images=["frame0.png"])
+    late["messages"][0]["content"] = "<image>, then <video>\nis it there?"
+    late["images"] = ["1.png", "frame2.png_10,12,60,42"]
     return [
         many,
         conversation("1.png", action_turns("clip"), clip_images=["1.png"]),
@@ -114,10 +143,36 @@ def mixed_records() -> list[dict]:
         text,
         conversation("2.png", action_turns("detection"), answer="teal", detection_images=["2.png"]),
         conversation("0.png", action_turns("seg"), answer="gray", seg_images=["3.png"]),
+        watched,
+        late,
     ]
 
 
 TOKENS = {"dino": "detection", "sam": "seg", "clip": "clip"}
+
+
+def qwen_inputs(parts: Parts, sample: Sample, *, perceived_grids: bool = False) -> dict[str, torch.Tensor]:
+    """What transformers' `get_rope_index` takes for a row: token types, and the grids of images and videos.
+
+    `perceived_grids`: re-encoded tokens count as images, too.
+    """
+    types = torch.zeros_like(sample.ids)
+    grids: dict[int, list[tuple[int, int, int]]] = {1: [], 2: []}
+    seconds = []
+    for block in sample.row.blocks:
+        look = sample.looks[block.source][block.look][1]
+        if block.source != TOWER and not perceived_grids:
+            continue
+        kind = 2 if look.seconds else 1
+        types[block.start : block.start + block.length] = kind
+        side = round(look.tokens**0.5) * parts.encoder.numbering.merge
+        grids[kind].append(look.grid or (1, side, side))
+        seconds += [look.seconds] if look.seconds else []
+    inputs = {"input_ids": sample.ids[None], "mm_token_type_ids": types[None].int()}
+    inputs |= {"image_grid_thw": torch.tensor(grids[1])} if grids[1] else {}
+    inputs |= {"video_grid_thw": torch.tensor(grids[2])} if grids[2] else {}
+    timed = seconds and parts.encoder.numbering.tokens_per_second
+    return inputs | ({"second_per_grid_ts": torch.tensor(seconds)} if timed else {})
 
 
 def samples_of(parts: Parts, folder: ImageFolder, raws: list[dict] | None = None) -> list:

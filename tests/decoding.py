@@ -28,8 +28,9 @@ class FromScratch:
         self.dice = self.sampling.dice(number)
         self.asking = Asking(parts.model.vocabulary, device=parts.model.device)
         users = [i for i, message in enumerate(record.messages) if message.role == "user"]
-        self.image = record.images[TOWER][0]
-        self.looks = {TOWER: list(parts.encoder.look({TOWER: (self.image,)}, folder, where="")[TOWER])}
+        first, *_ = record.images[TOWER]
+        self.image = first.still
+        self.looks = {TOWER: list(parts.encoder.look({TOWER: (first,)}, folder, where="")[TOWER])}
         self.draft = Draft()
         parts.encoder.template.write(self.draft, record.messages[: users[0] + 1], self.tokens())
         parts.encoder.template.open_answer(self.draft)

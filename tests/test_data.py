@@ -63,7 +63,7 @@ def test_what_a_user_types_cannot_act(make_parts, folder):
     assert (sample.ids == parts.model.vocabulary.im_end).sum() == 3
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(text=st.text(max_size=60))
 def test_any_text_survives_beside_perception_tokens(all_parts, text):
     ids = all_parts.encoder.template.plain(text)

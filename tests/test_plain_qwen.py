@@ -1,43 +1,100 @@
-"""Without perception tokens the model is transformers' own Qwen2-VL and Qwen2.5-VL."""
+"""Without perception tokens the model is transformers' own Qwen2-VL and Qwen2.5-VL: logits, gradients, the tower."""
 
 import pytest
 import torch
+from torch.nn import functional as F
 
-from conftest import FAMILIES, conversation, samples_of
+from conftest import FAMILIES, conversation, qwen_inputs, samples_of, video, video_conversation
+from vpt.attention import SEGMENTS
 from vpt.data.packing import pack
 from vpt.vision import see
 
+# Windows of 8x8 patches, as published; the images then have 8x8, 12x6, 10x14 and 24x18 patches, a frame 10x6.
+WINDOWS = ("model=tiny_2_5", "model.config.vision_config.window_size=64")
+BLOCKS = {"one": "[2]", "first and last": "[0,2]", "all": "[0,1,2]"}
+VARIANTS = {
+    "qwen2_vl": (),
+    **{
+        f"qwen2_5_vl, {name} whole": (*WINDOWS, f"model.config.vision_config.fullatt_block_indexes={blocks}")
+        for name, blocks in BLOCKS.items()
+    },
+}
+# Weights of this width keep float32's rounding small enough to compare gradients at 1e-5.
+MODEST = ("model.config.initializer_range=0.04", "model.config.vision_config.initializer_range=0.04")
 
-def plain_samples(parts, folder):
-    text = {"messages": [{"role": "user", "content": "is a circle round?"}, {"role": "assistant", "content": "yes"}]}
-    two = conversation("1.png", answer="brown")
-    two["messages"][0]["content"] = "<image> and <image>\nare they alike?"
-    two["images"] = ["1.png", "3.png"]
-    return samples_of(parts, folder, [conversation("0.png"), conversation("2.png"), two, text])
+
+def asking(text: str, **media: list) -> dict:
+    return {**conversation("", answer="brown"), "images": [], **media} | {
+        "messages": [{"role": "user", "content": text}, {"role": "assistant", "content": "brown"}]
+    }
+
+
+ROWS = {
+    "one image": asking("<image>\nwhat is it?", images=["0.png"]),
+    "an image wider than a window": asking("<image>\nwhat is it?", images=["1.png"]),
+    "an image that fits windows in neither direction": asking("<image>\nwhat is it?", images=["2.png"]),
+    "several images": asking("<image> and <image>, <image>\nare they alike?", images=["1.png", "3.png", "0.png"]),
+    "text": asking("is a circle round?"),
+    "a video": video_conversation(video()),
+    "a long video": video_conversation(video(fps=0.25)),  # its last step lies past max(h, w)
+    "images and videos": asking(
+        "<video><image>\nand <video>?", images=["2.png"], videos=[video(4, fps=1.0), video(1, fps=2.0)]
+    ),
+}  # fmt: skip
+
+
+def both(parts, sample):
+    """(logits, gradients) at labelled positions: ours and transformers'."""
+    model, batch = parts.model, pack([sample])
+    model.zero_grad()
+    out = model(batch, keep_logits=True)
+    out.loss_sum.backward()
+    ours = (out.logits, gradients(model))
+    inputs = qwen_inputs(parts, sample)
+    for pad, key in ((model.vocabulary.image_pad, "pixel_values"), (model.vocabulary.video_pad, "pixel_values_videos")):
+        looks = [sample.looks[b.source][b.look][1] for b in sample.row.blocks if sample.ids[b.start] == pad]
+        inputs |= {key: torch.cat([look.pixels for look in looks])} if looks else {}
+    model.zero_grad()
+    model.qwen.set_attn_implementation("eager")
+    logits = model.qwen(**inputs).logits[0, out.at].float()
+    model.qwen.set_attn_implementation(SEGMENTS)
+    F.cross_entropy(logits, out.targets, reduction="sum").backward()
+    return ours, (logits, gradients(model))
+
+
+def gradients(model):
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("row", ROWS)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_logits_and_gradients_equal_transformers(make_parts, folder, variant, row):
+    parts = make_parts("encoder=[]", *VARIANTS[variant], *MODEST)
+    [sample] = samples_of(parts, folder, [ROWS[row]])
+    (logits, ours), (want, theirs) = both(parts, sample)
+    torch.testing.assert_close(logits, want, rtol=1e-5, atol=1e-5)
+    assert ours.keys() == theirs.keys()
+    assert any("visual" in name for name in ours) == (row != "text")
+    for name, gradient in theirs.items():
+        scale = gradient.abs().max()
+        # The gradient of a key's bias is zero but for rounding.
+        assert (ours[name] - gradient).abs().max() <= 1e-5 * scale + 1e-7, name
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_logits_equal_transformers(make_parts, folder, family):
-    parts = make_parts("encoder=[]", *FAMILIES[family])
-    theirs = parts.model.qwen
-    for sample in plain_samples(parts, folder):
-        batch = pack([sample])
-        ours = parts.model(batch, keep_logits=True)
-        images = batch.looks.get("image")
-        vision = {} if images is None else {
-            "pixel_values": images.pixels, "image_grid_thw": torch.tensor(images.grids),
-            "mm_token_type_ids": (batch.input_ids == parts.model.vocabulary.image_pad).int()[None],
-        }  # fmt: skip
-        theirs.set_attn_implementation("eager")
-        want = theirs(input_ids=batch.input_ids[None], **vision).logits[0]
-        theirs.set_attn_implementation("vpt_segments")
-        torch.testing.assert_close(ours.logits, want[ours.at], rtol=1e-4, atol=1e-5)
+def test_packed_rows_equal_transformers_row_by_row(make_parts, folder, family):
+    parts = make_parts("encoder=[]", *FAMILIES[family], *MODEST)
+    samples = samples_of(parts, folder, list(ROWS.values()))
+    packed = parts.model(pack(samples), keep_logits=True).logits
+    alone = torch.cat([both(parts, sample)[1][0] for sample in samples])
+    torch.testing.assert_close(packed, alone, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_the_tower_equals_transformers(make_parts, folder, family):
-    parts = make_parts("encoder=[]", *FAMILIES[family])
-    images = pack(plain_samples(parts, folder)).looks["image"]
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_tower_equals_transformers(make_parts, folder, variant):
+    parts = make_parts("encoder=[]", *VARIANTS[variant])
+    images = pack(samples_of(parts, folder, list(ROWS.values()))).looks["image"]
+    assert {grid[0] for grid in images.grids} == {1, 2, 4}
     visual = parts.model.qwen.model.visual
     visual.set_attn_implementation("eager")
     want = visual(images.pixels, grid_thw=torch.tensor(images.grids)).pooler_output

@@ -23,7 +23,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from vpt.attention import SEGMENTS
 from vpt.batch import TOWER
-from vpt.config import ImageConfig, ModelConfig, TrainConfig
+from vpt.config import ImageConfig, ModelConfig, TrainConfig, VideoConfig
 from vpt.data.samples import LookCache, Numbering, SampleEncoder
 from vpt.data.template import Template
 from vpt.encoders.base import BuildContext, ReEncoder
@@ -87,7 +87,7 @@ def build(
     vocabulary = PerceptionVocabulary.from_tokenizer(tokenizer, spelling, region_bins=token_bins, text_bins=text_bins)
     record_ids(config.model, vocabulary.released_ids(spelling))
     qwen = build_qwen(config.model, vocabulary, sizes)
-    tower_view = TowerView(build_processor(qwen, config.data.image))
+    tower_view = TowerView(build_processor(qwen, config.data.image), video_size=pixel_limits(config.data.video))
     encoders = build_encoders(config, qwen, tower_view, sizes)
     passes = InnerPasses(
         inner_forward=config.model.inner_forward,  # type: ignore[arg-type]  # checked by freeze
@@ -106,11 +106,16 @@ def build(
     inject(qwen.model.language_model, config.model.lora)
     views = {TOWER: tower_view, **{name: encoder.view for name, encoder in encoders.items()}}
     template = Template(tokenizer, vocabulary, spelling, projector_scale=config.model.projector_scale)
-    merge = qwen.config.vision_config.spatial_merge_size
+    vision = qwen.config.vision_config
     encoder = SampleEncoder(
         template,
         views,
-        Numbering(config.model.positions, config.model.perceived_positions, merge),  # type: ignore[arg-type]
+        Numbering(
+            config.model.positions,  # type: ignore[arg-type]
+            config.model.perceived_positions,  # type: ignore[arg-type]
+            vision.spatial_merge_size,
+            getattr(vision, "tokens_per_second", None),
+        ),
         max_length=config.data.max_length,
         on_too_long=config.data.on_too_long,  # type: ignore[arg-type]
         cache=LookCache(config.data.cache_mb // max(config.data.workers, 1)),
@@ -175,8 +180,13 @@ def build_processor(qwen: PreTrainedModel, limits: ImageConfig) -> Qwen2VLImageP
         patch_size=vision.patch_size,
         merge_size=vision.spatial_merge_size,
         temporal_patch_size=vision.temporal_patch_size,
-        size={"shortest_edge": limits.min_pixels, "longest_edge": limits.max_pixels},
+        size=pixel_limits(limits),
     )
+
+
+def pixel_limits(limits: ImageConfig | VideoConfig) -> dict[str, int]:
+    """Pixels of an image or frame, at least and at most, as transformers' processors spell it."""
+    return {"shortest_edge": limits.min_pixels, "longest_edge": limits.max_pixels}
 
 
 def build_encoders(

@@ -83,6 +83,14 @@ class ImageConfig:
 
 
 @dataclass
+class VideoConfig:
+    fps: float = bounded(2.0, low=0.001)  # frames looked at in a second of video, evenly spread
+    max_frames: int = bounded(16, low=1)
+    min_pixels: int = 56 * 56  # of a frame
+    max_pixels: int = 28 * 28 * 128
+
+
+@dataclass
 class SourceConfig:
     target: str = MISSING
     weight: float = bounded(1.0)
@@ -104,6 +112,7 @@ class DataConfig:
     max_length: int = bounded(2048, low=1)
     on_too_long: str = choice("raise", "cut")
     image: ImageConfig = field(default_factory=ImageConfig)
+    video: VideoConfig = field(default_factory=VideoConfig)
     workers: int = bounded(1)
     cache_mb: int = bounded(1024)
 

@@ -1,8 +1,14 @@
 """Positions of a row's tokens: Qwen's multimodal rotary embedding (M-RoPE), one row at a time.
 
 Text advances by one in all three components. An image that begins at position p has temporal p, vertical p + i and
-horizontal p + j for its cell (i, j), and what follows begins at p + max(h, w). Re-encoded tokens count as text
-(`sequential`, as in the released models) or as an image (`grid`).
+horizontal p + j for its cell (i, j), and what follows begins at p + max(h, w). Step k of a video has temporal p + k in
+Qwen2-VL; in Qwen2.5-VL temporal is time, p + floor(k * seconds per step * tokens per second). Re-encoded tokens count
+as text (`sequential`, as in the released models) or as an image (`grid`).
+
+After a video, too, we go on at p + max(h, w), as transformers 5 does, whose logits ours must equal. transformers 4 and
+Qwen's own code went on after the largest component: the same after images, later after a video whose last step lies
+past max(h, w). While answering, positions go on from the last token, as in one forward over the whole text;
+transformers' `generate` goes on from the largest position, which differs after such a video.
 """
 
 from dataclasses import dataclass
@@ -20,7 +26,7 @@ PerceivedPositions = Literal["sequential", "grid"]
 class GridSpan:
     """Tokens [start, start + t*h*w) of a row that form a grid of t frames of h x w cells.
 
-    `interval` is how far two frames lie apart in the temporal component.
+    `interval` is how far two frames lie apart in the temporal component, which is rounded down.
     """
 
     start: int

@@ -6,9 +6,8 @@ import numpy as np
 from torch import Tensor
 
 from vpt.asking import FREE
-from vpt.batch import TOWER
 from vpt.data.images import ImageFolder
-from vpt.data.records import ImageRef
+from vpt.data.references import ImageRef
 from vpt.data.samples import Sample
 from vpt.feeds import Feed
 
@@ -117,5 +116,5 @@ class Speaker:
 
     @property
     def image(self) -> ImageRef | None:
-        """The image that actions refer to: the first of the conversation."""
-        return next(iter(self.sample.record.images.get(TOWER, ())), None)
+        """The image that actions refer to."""
+        return self.sample.record.image

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AddedToken, PreTrainedModel, PreTrainedTokenizerBase
 
 from vpt.errors import ConfigError
 
@@ -140,10 +140,10 @@ def region_tokens(region_bins: int) -> list[str]:
 
 def grow_tokenizer(tokenizer: PreTrainedTokenizerBase, encoder_tokens: list[str], *, region_bins: int) -> int:
     """Teach `tokenizer` the perception vocabulary in place; return how many tokens were new (0 the second time)."""
+    acting = region_tokens(region_bins) + [text for token in encoder_tokens for text in action_tokens(token)]
     added = tokenizer.add_tokens([pad_token(token) for token in encoder_tokens], special_tokens=True)
-    return added + tokenizer.add_tokens(
-        region_tokens(region_bins) + [text for token in encoder_tokens for text in action_tokens(token)]
-    )
+    # Found before Qwen's NFC normalisation, which would merge their last character with an accent that follows.
+    return added + tokenizer.add_tokens([AddedToken(text, normalized=False) for text in acting])
 
 
 def grow_embedding(model: PreTrainedModel, vocabulary_size: int, *, multiple_of: int = 64) -> None:

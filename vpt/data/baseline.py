@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from vpt.batch import TOWER
-from vpt.data.records import ImageRef, Message, Record, strip_prompts
+from vpt.data.records import Message, Record, strip_prompts
+from vpt.data.references import ImageRef, Reference
 from vpt.data.turns import Turn, perceptions, read_turns, write_turns
 from vpt.errors import DataError
 
@@ -20,7 +21,7 @@ class PlainLook(ImageRef):
     """An image to be seen in as many tokens as `like` takes through `source`."""
 
     source: str
-    like: ImageRef
+    like: Reference
 
     def __str__(self) -> str:
         return f"{super().__str__()} in as many tokens as {self.source} {self.like}"
@@ -65,8 +66,8 @@ def without_perception(record: Record, encoder_tokens: Mapping[str, str], *, pla
     return write_turns(record, kept)
 
 
-def _plain(record: Record, source: str, like: ImageRef) -> PlainLook:
-    whole = record.images[TOWER][0] if record.images.get(TOWER) else like
+def _plain(record: Record, source: str, like: Reference) -> PlainLook:
+    whole = record.image or like.still
     return PlainLook(whole.path, whole.crop, whole.turn, source=source, like=like)
 
 

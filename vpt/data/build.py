@@ -5,6 +5,7 @@ from pathlib import Path
 from vpt.config import DataConfig, SourceConfig, TrainConfig
 from vpt.data.images import ImageFolder
 from vpt.data.sources import Source, SourceContext
+from vpt.data.videos import FrameSampling
 from vpt.errors import DataError
 from vpt.freeze import locate
 from vpt.masking import Masking
@@ -34,8 +35,10 @@ def build_sources(
 
 
 def image_folder(root: Path, data: DataConfig) -> ImageFolder:
-    """The folder of a source with the limits of `data.image`."""
-    return ImageFolder(root, data.image.max_side, data.image.resample, data.image.refuse_above)
+    """The folder of a source with the limits of `data.image` and `data.video`."""
+    image, video = data.image, data.video
+    sampling = FrameSampling(video.fps, video.max_frames)
+    return ImageFolder(root, image.max_side, image.resample, image.refuse_above, sampling)
 
 
 def build_masking(config: TrainConfig) -> Masking:

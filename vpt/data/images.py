@@ -1,11 +1,12 @@
-"""Opening images: below one root, cropped, limited in size, with errors that name the record."""
+"""Opening images and videos: below one root, cropped, limited in size, with errors that name the record."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from vpt.data.records import ImageRef
+from vpt.data.references import ImageRef, VideoRef
+from vpt.data.videos import SUFFIXES, Footage, FrameSampling, VideoFile
 from vpt.encoders.views import RESAMPLING
 from vpt.errors import DataError
 
@@ -18,12 +19,14 @@ class ImageFolder:
         max_side: longer sides are resized to it, after the crop; crops are cut at full resolution.
         resample: `nearest` (released), `bilinear`, `bicubic` or `lanczos`.
         max_pixels: larger files are refused before they are decoded.
+        sampling: which frames of a video are looked at.
     """
 
     root: Path
     max_side: int = 512
     resample: str = "nearest"
     max_pixels: int = 100_000_000
+    sampling: FrameSampling = field(default_factory=FrameSampling)
 
     def load(self, reference: ImageRef, *, where: str) -> Image.Image:
         """The RGB image. Raises DataError with `where`, the path, and what to do."""
@@ -34,10 +37,10 @@ class ImageFolder:
         return crop(self.open(reference, where=where), reference.crop, where=f"{where}: {reference.path}")
 
     def open(self, reference: ImageRef, *, where: str) -> Image.Image:
-        """The whole file at full resolution, before any crop."""
-        path = self.root / reference.path
-        if not path.resolve().is_relative_to(self.root.resolve()):
-            raise DataError(f"{where}: {path} is a link that leaves {self.root}; copy the image below data.root")
+        """The whole file at full resolution, before any crop; of a video file, its middle frame."""
+        path = self._path(reference, where)
+        if path.suffix.lower() in SUFFIXES:
+            return turned(VideoFile(path, where=where, max_pixels=self.max_pixels).middle(), reference.turn)
         try:
             with Image.open(path) as image:
                 width, height = image.size
@@ -50,6 +53,24 @@ class ImageFolder:
             raise DataError(
                 f"{where}: image {path} cannot be read ({error}); replace it or remove the record"
             ) from None
+
+    def watch(self, video: VideoRef, *, where: str) -> Footage:
+        """The sampled frames, limited in size, all of them as large as the first. Raises DataError as `load` does."""
+        if video.fps is None:
+            file = VideoFile(self._path(video.frames[0], where), where=where, max_pixels=self.max_pixels)
+            numbers, fps = self.sampling.choose(file.total, file.rate)
+            frames = [self.limit(frame) for frame in file.frames(numbers)]
+        else:
+            numbers, fps = self.sampling.choose(len(video.frames), video.fps)
+            frames = [self.load(video.frames[number], where=where) for number in numbers]
+        first = frames[0].size
+        return Footage([f if f.size == first else f.resize(first, RESAMPLING["bicubic"]) for f in frames], fps)
+
+    def _path(self, reference: ImageRef, where: str) -> Path:
+        path = self.root / reference.path
+        if not path.resolve().is_relative_to(self.root.resolve()):
+            raise DataError(f"{where}: {path} is a link that leaves {self.root}; copy the file below data.root")
+        return path
 
     def limit(self, image: Image.Image) -> Image.Image:
         """The image with its long side at most `max_side`."""

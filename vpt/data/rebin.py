@@ -6,6 +6,7 @@ from dataclasses import replace
 from vpt.batch import TOWER
 from vpt.data.images import ImageFolder
 from vpt.data.records import Message, Record
+from vpt.data.references import ImageRef
 from vpt.data.turns import Turn, perceptions, read_turns, write_turns
 from vpt.errors import DataError
 from vpt.regions import Region
@@ -40,9 +41,11 @@ def rebin(record: Record, encoder_tokens: Mapping[str, str], folder: ImageFolder
         )
     for number, region in named.items():
         (source, shown), *_ = turns[number + 1].shows
+        if not isinstance(shown, ImageRef):
+            raise DataError(f"{record.where}: message {number} names a region, and a video follows, not its crop")
         crop = shown.crop
         if written != bins:
-            size = folder.open(record.images[TOWER][0], where=record.where).size
+            size = folder.open(record.images[TOWER][0].still, where=record.where).size
             region = _moved(record, region, size, written=written, bins=bins, alone=len(named) == 1)
             crop = region.to_box(size, bins=bins)
         turns[number] = replace(turns[number], message=Message("assistant", region.to_text()))

@@ -3,49 +3,25 @@
     {"messages": [{"role": "user", "content": "<image>\\nWhat colour is the throat? ..."}, ...],
      "images": ["cub/0001.jpg"], "detection_images": ["cub/0001.jpg"], ...}
 
-A placeholder `<image>` or `<TOKEN_image>` in a user's turn stands for the next entry of `images` or `TOKEN_images`.
+A placeholder `<image>`, `<TOKEN_image>` or `<video>` in a user's turn stands for the next entry of `images`,
+`TOKEN_images` or `videos`; a video is {"frames": [paths], "fps": number}, or a path to a video file.
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
 from typing import Any
 
 from vpt.batch import TOWER
+from vpt.data.references import ImageRef, Pixels, Reference, VideoRef
 from vpt.errors import DataError
 
 SYSTEM_PROMPT = "You are a helpful assistant."
 ROLES = ("system", "user", "assistant")
-PLACEHOLDER = re.compile(r"<(?:([a-z0-9]+)_)?image>")
-_CROP = re.compile(r"^(?P<path>.*)_(?P<box>\d+,\d+,\d+,\d+)$")
-
-Pixels = tuple[int, int, int, int]
-
-
-@dataclass(frozen=True)
-class ImageRef:
-    """A path below the data root, and a crop (x0, y0, x1, y1) in pixels or None for the whole image.
-
-    `turn`, 0 to 7, is one of the ways to flip and rotate a square, done before the crop (augmentation; 0 leaves it).
-    """
-
-    path: str
-    crop: Pixels | None = None
-    turn: int = 0
-
-    @classmethod
-    def parse(cls, text: str) -> "ImageRef":
-        """`a.jpg` or `a.jpg_x0,y0,x1,y1`."""
-        match = _CROP.match(text)
-        if match is None:
-            return cls(text)
-        x0, y0, x1, y1 = (int(number) for number in match["box"].split(","))
-        return cls(match["path"], (x0, y0, x1, y1))
-
-    def __str__(self) -> str:
-        crop = "" if self.crop is None else f"_{','.join(map(str, self.crop))}"
-        return f"{self.path}{crop}" + (f" turned {self.turn}" if self.turn else "")
+VIDEO = "<video>"
+# The group is the spelling of a re-encoder; images and videos that Qwen's tower sees have none.
+PLACEHOLDER = re.compile(r"<(?:(?:([a-z0-9]+)_)?image|video)>")
 
 
 @dataclass(frozen=True)
@@ -62,7 +38,8 @@ class Record:
 
     Attributes:
         messages: turns, a system prompt first.
-        images: source (`image` or a re-encoder's name) -> the images its placeholders stand for, in order.
+        images: source (`image` or a re-encoder's name) -> what its placeholders stand for, in order. Videos are among
+            the images of Qwen's own tower.
         where: what to call it in messages (`FILE:LINE`).
         question, answer, question_type: for evaluation; the answer is the last assistant turn.
         box: the evidence (x0, y0, x1, y1) in pixels of the first image, where it is known.
@@ -70,13 +47,19 @@ class Record:
     """
 
     messages: tuple[Message, ...]
-    images: Mapping[str, tuple[ImageRef, ...]]
+    images: Mapping[str, tuple[Reference, ...]]
     where: str
     question: str = ""
     answer: str = ""
     question_type: str = "all"
     box: Pixels | None = field(default=None)
     accepted: tuple[str, ...] = ()
+
+    @property
+    def image(self) -> ImageRef | None:
+        """The image that perception looks at again: the first of the conversation; of a video, a frame."""
+        first = next(iter(self.images.get(TOWER, ())), None)
+        return first.still if first else None
 
 
 REGION_PROMPT = "Identify the region that can help you answer the question, and then answer the question."
@@ -144,42 +127,37 @@ def _message(item: Any, where: str) -> Message:
 
 def _images(
     raw: dict[str, Any], messages: Iterable[Message], where: str, encoder_tokens: Mapping[str, str]
-) -> dict[str, tuple[ImageRef, ...]]:
-    """The lists of images by source, once placeholders and lists agree in number."""
-    names = {token: name for name, token in encoder_tokens.items()}
-    counts: dict[str, int] = {}
-    for message in messages:
-        for token in PLACEHOLDER.findall(message.content) if message.role == "user" else ():
-            counts[token] = counts.get(token, 0) + 1
-    lists = {
-        key.removesuffix("images").rstrip("_"): value
-        for key, value in raw.items()
-        if key == "images" or key.endswith("_images")
-    }
-    images = {}
-    for token in sorted({*counts, *lists}):
-        placeholder, key = (f"<{token}_image>", f"{token}_images") if token else ("<image>", "images")
-        paths = lists.get(token) or []
-        if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
-            raise DataError(f"{where}: `{key}` must be a list of paths")
-        if counts.get(token, 0) != len(paths):
+) -> dict[str, tuple[Reference, ...]]:
+    """What the placeholders of each source stand for, once placeholders and lists agree in number."""
+    users = "\n".join(message.content for message in messages if message.role == "user")
+    placeholders = list(PLACEHOLDER.finditer(users))
+    counts = Counter(match[0] for match in placeholders)
+    listed = {f"<{key.removesuffix('s')}>" for key in raw if key in ("images", "videos") or key.endswith("_images")}
+    entries = {name: _entries(raw, name, where, counts[name]) for name in sorted(listed | counts.keys())}
+    sources = {token: name for name, token in encoder_tokens.items()} | {"": TOWER}
+    images: dict[str, tuple[Reference, ...]] = {}
+    for match in placeholders:
+        token = match[1] or ""
+        if token not in sources:
             raise DataError(
-                f"{where}: {counts.get(token, 0)} placeholder(s) {placeholder} but {len(paths)} entries in `{key}`"
+                f"{where}: {match[0]} needs a re-encoder spelt {token!r}, this model has "
+                f"{sorted(encoder_tokens.values()) or 'none'}; add it with encoder=[...], or drop such turns with "
+                "data.perception=false"
             )
-        if not paths:
-            continue
-        if token and token not in names:
-            raise DataError(
-                f"{where}: {placeholder} needs a re-encoder spelt {token!r}, this model has "
-                f"{sorted(names) or 'none'}; add it with encoder=[...], or drop such turns with data.perception=false"
-            )
-        images[names[token] if token else TOWER] = tuple(_reference(path, where) for path in paths)
+        images[sources[token]] = (*images.get(sources[token], ()), entries[match[0]].pop(0))
     return images
 
 
-def _reference(text: str, where: str) -> ImageRef:
-    reference = ImageRef.parse(text)
-    path = PurePosixPath(reference.path)
-    if path.is_absolute() or ".." in path.parts:
-        raise DataError(f"{where}: image path {reference.path!r} leaves data.root; give paths below data.root")
-    return reference
+def _entries(raw: dict[str, Any], placeholder: str, where: str, count: int) -> list[Reference]:
+    """The list that belongs to a placeholder, read: `count` references."""
+    key = f"{placeholder[1:-1]}s"
+    values = raw.get(key) or []
+    if not isinstance(values, list):
+        raise DataError(f"{where}: `{key}` must be a list, not {type(values).__name__}")
+    if count != len(values):
+        raise DataError(f"{where}: {count} placeholder(s) {placeholder} but {len(values)} entries in `{key}`")
+    if placeholder == VIDEO:
+        return [VideoRef.read(value, f"{where}: video {number}") for number, value in enumerate(values)]
+    if not all(isinstance(path, str) for path in values):
+        raise DataError(f"{where}: `{key}` must be a list of paths")
+    return [ImageRef.read(path, where) for path in values]

@@ -1,10 +1,11 @@
 """From a record to a sample: ids, labels, positions, prepared images. One sample is one row of a batch."""
 
 import math
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -12,7 +13,8 @@ from torch import Tensor
 from vpt.batch import TOWER, Block, Row
 from vpt.data.baseline import PlainLook
 from vpt.data.images import ImageFolder
-from vpt.data.records import ImageRef, Message, Record
+from vpt.data.records import PLACEHOLDER, Message, Record
+from vpt.data.references import Reference, VideoRef
 from vpt.data.template import Draft, Template, TooLong, cut_draft
 from vpt.encoders.base import Look, View
 from vpt.errors import DataError
@@ -68,17 +70,25 @@ class LookCache:
 
 @dataclass(frozen=True)
 class Numbering:
-    """How positions are counted: `model.positions`, `model.perceived_positions`, and the tower's merge."""
+    """How positions are counted.
+
+    Attributes:
+        positions: `model.positions`.
+        perceived: `model.perceived_positions`.
+        merge: the tower's `spatial_merge_size`.
+        tokens_per_second: positions that a second of video takes (Qwen2.5-VL); None: a step of its grid takes one.
+    """
 
     positions: PositionKind = "mrope"
     perceived: PerceivedPositions = "sequential"
     merge: int = 2
+    tokens_per_second: float | None = None
 
     def grid_of(self, block: Block, look: Look) -> GridSpan | None:
         """The grid that a block's positions follow, or None where it counts as text."""
         if self.positions == "sequential" or (block.source != TOWER and self.perceived == "sequential"):
             return None
-        return GridSpan(block.start, look.grid[0] if look.grid else 1, *self.cells(look))
+        return GridSpan(block.start, look.grid[0] if look.grid else 1, *self.cells(look), self._interval(look))
 
     def cells(self, look: Look) -> tuple[int, int]:
         """Rows and columns of the grid that an image's tokens form."""
@@ -86,6 +96,12 @@ class Numbering:
             return look.grid[1] // self.merge, look.grid[2] // self.merge
         side = math.isqrt(look.tokens)
         return side, side
+
+    def _interval(self, look: Look) -> float:
+        """Positions from one step of the grid to the next, rounded as transformers does: its seconds are float32."""
+        if look.seconds is None or self.tokens_per_second is None:
+            return 1.0
+        return float(np.float32(self.tokens_per_second) * np.float32(look.seconds))
 
 
 @dataclass
@@ -119,7 +135,7 @@ class SampleEncoder:
         """The first `turns` user turns and all before them, up to where the assistant speaks."""
         users = [i for i, message in enumerate(record.messages) if message.role == "user"]
         messages = record.messages[: users[turns - 1] + 1]
-        images = _images_within(record, messages, self.template)
+        images = self._images_within(record, messages)
         looks = self.look(images, folder, where=record.where)
         draft = Draft()
         self.template.write(draft, messages, _tokens(looks))
@@ -132,7 +148,7 @@ class SampleEncoder:
         return self.finish(draft, looks, record)
 
     def look(
-        self, images: Mapping[str, tuple[ImageRef, ...]], folder: ImageFolder, *, where: str
+        self, images: Mapping[str, tuple[Reference, ...]], folder: ImageFolder, *, where: str
     ) -> dict[str, list[tuple[LookKey, Look]]]:
         """Prepare the images of every source: source -> (key, look) in order."""
         return {
@@ -140,23 +156,32 @@ class SampleEncoder:
             for source, references in images.items()
         }
 
-    def _one_look(self, source: str, reference: ImageRef, folder: ImageFolder, where: str) -> tuple[LookKey, Look]:
+    def _one_look(self, source: str, reference: Reference, folder: ImageFolder, where: str) -> tuple[LookKey, Look]:
         view = self.views[source]
         key = (str(folder.root), str(reference))
         look = self.cache.get(view.name, key)
         if look is None:
-            image = folder.load(reference, where=where)
-            if isinstance(reference, PlainLook):
+            if isinstance(reference, VideoRef):
+                look = view.watch(folder.watch(reference, where=where))
+            elif isinstance(reference, PlainLook):
                 _, like = self._one_look(reference.source, reference.like, folder, where)
-                look = view.fit(image, like.tokens)
+                look = view.fit(folder.load(reference, where=where), like.tokens)
             else:
-                look = view.prepare(image)
+                look = view.prepare(folder.load(reference, where=where))
             self.cache.put(view.name, key, look)
         return key, look
 
     def prepare(self, source: str, image: Image.Image) -> Look:
         """One image through the view of `source`."""
         return self.views[source].prepare(image)
+
+    def _images_within(self, record: Record, messages: tuple[Message, ...]) -> dict[str, tuple[Reference, ...]]:
+        """What the placeholders in `messages` stand for."""
+        users = "\n".join(message.content for message in messages if message.role == "user")
+        seen = Counter(PLACEHOLDER.findall(users))
+        token = {**self.template.encoder_tokens, TOWER: ""}
+        within = {source: images[: seen[token[source]]] for source, images in record.images.items()}
+        return {source: images for source, images in within.items() if images}
 
     def finish(self, draft: Draft, looks: dict[str, list[tuple[LookKey, Look]]], record: Record) -> Sample:
         """Number the positions of a written row."""
@@ -176,15 +201,3 @@ class SampleEncoder:
 
 def _tokens(looks: Mapping[str, list[tuple[LookKey, Look]]]) -> dict[str, list[int]]:
     return {source: [look.tokens for _, look in entries] for source, entries in looks.items()}
-
-
-def _images_within(
-    record: Record, messages: tuple[Message, ...], template: Template
-) -> dict[str, tuple[ImageRef, ...]]:
-    """The images whose placeholders lie in `messages`."""
-    text = "".join(message.content for message in messages if message.role == "user")
-    images = {}
-    for source, references in record.images.items():
-        name = "image" if source == TOWER else f"{template.encoder_tokens[source]}_image"
-        images[source] = references[: text.count(f"<{name}>")]
-    return {source: references for source, references in images.items() if references}

@@ -8,14 +8,14 @@ control tokens excepted. Text is encoded by a tokenizer that knows no special to
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from vpt.batch import IGNORE, TOWER, Action, Block, Row, Span
-from vpt.data.records import PLACEHOLDER, Message
+from vpt.data.records import PLACEHOLDER, VIDEO, Message
 from vpt.errors import DataError
 from vpt.regions import in_numbers
 from vpt.tokens import REGION_END, REGION_START, PerceptionVocabulary, action_tokens
@@ -122,7 +122,7 @@ class Template:
         self.open_turn(draft, "assistant")
 
     def _show(self, draft: Draft, message: Message, tokens_of: Mapping[str, list[int]]) -> None:
-        """A system or user turn: text and images."""
+        """A system or user turn: text, images and videos."""
         text, cursor = f"{message.role}\n", 0
         for match in PLACEHOLDER.finditer(message.content) if message.role == "user" else ():
             source = self._source.get(match[1] or "")
@@ -131,17 +131,18 @@ class Template:
             draft.add(self.plain(text + message.content[cursor : match.start()]))
             text, cursor = "", match.end()
             look = sum(block.source == source for block in draft.blocks)
-            self._image(draft, source, look, tokens_of[source][look])
+            pad = self.vocabulary.video_pad if match[0] == VIDEO else self._pads[source]
+            self._image(draft, Block(0, tokens_of[source][look], source, look), pad)
         draft.add(self.plain(text + message.content[cursor:]))
 
-    def _image(self, draft: Draft, source: str, look: int, length: int) -> None:
+    def _image(self, draft: Draft, block: Block, pad: int) -> None:
+        """Write a block that begins here."""
         draft.add([self.vocabulary.vision_start])
-        waiting = [i for i, action in enumerate(draft.actions) if action.encoder == source and action.block is None]
+        waiting = [i for i, a in enumerate(draft.actions) if a.encoder == block.source and a.block is None]
         if waiting:
-            action = draft.actions[waiting[0]]
-            draft.actions[waiting[0]] = Action(action.start, action.count, source, len(draft.blocks))
-        draft.blocks.append(Block(len(draft.ids), length, source, look))
-        draft.add([self._pads[source]] * length)
+            draft.actions[waiting[0]] = replace(draft.actions[waiting[0]], block=len(draft.blocks))
+        draft.blocks.append(replace(block, start=len(draft.ids)))
+        draft.add([pad] * block.length)
         draft.add([self.vocabulary.vision_end])
 
     def _say(self, draft: Draft, content: str) -> None:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from vpt.batch import TOWER
-from vpt.data.records import PLACEHOLDER, ImageRef, Message, Record
+from vpt.data.records import PLACEHOLDER, Message, Record
+from vpt.data.references import Reference
 from vpt.regions import Region
 from vpt.tokens import REGION_START
 
@@ -19,7 +20,7 @@ class Turn:
     """A message and what its placeholders stand for: (source, reference), in order."""
 
     message: Message
-    shows: tuple[tuple[str, ImageRef], ...] = ()
+    shows: tuple[tuple[str, Reference], ...] = ()
 
     @property
     def text(self) -> str:
@@ -54,7 +55,7 @@ def read_turns(record: Record, encoder_tokens: Mapping[str, str]) -> list[Turn]:
 
 def write_turns(record: Record, turns: Sequence[Turn]) -> Record:
     """`record` with other turns."""
-    images: dict[str, tuple[ImageRef, ...]] = {}
+    images: dict[str, tuple[Reference, ...]] = {}
     for turn in turns:
         for source, reference in turn.shows:
             images[source] = (*images.get(source, ()), reference)

@@ -10,6 +10,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor, nn
 
+from vpt.data.videos import Footage
 from vpt.projector import ConditionalProjector
 from vpt.vision import Grid
 
@@ -18,11 +19,15 @@ Extent = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels of an ima
 
 @dataclass(frozen=True)
 class Look:
-    """One image as one view prepares it: `pixels` for the encoder, and how many `tokens` it will become."""
+    """One image or video as one view prepares it: `pixels` for the encoder, and how many `tokens` it will become.
+
+    `seconds` is the time from one step of a video's grid to the next; an image has none.
+    """
 
     pixels: Tensor
     tokens: int
     grid: Grid | None = None
+    seconds: float | None = None
 
 
 class View(ABC):
@@ -40,6 +45,10 @@ class View(ABC):
     def fit(self, image: Image.Image, tokens: int) -> Look:
         """The same in about as many tokens as asked for; only Qwen's own tower sees images in any size."""
         raise NotImplementedError(f"the view {self.name!r} has a size of its own")
+
+    def watch(self, footage: Footage) -> Look:
+        """The same of a video; only Qwen's own tower takes one."""
+        raise NotImplementedError(f"the view {self.name!r} takes images, no videos")
 
     def seen(self, size: tuple[int, int]) -> Extent:
         """What the encoder's grid of tokens covers of an image of `size` (width, height): the whole of it."""

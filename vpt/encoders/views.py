@@ -1,16 +1,19 @@
 """Image transforms of the re-encoders, on Pillow and numpy (no torchvision needed)."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
+from einops import rearrange
 from PIL import Image
 from torch import Tensor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from vpt.batch import TOWER
+from vpt.data.videos import Footage
 from vpt.encoders.base import Extent, Look, View
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -101,21 +104,36 @@ class TowerView(View):
 
     name = TOWER
 
-    def __init__(self, processor: Qwen2VLImageProcessorPil) -> None:
-        self.processor = processor
+    def __init__(self, processor: Qwen2VLImageProcessorPil, *, video_size: Mapping[str, int] | None = None) -> None:
+        """`video_size`: the processor's `size` for frames of videos; by default that for images."""
+        self.processor, self.video_size = processor, dict(video_size or processor.size)
 
     def fit(self, image: Image.Image, tokens: int) -> Look:
         cell = self.processor.patch_size * self.processor.merge_size
         width, height = nearest_grid(image.size, tokens)
         resized = image.resize((width * cell, height * cell), Image.Resampling.BICUBIC)
-        return self._look(self.processor(images=[resized], do_resize=False, return_tensors="pt"))
+        out = self.processor(images=[resized], do_resize=False, return_tensors="pt")
+        return self._look(out["pixel_values"], out["image_grid_thw"][0].tolist())
 
     def prepare(self, image: Image.Image) -> Look:
-        return self._look(self.processor(images=[image], return_tensors="pt"))
+        out = self.processor(images=[image], return_tensors="pt")
+        return self._look(out["pixel_values"], out["image_grid_thw"][0].tolist())
 
-    def _look(self, out: Any) -> Look:
-        time, height, width = out["image_grid_thw"][0].tolist()
-        return Look(out["pixel_values"], time * height * width // self.processor.merge_size**2, (time, height, width))
+    def watch(self, footage: Footage) -> Look:
+        """Each patch holds `temporal_patch_size` frames; the last frame is repeated where they do not come out even."""
+        slots = self.processor.temporal_patch_size
+        frames = [*footage.frames, *footage.frames[-1:] * (-len(footage.frames) % slots)]
+        out = self.processor(images=frames, size=self.video_size, return_tensors="pt")
+        grid = [len(frames) // slots, *out["image_grid_thw"][0].tolist()[1:]]
+        # The processor takes a frame for a still, the same in every slot of its patches: slot k comes from frame k.
+        stills = rearrange(out["pixel_values"], "(t k n) (c s p) -> t k n c s p", t=grid[0], k=slots, s=slots, c=3)
+        patches = torch.stack([stills[:, k, :, :, k] for k in range(slots)], dim=3)
+        return self._look(rearrange(patches, "t n c s p -> (t n) (c s p)"), grid, seconds=slots / footage.fps)
+
+    def _look(self, pixels: Tensor, grid: list[int], *, seconds: float | None = None) -> Look:
+        time, height, width = grid
+        tokens = time * height * width // self.processor.merge_size**2
+        return Look(pixels, tokens, (time, height, width), seconds)
 
 
 def nearest_grid(size: tuple[int, int], tokens: int) -> tuple[int, int]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from vpt.config import TrainConfig
 from vpt.data.build import build_sources, image_folder
-from vpt.data.records import ImageRef
+from vpt.data.references import ImageRef, VideoRef
 from vpt.speaker import IGNORED
 from vpt.training import checkpoint
 
@@ -125,12 +125,18 @@ def _roots(config: TrainConfig) -> list[Path]:
     return [source.root for source in sources]
 
 
+def _first_image(item: dict[str, Any]) -> ImageRef:
+    """What the question is about; of a video, a frame."""
+    first = item["images"]["image"][0]
+    return VideoRef.read(first, item["record"]).still if isinstance(first, dict) else ImageRef.parse(first)
+
+
 def _lines(text: str, width: int, *, most: int) -> str:
     return textwrap.fill(text, width, max_lines=most, placeholder=" ...")
 
 
 def _draw_prediction(axis: Axes, item: dict[str, Any], roots: list[Path], config: TrainConfig) -> None:
-    reference = ImageRef.parse(item["images"]["image"][0])
+    reference = _first_image(item)
     root = next((root for root in roots if (root / reference.path).exists()), roots[0])
     image = image_folder(root, config.data).open(reference, where=item["record"])
     axis.imshow(image, interpolation="nearest" if max(image.size) < 200 else None)

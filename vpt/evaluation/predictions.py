@@ -24,7 +24,7 @@ class Prediction:
         question, target, answer: what was asked, the record's answer, the model's.
         right: whether the answer is an accepted one, up to case, punctuation and articles.
         type: of the question.
-        images: source of tokens -> references of images.
+        images: source of tokens -> images and videos, as records spell them.
         box: the true box, (x0, y0, x1, y1) in pixels of the first image, or None.
         accepted: every answer that counts as right; `target` alone where a record has no more.
         asked: kinds of perception that the record has, in order.
@@ -40,7 +40,7 @@ class Prediction:
     right: bool
     type: str = "all"
     source: str = "test"
-    images: dict[str, list[str]] = field(default_factory=dict)
+    images: dict[str, list[str | dict[str, Any]]] = field(default_factory=dict)
     box: Pixels | None = None
     accepted: list[str] = field(default_factory=list)
     asked: list[str] = field(default_factory=list)

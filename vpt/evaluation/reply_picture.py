@@ -49,7 +49,7 @@ def draw_reply(reply: "Reply", path: Path) -> Path:
 
 def _figure(image: Image.Image, columns: int, rows: int) -> Figure:
     longest = max(image.size)
-    width, height = (PANEL * max(extent / longest, 0.55) for extent in image.size)
+    width, height = (PANEL * max(extent / longest, 0.35) for extent in image.size)
     figure = Figure(figsize=(columns * (width + 0.9), rows * (height + 0.7) + 1.3), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)  # type: ignore[union-attr, call-arg]
     return figure
@@ -115,11 +115,12 @@ def _draw_map(axis: Axes, image: Image.Image, step: Step, found: SearchMap | Non
         axis.add_patch(_frame(found.extent, SEEN_COLOUR, linewidth=1.5, linestyle="--"))
     bar = axis.figure.colorbar(shade, cax=axis.inset_axes((1.03, 0, 0.04, 1)))
     bar.solids.set(alpha=1)  # type: ignore[union-attr]
-    bar.set_label("f . c   (white: the median token)", fontsize=9)
+    bar.set_label("f·c", fontsize=10)
     bar.ax.tick_params(labelsize=8)
     rows, columns = found.values.shape
-    dashed = "; dashed: what it sees" if partial else ""
-    title = f"{number}  {step.kind}: what the control state looked for\n{columns} x {rows} tokens{dashed}"
+    dashed = ", dashed: what it sees" if partial else ""
+    title = f"{number}  {step.kind}: what the control state looked for\n"
+    title += f"{columns} x {rows} tokens, white: the median{dashed}"
     axis.set_title(title, fontsize=10)
 
 

@@ -123,7 +123,7 @@ def prediction(question: Question, answer: Answer, encoder_tokens: dict[str, str
         answer=answer.text,
         right=matches(answer.text, accepted),
         type=record.question_type,
-        images={source: [str(image) for image in images] for source, images in record.images.items()},
+        images={source: [image.as_json() for image in images] for source, images in record.images.items()},
         box=record.box,
         asked=asked_kinds(record, encoder_tokens),
         complete=answer.complete,

@@ -10,10 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from vpt.batch import TOWER
 from vpt.build import Parts
 from vpt.config import TrainConfig
-from vpt.data.records import ImageRef, Record
 from vpt.evaluation.predictions import Prediction
 from vpt.evaluation.questions import Question
 from vpt.intervention import Intervention
@@ -46,20 +44,15 @@ class Control(Intervention):
         return random.Random("/".join(map(str, (self.seed, *salt))))
 
 
-def image_of(record: Record) -> ImageRef | None:
-    """The image that acts of perception look at."""
-    return next(iter(record.images.get(TOWER, ())), None)
-
-
 def distinct_images(asked: Sequence[Question]) -> dict[tuple[str, str], Question]:
     """A question for each image, by the image's folder and name, in order."""
     found: dict[tuple[str, str], Question] = {}
     for question in asked:
-        if image_of(question.record):
+        if question.record.image:
             found.setdefault(image_key(question), question)
     return found
 
 
 def image_key(question: Question) -> tuple[str, str]:
     """What tells the image of a question from others."""
-    return str(question.folder.root), str(image_of(question.record))
+    return str(question.folder.root), str(question.record.image)

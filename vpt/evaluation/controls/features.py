@@ -48,7 +48,7 @@ class FeaturesNoise(Control):
         model, encoder = self.setting.parts.model, self.setting.parts.encoder
         view, found = model.view_of(source), []
         for question in self.questions:
-            reference = question.record.images[TOWER][0]
+            reference = question.record.images[TOWER][0].still
             look = encoder.prepare(source, question.folder.load(reference, where=question.record.where))
             looks = stack(view, [look])
             looks.pixels = looks.pixels.to(model.device)
@@ -76,7 +76,7 @@ class FeaturesOfAnotherImage(Control):
         own = self._own[record.where]
         assert own is not None, "what has no image does not perceive"
         other = self.images[(own + self.draw(record.where).randrange(1, len(self.images))) % len(self.images)]
-        return other.folder.open(other.record.images[TOWER][0], where=other.record.where)
+        return other.folder.open(other.record.images[TOWER][0].still, where=other.record.where)
 
 
 class MarkersAlone(Control):

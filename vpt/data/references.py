@@ -1,0 +1,94 @@
+"""What records name: images, crops of images, and videos, by paths below the data root."""
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+from vpt.errors import DataError
+
+_CROP = re.compile(r"^(?P<path>.*)_(?P<box>\d+,\d+,\d+,\d+)$")
+
+Pixels = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class ImageRef:
+    """A path below the data root, and a crop (x0, y0, x1, y1) in pixels or None for the whole image.
+
+    `turn`, 0 to 7, is one of the ways to flip and rotate a square, done before the crop (augmentation; 0 leaves it).
+    """
+
+    path: str
+    crop: Pixels | None = None
+    turn: int = 0
+
+    @classmethod
+    def parse(cls, text: str) -> "ImageRef":
+        """`a.jpg` or `a.jpg_x0,y0,x1,y1`."""
+        match = _CROP.match(text)
+        if match is None:
+            return cls(text)
+        x0, y0, x1, y1 = (int(number) for number in match["box"].split(","))
+        return cls(match["path"], (x0, y0, x1, y1))
+
+    @classmethod
+    def read(cls, text: str, where: str) -> "ImageRef":
+        """What a record says. Raises DataError for a path that leaves the data root."""
+        reference = cls.parse(text)
+        path = PurePosixPath(reference.path)
+        if path.is_absolute() or ".." in path.parts:
+            raise DataError(f"{where}: path {reference.path!r} leaves data.root; give paths below data.root")
+        return reference
+
+    @property
+    def still(self) -> "ImageRef":
+        """The image that perception looks at again."""
+        return self
+
+    def as_json(self) -> str:
+        """As records spell it."""
+        return f"{self.path}_{','.join(map(str, self.crop))}" if self.crop else self.path
+
+    def __str__(self) -> str:
+        return self.as_json() + (f" turned {self.turn}" if self.turn else "")
+
+
+@dataclass(frozen=True)
+class VideoRef:
+    """Frames that follow each other `fps` times a second; or one video file, which knows its own rate (`fps` None)."""
+
+    frames: tuple[ImageRef, ...]
+    fps: float | None = None
+
+    @classmethod
+    def read(cls, value: Any, where: str) -> "VideoRef":
+        """What a record says: {"frames": [paths], "fps": number}, or a path. Raises DataError for anything else."""
+        if isinstance(value, str):
+            return cls((ImageRef.read(value, where),))
+        if not isinstance(value, dict) or set(value) != {"frames", "fps"}:
+            raise DataError(f'{where} must be {{"frames": [image paths], "fps": number}}, or a path to a video file')
+        frames, fps = value["frames"], value["fps"]
+        if not isinstance(frames, list) or not frames or not all(isinstance(path, str) for path in frames):
+            raise DataError(f"{where}: `frames` must be a list of paths with at least one entry")
+        if isinstance(fps, bool) or not isinstance(fps, int | float) or not 0 < fps < math.inf:
+            raise DataError(f"{where}: `fps` is {fps!r}; it must be a number above 0, the frames in a second")
+        return cls(tuple(ImageRef.read(path, where) for path in frames), float(fps))
+
+    @property
+    def still(self) -> ImageRef:
+        """The image that perception looks at again: the middle frame (a video file opened as an image is that)."""
+        return self.frames[len(self.frames) // 2]
+
+    def as_json(self) -> str | dict[str, Any]:
+        """As records spell it."""
+        if self.fps is None:
+            return self.frames[0].path
+        return {"frames": [frame.as_json() for frame in self.frames], "fps": self.fps}
+
+    def __str__(self) -> str:
+        return f"video {self.as_json()}"
+
+
+Reference = ImageRef | VideoRef

@@ -1,0 +1,95 @@
+"""Videos: which frames are looked at, and reading them out of files (PyAV, an extra)."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from vpt.errors import DataError
+
+# Opened as an image, a file with one of these endings is its middle frame.
+SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"})
+
+
+@dataclass(frozen=True)
+class Footage:
+    """Frames of one size, `fps` of them a second."""
+
+    frames: list[Image.Image]
+    fps: float
+
+
+@dataclass(frozen=True)
+class FrameSampling:
+    """How densely videos are looked at: about `fps` frames a second, evenly spread, `max_frames` at most."""
+
+    fps: float = 2.0
+    max_frames: int = 16
+
+    def choose(self, total: int, rate: float) -> tuple[list[int], float]:
+        """Numbers of the frames to look at, and how many of those come in a second.
+
+        Args:
+            total: frames of the video.
+            rate: its frames in a second.
+        """
+        wanted = max(round(total * self.fps / rate), 1)
+        count = min(wanted, total, self.max_frames)
+        return [number * total // count for number in range(count)], rate * count / total
+
+
+class VideoFile:
+    """A video file: how many frames it has, at which rate, and those that are asked for."""
+
+    def __init__(self, path: Path, *, where: str, max_pixels: int) -> None:
+        """Raises DataError, with `where` and the path, for whatever is no readable video."""
+        self.path, self.where = path, where
+        with self._opened() as (container, stream):
+            if not 0 < stream.width * stream.height <= max_pixels:
+                raise DataError(
+                    f"{where}: {path} has {stream.width}x{stream.height} pixels, allowed are 1 to {max_pixels}"
+                )
+            self.rate = float(stream.average_rate or stream.guessed_rate or 0)
+            self.total = stream.frames or sum(1 for _ in container.decode(stream))  # not every container has a count
+        if not self.total or not self.rate:
+            raise DataError(f"{where}: video {path} has {self.total} frames at {self.rate} fps; encode it again")
+
+    def frames(self, numbers: Sequence[int]) -> list[Image.Image]:
+        """The frames with these numbers, in order."""
+        wanted, found = set(numbers), {}
+        with self._opened() as (container, stream):
+            for number, frame in enumerate(container.decode(stream)):
+                if number in wanted:
+                    found[number] = frame.to_image()
+                if len(found) == len(wanted):
+                    break
+        if len(found) < len(wanted):
+            raise DataError(f"{self.where}: video {self.path} ends before frame {max(wanted)}; encode it again")
+        return [found[number] for number in numbers]
+
+    def middle(self) -> Image.Image:
+        """The frame halfway through."""
+        return self.frames([self.total // 2])[0]
+
+    @contextmanager
+    def _opened(self) -> Iterator[tuple[Any, Any]]:
+        """PyAV's container and its first video stream."""
+        try:
+            import av
+        except ImportError:
+            raise DataError(
+                f"{self.where}: reading {self.path} needs PyAV; type: pip install av (or list the video's frames)"
+            ) from None
+        try:
+            with av.open(str(self.path)) as container:
+                yield container, container.streams.video[0]
+        except FileNotFoundError:
+            raise DataError(f"{self.where}: video {self.path} does not exist; is data.root right?") from None
+        except (av.FFmpegError, IndexError, OSError, ValueError) as error:
+            reason = "it holds no video" if isinstance(error, IndexError) else error
+            raise DataError(
+                f"{self.where}: video {self.path} cannot be read ({reason}); replace it or remove the record"
+            ) from None
