@@ -73,6 +73,6 @@ class Responder:
             raise DataError("a question is empty")
         limits = image_folder(Path(), self.parts.config.data)
         kept = {reference.path: image for reference, image in zip(references, images)}
-        album = Album(limits.root, limits.max_side, limits.resample, limits.max_pixels, kept)
+        album = Album(limits.root, limits.max_side, limits.resample, limits.max_pixels, images=kept)
         messages = (Message("system", SYSTEM_PROMPT), Message("user", f"{text} {sentence}".rstrip()))
         return Record(messages, {TOWER: tuple(references)} if references else {}, "question"), album
