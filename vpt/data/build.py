@@ -1,6 +1,9 @@
 """From the `data` and `masking` groups of a configuration to sources, image folders and masking."""
 
+from collections.abc import Callable
 from pathlib import Path
+
+from PIL import Image
 
 from vpt.config import DataConfig, SourceConfig, TrainConfig
 from vpt.data.images import ImageFolder
@@ -31,14 +34,14 @@ def build_sources(
     sources: list[Source] = [
         locate(node.target, f"data.{split}.{name}.target")(context, **node.options) for name, node in nodes.items()
     ]
-    return sources, [image_folder(source.root, data) for source in sources]
+    return sources, [image_folder(source.root, data, source.draw) for source in sources]
 
 
-def image_folder(root: Path, data: DataConfig) -> ImageFolder:
-    """The folder of a source with the limits of `data.image` and `data.video`."""
+def image_folder(root: Path, data: DataConfig, draw: Callable[[str], Image.Image] | None = None) -> ImageFolder:
+    """Images below `root`, or those that `draw` makes, with the limits of `data.image` and `data.video`."""
     image, video = data.image, data.video
     sampling = FrameSampling(video.fps, video.max_frames)
-    return ImageFolder(root, image.max_side, image.resample, image.refuse_above, sampling)
+    return ImageFolder(root, image.max_side, image.resample, image.refuse_above, sampling, draw)
 
 
 def build_masking(config: TrainConfig) -> Masking:

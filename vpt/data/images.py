@@ -1,5 +1,6 @@
 """Opening images and videos: below one root, cropped, limited in size, with errors that name the record."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,6 +21,7 @@ class ImageFolder:
         resample: `nearest` (released), `bilinear`, `bicubic` or `lanczos`.
         max_pixels: larger files are refused before they are decoded.
         sampling: which frames of a video are looked at.
+        draw: makes the images instead of reading files, for a source that has none.
     """
 
     root: Path
@@ -27,6 +29,7 @@ class ImageFolder:
     resample: str = "nearest"
     max_pixels: int = 100_000_000
     sampling: FrameSampling = field(default_factory=FrameSampling)
+    draw: Callable[[str], Image.Image] | None = None
 
     def load(self, reference: ImageRef, *, where: str) -> Image.Image:
         """The RGB image. Raises DataError with `where`, the path, and what to do."""
@@ -38,6 +41,8 @@ class ImageFolder:
 
     def open(self, reference: ImageRef, *, where: str) -> Image.Image:
         """The whole file at full resolution, before any crop; of a video file, its middle frame."""
+        if self.draw is not None:
+            return turned(self.draw(reference.path), reference.turn)
         path = self._path(reference, where)
         if path.suffix.lower() in SUFFIXES:
             return turned(VideoFile(path, where=where, max_pixels=self.max_pixels).middle(), reference.turn)

@@ -1,5 +1,6 @@
 """Pictures of a run: its curves, and a sheet of test questions with what the model did."""
 
+import contextlib
 import json
 import textwrap
 from pathlib import Path
@@ -7,10 +8,13 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from PIL import Image
 
 from vpt.config import TrainConfig
-from vpt.data.build import build_sources, image_folder
+from vpt.data.build import build_sources
+from vpt.data.images import ImageFolder
 from vpt.data.references import ImageRef, VideoRef
+from vpt.errors import DataError
 from vpt.speaker import IGNORED
 from vpt.training import checkpoint
 
@@ -87,11 +91,11 @@ def draw_sheet(folder: Path, config: TrainConfig, *, to: Path | None = None, col
     lines = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
     chosen = _choose(lines, columns * rows)
     figure, axes = plt.subplots(rows, columns, figsize=(2.7 * columns, 3.5 * rows), layout="constrained")
-    roots = _roots(config)
+    _, folders = build_sources(config.data.test, config, split="test")
     for axis in axes.flat:
         axis.axis("off")
     for axis, item in zip(axes.flat, chosen, strict=False):
-        _draw_prediction(axis, item, roots, config)
+        _draw_prediction(axis, item, folders)
     right = sum(line["right"] for line in lines)
     layout = figure.get_layout_engine()
     if isinstance(layout, ConstrainedLayoutEngine):
@@ -120,9 +124,12 @@ def _spaced(lines: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
     return [lines[i] for i in np.unique(np.linspace(0, len(lines) - 1, count).round().astype(int))]
 
 
-def _roots(config: TrainConfig) -> list[Path]:
-    sources, _ = build_sources(config.data.test, config, split="test")
-    return [source.root for source in sources]
+def _open(reference: ImageRef, folders: list[ImageFolder], where: str) -> Image.Image:
+    """The image out of the first folder that has it."""
+    for folder in folders[:-1]:
+        with contextlib.suppress(DataError):
+            return folder.open(reference, where=where)
+    return folders[-1].open(reference, where=where)
 
 
 def _first_image(item: dict[str, Any]) -> ImageRef:
@@ -135,10 +142,8 @@ def _lines(text: str, width: int, *, most: int) -> str:
     return textwrap.fill(text, width, max_lines=most, placeholder=" ...")
 
 
-def _draw_prediction(axis: Axes, item: dict[str, Any], roots: list[Path], config: TrainConfig) -> None:
-    reference = _first_image(item)
-    root = next((root for root in roots if (root / reference.path).exists()), roots[0])
-    image = image_folder(root, config.data).open(reference, where=item["record"])
+def _draw_prediction(axis: Axes, item: dict[str, Any], folders: list[ImageFolder]) -> None:
+    image = _open(_first_image(item), folders, item["record"])
     axis.imshow(image, interpolation="nearest" if max(image.size) < 200 else None)
     said = []
     for step in item["trace"]:

@@ -1,9 +1,11 @@
 """Where records come from: any sequence of `Record` with a folder of images."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from PIL import Image
 
 from vpt.data.baseline import without_perception, without_prompts
 from vpt.data.records import Record
@@ -41,9 +43,15 @@ class SourceContext:
 
 
 class Source(ABC):
-    """Records by number. `root` is the folder that their image paths start from."""
+    """Records by number.
+
+    Attributes:
+        root: the folder that their image paths start from.
+        draw: for sources that make their images up: path -> image. `root` is then a name that no other images have.
+    """
 
     root: Path
+    draw: Callable[[str], Image.Image] | None = None
 
     @abstractmethod
     def __len__(self) -> int:

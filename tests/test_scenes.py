@@ -1,0 +1,245 @@
+"""Scenes of handwritten digits: drawn the same every time, boxes and answers right, unreadable at first look."""
+
+import pickle
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.neighbors import KNeighborsClassifier
+
+from conftest import compose_config
+from vpt.batch import TOWER
+from vpt.build import build
+from vpt.data.build import build_sources
+from vpt.data.images import ImageFolder
+from vpt.data.records import ImageRef, Record
+from vpt.data.sources.canvas import Glyph, Scene, draw, texture_bank
+from vpt.data.sources.scene_questions import PLURALS, QUESTIONS, Posed
+from vpt.data.sources.scenes import Scenes, load_digits
+from vpt.errors import DataError
+from vpt.regions import Region
+
+EVERY = "{read:1,compare:1,count:1,there:1}"
+READ = "{read:1,compare:0,count:0,there:0}"
+
+
+def scenes(*overrides: str, split: str = "train", questions: str = EVERY) -> tuple[Scenes, ImageFolder]:
+    """A source of scenes and its images."""
+    config = compose_config(
+        "data=scenes", "encoder=[]", "data.actions={none:0,region:1}", f"data.{split}.scenes.options.questions={questions}",
+        *(f"data.{split}.scenes.options.{override}" for override in overrides),
+    )  # fmt: skip
+    (source,), (folder,) = build_sources(getattr(config.data, split), config, split=split)
+    return source, folder
+
+
+def test_the_same_seed_and_number_make_the_same_scene_in_any_order():
+    one, images = scenes()
+    other, images_too = scenes()
+    for index in (7, 3, 7):
+        assert other.posed(index) == one.posed(index)
+        assert other[index].messages == one[index].messages
+    order = [one[index].images[TOWER][0] for index in range(6)]
+    first = [np.asarray(images.open(image, where="")) for image in order]
+    for image, pixels in reversed(list(zip(order, first))):
+        assert np.array_equal(np.asarray(images_too.open(image, where="")), pixels)
+    unpickled = pickle.loads(pickle.dumps(images))  # as a data worker may get it
+    assert np.array_equal(np.asarray(unpickled.open(order[2], where="")), first[2])
+
+
+def test_the_scenes_seed_changes_them_and_the_runs_seed_does_not():
+    config = compose_config("data=scenes", "encoder=[]", "seed=5", f"data.train.scenes.options.questions={EVERY}")
+    (source,), _ = build_sources(config.data.train, config, split="train")
+    plain, _ = scenes()
+    other, _ = scenes("seed=5")
+    assert source.posed(0).scene == plain.posed(0).scene != other.posed(0).scene
+    assert (
+        len({str(source.root) for source in (plain, other, scenes(questions=READ)[0])}) == 3
+    )  # or caches would mix them up
+
+
+def test_no_digit_is_in_both_splits():
+    (train, train_values), (test, test_values) = load_digits("train"), load_digits("test")
+    assert len(train) + len(test) == 1797 and len(train_values) == len(train) and len(test_values) == len(test)
+    assert not {digit.tobytes() for digit in train} & {digit.tobytes() for digit in test}
+    assert set(test_values) == set(train_values) == set(range(10))
+    for split in ("train", "test"):
+        source, _ = scenes(split=split)
+        assert np.array_equal(source.images, load_digits(split)[0])
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_boxes_hold_the_digits_and_nothing_else_does(split):
+    """Without a digit the scene differs inside its box alone, and what differs is that digit."""
+    source, images = scenes(split=split)
+    tiles = texture_bank(source.seed, ("train", "test").index(split), contrast=source.texture)
+    for index in range(16):
+        posed = source.posed(index)
+        scene = posed.scene
+        whole = np.asarray(images.open(source[index].images[TOWER][0], where="")).astype(int)
+        assert whole.shape == (scene.side, scene.side, 3) and 336 <= scene.side <= 672
+        for glyph in scene.glyphs:
+            without = Scene(scene.side, scene.ground, tuple(g for g in scene.glyphs if g != glyph), scene.frames)
+            change = np.abs(whole - np.asarray(draw(without, source.images, tiles)).astype(int)).sum(-1)
+            x0, y0, x1, y1 = glyph.box
+            inside = change[y0:y1, x0:x1]
+            assert inside.any() and inside.sum() == change.sum()
+            stored = Image.fromarray(source.images[glyph.image]).resize((x1 - x0, y1 - y0), Image.Resampling.BICUBIC)
+            assert np.corrcoef(inside.ravel(), np.asarray(stored).ravel())[0, 1] > 0.9
+
+
+def inside(inner, outer) -> bool:
+    return outer[0] <= inner[0] and outer[1] <= inner[1] and inner[2] <= outer[2] and inner[3] <= outer[3]
+
+
+def framed(scene: Scene, colour: str) -> Glyph:
+    """The digit in the frame of a colour."""
+    (frame,) = [frame for frame in scene.frames if frame.colour == colour]
+    (glyph,) = [glyph for glyph in scene.glyphs if inside(glyph.box, frame.box)]
+    return glyph
+
+
+def answer_of(posed: Posed) -> tuple[str, tuple[int, int, int, int]]:
+    """Answer and evidence, from nothing but the question's words and what is on the canvas."""
+    scene, question = posed.scene, posed.question
+    if match := re.fullmatch(r"Which digit is in the (\w+) frame\?", question):
+        glyph = framed(scene, match[1])
+        return str(glyph.value), glyph.box
+    if match := re.fullmatch(r"Is there a (\w+) frame\?", question):
+        there = any(frame.colour == match[1] for frame in scene.frames)
+        return "yes" if there else "no", (0, 0, scene.side, scene.side)
+    if match := re.fullmatch(r"How many (\w+)\?", question):
+        boxes = np.array([glyph.box for glyph in scene.glyphs])
+        count = sum(glyph.value == PLURALS.index(match[1]) for glyph in scene.glyphs)
+        return str(count), (*boxes[:, :2].min(0).tolist(), *boxes[:, 2:].max(0).tolist())
+    match = re.fullmatch(r"Is the digit (left of|right of|above|below) the (\w+) frame larger than (\d)\?", question)
+    axis, sign = {"left of": (0, -1), "right of": (0, 1), "above": (1, -1), "below": (1, 1)}[match[1]]
+    in_frame = framed(scene, match[2])
+
+    def distance(glyph: Glyph) -> float:
+        along, across = glyph.box[axis] - in_frame.box[axis], glyph.box[1 - axis] - in_frame.box[1 - axis]
+        return sign * along if sign * along > abs(across) else np.inf
+
+    glyph, *further = sorted(scene.glyphs, key=distance)
+    assert not further or distance(further[0]) > 1.4 * distance(glyph)  # so that there is no doubt which is meant
+    return "yes" if glyph.value > int(match[3]) else "no", glyph.box
+
+
+def test_answers_and_boxes_follow_from_the_scene():
+    for split in ("train", "test"):
+        source, _ = scenes(split=split)
+        for index in range(400):
+            posed = source.posed(index)
+            assert (posed.answer, posed.box) == answer_of(posed), posed
+            assert all(source.values[glyph.image] == glyph.value for glyph in posed.scene.glyphs)
+            assert all(inside(thing.box, (0, 0, posed.scene.side, posed.scene.side))
+                       for thing in (*posed.scene.glyphs, *posed.scene.frames))  # fmt: skip
+            record = source[index]
+            assert (record.question, record.answer, record.box) == (posed.question, posed.answer, posed.box)
+
+
+def test_no_answer_can_be_guessed():
+    """Digits and counts come about equally often, and half of all yes-no questions, whatever they ask, say yes."""
+    answers = {}
+    source, _ = scenes()
+    for index in range(6000):
+        posed = source.posed(index)
+        answers.setdefault(posed.kind, []).append(posed.answer)
+    assert set(answers) == set(QUESTIONS)
+    for kind, expected in {"read": 10, "count": 4, "compare": 2, "there": 2}.items():
+        _, counts = np.unique(answers[kind], return_counts=True)
+        share = len(answers[kind]) / expected
+        assert len(counts) == expected and np.abs(counts - share).max() < 5 * share**0.5
+
+
+def test_the_first_look_shows_no_digit_and_the_crop_does():
+    """A nearest-neighbour classifier that is told where the digit stands reads it in the crop, not at first look."""
+    looks, values = {}, {}
+    parts = build(compose_config("data=scenes", "encoder=[]"))
+    for split, count in (("train", 400), ("test", 200)):
+        source, folder = scenes(split=split, questions=READ)
+        pairs = [evidence(parts, source[index], folder) for index in range(count)]
+        looks[split] = np.array(pairs).transpose(1, 0, 2)
+        values[split] = [source[index].answer for index in range(count)]
+    first, crop = (
+        KNeighborsClassifier(5).fit(looks["train"][i], values["train"]).score(looks["test"][i], values["test"])
+        for i in (0, 1)
+    )
+    assert first < 0.3 and crop > 0.75
+
+
+def evidence(parts, record: Record, folder: ImageFolder) -> list[np.ndarray]:
+    """The digit as the tower gets it in the whole image and in the crop, each as 64 values, light on dark."""
+    features = []
+    for reference in record.images[TOWER]:
+        seen = folder.load(reference, where="")
+        look = parts.encoder.prepare(TOWER, seen)
+        assert look.grid == (1, 8, 8) if reference.crop is None else look.tokens <= 20
+        left, top = (0, 0) if reference.crop is None else reference.crop[:2]
+        width, height = look.grid[2] * 8, look.grid[1] * 8
+        box = np.subtract(record.box, (left, top, left, top)) * np.tile((width, height), 2) / np.tile(seen.size, 2)
+        tower = seen.convert("L").resize((width, height), Image.Resampling.BICUBIC)
+        digit = np.asarray(tower.resize((8, 8), Image.Resampling.BICUBIC, box=tuple(box)), dtype=float)
+        digit = (digit - digit.mean()) / (digit.std() + 1)
+        features.append(digit.ravel() * np.sign(digit[2:6, 2:6].sum()))
+    return features
+
+
+def test_crops_come_from_the_canvas_itself():
+    source, folder = scenes(questions=READ)
+    record = source[3]
+    image, crop = record.images[TOWER]
+    side = source.posed(3).scene.side
+    region = Region.from_text(record.messages[2].content)
+    assert crop == ImageRef(image.path, region.to_box((side, side), bins=8))
+    assert inside(record.box, crop.crop)
+    assert np.array_equal(folder.load(crop, where=""), np.asarray(folder.open(image, where=""))[
+        crop.crop[1] : crop.crop[3], crop.crop[0] : crop.crop[2]])  # fmt: skip
+
+
+def test_kinds_of_perception_may_follow_the_question():
+    source, _ = scenes("kinds={read:region,there:none}")
+    for index in range(40):
+        kind, looks = source.posed(index).kind, len(source[index].images[TOWER])
+        assert looks == (1 if kind == "there" else 2)  # those that are not named are drawn from data.actions
+
+
+BAD_OPTIONS = {
+    "questions={reed:1}": "questions has 'reed'.*did you mean read",
+    "kinds={read:dino}": "kinds has 'dino', it takes none, region",
+    "canvas=[700,600]": "canvas=",
+    "canvas=[100,200]": "8 pixels or more",
+    "digit=[0.03,0.2]": "digit=",
+    "frame=0.01": "frame=0.01 must lie between",
+    "frames=9": "frames=9 must lie between 1 and 5",
+    "crowd=40": "no room for crowd=40",
+}
+
+
+@pytest.mark.parametrize("option", BAD_OPTIONS)
+def test_options_that_no_scene_can_have(option):
+    with pytest.raises(DataError, match=BAD_OPTIONS[option]):
+        scenes(option) if "questions" not in option else scenes(questions=option.partition("=")[2])
+
+
+def test_images_of_another_source_are_refused():
+    _, folder = scenes("count=10")
+    for path in ("test/3", "train/10", "train/x", "0.png"):
+        with pytest.raises(DataError, match="not one of the 10 scenes of split train"):
+            folder.open(ImageRef(path), where="")
+
+
+def test_the_baseline_with_the_same_tokens_looks_twice_at_the_whole(make_parts):
+    """As many visual tokens as the crop has, out of which no digit can be read."""
+    counts = {}
+    for name in ("region", "baseline_same_tokens"):
+        overrides = (f"+experiment=scenes/{name}", f"data.train.scenes.options.questions={READ}")
+        config, parts = compose_config(*overrides), make_parts(*overrides)
+        (source,), (folder,) = build_sources(config.data.train, config, split="train")
+        samples = [parts.encoder.encode(source[index], folder) for index in range(12)]
+        counts[name] = [[look.tokens for _, look in sample.looks[TOWER]] for sample in samples]
+    assert all(sample.record.images[TOWER][1].crop is None for sample in samples)
+    assert {first for look in counts.values() for first, _ in look} == {16}
+    second = {name: np.array([tokens for _, tokens in looks]) for name, looks in counts.items()}
+    assert np.abs(second["region"] - second["baseline_same_tokens"]).max() <= 2  # 3x3 is next to 2x5
