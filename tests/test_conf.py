@@ -1,18 +1,21 @@
 """Every file under conf/ is composed and run for two steps. A new file is found by itself."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 
-from conftest import ROOT, compose_config, compose_eval, mixed_records
+from conftest import REGION_TURNS, ROOT, action_turns, compose_config, compose_eval, conversation, mixed_records
 from vpt.build import build
+from vpt.config import TrainConfig
 from vpt.evaluation.run import evaluate_checkpoint
 from vpt.freeze import locate
 from vpt.training.run import train
 
-ALL_FILES = sorted(path.relative_to(ROOT / "conf").with_suffix("") for path in (ROOT / "conf").glob("*/**/*.yaml"))
+CONF = ROOT / "conf"
+ALL_FILES = sorted(path.relative_to(CONF).with_suffix("") for path in CONF.glob("*/**/*.yaml"))
 GROUP_FILES = [path for path in ALL_FILES if path.parts[0] != "controls"]
 CONTROLS = [path.name for path in ALL_FILES if path.parts[0] == "controls"]
 ENCODERS = [path.name for path in GROUP_FILES if path.parts[0] == "encoder"]
@@ -24,6 +27,8 @@ def overrides_for(path: Path, records: Path, weights: Path) -> list[str]:
     group, name = path.parts[0], "/".join(path.parts[1:])
     if group == "debug":
         return []  # SMALL has it
+    if group == "experiment" and name.startswith("paper/"):
+        return [f"+experiment={name}", f"data.root={records}"]
     if group in ("experiment", "sweep"):
         return [f"+{group}={name}"]
     if group == "encoder":
@@ -49,19 +54,50 @@ def weights(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def records(tmp_path_factory, folder) -> Path:
-    """A folder of VPT records, as `data=vpt` expects it."""
+    """A folder of VPT records: those of `data=vpt`, and every file that conf/data/paper names, as published."""
     root = tmp_path_factory.mktemp("records")
     for name in ("train", "test"):
         (root / f"{name}.json").write_text(json.dumps(mixed_records()))
+    for name in re.findall(r"\w+\.jsonl?\b", "".join(path.read_text() for path in (CONF / "data/paper").iterdir())):
+        raws = published_records()
+        regions = [raw for raw in raws if "box" in raw] * 2
+        lines = name.endswith(".jsonl")  # files of the converter; published ones are lists, of every kind
+        (root / name).write_text("\n".join(map(json.dumps, regions)) if lines else json.dumps(raws))
     for image in Path(folder.root).iterdir():
         shutil.copy(image, root)
     return root
 
 
+def published_records() -> list[dict]:
+    """One encoder, spelt `detection`; regions in 8 x 8 cells, with the box that the converter keeps."""
+    region = conversation("1.png", REGION_TURNS)
+    region |= {"images": ["1.png", "1.png_12,12,72,42"], "box": [12, 13, 70.5, 40], "region_bins": 8}
+    dino = conversation("2.png", action_turns("detection"), answer="teal", detection_images=["2.png"])
+    return [region, dino, conversation("3.png", answer="brown"), {**region, "dataset": "other"}]
+
+
+@pytest.fixture(scope="module")
+def stages(tmp_path_factory) -> Path:
+    """Where runs lie that others start from."""
+    return tmp_path_factory.mktemp("stages")
+
+
+def train_stage_before(config: TrainConfig, stages: Path, records: Path) -> None:
+    """Train the experiment whose run `init_from` names for its two steps, and those before it."""
+    if config.init_from is None or Path(config.init_from).is_dir():
+        return
+    experiment = Path(config.init_from).relative_to(stages)
+    before = compose_config(f"+experiment={experiment}", f"data.root={records}", *SMALL, f"output_dir={stages}")
+    train_stage_before(before, stages, records)
+    train(before, stages / before.run_name)
+
+
 @pytest.mark.parametrize("path", GROUP_FILES, ids=str)
-def test_two_steps(path, records, weights, tmp_path, monkeypatch):
+def test_two_steps(path, records, weights, stages, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
-    config = compose_config(*overrides_for(path, records, weights), *SMALL)  # the last word is debug's
+    # the last word is debug's
+    config = compose_config(*overrides_for(path, records, weights), *SMALL, f"output_dir={stages}")
+    train_stage_before(config, stages, records)
     train(config, tmp_path / "run")
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()

@@ -79,6 +79,8 @@ def test_several_files_are_one_source(files):
     config = compose_config("data=vpt", f"data.root={files}", "data.train.vpt.options.path=[b.json,c.json]")
     source = build_sources(config.data.train, config, split="train")[0][0]
     assert [source[i].answer for i in range(len(source))] == ["b.json", "b.json", "c.json", "c.json"]
+    config.data.train["vpt"].options["first"] = 3
+    assert len(build_sources(config.data.train, config, split="train")[0][0]) == 3
 
 
 def test_numbers():

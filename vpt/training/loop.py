@@ -26,7 +26,7 @@ from vpt.evaluation.teacher_forced import score
 from vpt.pretrained import choose_device, rebuild
 from vpt.training import checkpoint
 from vpt.training.optimizer import account, build_optimizer, choose_trained, rate, set_rate
-from vpt.training.resume import compare, warm_start
+from vpt.training.resume import compare, starting_point, warm_start
 from vpt.training.tracking import MetricsFile, build_mirror
 
 
@@ -40,11 +40,12 @@ class Trainer:
         found = checkpoint.steps(folder / "checkpoints")
         if found:
             compare(found[-1], config)
+        start = starting_point(config.init_from) if config.init_from and not found else None
         torch.manual_seed(config.seed)
         self.parts: Parts = rebuild(found[-1], config) if found else build(config)
         self.model = self.parts.model.to(self.device)
-        if config.init_from and not found:
-            warm_start(self.model, checkpoint.find(config.init_from), without=config.init_except)
+        if start is not None:
+            warm_start(self.model, start, without=config.init_except)
         choose_trained(self.model, config.optim, tower_pretrained=config.model.path is not None)
         self.optimizer = build_optimizer(self.model, config.optim)
         self.progress = checkpoint.Progress()

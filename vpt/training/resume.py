@@ -49,6 +49,17 @@ def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
             yield f"{prefix}{key}", value
 
 
+def starting_point(init_from: str) -> Path:
+    """The checkpoint that `init_from` names. Raises CheckpointError where there is none."""
+    try:
+        return checkpoint.find(init_from)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"init_from={init_from}: {error}. Train that stage first; init_from=OTHER_RUN starts from another, "
+            "init_from=null from the base model"
+        ) from None
+
+
 def warm_start(model: VPTModel, found: Path, *, without: Sequence[str] = ()) -> None:
     """Take every tensor of a checkpoint that the model has too; what the model has alone stays as it was built.
 

@@ -20,11 +20,13 @@ class RecordFile(Source):
     """Files of records; image paths start from `images`, or else from `data.root`."""
 
     def __init__(
-        self, context: SourceContext, *, path: str | Sequence[str], images: str = "", reencode_as: str | None = None
+        self, context: SourceContext, *, path: str | Sequence[str], images: str = "", first: int | None = None,
+        reencode_as: str | None = None,
     ) -> None:  # fmt: skip
         """Args:
         path: the file below `data.root`, or several, one after the other.
         images: folder of the images, below `data.root`.
+        first: leave out all records but the first so many.
         reencode_as: the re-encoder that serves every re-encoding turn, whichever the file names; by default the
             one it names, or the model's only one.
         """
@@ -35,9 +37,10 @@ class RecordFile(Source):
         paths = [path] if isinstance(path, str) else path
         self._stores = [_open(context.root / name, context.root) for name in paths]
         self._ends = list(accumulate(len(store) for store in self._stores))
+        self._count = self._ends[-1] if first is None else min(first, self._ends[-1])
 
     def __len__(self) -> int:
-        return self._ends[-1]
+        return self._count
 
     def __getitem__(self, index: int) -> Record:
         file = bisect_right(self._ends, index)
