@@ -1,12 +1,13 @@
 """The FLOPs of a step: which positions run how often, and which pairs they attend to."""
 
+from collections.abc import Iterator
 from typing import Literal
 
 from vpt.batch import TOWER, Batch, Block, Looks, Row
 from vpt.flops.cost import Cost, Stack, is_trained, receivers
 from vpt.flops.vision import EncoderCost, TowerCost
 from vpt.model import LOGIT_CHUNK, VPTModel
-from vpt.segments import Segment, by_stage
+from vpt.segments import Segment
 
 TOWER_PART, LANGUAGE_PART, HEAD_PART = "qwen.model.visual", "qwen.model.language_model", "qwen.lm_head"
 
@@ -50,16 +51,21 @@ class FlopMeter:
                 costs[f"encoders.{name}.vision"] = cost.vision * (len(looks.tokens) if looks else 0)
             costs[f"encoders.{name}.projector"] = cost.project * self._projected(name, batch, looks)
         costs |= {LANGUAGE_PART: Cost(), HEAD_PART: self._head(batch.label_count)}
-        carries = self.always_carries
-        for stage in _stages(self.model.cut(batch.rows)):
+        for carries, stage in self.stages(batch.rows):
             for number, segment in stage:
                 for block, steered in _blocks(batch.rows[number], segment):
-                    carries = carries or self._carries(block.source, steered=steered)
                     if steered:
                         costs[f"encoders.{block.source}.projector"] += self.encoders[block.source].steer
-            segments = [segment for _, segment in stage]
-            costs[LANGUAGE_PART] += self._language(segments, carries=carries)
+            costs[LANGUAGE_PART] += self._language([segment for _, segment in stage], carries=carries)
         return costs
+
+    def stages(self, rows: list[Row]) -> Iterator[tuple[bool, list[tuple[int, Segment]]]]:
+        """What runs together: whether its embeddings or its cached keys carry a gradient, and (row, segment)s."""
+        carries = self.always_carries
+        for stage in _stages(self.model.cut(rows)):
+            filled = (filled for number, segment in stage for filled in _blocks(rows[number], segment))
+            carries = carries or any(self._carries(block.source, steered=steered) for block, steered in filled)
+            yield carries, stage
 
     def _projected(self, name: str, batch: Batch, looks: Looks | None) -> int:
         """How many times `EncoderCost.project` was paid: every look of the view, if any row refers to the source."""
@@ -86,12 +92,9 @@ class FlopMeter:
 
 
 def _stages(cuts: list[list[Segment]]) -> list[list[tuple[int, Segment]]]:
-    """The segments of all rows that run in one stage, each with the number of its row."""
-    rows = [by_stage(segments) for segments in cuts]
-    return [
-        [(number, segment) for number, row in enumerate(rows) if stage < len(row) for segment in row[stage]]
-        for stage in range(max(map(len, rows)))
-    ]
+    """Segment number i of every row that has one, with the row's number."""
+    longest = max(len(segments) for segments in cuts)
+    return [[(row, cut[i]) for row, cut in enumerate(cuts) if i < len(cut)] for i in range(longest)]
 
 
 def _blocks(row: Row, segment: Segment) -> list[tuple[Block, bool]]:

@@ -1,0 +1,90 @@
+"""What a micro-batch puts through the model, as its memory depends on it."""
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+from vpt.batch import TOWER
+from vpt.describe.example import Example
+from vpt.flops import FlopMeter
+from vpt.flops.cost import is_trained
+from vpt.segments import Segment
+
+
+@dataclass(frozen=True)
+class Load:
+    """What a micro-batch runs through the model and keeps for the backward pass; means over samples, so fractions.
+
+    Stages that nothing trained leads to keep nothing but the keys and values that later ones see: `passing`.
+
+    Attributes:
+        positions: queries of all segments.
+        passing: queries of segments that keep nothing.
+        keys: keys that each segment sees, its own included, summed.
+        masked: pairs of a query and a key in segments that see cached keys, and so need a mask where they are padded.
+        labels: labelled positions.
+        stages: how many there are.
+        largest: positions of the largest one; layers run stage by stage.
+        widest: the same among all stages, those that keep nothing too.
+        patches: of the tower.
+    """
+
+    positions: float
+    passing: float
+    keys: float
+    masked: float
+    labels: float
+    stages: int
+    largest: float
+    widest: float
+    patches: float
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A segment that so many rows of a micro-batch run."""
+
+    weight: float
+    stage: int
+    segment: Segment
+    keeps: bool
+
+    @property
+    def own(self) -> int:
+        """Its queries."""
+        return self.segment.stop - self.segment.start
+
+    @property
+    def past(self) -> int:
+        """Cached keys that it sees."""
+        return sum(run.stop - run.start for run in self.segment.sees)
+
+
+def _largest(runs: list[_Run]) -> float:
+    """Positions of the largest stage."""
+    stages: defaultdict[int, float] = defaultdict(float)
+    for run in runs:
+        stages[run.stage] += run.weight * run.own
+    return max(stages.values(), default=0.0)
+
+
+def load_of(meter: FlopMeter, examples: list[Example], rows: int) -> Load:
+    """The load of a micro-batch of `rows` samples, each the mean of `examples`."""
+    runs = [
+        _Run(example.share * rows, number, segment, carries or is_trained(meter.model.language))
+        for example in examples
+        for number, (carries, stage) in enumerate(meter.stages([example.row]))
+        for _, segment in stage
+    ]
+    keeping = [run for run in runs if run.keeps]
+    grids = [(example.share * rows, grid) for example in examples for grid in example.batch.looks[TOWER].grids]
+    return Load(
+        positions=sum(run.weight * run.own for run in keeping),
+        passing=sum(run.weight * run.own for run in runs if not run.keeps),
+        keys=sum(run.weight * (run.own + run.past) for run in keeping),
+        masked=sum(run.weight * run.own * (run.own + run.past) for run in keeping if run.past),
+        labels=sum(example.share * rows * example.batch.label_count for example in examples),
+        stages=len({run.stage for run in keeping}),
+        largest=_largest(keeping),
+        widest=_largest(runs),
+        patches=sum(weight * t * h * w for weight, (t, h, w) in grids),
+    )

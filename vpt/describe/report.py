@@ -1,0 +1,146 @@
+"""What `python -m vpt.describe` prints, table by table."""
+
+from collections.abc import Iterator
+from dataclasses import asdict
+
+from vpt.build import Parts
+from vpt.describe.blueprint import is_folder
+from vpt.describe.example import examples, image_size
+from vpt.describe.load import load_of
+from vpt.describe.memory import Types, predict, state_bytes
+from vpt.describe.plan import GIGA, TERA, memory_of_a_gpu, micro_batch, pace, spread
+from vpt.describe.settings import DescribeConfig
+from vpt.flops import Cost, FlopMeter
+from vpt.flops.meter import LANGUAGE_PART
+from vpt.training.optimizer import account
+
+FULL = 0.95  # share of a GPU's memory beyond which a run is said not to fit
+
+
+class Report:
+    """The description of one run; iterating gives its lines.
+
+    Args:
+        config: of the run, and what is assumed.
+        parts: on the meta device (`vpt.describe.blueprint`).
+    """
+
+    def __init__(self, config: DescribeConfig, parts: Parts) -> None:
+        self.config, self.model = config, parts.model
+        self.examples = examples(config, parts.encoder.views)
+        self.meter = FlopMeter(self.model)
+        self.costs = [self.meter.step(example.batch) for example in self.examples]
+
+    def __iter__(self) -> Iterator[str]:
+        path = self.config.model.path
+        sizes = f"{path}/config.json" if is_folder(path) else "the configuration; nothing was fetched or loaded"
+        yield f"run {self.config.run_name}: {path or 'random weights'}, sizes from {sizes}"
+        for table in (self.modules, self.samples, self.flops, self.memory, self.speed, self.checkpoints):
+            yield ""
+            yield from table()
+
+    def modules(self) -> Iterator[str]:
+        """Parameters, trained or frozen."""
+        total = sum(parameter.numel() for parameter in self.model.parameters())
+        trained = sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
+        yield "modules, parameters"
+        yield account(self.model)
+        line = f"  {total / GIGA:.2f} B, of which {trained / GIGA:.2f} B are trained"
+        if self.model.qwen.config.tie_word_embeddings:
+            apart = total + self.model.qwen.lm_head.weight.numel()
+            line += f"; {apart / GIGA:.2f} B with lm_head, which is tied, counted apart"
+        yield line
+
+    def samples(self) -> Iterator[str]:
+        """Tokens of each kind of sample, and what was assumed about them."""
+        assumed, (width, height) = self.config.describe, image_size(self.config)
+        yield "tokens of a sample"
+        yield f"  {'':20}{'share':>7}{'image':>7}{'text':>7}{'perceived':>11}{'all':>7}{'labelled':>10}{'run':>7}"
+        for example in self.examples:
+            row, [cut] = example.row, self.model.cut([example.row])
+            run = sum(segment.stop - segment.start for segment in cut)
+            yield (
+                f"  {example.kind + (', masked' if row.masked else ''):20}{example.share:7.2f}"
+                f"{example.image_tokens:7}{example.text_tokens:7}{example.perceived_tokens:11}{row.length:7}"
+                f"{example.batch.label_count:10}{run:7}"
+            )
+        yield f"  assumed: images of {width}x{height} (describe.image); questions of {assumed.question} tokens, answers"
+        yield f"  of {assumed.answer} (describe.question, describe.answer); shares of data.actions (describe.actions)"
+        yield f"  run: positions through the language model, model.inner_forward={self.config.model.inner_forward}"
+
+    def mean(self) -> dict[str, Cost]:
+        """Cost of the mean sample, by part."""
+        weighed = list(zip(self.examples, self.costs, strict=True))
+        parts = dict.fromkeys(part for costs in self.costs for part in costs)
+        return {
+            part: sum((costs.get(part, Cost()) * example.share for example, costs in weighed), Cost())
+            for part in parts
+        }  # fmt: skip
+
+    def flops(self) -> Iterator[str]:
+        """FLOPs of the mean sample, by part."""
+        mean = self.mean()
+        yield "10^12 FLOPs of the mean sample; formula: vpt/flops/__init__.py"
+        yield f"  {'':28}{'matrices':>10}{'attention':>11}{'backward':>10}{'again':>8}{'total':>9}"
+        for part, cost in {**mean, "all": sum(mean.values(), Cost())}.items():
+            figures = (cost.linear, cost.attention, cost.backward, cost.recomputed, cost.total)
+            yield "  {:28}{:10.3f}{:11.3f}{:10.3f}{:8.3f}{:9.3f}".format(part, *(value / TERA for value in figures))
+        for example, costs in zip(self.examples, self.costs, strict=True):
+            kind = f"{example.kind}, masked" if example.row.masked else example.kind
+            yield f"  language model, {kind}: {costs[LANGUAGE_PART].total / TERA:.3f}"
+
+    def memory(self) -> Iterator[str]:
+        """Bytes on each GPU, by part."""
+        config, rows, how = self.config, micro_batch(self.config), spread(self.config, self.model)
+        types = Types.of(self.model, autocast=config.training.precision == "bf16", packed=True)
+        memory = predict(self.model, load_of(self.meter, self.examples, rows), how, types)
+        shared = f", {how.shards} GPUs to a copy" if how.sharded else ""
+        checkpointing = "on" if config.model.activation_checkpointing else "off"
+        yield (
+            f"memory of each GPU, 10^9 bytes; gpus={how.gpus}, {how.kind}{shared}; micro-batches of {rows} rows, "
+            f"checkpointing {checkpointing}"
+        )
+        for part, size in asdict(memory).items():
+            yield f"  {part:12}{size / GIGA:9.2f}"
+        fits = memory.total < FULL * memory_of_a_gpu(config)
+        yield (
+            f"  {'together':12}{memory.total / GIGA:9.2f}  {'fits' if fits else 'does not fit'} the "
+            f"{memory_of_a_gpu(config) / GIGA:g} of {config.describe.gpu}; formula: vpt/describe/memory.py"
+        )
+
+    def speed(self) -> Iterator[str]:
+        """Samples and tokens a second, days."""
+        config, training = self.config, self.config.training
+        flops = sum(cost.total for cost in self.mean().values())
+        tokens = sum(example.share * example.row.length for example in self.examples)
+        going = pace(config, flops=flops, tokens=tokens)
+        yield f"speed on gpus={config.gpus}, by {flops / TERA:.2f}e12 FLOPs and {tokens:.0f} tokens a sample"
+        yield (
+            f"  assumed: a peak of {going.peak / TERA:g}e12 FLOP/s, {config.describe.gpu} in {training.precision} "
+            f"(describe.gpu, describe.peak_tflops);"
+        )
+        yield f"  {going.utilisation:.0%} of it reached (describe.utilisation)"
+        yield f"  {going.samples_a_second:,.1f} samples a second, {going.tokens_a_second:,.0f} tokens a second"
+        yield f"  {'':36}{'samples':>16}{'steps':>12}{'days':>10}"
+        for name, samples in self.lengths().items():
+            yield f"  {name:36}{samples:16,}{-(-samples // training.batch_size):12,}{going.days(samples):10.2f}"
+
+    def lengths(self) -> dict[str, int]:
+        """Runs that are asked about: name -> samples."""
+        training = self.config.training
+        recipe = {f"this run, {training.steps:,} x {training.batch_size}": training.steps * training.batch_size}
+        return recipe | {f"{records:,} records, once each": records for records in self.config.describe.records}
+
+    def checkpoints(self) -> Iterator[str]:
+        """Sizes on the disk."""
+        training, (weights, optimizer) = self.config.training, state_bytes(self.model)
+        each = weights + optimizer
+        yield f"checkpoints, 10^9 bytes: {each / GIGA:.2f} each"
+        yield f"  {weights / GIGA:.2f} weights, {optimizer / GIGA:.2f} AdamW's moments"
+        yield (
+            f"  on the disk: {training.keep * each / GIGA:.2f} (training.keep={training.keep}), "
+            f"{(training.keep + 1) * each / GIGA:.2f} while one more is written"
+        )
+        for name, samples in self.lengths().items():
+            saves = -(-samples // (training.batch_size * training.checkpoint_every))
+            yield f"  {name:36}{saves:10,} saves, {saves * each / TERA:12,.2f}e12 bytes written"
