@@ -5,6 +5,7 @@ of control tokens. Positions inside a `Row` count from the row's first token; `s
 packed tensors.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -68,14 +69,41 @@ class Looks:
     """Images prepared for one view, each of them once however often it is referred to.
 
     Attributes:
-        pixels: what the view's encoder takes: [patches, dim] for the tower, [images, 3, H, W] for others.
+        pixels: what the view's encoder takes, of the images that are not `known`: [patches, dim] for the tower,
+            [images, 3, H, W] for others.
         tokens: how many tokens each image becomes.
-        grids: (t, h, w) of each image in patches; the tower's only.
+        grids: (t, h, w) in patches of each image among `pixels`; the tower's only.
+        known: features of images that need no encoder, by number.
+        keys: of each image among `pixels`, the name under which its features may be kept (`vpt.features`).
     """
 
     pixels: Tensor
     tokens: list[int]
     grids: list[Grid] = field(default_factory=list)
+    known: dict[int, Tensor] = field(default_factory=dict)
+    keys: list[str | None] = field(default_factory=list)
+
+    @property
+    def fresh(self) -> list[int]:
+        """Tokens of each image among `pixels`."""
+        return [count for number, count in enumerate(self.tokens) if number not in self.known]
+
+    def with_known(self, seen: Tensor | None) -> Tensor:
+        """[positions, feature_dim], image after image: the known, and those that have been `seen` just now."""
+        if not self.known:
+            assert seen is not None
+            return seen
+        parts = iter(self.split(seen) if seen is not None else ())
+        return torch.cat([self.known[n] if n in self.known else next(parts) for n in range(len(self.tokens))])
+
+    def split(self, seen: Tensor) -> tuple[Tensor, ...]:
+        """The features of each image among `pixels`."""
+        positions = len(seen) // sum(self.fresh)  # of a token: a projector may make one of several positions
+        return seen.split([count * positions for count in self.fresh])
+
+    def moved(self, move: Callable[[Tensor], Tensor]) -> "Looks":
+        """The same with every tensor moved."""
+        return replace(self, pixels=move(self.pixels), known={n: move(seen) for n, seen in self.known.items()})
 
 
 @dataclass
@@ -106,13 +134,17 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch with its tensors on `device`."""
-        looks = {
-            view: replace(look, pixels=look.pixels.to(device, non_blocking=True)) for view, look in self.looks.items()
-        }
+        return self._moved(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "Batch":
+        """The same batch in memory that a GPU can copy from while it computes; torch's loader asks for it by name."""
+        return self._moved(torch.Tensor.pin_memory)
+
+    def _moved(self, move: Callable[[Tensor], Tensor]) -> "Batch":
         return replace(
             self,
-            input_ids=self.input_ids.to(device, non_blocking=True),
-            labels=self.labels.to(device, non_blocking=True),
-            positions=self.positions.to(device, non_blocking=True),
-            looks=looks,
+            input_ids=move(self.input_ids),
+            labels=move(self.labels),
+            positions=move(self.positions),
+            looks={view: look.moved(move) for view, look in self.looks.items()},
         )

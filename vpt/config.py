@@ -115,6 +115,8 @@ class DataConfig:
     video: VideoConfig = field(default_factory=VideoConfig)
     workers: int = bounded(1)
     cache_mb: int = bounded(1024)
+    feature_cache: str | None = None  # folder for what frozen encoders see of each image; null: seen anew every time
+    feature_cache_gb: float = bounded(50.0)
 
 
 @dataclass

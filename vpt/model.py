@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,9 @@ from vpt.segments import InnerForward, MaskMode, Segment, cut
 from vpt.stages import Perceived, Planner, Stage, Walk
 from vpt.tokens import PerceptionVocabulary
 from vpt.vision import see
+
+if TYPE_CHECKING:
+    from vpt.features import FeatureStore
 
 LOGIT_CHUNK = 1024  # labelled positions whose logits exist at a time
 
@@ -71,6 +74,9 @@ class VPTModel(nn.Module):
     """Qwen2-VL or Qwen2.5-VL with re-encoders.
 
     Given its parts; `vpt.build` makes them from a configuration.
+
+    Attributes:
+        store: keeps what frozen encoders see, if set.
     """
 
     def __init__(
@@ -81,6 +87,7 @@ class VPTModel(nn.Module):
         self.qwen: Any = qwen
         self.vocabulary, self.passes = vocabulary, passes
         self.encoders = nn.ModuleDict(encoders)
+        self.store: FeatureStore | None = None
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "VPTModel":
@@ -99,6 +106,15 @@ class VPTModel(nn.Module):
         """Where the model lives."""
         return self.language.norm.weight.device
 
+    def train(self, mode: bool = True) -> "VPTModel":
+        """As any module, but frozen towers stay in evaluation mode: what they see of an image is always the same."""
+        super().train(mode)
+        towers = [self.qwen.model.visual, *(e.vision for e in map(self.encoder, self.encoders) if e.vision is not None)]
+        for tower in towers:
+            if not _is_trained(tower):
+                tower.eval()
+        return self
+
     def forward(self, batch: Batch, *, keep_logits: bool = False) -> Output:
         """The paper's figure: look at every image, walk the conversations with perception, predict."""
         tokens = self.project(self.look(batch.looks), batch)
@@ -108,15 +124,21 @@ class VPTModel(nn.Module):
 
     def look(self, looks: dict[str, Looks]) -> dict[str, Tensor]:
         """Features of every image, once for each view: view -> [positions, feature_dim]."""
-        features = {}
-        for view, images in looks.items():
-            module = self.qwen.model.visual if view == TOWER else self._encoder_of(view).vision
-            with torch.set_grad_enabled(torch.is_grad_enabled() and _is_trained(module)):
-                if view == TOWER:
-                    features[view] = see(module, images.pixels, images.grids)
-                else:
-                    features[view] = self._encoder_of(view).features(images.pixels)
-        return features
+        return {view: images.with_known(self._see(view, images)) for view, images in looks.items()}
+
+    def _see(self, view: str, images: Looks) -> Tensor | None:
+        """Features of the images that are not known yet."""
+        if not images.fresh:
+            return None
+        module = self.qwen.model.visual if view == TOWER else self._encoder_of(view).vision
+        with torch.set_grad_enabled(torch.is_grad_enabled() and _is_trained(module)):
+            if view == TOWER:
+                seen = see(module, images.pixels, images.grids)
+            else:
+                seen = self._encoder_of(view).features(images.pixels)
+        if self.store is not None:
+            self.store.keep(images, seen)
+        return seen
 
     def project(self, features: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         """Unconditioned tokens of every source that the batch refers to: source -> [tokens, D]."""

@@ -45,7 +45,13 @@ def _shelve(shelf: _Shelf, key: LookKey, look: Look) -> int:
 
 def stack(view: str, looks: Sequence[Look]) -> Looks:
     """Prepared images of one view, together."""
-    tokens = [look.tokens for look in looks]
-    if view == TOWER:
-        return Looks(torch.cat([look.pixels for look in looks]), tokens, [look.grid for look in looks if look.grid])
-    return Looks(torch.stack([look.pixels for look in looks]), tokens)
+    fresh = [look for look in looks if look.features is None]
+    pixels = [look.pixels for look in fresh]
+    together = torch.cat if view == TOWER else torch.stack
+    return Looks(
+        together(pixels) if pixels else torch.empty(0),
+        tokens=[look.tokens for look in looks],
+        grids=[look.grid for look in fresh if look.grid],
+        known={number: look.features for number, look in enumerate(looks) if look.features is not None},
+        keys=[look.key for look in fresh],
+    )

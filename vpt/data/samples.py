@@ -3,7 +3,8 @@
 import math
 from collections import Counter, OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,6 +20,9 @@ from vpt.data.template import Draft, Template, TooLong, cut_draft
 from vpt.encoders.base import Look, View
 from vpt.errors import DataError
 from vpt.positions import GridSpan, PerceivedPositions, PositionKind, row_positions
+
+if TYPE_CHECKING:
+    from vpt.features import FeatureStore
 
 LookKey = tuple[str, str]  # root and reference of an image: the same key is the same pixels
 
@@ -59,13 +63,14 @@ class LookCache:
         return look
 
     def put(self, view: str, key: LookKey, look: Look) -> None:
-        size = look.pixels.nbytes
+        size = look.nbytes
         if size > self.limit:
             return
+        before = self._entries.pop((view, key), None)
         self._entries[view, key] = look
-        self.held += size
+        self.held += size - (before.nbytes if before is not None else 0)
         while self.held > self.limit:
-            self.held -= self._entries.popitem(last=False)[1].pixels.nbytes
+            self.held -= self._entries.popitem(last=False)[1].nbytes
 
 
 @dataclass(frozen=True)
@@ -114,6 +119,8 @@ class SampleEncoder:
         numbering: how positions are counted.
         max_length: tokens a row may have.
         on_too_long: `raise` or `cut`.
+        cache: prepared images, of this process.
+        store: what frozen encoders saw of images, on disk; None: every image is looked at anew.
     """
 
     template: Template
@@ -122,6 +129,11 @@ class SampleEncoder:
     max_length: int = 2048
     on_too_long: TooLong = "raise"
     cache: LookCache = field(default_factory=lambda: LookCache(256))
+    store: "FeatureStore | None" = None
+
+    def keeping(self, store: "FeatureStore | None") -> "SampleEncoder":
+        """The same, with a cache of its own, for a model whose frozen encoders share `store`."""
+        return replace(self, store=store, cache=LookCache(self.cache.limit >> 20))
 
     def encode(self, record: Record, folder: ImageFolder) -> Sample:
         """A whole conversation, for training. Raises DataError with the record's name."""
@@ -160,16 +172,27 @@ class SampleEncoder:
         view = self.views[source]
         key = (str(folder.root), str(reference))
         look = self.cache.get(view.name, key)
-        if look is None:
-            if isinstance(reference, VideoRef):
-                look = view.watch(folder.watch(reference, where=where))
-            elif isinstance(reference, PlainLook):
-                _, like = self._one_look(reference.source, reference.like, folder, where)
-                look = view.fit(folder.load(reference, where=where), like.tokens)
-            else:
-                look = view.prepare(folder.load(reference, where=where))
+        if look is None or look.features is None:
+            look = self._known(view, reference, folder, look) or look or self._opened(view, reference, folder, where)
             self.cache.put(view.name, key, look)
         return key, look
+
+    def _known(self, view: View, reference: Reference, folder: ImageFolder, look: Look | None) -> Look | None:
+        """The image as the encoder saw it before, if it did; `look` as it was prepared already, if it was."""
+        if self.store is None:
+            return None
+        name = look.key if look is not None else self.store.key(view, reference, folder)
+        return self.store.get(name) if name is not None else None
+
+    def _opened(self, view: View, reference: Reference, folder: ImageFolder, where: str) -> Look:
+        if isinstance(reference, VideoRef):
+            return view.watch(folder.watch(reference, where=where))
+        image = folder.load(reference, where=where)
+        if isinstance(reference, PlainLook):
+            _, like = self._one_look(reference.source, reference.like, folder, where)
+            return view.fit(image, like.tokens)
+        name = self.store.key(view, reference, folder) if self.store is not None else None
+        return replace(view.prepare(image), key=name)
 
     def prepare(self, source: str, image: Image.Image) -> Look:
         """One image through the view of `source`."""

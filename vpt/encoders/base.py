@@ -22,18 +22,27 @@ class Look:
     """One image or video as one view prepares it: `pixels` for the encoder, and how many `tokens` it will become.
 
     `seconds` is the time from one step of a video's grid to the next; an image has none.
+    Where `vpt.features` knows what the encoder sees, there are `features` and no pixels; `key` is where it would look.
     """
 
     pixels: Tensor
     tokens: int
     grid: Grid | None = None
     seconds: float | None = None
+    features: Tensor | None = None
+    key: str | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """What it takes to keep it."""
+        return self.pixels.nbytes + (0 if self.features is None else self.features.nbytes)
 
 
 class View(ABC):
     """The image transform of an encoder. It holds no weights, so that data workers can carry it.
 
-    `name` is unique among the views of a model; encoders that share a view share what was seen through it.
+    `repr` says all that an image's pixels depend on. `name` is unique among the views of a model; encoders that share a
+    view share what was seen through it.
     """
 
     name: str

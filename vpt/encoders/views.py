@@ -135,6 +135,9 @@ class TowerView(View):
         tokens = time * height * width // self.processor.merge_size**2
         return Look(pixels, tokens, (time, height, width), seconds)
 
+    def __repr__(self) -> str:
+        return f"TowerView({self.processor.to_json_string()})"
+
 
 def nearest_grid(size: tuple[int, int], tokens: int) -> tuple[int, int]:
     """Columns and rows of a grid with about `tokens` cells and the proportions of an image of `size`.

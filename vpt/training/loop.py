@@ -23,6 +23,7 @@ from vpt.data.build import build_masking, build_sources
 from vpt.data.loader import StepBatches, eval_batches, step_loader
 from vpt.data.mixture import Mixture
 from vpt.evaluation.teacher_forced import score
+from vpt.features import FeatureStore
 from vpt.pretrained import choose_device, rebuild
 from vpt.training import checkpoint
 from vpt.training.optimizer import account, build_optimizer, choose_trained, rate, set_rate
@@ -52,6 +53,8 @@ class Trainer:
         if found:
             checkpoint.load_weights(found[-1], self.model)
             self.progress = checkpoint.load_progress(found[-1], self.optimizer)
+        self.model.store = FeatureStore.open(config.data, self.model, precision=config.training.precision)
+        self.encoder = self.parts.encoder.keeping(self.model.store)
         self.batches = self._step_batches()
         self.test_sources, self.test_folders = build_sources(config.data.test, config, split="test")
         self.interrupted = False
@@ -61,7 +64,7 @@ class Trainer:
         sources, folders = build_sources(config.data.train, config, split="train")
         mixture = Mixture(sources, [node.weight for node in config.data.train.values()], config.seed)
         return StepBatches(
-            mixture, folders, self.parts.encoder, build_masking(config), batch_size=training.batch_size,
+            mixture, folders, self.encoder, build_masking(config), batch_size=training.batch_size,
             micro_batch_size=training.micro_batch_size, steps=training.steps,
         )  # fmt: skip
 
@@ -91,10 +94,17 @@ class Trainer:
                     self.save()
                 if self.interrupted:
                     break
+        self._close_store()
         if self.interrupted:
             self.mirror.close()
             print(f"\nstopped after step {self.progress.step}, saved; type the same command to go on", file=sys.stderr)
             sys.exit(INTERRUPTED)
+
+    def _close_store(self) -> None:
+        """What is answered from here on runs in a precision of its own."""
+        if self.model.store is not None:
+            self.model.store.finish()
+            self.model.store = None
 
     def train_step(self, batches: list[Batch], step: int) -> dict[str, float]:
         """One optimizer step over a global batch given as micro-batches; their number changes nothing."""
@@ -141,7 +151,7 @@ class Trainer:
             batch.to(self.device)
             for source, folder in zip(self.test_sources, self.test_folders, strict=True)
             for batch in eval_batches(
-                source, folder, self.parts.encoder, build_masking(config), rows=config.training.eval_rows,
+                source, folder, self.encoder, build_masking(config), rows=config.training.eval_rows,
                 batch_size=config.training.micro_batch_size, seed=config.seed,
             )
         )  # fmt: skip

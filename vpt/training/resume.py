@@ -20,9 +20,9 @@ SHOWN = 6  # names in a message
 # Keys that may change between two commands of one run, because they change no result
 _FREE = (
     "output_dir", "device", "init_", "tracking", "generation", "data.root", "data.workers", "data.cache_mb",
-    "data.limit", "training.micro_batch_size", "training.log_every", "training.eval_every", "training.eval_rows",
-    "training.final_questions", "training.checkpoint_every", "training.keep", "model.inner_forward",
-    "model.activation_checkpointing", "model.token_ids", "model.path",
+    "data.feature_cache", "data.limit", "training.micro_batch_size", "training.log_every", "training.eval_every",
+    "training.eval_rows", "training.final_questions", "training.checkpoint_every", "training.keep",
+    "model.inner_forward", "model.activation_checkpointing", "model.token_ids", "model.path",
 )  # fmt: skip
 
 
