@@ -7,8 +7,6 @@ python eval.py checkpoint=outputs/dino +controls=all baseline=outputs/baseline  
 Stop it however you like and type the same command again: it goes on where it stopped.
 """
 
-import sys
-
 import hydra
 from omegaconf import DictConfig
 
@@ -27,9 +25,6 @@ def main(composed: DictConfig) -> None:
         evaluate_checkpoint(config)
     except UserError as error:
         cli.fail(error)
-    except KeyboardInterrupt:
-        print("\nstopped; what was answered is kept, type the same command to go on", file=sys.stderr)
-        sys.exit(cli.INTERRUPTED)
 
 
 if __name__ == "__main__":

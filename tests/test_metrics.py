@@ -189,3 +189,4 @@ def test_mcnemar(won, lost, p):
     two = Ratio.mean([1.0] * won + [0.0] * lost + [1.0, 0.0] * 5)
     assert mcnemar(one, two) == pytest.approx(p)
     assert mcnemar(one, Ratio.mean([0.5] * len(one.part))) is None
+    assert mcnemar(one, Ratio.mean([None] + [1.0] * (len(one.part) - 1))) is None

@@ -84,12 +84,16 @@ def _is_known(key: str, known: list[str]) -> bool:
 
 
 def run(main: Callable[[], None], schema: type) -> None:
-    """Check the command line, then call a Hydra program; a UserError ends it in one message."""
+    """Check the command line, then call a Hydra program; a UserError or Ctrl-C ends it in one message."""
     try:
         check_overrides(sys.argv[1:], schema)
     except UserError as error:
         fail(error)
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("\nstopped; what was done is kept, type the same command to go on", file=sys.stderr)
+        sys.exit(INTERRUPTED)
 
 
 def fail(error: UserError) -> None:

@@ -85,15 +85,15 @@ def difference(one: Ratio, two: Ratio, *, seed: int = 0) -> Estimate:
 
 def mcnemar(one: Ratio, two: Ratio) -> float | None:
     """McNemar's exact test of two runs: the probability of so uneven a split among the questions that only one of them
-    has right, were they equally good. None where a score is neither 0 nor 1.
+    has right, were they equally good. None where a score is not 0 or 1, or where the two count other questions.
 
     Raises:
         ConfigError: without scipy.
     """
-    both = (one.whole != 0) & (two.whole != 0)
-    a, b = one.part[both], two.part[both]
-    if not np.isin(np.concatenate([a, b]), (0.0, 1.0)).all():
+    counted = np.concatenate([one.part, two.part, one.whole])
+    if not np.array_equal(one.whole, two.whole) or not np.isin(counted, (0.0, 1.0)).all():
         return None
+    a, b = one.part, two.part
     lost, won = int((a > b).sum()), int((b > a).sum())
     if lost + won == 0:
         return 1.0

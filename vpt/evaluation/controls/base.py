@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from PIL import Image
+
 from vpt.build import Parts
 from vpt.config import TrainConfig
 from vpt.evaluation.predictions import Prediction
@@ -51,6 +53,13 @@ def distinct_images(asked: Sequence[Question]) -> dict[tuple[str, str], Question
         if question.record.image:
             found.setdefault(image_key(question), question)
     return found
+
+
+def full_image(question: Question) -> Image.Image:
+    """The image that perception looks at again, at full resolution."""
+    reference = question.record.image
+    assert reference is not None, "distinct_images takes questions that have one"
+    return question.folder.full(reference, where=question.record.where)
 
 
 def image_key(question: Question) -> tuple[str, str]:

@@ -7,7 +7,7 @@ from torch import Tensor
 from vpt.batch import TOWER
 from vpt.data.packing import stack
 from vpt.data.records import Record
-from vpt.evaluation.controls.base import Control, Setting, distinct_images, image_key
+from vpt.evaluation.controls.base import Control, Setting, distinct_images, full_image, image_key
 from vpt.evaluation.predictions import Prediction
 
 
@@ -48,8 +48,7 @@ class FeaturesNoise(Control):
         model, encoder = self.setting.parts.model, self.setting.parts.encoder
         view, found = model.view_of(source), []
         for question in self.questions:
-            reference = question.record.images[TOWER][0].still
-            look = encoder.prepare(source, question.folder.load(reference, where=question.record.where))
+            look = encoder.prepare(source, question.folder.limit(full_image(question)))
             looks = stack(view, [look])
             looks.pixels = looks.pixels.to(model.device)
             features = model.look({view: looks})[view]
@@ -76,7 +75,7 @@ class FeaturesOfAnotherImage(Control):
         own = self._own[record.where]
         assert own is not None, "what has no image does not perceive"
         other = self.images[(own + self.draw(record.where).randrange(1, len(self.images))) % len(self.images)]
-        return other.folder.open(other.record.images[TOWER][0].still, where=other.record.where)
+        return full_image(other)
 
 
 class MarkersAlone(Control):
