@@ -1,5 +1,6 @@
 """FLOPs by formula against torch's own counter, and pairs against the masks of attention."""
 
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -123,6 +124,28 @@ def test_pairs_are_those_that_the_mask_lets_through(parts_of, folder, mode, mask
     for segment, group in zip(segments, groups, strict=True):
         _, length, _ = group.shape
         assert count_pairs(segment) == (length * (length + 1) // 2 if group.mask is None else group.mask.sum())
+
+
+def test_what_is_known_is_not_seen_again(parts_of, folder):
+    parts = parts_of()
+    model = parts.model
+    model.passes = InnerPasses()
+    choose_trained(model, TRAINED["no tower"], tower_pretrained=True)
+    batch = one_row(parts, folder, masked=False)
+    meter = FlopMeter(model, pairs="computed")
+    before = meter.step(batch)
+    with torch.no_grad():
+        seen = model.look(batch.looks)
+    batch.looks = {
+        view: replace(looks, pixels=torch.empty(0), grids=[], known=dict(enumerate(looks.split(seen[view]))))
+        for view, looks in batch.looks.items()
+    }
+    after = meter.step(batch)
+    assert {part for part in after if after[part] != before[part]} == {
+        "qwen.model.visual", "encoders.dino.vision", "encoders.sam.vision",
+    }  # fmt: skip
+    cost = total(after)
+    assert (cost.linear, cost.attention, cost.backward) == counted(model, batch)
 
 
 def test_two_passes_cost_what_one_costs(parts_of, folder):

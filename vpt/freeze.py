@@ -24,7 +24,7 @@ from vpt.config import (
 )
 from vpt.errors import ConfigError
 
-Schema = TypeVar("Schema", bound=TrainConfig | EvalConfig | AskConfig | EvalGenerationConfig)
+Schema = TypeVar("Schema", bound=TrainConfig | EvalConfig | AskConfig)
 
 
 def freeze(composed: DictConfig, schema: type[Schema]) -> Schema:

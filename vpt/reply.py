@@ -1,12 +1,11 @@
 """One question about one image: `parts.ask("a.png", "What colour is it?")`."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
 from PIL import Image
 
 from vpt.asking import FREE, NONE, REGION
@@ -25,7 +24,7 @@ from vpt.data.records import (
     Record,
 )
 from vpt.errors import ConfigError, DataError
-from vpt.freeze import freeze, generation_settings
+from vpt.freeze import generation_settings, nearest
 from vpt.generate import Generator
 from vpt.search_map import SearchMap, search_map
 from vpt.speaker import Answer, Speaker, Step
@@ -113,8 +112,12 @@ def ask(
 
 
 def chosen_settings(settings: dict[str, Any]) -> EvalGenerationConfig:
-    """Keyword arguments as settings of generation. Raises ConfigError for a wrong name, with the nearest, or type."""
-    return freeze(OmegaConf.create(settings), EvalGenerationConfig)
+    """Keyword arguments as settings of generation. Raises ConfigError with the nearest name for one that is none."""
+    known = [item.name for item in fields(EvalGenerationConfig)]
+    for key in settings:
+        if key not in known:
+            raise ConfigError(f"{key} is not a setting of generation{nearest(key, known)}")
+    return EvalGenerationConfig(**settings)
 
 
 def hint(config: TrainConfig, generation: GenerationConfig, *, prompted: bool | None = None) -> str:

@@ -42,7 +42,7 @@ class Sampling:
         return torch.searchsorted(cumulative, points * cumulative[:, -1:]).flatten().tolist()
 
     def _warpers(self) -> LogitsProcessorList:
-        warpers = LogitsProcessorList([TemperatureLogitsWarper(float(self.temperature))])
+        warpers = LogitsProcessorList([TemperatureLogitsWarper(self.temperature)])
         if self.top_k:
             warpers.append(TopKLogitsWarper(self.top_k))
         if self.top_p < 1:

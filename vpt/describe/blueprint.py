@@ -49,7 +49,7 @@ def _sizes(config: TrainConfig) -> Sizes:
 
 def _qwen(config: ModelConfig) -> dict[str, Any]:
     if not is_folder(config.path):
-        return config.config
+        return config.config | {"bos_token_id": None, "eos_token_id": None}
     sizes = read_config(config.path)
     if sizes.get("model_type") != config.family:
         raise ConfigError(

@@ -8,7 +8,7 @@ from vpt.describe.blueprint import is_folder
 from vpt.describe.example import examples, image_size
 from vpt.describe.load import load_of
 from vpt.describe.memory import Types, predict, state_bytes
-from vpt.describe.plan import GIGA, TERA, memory_of_a_gpu, micro_batch, pace, spread
+from vpt.describe.plan import GIGA, memory_of_a_gpu, micro_batch, pace, spread
 from vpt.describe.settings import DescribeConfig
 from vpt.flops import Cost, FlopMeter
 from vpt.flops.meter import LANGUAGE_PART
@@ -45,10 +45,10 @@ class Report:
         trained = sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
         yield "modules, parameters"
         yield account(self.model)
-        line = f"  {total / GIGA:.2f} B, of which {trained / GIGA:.2f} B are trained"
+        line = f"  {_count(total)}, of which {_count(trained)} are trained"
         if self.model.qwen.config.tie_word_embeddings:
             apart = total + self.model.qwen.lm_head.weight.numel()
-            line += f"; {apart / GIGA:.2f} B with lm_head, which is tied, counted apart"
+            line += f"; {_count(apart)} with lm_head, which is tied, counted apart"
         yield line
 
     def samples(self) -> Iterator[str]:
@@ -80,14 +80,17 @@ class Report:
     def flops(self) -> Iterator[str]:
         """FLOPs of the mean sample, by part."""
         mean = self.mean()
-        yield "10^12 FLOPs of the mean sample; formula: vpt/flops/__init__.py"
+        unit, name = _unit(sum(cost.total for cost in mean.values()))
+        yield f"{name} FLOPs of the mean sample; formula: vpt/flops/__init__.py"
         yield f"  {'':28}{'matrices':>10}{'attention':>11}{'backward':>10}{'again':>8}{'total':>9}"
         for part, cost in {**mean, "all": sum(mean.values(), Cost())}.items():
             figures = (cost.linear, cost.attention, cost.backward, cost.recomputed, cost.total)
-            yield "  {:28}{:10.3f}{:11.3f}{:10.3f}{:8.3f}{:9.3f}".format(part, *(value / TERA for value in figures))
+            yield "  {:28}{:10.2f}{:11.2f}{:10.2f}{:8.2f}{:9.2f}".format(part, *(value / unit for value in figures))
         for example, costs in zip(self.examples, self.costs, strict=True):
             kind = f"{example.kind}, masked" if example.row.masked else example.kind
-            yield f"  language model, {kind}: {costs[LANGUAGE_PART].total / TERA:.3f}"
+            yield f"  language model, {kind}: {costs[LANGUAGE_PART].total / unit:.2f}"
+        if self.config.data.feature_cache:
+            yield "  frozen encoders run once for each image, and then no more: data.feature_cache is set"
 
     def memory(self) -> Iterator[str]:
         """Bytes on each GPU, by part."""
@@ -96,16 +99,17 @@ class Report:
         memory = predict(self.model, load_of(self.meter, self.examples, rows), how, types)
         shared = f", {how.shards} GPUs to a copy" if how.sharded else ""
         checkpointing = "on" if config.model.activation_checkpointing else "off"
+        unit, name = _unit(memory.total)
         yield (
-            f"memory of each GPU, 10^9 bytes; gpus={how.gpus}, {how.kind}{shared}; micro-batches of {rows} rows, "
+            f"memory of each GPU, {name} bytes; gpus={how.gpus}, {how.kind}{shared}; micro-batches of {rows} rows, "
             f"checkpointing {checkpointing}"
         )
         for part, size in asdict(memory).items():
-            yield f"  {part:12}{size / GIGA:9.2f}"
+            yield f"  {part:12}{size / unit:9.2f}"
         fits = memory.total < FULL * memory_of_a_gpu(config)
         yield (
-            f"  {'together':12}{memory.total / GIGA:9.2f}  {'fits' if fits else 'does not fit'} the "
-            f"{memory_of_a_gpu(config) / GIGA:g} of {config.describe.gpu}; formula: vpt/describe/memory.py"
+            f"  {'together':12}{memory.total / unit:9.2f}  {'fits' if fits else 'does not fit'} the "
+            f"{memory_of_a_gpu(config) / GIGA:g}e9 of {config.describe.gpu}; formula: vpt/describe/memory.py"
         )
 
     def speed(self) -> Iterator[str]:
@@ -114,9 +118,9 @@ class Report:
         flops = sum(cost.total for cost in self.mean().values())
         tokens = sum(example.share * example.row.length for example in self.examples)
         going = pace(config, flops=flops, tokens=tokens)
-        yield f"speed on gpus={config.gpus}, by {flops / TERA:.2f}e12 FLOPs and {tokens:.0f} tokens a sample"
+        yield f"speed on gpus={config.gpus}, by {flops:.3g} FLOPs and {tokens:.0f} tokens a sample"
         yield (
-            f"  assumed: a peak of {going.peak / TERA:g}e12 FLOP/s, {config.describe.gpu} in {training.precision} "
+            f"  assumed: a peak of {going.peak / 1e12:g}e12 FLOP/s, {config.describe.gpu} in {training.precision} "
             f"(describe.gpu, describe.peak_tflops);"
         )
         yield f"  {going.utilisation:.0%} of it reached (describe.utilisation)"
@@ -135,12 +139,23 @@ class Report:
         """Sizes on the disk."""
         training, (weights, optimizer) = self.config.training, state_bytes(self.model)
         each = weights + optimizer
-        yield f"checkpoints, 10^9 bytes: {each / GIGA:.2f} each"
-        yield f"  {weights / GIGA:.2f} weights, {optimizer / GIGA:.2f} AdamW's moments"
+        unit, name = _unit(each)
+        yield f"checkpoints, {name} bytes: {each / unit:.2f} each"
+        yield f"  {weights / unit:.2f} weights, {optimizer / unit:.2f} AdamW's moments"
         yield (
-            f"  on the disk: {training.keep * each / GIGA:.2f} (training.keep={training.keep}), "
-            f"{(training.keep + 1) * each / GIGA:.2f} while one more is written"
+            f"  on the disk: {training.keep * each / unit:.2f} (training.keep={training.keep}), "
+            f"{(training.keep + 1) * each / unit:.2f} while one more is written"
         )
         for name, samples in self.lengths().items():
             saves = -(-samples // (training.batch_size * training.checkpoint_every))
-            yield f"  {name:36}{saves:10,} saves, {saves * each / TERA:12,.2f}e12 bytes written"
+            yield f"  {name:36}{saves:10,} saves, {saves * each / unit:14,.2f} written"
+
+
+def _unit(largest: float) -> tuple[float, str]:
+    """The unit that a table is best read in, and its name."""
+    power = next((power for power in (12, 9) if largest >= 10**power), 6)
+    return 10.0**power, f"10^{power}"
+
+
+def _count(parameters: int) -> str:
+    return f"{parameters / GIGA:.2f} B" if parameters >= 1e8 else f"{parameters / 1e6:.2f} M"

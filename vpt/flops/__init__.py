@@ -14,7 +14,8 @@
     lm_head                              labelled positions only
     activation checkpointing             forward of every decoder layer again, but for its last product
 
-What is frozen and has nothing trained before it runs forward only. Normalisations, activations, rotary embeddings and
+What is frozen and has nothing trained before it runs forward only, and not at all where what it sees is known
+(`vpt.features`). Normalisations, activations, rotary embeddings and
 the sum in f + (f . c) c are no matrix products and are not counted.
 """
 

@@ -48,7 +48,7 @@ class FlopMeter:
         for name, cost in self.encoders.items():
             encoder, looks = self.model.encoder(name), batch.looks.get(self.model.view_of(name))
             if encoder.vision is not None:
-                costs[f"encoders.{name}.vision"] = cost.vision * (len(looks.tokens) if looks else 0)
+                costs[f"encoders.{name}.vision"] = cost.vision * (len(looks.fresh) if looks else 0)
             costs[f"encoders.{name}.projector"] = cost.project * self._projected(name, batch, looks)
         costs |= {LANGUAGE_PART: Cost(), HEAD_PART: self._head(batch.label_count)}
         for carries, stage in self.stages(batch.rows):
