@@ -50,8 +50,7 @@ def configuration(path: str | Path) -> TrainConfig:
 def digest(path: str | Path) -> str:
     """What tells the weights that `load` would read from all others."""
     released = ReleasedCheckpoint.at(path)
-    folder = released.folder if released else checkpoint.find(path)
-    files = sorted(folder.glob("*.safetensors" if released else "model*.safetensors"))
+    files = sorted(released.folder.glob("*.safetensors")) if released else [checkpoint.find(path) / checkpoint.WEIGHTS]
     digests = []
     for name in files:
         with name.open("rb") as file:
