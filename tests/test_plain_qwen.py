@@ -5,6 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from conftest import FAMILIES, conversation, qwen_inputs, samples_of, video, video_conversation
+from vpt import vision
 from vpt.attention import SEGMENTS
 from vpt.data.packing import pack
 from vpt.vision import see
@@ -99,3 +100,16 @@ def test_the_tower_equals_transformers(make_parts, folder, variant):
     visual.set_attn_implementation("eager")
     want = visual(images.pixels, grid_thw=torch.tensor(images.grids)).pooler_output
     torch.testing.assert_close(see(visual, images.pixels, images.grids), want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_frozen_tower_sees_a_bundle_at_a_time(make_parts, folder, family, monkeypatch):
+    """Without gradients images go through in bundles of a shape; they come back in their own order."""
+    parts = make_parts("encoder=[]", *FAMILIES[family])
+    images = pack(samples_of(parts, folder, list(ROWS.values()))).looks["image"]
+    visual = parts.model.qwen.model.visual
+    monkeypatch.setattr(vision, "BUNDLE", (64, 64))
+    assert len(list(vision._bundles(images.grids, limit=64))) > 2
+    with torch.no_grad():
+        bundled = see(visual, images.pixels, images.grids)
+    torch.testing.assert_close(bundled, see(visual, images.pixels, images.grids), rtol=1e-4, atol=1e-5)

@@ -5,7 +5,9 @@ The weights and modules are transformers' own; only the walk over them is ours, 
 share one attention call, and the patch embedding is the same weights as a matrix product.
 """
 
+import math
 from collections import defaultdict
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -14,6 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 Grid = tuple[int, int, int]  # (frames, rows of patches, columns of patches)
+
+BUNDLE = (1024, 32768)  # patches that a frozen tower sees at a time, on a CPU and elsewhere
 
 
 class AttentionGroups:
@@ -98,6 +102,35 @@ def see(visual: Any, pixels: Tensor, grids: list[Grid]) -> Tensor:
     Returns:
         [sum of t * h * w / merge**2, hidden]: the merged embeddings, image after image.
     """
+    if torch.is_grad_enabled() or len(grids) == 1:
+        return _walk(visual, pixels, grids)
+    # Nothing is kept for a backward pass: equal images go together, no more of them than caches hold well.
+    patches = [math.prod(grid) for grid in grids]
+    parts = pixels.split(patches)
+    merged: list[Tensor] = [pixels] * len(grids)
+    for chosen in _bundles(grids, limit=BUNDLE[pixels.device.type != "cpu"]):
+        out = _walk(visual, torch.cat([parts[i] for i in chosen]), [grids[i] for i in chosen])
+        lengths = [patches[i] // visual.config.spatial_merge_size**2 for i in chosen]
+        for number, part in zip(chosen, out.split(lengths), strict=True):
+            merged[number] = part
+    return torch.cat(merged)
+
+
+def _bundles(grids: list[Grid], *, limit: int) -> Iterator[list[int]]:
+    """Numbers of images of about `limit` patches together, sorted by shape."""
+    bundle: list[int] = []
+    held = 0
+    for number in sorted(range(len(grids)), key=lambda i: grids[i]):
+        patches = math.prod(grids[number])
+        if bundle and held + patches > limit:
+            yield bundle
+            bundle, held = [], 0
+        bundle.append(number)
+        held += patches
+    yield bundle
+
+
+def _walk(visual: Any, pixels: Tensor, grids: list[Grid]) -> Tensor:
     config = visual.config
     merge = config.spatial_merge_size
     embedding: Tensor = visual.patch_embed.proj.weight
