@@ -27,7 +27,7 @@ test: setup  ## run the tests (minutes)
 test-all: setup  ## run all tests, slow ones too
 	$(BIN)/python -m pytest -n auto
 
-bench: setup  ## what two inner passes cost, in ratios
+bench: setup  ## what things cost, in ratios: outputs/bench.json
 	$(BIN)/python -m vpt.bench
 
 lint: setup  ## ruff and mypy

@@ -1,0 +1,114 @@
+"""The bench runs to its end, at sizes that say nothing."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from conftest import ROOT
+from vpt.bench import __main__ as bench
+from vpt.bench import answering, arithmetic, figures, loading, models, rows, seeing
+from vpt.bench.figures import Figure, median_ratio, worst
+from vpt.bench.memory import peak_bytes
+from vpt.bench.talks import Talk, batch_of
+
+FIGURES = {
+    "passes": {"shared_vs_plain", "full_vs_shared", "bottleneck_vs_plain", "zero_vs_plain"},
+    "rows": {"packed_vs_padded", "labelled_logits_memory"},
+    "arithmetic": {"step_vs_matmul", "growth", "growth.rows", "growth.length"},
+    "memory": {"checkpointing_time", "checkpointing_memory"},
+    "answering": {"decode_vs_transformers", "decode_vs_transformers.batch_1", "decode_vs_transformers.batch_8",
+                  "perceive_vs_prefill"},
+    "seeing": {"vision_tower", "cached_features"},
+    "loading": {"loader_wait"},
+}  # fmt: skip
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """The same measurements with small models, in one round."""
+    sizes = {"vocab_size": 128, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2,
+             "num_attention_heads": 2, "rope_scaling": {"type": "mrope", "mrope_section": [4, 2, 2]}}  # fmt: skip
+    monkeypatch.setattr(models, "LANGUAGE", {**models.LANGUAGE, **sizes})
+    monkeypatch.setattr(models, "BASE_DINO", models.SMALL_DINO)
+    monkeypatch.setattr(rows, "PUBLISHED_VOCABULARY", 1000)
+    monkeypatch.setattr(arithmetic, "MATMUL", 64)
+    monkeypatch.setattr(answering, "SIZES", ())
+    monkeypatch.setattr(answering, "NEW_TOKENS", 3)
+    monkeypatch.setattr(seeing, "IMAGES", 4)
+    monkeypatch.setattr(seeing, "TOWER_SIZES", {**seeing.TOWER_SIZES, "depth": 1, "embed_dim": 32})
+    for name, value in (("STEPS", 3), ("WARM_UP", 1)):
+        monkeypatch.setattr(loading, name, value)
+    once = figures.seconds
+    monkeypatch.setattr(figures, "ROUNDS", 1)
+    for module in (figures, sys.modules["vpt.bench.passes"], arithmetic):
+        monkeypatch.setattr(module, "seconds", lambda sides, rounds=1: once(sides, rounds=1))
+
+
+def test_every_group_is_tested():
+    assert list(FIGURES) == list(bench.GROUPS)
+
+
+@pytest.mark.parametrize("group", FIGURES)
+def test_runs_to_its_end(group, tiny, tmp_path, monkeypatch):
+    if group == "loading":
+        pytest.importorskip("easy_vqa")
+    out = tmp_path / "outputs" / "bench.json"
+    monkeypatch.setattr(sys, "argv", ["bench", group, "--out", str(out)])
+    bench.main()
+    written = json.loads(out.read_text())
+    assert {figure["name"] for figure in written} == FIGURES[group]
+    for figure in written:
+        assert set(figure) == {"name", "value", "bound", "better", "ok"}
+        assert figure["value"] > 0 or figure["name"] == "loader_wait"
+
+
+def test_figures_know_their_bounds():
+    assert Figure("a", 1.0, 1.0).ok
+    assert not Figure("a", 1.1, 1.0).ok
+    assert Figure("a", 1.0, 1.0, "higher").ok
+    assert not Figure("a", 0.9, 1.0, "higher").ok
+    whole, *parts = worst("a", {"x": 0.9, "y": 1.2}, bound=1.0, better="higher")
+    assert (whole.value, [part.name for part in parts]) == (0.9, ["a.x", "a.y"])
+    assert median_ratio([1.0, 4.0, 9.0], [1.0, 2.0, 3.0]) == 2.0
+
+
+def test_peak_memory_is_that_of_the_tensors():
+    def hold_two_of_three():
+        first = torch.zeros(1000, dtype=torch.uint8)
+        second = torch.zeros(2000, dtype=torch.uint8)
+        del first
+        return second + torch.zeros(1, dtype=torch.uint8)
+
+    assert 4000 <= peak_bytes(hold_two_of_three) <= 4400
+
+
+def test_rows_are_as_long_as_they_say(tiny):
+    """64 image, 40 question, 256 re-encoded, 30 answer tokens; a mix of 80 to 900; padding changes no loss."""
+    model = models.medium()
+    row = batch_of(model, [Talk(perceives=True)]).rows[0]
+    assert [block.length for block in row.blocks] == [64, 256]
+    mix = batch_of(model, rows.MIX)
+    lengths = [row.length for row in mix.rows]
+    assert 70 <= min(lengths) <= 90
+    assert 880 <= max(lengths) <= 920
+    padded = rows.pad(mix)
+    assert len(padded.input_ids) == len(lengths) * max(lengths)
+    with torch.no_grad():
+        torch.testing.assert_close(model(padded).nll, model(mix).nll, rtol=1e-5, atol=2e-6)
+        everywhere = rows.loss_of_all_logits(model, mix)
+        torch.testing.assert_close(everywhere, model(mix).loss_sum, rtol=1e-5, atol=1e-5)
+
+
+def test_no_need_of_hydra():
+    """The bench is imported where only torch and transformers are, and says what it cannot measure."""
+    hide = "import sys; [sys.modules.__setitem__(name, None) for name in ('hydra', 'omegaconf', 'wandb')]; "
+    code = hide + (
+        "from vpt.bench import __main__ as bench, passes, rows, arithmetic, memory; print(bench.measure(['loading']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "loading: not measured, omegaconf is missing" in done.stdout + done.stderr
+    assert done.stdout.endswith("[]\n")

@@ -1,0 +1,28 @@
+"""Whether a training step of the demo waits for its data."""
+
+import contextlib
+import io
+import json
+import statistics
+import tempfile
+from pathlib import Path
+
+from vpt.bench.composed import composed
+from vpt.bench.figures import Figure
+from vpt.training.loop import Trainer
+
+STEPS, WARM_UP = 30, 10  # workers start, and have to get ahead
+
+
+def measure() -> list[Figure]:
+    """The share of the time of a demo step in which the loop waits for its batch."""
+    config = composed(
+        "+experiment=demo", f"training.steps={STEPS}", "training.log_every=1", "training.eval_every=0",
+        f"training.checkpoint_every={STEPS}",
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stderr(io.StringIO()):
+            Trainer(config, Path(folder)).fit()
+        lines = (Path(folder) / "metrics.jsonl").read_text().splitlines()
+    shares = [json.loads(line)["perf/share_waiting_for_data"] for line in lines[WARM_UP:]]
+    return [Figure("loader_wait", statistics.mean(shares), 0.05)]

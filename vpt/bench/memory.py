@@ -1,0 +1,41 @@
+"""How much memory a call takes at its peak, and what recomputing activations saves and costs."""
+
+from itertools import accumulate
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from vpt.bench.figures import Figure, Side, ratio
+from vpt.bench.models import medium
+from vpt.bench.passes import walked
+from vpt.bench.talks import Talk, batch_of
+from vpt.model import InnerPasses
+
+
+def peak_bytes(side: Side) -> int:
+    """The most that is allocated at once during a call, beyond what was before it.
+
+    On a CPU as torch's profiler counts every allocation, so that what an allocator keeps for later does not matter.
+    """
+    if torch.cuda.is_available():
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        side()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        side()
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]  # type: ignore[union-attr]
+    changes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    return max(accumulate(changes, initial=0))
+
+
+def measure() -> list[Figure]:
+    """A step that recomputes the activations of its decoder layers / one that keeps them: time, and memory."""
+    model = medium()
+    batch = batch_of(model, [Talk(perceives=True)])
+    kept, recomputed = (walked(model, batch, InnerPasses(checkpointing=choice)) for choice in (False, True))
+    return [
+        Figure("checkpointing_time", ratio(recomputed, kept), 1.4),  # one more forward pass: 4/3
+        Figure("checkpointing_memory", peak_bytes(recomputed) / peak_bytes(kept), 0.8),
+    ]

@@ -1,0 +1,77 @@
+"""What rows of different lengths and their logits cost."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from vpt.batch import IGNORE, Batch
+from vpt.bench.figures import Figure, ratio, training_step
+from vpt.bench.memory import peak_bytes
+from vpt.bench.models import medium
+from vpt.bench.talks import Talk, batch_of
+from vpt.inner_forward import StageCache
+from vpt.model import VPTModel
+
+# Of five rows two plain, two that re-encode, one with a region: 80 to 900 tokens, as near as five come to 35:35:30.
+MIX = (
+    Talk(image=(4, 4), question=36, answer=16),
+    Talk(image=(6, 8), question=40, answer=24),
+    Talk(image=(4, 6), question=24, perceives=True, answer=16),
+    Talk(perceives=True),
+    Talk(image=(20, 20), question=80, crop=(18, 18), answer=70),
+)
+PUBLISHED_VOCABULARY = 152_064
+
+
+def measure() -> list[Figure]:
+    """Packed against padded, labelled against all logits."""
+    return [packed_vs_padded(), labelled_logits_memory()]
+
+
+def packed_vs_padded() -> Figure:
+    """A step over rows packed / over the same rows, each filled up to the longest with tokens that carry no loss."""
+    model = medium()
+    packed = batch_of(model, MIX)
+    padded = pad(packed)
+    sides = [training_step(model, lambda batch=batch: model(batch).loss_sum) for batch in (packed, padded)]  # type: ignore[misc]
+    return Figure("packed_vs_padded", ratio(*sides), 0.6)
+
+
+def pad(batch: Batch) -> Batch:
+    """Every row as long as the longest: text without loss at its end."""
+    longest = max(row.length for row in batch.rows)
+    fills = [longest - row.length for row in batch.rows]
+    ends = [row.start + row.length for row in batch.rows]
+
+    def filled(values: Tensor, with_: int) -> Tensor:
+        parts = [
+            F.pad(values[..., end - row.length : end], (0, fill), value=with_)
+            for row, end, fill in zip(batch.rows, ends, fills, strict=True)
+        ]
+        return torch.cat(parts, dim=-1)
+
+    rows = [replace(row, length=longest, start=number * longest) for number, row in enumerate(batch.rows)]
+    return Batch(
+        filled(batch.input_ids, 0), filled(batch.labels, IGNORE), filled(batch.positions, 0), rows, batch.looks
+    )
+
+
+def labelled_logits_memory() -> Figure:
+    """Memory that a step takes on top of the weights, at its peak: logits where there is a label / everywhere."""
+    model = medium(vocabulary=PUBLISHED_VOCABULARY)
+    batch = batch_of(model, [Talk(perceives=True)] * 2)
+    labelled = peak_bytes(training_step(model, lambda: model(batch).loss_sum))
+    everywhere = peak_bytes(training_step(model, lambda: loss_of_all_logits(model, batch)))
+    return Figure("labelled_logits_memory", labelled / everywhere, 0.5)
+
+
+def loss_of_all_logits(model: VPTModel, batch: Batch) -> Tensor:
+    """The same loss from logits at every position, as language models commonly compute it."""
+    targets = torch.roll(batch.labels, -1)
+    targets[[row.start + row.length - 1 for row in batch.rows]] = IGNORE
+    walk = model.plan(batch)
+    hidden, _ = model.walk(batch, walk, model.project(model.look(batch.looks), batch), StageCache())
+    logits = model.logits(hidden[walk.final])
+    return F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum")
