@@ -53,9 +53,7 @@ def test_stopped_by_hand_it_goes_on(runs):
         env=environment,
     )  # fmt: skip
     path = run / "eval" / "stopped" / "predictions.jsonl"
-    for _ in range(2400):
-        if path.exists() and path.read_text().count("\n") >= 8:
-            break
+    while not path.exists() or path.read_text().count("\n") < 8:
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
@@ -187,7 +185,6 @@ def test_records_say_what_is_right_and_where(folder):
 
 def test_what_a_record_asks_for():
     """Regions in tokens or in numbers, re-encodings; a further image that nobody asked for is none of them."""
-    tokens = {"dino": "detection", "sam": "seg"}
     by_name = [parse_record(raw, where="", encoder_tokens=TOKENS) for raw in mixed_records()]
     found = [asked_kinds(record, TOKENS) for record in by_name]
     assert found == [
@@ -198,4 +195,4 @@ def test_what_a_record_asks_for():
              {"role": "assistant", "content": "so?"}, {"role": "user", "content": "<image>"}]  # fmt: skip
     raw = conversation("0.png", turns)
     raw["images"] = ["0.png"] * 3
-    assert asked_kinds(parse_record(raw, where="", encoder_tokens=tokens), tokens) == ["region"]
+    assert asked_kinds(parse_record(raw, where="", encoder_tokens=TOKENS), TOKENS) == ["region"]
