@@ -11,7 +11,7 @@ from conftest import REGION_TURNS, ROOT, action_turns, compose_config, compose_e
 from vpt.build import build
 from vpt.config import TrainConfig
 from vpt.evaluation.run import evaluate_checkpoint
-from vpt.freeze import locate
+from vpt.freeze import RE_ENCODER, locate
 from vpt.training.run import train
 
 CONF = ROOT / "conf"
@@ -143,7 +143,7 @@ def test_full_sizes_are_accepted_by_transformers():
     config = compose_config(f"encoder=[{','.join(ENCODERS)}]")
     for name, encoder in config.encoder.items():
         assert set(encoder.sizes) == {"full", "tiny"}
-        locate(encoder.target, name)
+        locate(encoder.target, name, RE_ENCODER)
         for size in encoder.sizes.values():
             if size.config:
                 made = classes[name](**size.config)

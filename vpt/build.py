@@ -29,7 +29,7 @@ from vpt.data.template import Template
 from vpt.encoders.base import BuildContext, ReEncoder
 from vpt.encoders.views import TowerView
 from vpt.errors import ConfigError
-from vpt.freeze import locate
+from vpt.freeze import RE_ENCODER, locate
 from vpt.lora import inject
 from vpt.model import InnerPasses, VPTModel
 from vpt.released import ReleasedCheckpoint
@@ -199,7 +199,7 @@ def build_encoders(
         context = BuildContext(name, qwen.config.text_config.hidden_size, tower_view, config.model.projector_scale)
         weights = settings.path or size.weights
         arguments = deepcopy(size.config if sizes is None else sizes.encoders.get(name, {}))
-        target = locate(settings.target, f"encoder.{name}.target")
+        target = locate(settings.target, f"encoder.{name}.target", RE_ENCODER)
         make = partial(target.build, context, config=arguments, **{**size.options, **settings.options})  # type: ignore[attr-defined]
         source = weights if sizes is None else None
         encoder: ReEncoder = load(source, f"encoder.{name}.path", partial(_with_weights, make))

@@ -77,17 +77,18 @@ class MaskingConfig:
 class ImageConfig:
     max_side: int = bounded(512, low=1)
     resample: str = choice("nearest", "bilinear", "bicubic", "lanczos")
-    min_pixels: int = 56 * 56
-    max_pixels: int = 28 * 28 * 1280
-    refuse_above: int = 100_000_000
+    min_pixels: int = bounded(56 * 56, low=1)
+    max_pixels: int = bounded(28 * 28 * 1280, low=1)
+    refuse_above: int = bounded(100_000_000, low=1)  # pixels of a file, before anything of it is decoded
+    upright: bool = False  # turn images as their EXIF data say; boxes and crops then count in turned pixels
 
 
 @dataclass
 class VideoConfig:
     fps: float = bounded(2.0, low=0.001)  # frames looked at in a second of video, evenly spread
     max_frames: int = bounded(16, low=1)
-    min_pixels: int = 56 * 56  # of a frame
-    max_pixels: int = 28 * 28 * 128
+    min_pixels: int = bounded(56 * 56, low=1)  # of a frame
+    max_pixels: int = bounded(28 * 28 * 128, low=1)
 
 
 @dataclass
@@ -123,7 +124,7 @@ class DataConfig:
 class OptimConfig:
     lr: float = bounded(2e-5)
     weight_decay: float = bounded(0.0)
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])  # two, each from 0 to below 1
     eps: float = bounded(1e-8)
     warmup: float = bounded(0.03, high=1.0)  # share of the steps
     final_lr: float = bounded(0.0, high=1.0)  # share of lr that the cosine ends at

@@ -29,10 +29,11 @@ from vpt.config import DataConfig
 from vpt.data.images import ImageFolder
 from vpt.data.references import ImageRef, Reference
 from vpt.encoders.base import Look, View
+from vpt.errors import DataError
 from vpt.model import VPTModel
 from vpt.vision import Grid
 
-FORMAT = "1"  # of the entries, and of how their names are made
+FORMAT = "2"  # of the entries, and of how their names are made
 SUFFIX = ".safetensors"
 STALE = 3600  # seconds after which an unfinished file has been given up by its writer
 LOOSE = 16  # the folder is measured once a process has written a LOOSE-th of its limit
@@ -80,11 +81,11 @@ class FeatureStore:
         if view.name not in self.stamps or type(reference) is not ImageRef:  # a video, or as many tokens as another
             return None
         try:
-            content = (folder.root / reference.path).read_bytes()
-        except OSError:
+            content = folder.locate(reference, "").read_bytes()
+        except (OSError, DataError):
             return None  # opening the image will say what is wrong
         done = (FORMAT, self.stamps[view.name], repr(view), reference.crop, reference.turn, folder.max_side,
-                folder.resample)  # fmt: skip
+                folder.resample, folder.upright)  # fmt: skip
         return blake2b(repr(done).encode() + content, digest_size=20).hexdigest()
 
     def get(self, key: str) -> Look | None:

@@ -3,6 +3,7 @@
 import difflib
 import importlib
 import inspect
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass, replace
 from importlib.util import find_spec
@@ -23,6 +24,10 @@ from vpt.config import (
     TrainConfig,
 )
 from vpt.errors import ConfigError
+
+# What a `target` must be
+SOURCE, RE_ENCODER = "vpt.data.sources.Source", "vpt.encoders.base.ReEncoder"
+METRIC, CONTROL = "vpt.evaluation.metrics.base.Metric", "vpt.evaluation.controls.base.Control"
 
 Schema = TypeVar("Schema", bound=TrainConfig | EvalConfig | AskConfig)
 
@@ -109,12 +114,24 @@ def _check_values(config: Any, prefix: str) -> None:
             raise ConfigError(f"{path}={value} is not one of {', '.join(choices)}{nearest(str(value), list(choices))}")
         if limits and not limits[0] <= value <= limits[1]:
             raise ConfigError(f"{path}={value} must lie between {limits[0]} and {limits[1]}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{path}={value} is no number to work with")
+        if isinstance(value, list):
+            _check_items(value, get_args(get_type_hints(type(config))[item.name]), path)
         if is_dataclass(value):
             _check_values(value, f"{path}.")
         elif isinstance(value, dict):
             for name, entry in value.items():
                 if is_dataclass(entry):
                     _check_values(entry, f"{path}.{name}.")
+
+
+def _check_items(values: list[Any], expected: tuple[Any, ...], path: str) -> None:
+    """OmegaConf lets a list or a dictionary stand among texts. Of `list[X] | None`, X counts."""
+    kinds = tuple(kind for entry in expected for kind in (get_args(entry) or (entry,)))
+    for value in values:
+        if not isinstance(value, kinds):
+            raise ConfigError(f"{path} is a list of {kinds[0].__name__}, {value!r} is none")
 
 
 def validate(config: TrainConfig) -> None:
@@ -134,12 +151,13 @@ def validate(config: TrainConfig) -> None:
                 f"data.actions.{kind} asks for a kind of perception that this model lacks; it has {', '.join(kinds)}"
                 f"{nearest(kind, kinds)}"
             )
+    _check_numbers(config)
     _check_action(config.generation, config)
     for name, encoder in config.encoder.items():
         _check_encoder(name, encoder)
     for split in ("train", "test"):
         for name, source in getattr(config.data, split).items():
-            check_arguments(f"data.{split}.{name}", source, given=("context",))
+            check_arguments(f"data.{split}.{name}", source, SOURCE, given=("context",))
     if config.data.plain_looks and config.data.perception:
         raise ConfigError("data.plain_looks=true takes the place of perception; type data.perception=false with it")
     metrics_of(config.data)
@@ -151,6 +169,17 @@ def validate(config: TrainConfig) -> None:
         raise ConfigError(f"model.lora.rank={config.model.lora.rank} needs the package peft; type: pip install peft")
     for path in (config.model.path, *(encoder.path for encoder in config.encoder.values())):
         check_folder_or_hub(path)
+
+
+def _check_numbers(config: TrainConfig) -> None:
+    """Numbers that only make sense together."""
+    if len(config.optim.betas) != 2 or not all(0 <= beta < 1 for beta in config.optim.betas):
+        raise ConfigError(f"optim.betas={config.optim.betas} must be two numbers, each from 0 to below 1")
+    for name, limits in (("image", config.data.image), ("video", config.data.video)):
+        if limits.min_pixels > limits.max_pixels:
+            raise ConfigError(
+                f"data.{name}.min_pixels={limits.min_pixels} is above data.{name}.max_pixels={limits.max_pixels}"
+            )
 
 
 def kinds_of(config: TrainConfig) -> list[str]:
@@ -196,17 +225,17 @@ def _check_encoder(name: str, encoder: EncoderConfig) -> None:
     if encoder.size not in encoder.sizes:
         raise ConfigError(f"encoder.{name}.size={encoder.size} is not one of its sizes, {', '.join(encoder.sizes)}")
     check_arguments(
-        f"encoder.{name}", encoder, given=("context", "config", "weights"),
+        f"encoder.{name}", encoder, RE_ENCODER, given=("context", "config", "weights"),
         more=encoder.sizes[encoder.size].options, method="build",
     )  # fmt: skip
 
 
 def check_arguments(
-    path: str, node: EncoderConfig | SourceConfig | ControlConfig, *, given: tuple[str, ...],
+    path: str, node: EncoderConfig | SourceConfig | ControlConfig, contract: str, *, given: tuple[str, ...],
     more: Mapping[str, Any] | None = None, method: str | None = None,
 ) -> None:  # fmt: skip
     """Bind a node's `options` to what its `target` takes, so that a typo in them is found before anything is built."""
-    target = locate(node.target, f"{path}.target")
+    target = locate(node.target, f"{path}.target", contract)
     parameters = inspect.signature(getattr(target, method) if method else target).parameters
     allowed = [name for name in parameters if name not in given]
     for key in {**node.options, **(more or {})}:
@@ -217,10 +246,20 @@ def check_arguments(
             )
 
 
-def locate(target: str, path: str) -> type:
-    """The class that a dotted name stands for."""
+def locate(target: str, path: str, contract: str) -> Any:
+    """The class that a dotted name stands for. Raises ConfigError unless it is a `contract`, another dotted name."""
+    found, expected = _imported(target), _imported(contract)
+    if not isinstance(found, type):
+        raise ConfigError(f"{path}={target} is not an importable class")
+    if not issubclass(found, expected) or inspect.isabstract(found):
+        raise ConfigError(f"{path}={target} is not a {expected.__name__} ({expected.__module__})")
+    return found
+
+
+def _imported(target: str) -> Any:
+    """What a dotted name stands for, or None."""
     module, _, name = target.rpartition(".")
     try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError):
-        raise ConfigError(f"{path}={target} is not an importable class") from None
+        return getattr(importlib.import_module(module), name, None)
+    except (ImportError, TypeError, ValueError):
+        return None

@@ -11,10 +11,9 @@ from vpt.tokens import REGION_END, REGION_START
 
 Box = tuple[float, float, float, float]
 
-_REGION = re.compile(
-    re.escape(REGION_START) + r"<\|x_(\d+)\|><\|y_(\d+)\|><\|x_(\d+)\|><\|y_(\d+)\|>" + re.escape(REGION_END)
-)
-_NUMBERS = re.compile(r"\s*\[(\d+), ?(\d+), ?(\d+), ?(\d+)\]\s*")
+_CORNER = r"<\|x_(\d{1,4})\|><\|y_(\d{1,4})\|>"
+_REGION = re.compile(re.escape(REGION_START) + 2 * _CORNER + re.escape(REGION_END))
+_NUMBERS = re.compile(r"\s*\[(\d{1,4}), ?(\d{1,4}), ?(\d{1,4}), ?(\d{1,4})\]\s*")
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """One question about one image: `parts.ask("a.png", "What colour is it?")`."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -139,7 +139,8 @@ def read_question(config: TrainConfig, image: Path, question: str, sentence: str
     if not image.is_file():
         raise DataError(f"image {image} does not exist")
     path = image.resolve()
-    folder, reference, where = image_folder(path.parent, config.data), ImageRef(path.name), str(image)
+    folder = replace(image_folder(path.parent, config.data), upright=True)  # a photograph, as its viewer sees it
+    reference, where = ImageRef(path.name), str(image)
     messages = (
         Message("system", SYSTEM_PROMPT),
         Message("user", f"<image>\n{question.strip()} {sentence}".rstrip()),

@@ -9,8 +9,8 @@ from vpt.config import DataConfig, SourceConfig, TrainConfig
 from vpt.data.images import ImageFolder
 from vpt.data.sources import Source, SourceContext
 from vpt.data.videos import FrameSampling
-from vpt.errors import DataError
-from vpt.freeze import locate
+from vpt.errors import ConfigError, DataError
+from vpt.freeze import SOURCE, locate
 from vpt.masking import Masking
 
 
@@ -31,17 +31,23 @@ def build_sources(
     )
     if not nodes:
         raise DataError(f"data.{split} names no source; type data=easy_vqa or data=vpt")
-    sources: list[Source] = [
-        locate(node.target, f"data.{split}.{name}.target")(context, **node.options) for name, node in nodes.items()
-    ]
+    sources = [_source(node, context, f"data.{split}.{name}") for name, node in nodes.items()]
     return sources, [image_folder(source.root, data, source.draw) for source in sources]
+
+
+def _source(node: SourceConfig, context: SourceContext, key: str) -> Source:
+    kind = locate(node.target, f"{key}.target", SOURCE)
+    try:
+        return kind(context, **node.options)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{key}.options={node.options} do not suit {node.target}: {error}") from error
 
 
 def image_folder(root: Path, data: DataConfig, draw: Callable[[str], Image.Image] | None = None) -> ImageFolder:
     """Images below `root`, or those that `draw` makes, with the limits of `data.image` and `data.video`."""
     image, video = data.image, data.video
     sampling = FrameSampling(video.fps, video.max_frames)
-    return ImageFolder(root, image.max_side, image.resample, image.refuse_above, sampling, draw)
+    return ImageFolder(root, image.max_side, image.resample, image.refuse_above, sampling, draw, image.upright)
 
 
 def build_masking(config: TrainConfig) -> Masking:

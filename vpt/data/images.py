@@ -1,15 +1,22 @@
 """Opening images and videos: below one root, cropped, limited in size, with errors that name the record."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+import numpy as np
+from PIL import Image, ImageOps
 
 from vpt.data.references import ImageRef, VideoRef
 from vpt.data.videos import SUFFIXES, Footage, FrameSampling, VideoFile
 from vpt.encoders.views import RESAMPLING
 from vpt.errors import DataError
+
+# What images are stored in. Pillow knows more, among them PostScript, which it has another program run.
+Image.init()
+FORMATS = {"AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP"} & Image.OPEN.keys()
+FLATTEST = 200  # times as long as wide: what Qwen's image processor still takes
 
 
 @dataclass(frozen=True)
@@ -22,6 +29,8 @@ class ImageFolder:
         max_pixels: larger files are refused before they are decoded.
         sampling: which frames of a video are looked at.
         draw: makes the images instead of reading files, for a source that has none.
+        upright: turn images as their EXIF data say, as viewers show them. Boxes and crops of public data sets count in
+            pixels as they are stored.
     """
 
     root: Path
@@ -30,6 +39,7 @@ class ImageFolder:
     max_pixels: int = 100_000_000
     sampling: FrameSampling = field(default_factory=FrameSampling)
     draw: Callable[[str], Image.Image] | None = None
+    upright: bool = False
 
     def load(self, reference: ImageRef, *, where: str) -> Image.Image:
         """The RGB image. Raises DataError with `where`, the path, and what to do."""
@@ -43,18 +53,21 @@ class ImageFolder:
         """The whole file at full resolution, before any crop; of a video file, its middle frame."""
         if self.draw is not None:
             return turned(self.draw(reference.path), reference.turn)
-        path = self._path(reference, where)
+        path = self.locate(reference, where)
         if path.suffix.lower() in SUFFIXES:
             return turned(VideoFile(path, where=where, max_pixels=self.max_pixels).middle(), reference.turn)
         try:
-            with Image.open(path) as image:
+            with Image.open(path, formats=[*FORMATS]) as image:
                 width, height = image.size
                 if width * height > self.max_pixels or not width * height:
-                    raise DataError(f"{where}: {path} has {width}x{height} pixels, allowed are 1 to {self.max_pixels}")
-                return turned(image.convert("RGB"), reference.turn)
-        except FileNotFoundError:
-            raise DataError(f"{where}: image {path} does not exist; is data.root={self.root} right?") from None
-        except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
+                    raise DataError(
+                        f"{where}: {path} has {width}x{height} pixels, allowed are 1 to {self.max_pixels}; replace it, "
+                        "or raise data.image.refuse_above"
+                    )
+                return turned(in_colour(ImageOps.exif_transpose(image) if self.upright else image), reference.turn)
+        except DataError:
+            raise
+        except Exception as error:  # decoders of broken files raise whatever comes to them
             raise DataError(
                 f"{where}: image {path} cannot be read ({error}); replace it or remove the record"
             ) from None
@@ -62,7 +75,7 @@ class ImageFolder:
     def watch(self, video: VideoRef, *, where: str) -> Footage:
         """The sampled frames, limited in size, all of them as large as the first. Raises DataError as `load` does."""
         if video.fps is None:
-            file = VideoFile(self._path(video.frames[0], where), where=where, max_pixels=self.max_pixels)
+            file = VideoFile(self.locate(video.frames[0], where), where=where, max_pixels=self.max_pixels)
             numbers, fps = self.sampling.choose(file.total, file.rate)
             frames = [self.limit(frame) for frame in file.frames(numbers)]
         else:
@@ -71,19 +84,40 @@ class ImageFolder:
         first = frames[0].size
         return Footage([f if f.size == first else f.resize(first, RESAMPLING["bicubic"]) for f in frames], fps)
 
-    def _path(self, reference: ImageRef, where: str) -> Path:
+    def locate(self, reference: ImageRef, where: str) -> Path:
+        """The file. Raises DataError where there is none, or where it lies outside the root."""
         path = self.root / reference.path
-        if not path.resolve().is_relative_to(self.root.resolve()):
+        try:
+            inside, found = path.resolve().is_relative_to(self.root.resolve()), path.is_file()
+        except (OSError, RuntimeError, ValueError) as error:  # a name too long, links in a circle, a NUL
+            raise DataError(
+                f"{where}: {str(path)!r} is no path of a file ({error}); mend or remove the record"
+            ) from None
+        if not inside:
             raise DataError(f"{where}: {path} is a link that leaves {self.root}; copy the file below data.root")
+        if not found:
+            raise DataError(f"{where}: file {path} does not exist; is data.root={self.root} right?")
         return path
 
     def limit(self, image: Image.Image) -> Image.Image:
-        """The image with its long side at most `max_side`."""
-        longest = max(image.size)
-        if longest <= self.max_side:
-            return image
-        width, height = (max(1, round(extent * self.max_side / longest)) for extent in image.size)
-        return image.resize((width, height), RESAMPLING[self.resample])
+        """The image with its long side at most `max_side`, its short side at least a `FLATTEST`-th of that."""
+        longest = min(max(image.size), self.max_side)
+        scale = longest / max(image.size)
+        width, height = (max(round(extent * scale), math.ceil(longest / FLATTEST)) for extent in image.size)
+        return image if (width, height) == image.size else image.resize((width, height), RESAMPLING[self.resample])
+
+
+def in_colour(image: Image.Image) -> Image.Image:
+    """The first frame as RGB: what is transparent becomes white, as Qwen has it, and 16 bits of grey become 8."""
+    if image.mode.startswith("I;16"):
+        wide = np.asarray(image).astype(np.uint16)  # of either byte order
+        return Image.fromarray((wide >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise ValueError(f"numbers of mode {image.mode} have no known range; store 8 or 16 bits")
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 
 
 _TURNS = (None, *Image.Transpose)

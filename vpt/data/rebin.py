@@ -40,6 +40,8 @@ def rebin(record: Record, encoder_tokens: Mapping[str, str], folder: ImageFolder
             "data.perception=false"
         )
     for number, region in named.items():
+        if max(region.x1, region.y1) >= written:
+            raise DataError(f"{record.where}: message {number} names {region}, the grid has {written}x{written} cells")
         (source, shown), *_ = turns[number + 1].shows
         if not isinstance(shown, ImageRef):
             raise DataError(f"{record.where}: message {number} names a region, and a video follows, not its crop")

@@ -14,12 +14,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vpt.batch import TOWER
-from vpt.data.references import ImageRef, Pixels, Reference, VideoRef
+from vpt.data.references import ImageRef, Pixels, Reference, VideoRef, check_text
 from vpt.errors import DataError
 
 SYSTEM_PROMPT = "You are a helpful assistant."
 ROLES = ("system", "user", "assistant")
 VIDEO = "<video>"
+MOST = 1 << 31  # pixels along a side
 # The group is the spelling of a re-encoder; images and videos that Qwen's tower sees have none.
 PLACEHOLDER = re.compile(r"<(?:(?:([a-z0-9]+)_)?image|video)>")
 
@@ -106,7 +107,7 @@ def _box(box: Any, where: str) -> Pixels | None:
     if box is None:
         return None
     numbers = isinstance(box, list) and len(box) == 4 and all(type(edge) in (int, float) for edge in box)
-    if not numbers or not (0 <= box[0] < box[2] and 0 <= box[1] < box[3]):
+    if not numbers or not (0 <= box[0] < box[2] < MOST and 0 <= box[1] < box[3] < MOST):
         raise DataError(f"{where}: `box` must be [x0, y0, x1, y1] in pixels, x0 < x1 and y0 < y1, not {box}")
     return tuple(box)  # type: ignore[return-value]  # of length 4
 
@@ -122,6 +123,7 @@ def _accepted(answers: Any, where: str) -> tuple[str, ...]:
 def _message(item: Any, where: str) -> Message:
     if not isinstance(item, dict) or item.get("role") not in ROLES or not isinstance(item.get("content"), str):
         raise DataError(f"{where}: needs a `role` out of {', '.join(ROLES)} and a `content` that is text")
+    check_text(item["content"], where)
     return Message(item["role"], item["content"])
 
 

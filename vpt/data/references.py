@@ -1,6 +1,5 @@
 """What records name: images, crops of images, and videos, by paths below the data root."""
 
-import math
 import re
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -8,9 +7,10 @@ from typing import Any
 
 from vpt.errors import DataError
 
-_CROP = re.compile(r"^(?P<path>.*)_(?P<box>\d+,\d+,\d+,\d+)$")
+_CROP = re.compile(r"^(?P<path>.*)_(?P<box>\d{1,9},\d{1,9},\d{1,9},\d{1,9})$", re.DOTALL)
 
 Pixels = tuple[int, int, int, int]
+FRAME_RATES = 0.001, 1000  # the least and the most that a record may claim
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ class ImageRef:
         path = PurePosixPath(reference.path)
         if path.is_absolute() or ".." in path.parts:
             raise DataError(f"{where}: path {reference.path!r} leaves data.root; give paths below data.root")
+        check_text(reference.path, f"{where}: path {reference.path!r}")
         return reference
 
     @property
@@ -72,8 +73,9 @@ class VideoRef:
         frames, fps = value["frames"], value["fps"]
         if not isinstance(frames, list) or not frames or not all(isinstance(path, str) for path in frames):
             raise DataError(f"{where}: `frames` must be a list of paths with at least one entry")
-        if isinstance(fps, bool) or not isinstance(fps, int | float) or not 0 < fps < math.inf:
-            raise DataError(f"{where}: `fps` is {fps!r}; it must be a number above 0, the frames in a second")
+        low, high = FRAME_RATES
+        if isinstance(fps, bool) or not isinstance(fps, int | float) or not low <= fps <= high:
+            raise DataError(f"{where}: `fps` is {fps!r}; it must be the frames in a second, from {low} to {high}")
         return cls(tuple(ImageRef.read(path, where) for path in frames), float(fps))
 
     @property
@@ -89,6 +91,14 @@ class VideoRef:
 
     def __str__(self) -> str:
         return f"video {self.as_json()}"
+
+
+def check_text(text: str, what: str) -> None:
+    r"""Raise DataError for text that cannot be written: half of a pair of surrogates, as JSON's \ud800 spells it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{what} holds half a character at {error.start}, no Unicode text; write it again") from None
 
 
 Reference = ImageRef | VideoRef

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter, OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -23,6 +23,8 @@ from vpt.positions import GridSpan, PerceivedPositions, PositionKind, row_positi
 
 if TYPE_CHECKING:
     from vpt.features import FeatureStore
+
+LONGEST_TOKEN = 256  # characters; the longest of Qwen's vocabulary has 128, and normalisation may shorten text
 
 LookKey = tuple[str, str]  # root and reference of an image: the same key is the same pixels
 
@@ -137,6 +139,7 @@ class SampleEncoder:
 
     def encode(self, record: Record, folder: ImageFolder) -> Sample:
         """A whole conversation, for training. Raises DataError with the record's name."""
+        self._check_size(record.messages, record.where)
         looks = self.look(record.images, folder, where=record.where)
         draft = Draft()
         self.template.write(draft, record.messages, _tokens(looks))
@@ -147,6 +150,7 @@ class SampleEncoder:
         """The first `turns` user turns and all before them, up to where the assistant speaks."""
         users = [i for i, message in enumerate(record.messages) if message.role == "user"]
         messages = record.messages[: users[turns - 1] + 1]
+        self._check_size(messages, record.where)
         images = self._images_within(record, messages)
         looks = self.look(images, folder, where=record.where)
         draft = Draft()
@@ -158,6 +162,15 @@ class SampleEncoder:
                 f"raise data.max_length, or shorten the question"
             )
         return self.finish(draft, looks, record)
+
+    def _check_size(self, messages: Sequence[Message], where: str) -> None:
+        """Refuse text that no cut could make fit before it costs minutes to encode."""
+        size, most = sum(len(message.content) for message in messages), self.max_length * LONGEST_TOKEN
+        if size > most:
+            raise DataError(
+                f"{where}: its text has {size:,} characters, data.max_length={self.max_length} tokens hold {most:,} at "
+                "the very most; shorten or remove it"
+            )
 
     def look(
         self, images: Mapping[str, tuple[Reference, ...]], folder: ImageFolder, *, where: str

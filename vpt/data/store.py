@@ -96,7 +96,7 @@ def _spans_of_lines(path: Path, name: Path) -> Iterator[tuple[int, int, int]]:
             if line.strip():
                 try:
                     json.loads(line)
-                except ValueError as error:  # JSON or UTF-8
+                except (ValueError, RecursionError) as error:  # JSON, UTF-8, numbers too long; lists in lists
                     raise DataError(f"{name}:{number}: not valid JSON: {error}") from None
                 yield position, position + len(line), number if name.suffix != ".parquet" else number - 1
             position += len(line)
@@ -144,6 +144,8 @@ class _ListReader:
             except json.JSONDecodeError as error:
                 if not self._more():
                     raise self._broken(error.msg) from None
+            except (ValueError, RecursionError) as error:  # a number too long; lists in lists
+                raise self._broken(str(error)) from None
         start = self._byte
         self._go(end - self._at)
         return start, self._byte

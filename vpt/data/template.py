@@ -34,11 +34,17 @@ class PlainText:
         self._recent: dict[str, list[int]] = {}  # templates and questions repeat themselves
 
     def __call__(self, text: str) -> list[int]:
+        if len(text) > 1000:
+            return self._encode(text)
         if text not in self._recent:
             if len(self._recent) > 10_000:
                 self._recent.clear()
-            self._recent[text] = self._tokenizer.encode(text, add_special_tokens=False).ids
+            self._recent[text] = self._encode(text)
         return self._recent[text]
+
+    def _encode(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
 
 
 @dataclass

@@ -32,10 +32,10 @@ class RecordFile(Source):
         """
         if context.root is None:
             raise DataError("data.root is not set; type data.root=FOLDER, the folder that holds the record files")
-        self.context, self.root = context, context.root / images
+        self.context, self.root = context, _below(context.root, images)
         self._folder, self._serving = ImageFolder(self.root), reencode_as
         paths = [path] if isinstance(path, str) else path
-        self._stores = [_open(context.root / name, context.root) for name in paths]
+        self._stores = [_open(context.root, name) for name in paths]
         self._ends = list(accumulate(len(store) for store in self._stores))
         self._count = self._ends[-1] if first is None else min(first, self._ends[-1])
 
@@ -56,7 +56,15 @@ class RecordFile(Source):
         return context.settle(record)
 
 
-def _open(path: Path, root: Path) -> RecordStore:
+def _below(root: Path, name: str) -> Path:
+    path = root / name
+    if not path.resolve().is_relative_to(root.resolve()):
+        raise DataError(f"{path} leaves data.root={root}; give paths below it, and copy what a link points to")
+    return path
+
+
+def _open(root: Path, name: str) -> RecordStore:
+    path = _below(root, name)
     if not path.is_file():
         raise DataError(f"record file {path} does not exist; check data.root={root}")
     return RecordStore(path)

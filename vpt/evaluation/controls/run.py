@@ -15,7 +15,7 @@ from vpt.evaluation.questions import Question
 from vpt.evaluation.runner import predict
 from vpt.evaluation.statistics import Estimate, Ratio, difference, mcnemar
 from vpt.evaluation.summary import Metrics, score
-from vpt.freeze import check_arguments, locate
+from vpt.freeze import CONTROL, check_arguments, locate
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,7 @@ def check_controls(nodes: Mapping[str, ControlConfig]) -> None:
     """Find what is wrong with them before a model is loaded. Raises ConfigError."""
     for name, node in nodes.items():
         key = f"controls.{name}"
-        if not issubclass(locate(node.target, f"{key}.target"), Control):
-            raise ConfigError(f"{key}.target={node.target} is not a Control (vpt/evaluation/controls)")
-        check_arguments(key, node, given=("setting",))
+        check_arguments(key, node, CONTROL, given=("setting",))
     if nodes:
         require("scipy.stats", "metrics", "comparing with controls")
 
@@ -74,7 +72,7 @@ def run_controls(
     setting = Setting(parts, config, asked, plain)
     compared = {}
     for name, node in nodes.items():
-        control: Control = locate(node.target, name)(setting, **node.options)
+        control: Control = locate(node.target, name, CONTROL)(setting, **node.options)
         places = [place for place, item in enumerate(plain) if control.concerns(item)]
         if not places:
             compared[name] = Compared(control.about, 0)

@@ -11,7 +11,7 @@ from vpt.evaluation.metrics.base import Metric
 from vpt.evaluation.metrics.captions import CiderD, RougeL
 from vpt.evaluation.metrics.vqa import VQAAccuracy
 from vpt.evaluation.metrics.yes_no import YesNo
-from vpt.freeze import locate, nearest
+from vpt.freeze import METRIC, locate, nearest
 
 METRICS: dict[str, type[Metric]] = {
     "exact_match": ExactMatch,
@@ -41,9 +41,7 @@ def build_metrics(names: Sequence[str], *, key: str) -> list[Metric]:
 def _build(name: str, key: str) -> Metric:
     if name not in METRICS and "." not in name:
         raise ConfigError(f"{key}: {name} is not a metric{nearest(name, list(METRICS))}; there is {', '.join(METRICS)}")
-    kind = METRICS.get(name) or locate(name, key)
-    if not issubclass(kind, Metric):
-        raise ConfigError(f"{key}: {name} is not a Metric (vpt.evaluation.metrics.base)")
+    kind: type[Metric] = METRICS.get(name) or locate(name, key, METRIC)
     for module in kind.needs:
         require(module, "metrics", f"the metric {name}")
     return kind()
