@@ -49,7 +49,7 @@ class FromScratch:
             hidden, _ = model.walk(batch, walk, tokens, StageCache())
         finally:
             model.passes = passes
-        return model.logits(hidden[walk.final[-1:]])
+        return model.logits(hidden[walk.hidden[-1:]])
 
     @torch.no_grad()
     def decode(self):

@@ -256,11 +256,12 @@ class Kept:
 
 
 class Peak(TorchDispatchMode):
-    """The most bytes that were alive at a time among tensors made meanwhile; weights are not counted."""
+    """The most bytes that were alive at a time among tensors made meanwhile; weights and pixels are not counted."""
 
-    def __init__(self, model) -> None:
+    def __init__(self, model, batch) -> None:
         super().__init__()
-        self.known = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+        there = (*model.parameters(), *(looks.pixels for looks in batch.looks.values()))
+        self.known = {tensor.untyped_storage()._cdata for tensor in there}
         self.alive, self.bytes = {}, 0
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
@@ -309,7 +310,7 @@ def test_activations_and_peak(prepared, walk, trained, precision):
     if walk != "checkpointing":  # there, most of it exists in the backward pass only
         assert kept.bytes == pytest.approx(expected.activations + expected.copies, rel=0.05)
     loss.backward()  # gradients are there from now on
-    peak = Peak(model)
+    peak = Peak(model, batch)
     with peak:
         forward().backward()
     assert peak.bytes == pytest.approx(

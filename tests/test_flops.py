@@ -12,6 +12,7 @@ from conftest import ALL, FAMILIES, action_turns, conversation, samples_of
 from vpt.config import OptimConfig
 from vpt.data.packing import pack
 from vpt.flops import Cost, FlopMeter
+from vpt.flops.cost import DecoderCost
 from vpt.flops.meter import count_pairs
 from vpt.flops.vision import split_counts
 from vpt.masking import Masking
@@ -149,7 +150,10 @@ def test_what_is_known_is_not_seen_again(parts_of, folder):
 
 
 def test_two_passes_cost_what_one_costs(parts_of, folder):
-    """With a shared prefix; whole passes cost one more for each of the two actions."""
+    """With a shared prefix; whole passes cost one more for each of the two actions.
+
+    But for the last MLP: it sees each control state that is read, and the labels in the last pass only.
+    """
     parts = parts_of()
     choose_trained(parts.model, OptimConfig(), tower_pretrained=True)
     batch = one_row(parts, folder, masked=False)
@@ -157,8 +161,10 @@ def test_two_passes_cost_what_one_costs(parts_of, folder):
     for walk in ("plain", "shared", "full"):
         parts.model.passes = InnerPasses(**WALKS[walk])
         language[walk] = meter.step(batch)["qwen.model.language_model"]
-    assert language["shared"] == language["plain"]
-    assert language["full"] == language["plain"] * 3
+    states = DecoderCost(parts.model.language.layers, carries=True).cost(0, 2, 0, again=False)
+    labels = DecoderCost(parts.model.language.layers, carries=True).cost(0, batch.label_count, 0, again=False)
+    assert language["shared"] == language["plain"] + states
+    assert language["full"] + labels * 2 == language["plain"] * 3 + states
 
 
 def test_rows_of_a_batch_add_up(parts_of, folder):

@@ -116,7 +116,7 @@ def test_a_masked_answer_sees_the_image_through_the_control_state_alone(make_par
         walk = model.plan(batch)
         with states_detached(model):
             hidden, states = model.walk(batch, walk, tokens, StageCache())
-            out = model.predict(batch, hidden[walk.final], states, keep_logits=False)
+            out = model.predict(batch, hidden[walk.hidden][batch.predicting], states, keep_logits=False)
         gradient = torch.autograd.grad(out.nll[-1], tokens["image"], allow_unused=True)[0]
         seen = 0.0 if gradient is None else gradient.abs().max().item()
         assert (seen == 0.0) == bool(masked and mode == "zero")
@@ -129,3 +129,23 @@ def states_detached(model):
     model.compose = lambda ids, stage, tokens, states: compose(ids, stage, tokens, states.detach())
     yield
     del model.compose
+
+
+@pytest.mark.parametrize("mode", ["shared", "full"])
+def test_nothing_is_computed_that_nobody_reads(make_parts, folder, mode):
+    """After the last attention: each label's position once, each control state once; and the predictions are those of
+    a walk that returns every position."""
+    parts = make_parts(*ALL)
+    model = parts.model
+    model.passes = replace(model.passes, inner_forward=mode)
+    batch = pack(samples_of(parts, folder))
+    seen = []
+    hook = model.language.layers[-1].mlp.register_forward_hook(lambda _, given, out: seen.append(given[0].shape[1]))
+    out = model(batch)
+    hook.remove()
+    states = sum(action.count for row in batch.rows for action in row.actions)
+    assert sum(seen) == batch.label_count + states
+    walk = model.plan(batch)
+    hidden, _ = model.walk(batch, walk, model.project(model.look(batch.looks), batch), StageCache())
+    everywhere = model.predict(batch, hidden[walk.hidden][batch.predicting], out.states, keep_logits=False)
+    torch.testing.assert_close(out.nll, everywhere.nll)

@@ -8,6 +8,7 @@ packed tensors.
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -117,6 +118,8 @@ class Batch:
         rows: the structure of each row.
         looks: view -> prepared images.
         ids: a name for each row, for reports (`source:index`).
+        predicting: [M] ascending, the positions whose next token carries loss; on the CPU wherever the rest is, since
+            the walk is laid out there. A row's first token is never predicted.
     """
 
     input_ids: Tensor
@@ -125,12 +128,18 @@ class Batch:
     rows: list[Row]
     looks: dict[str, Looks]
     ids: list[str] = field(default_factory=list)
+    predicting: np.ndarray = field(default=None, repr=False)  # type: ignore[arg-type]  # from the labels
+
+    def __post_init__(self) -> None:
+        if self.predicting is None:
+            carries_loss = self.labels.numpy(force=True) != IGNORE
+            carries_loss[[row.start for row in self.rows]] = False
+            self.predicting = np.flatnonzero(carries_loss) - 1
 
     @property
     def label_count(self) -> int:
-        """How many tokens carry loss. A row's first token is never predicted."""
-        firsts = sum(int(self.labels[row.start] != IGNORE) for row in self.rows)
-        return int((self.labels != IGNORE).sum()) - firsts
+        """How many tokens carry loss."""
+        return len(self.predicting)
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch with its tensors on `device`."""

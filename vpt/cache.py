@@ -18,7 +18,7 @@ class RowCache:
 
         Args:
             stages: the walk's cache.
-            final: [N] for each packed position, which of the walk's keys is its last (`Walk.final`).
+            final: [N] for each packed position, which of the walk's keys is its last (`Walk.cached`).
             lengths: of the packed rows.
         """
         self.lengths = list(lengths)

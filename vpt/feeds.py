@@ -39,6 +39,11 @@ class Feed:
     states: Tensor | None = None
     keep: bool = True
 
+    @property
+    def asked(self) -> int:
+        """How many of its hidden states are wanted: the last one, or all where they are all there is to it."""
+        return 1 if self.keep else len(self.ids)
+
 
 @dataclass
 class Round:
@@ -69,14 +74,17 @@ def gather(feeds: Sequence[Feed], cached: Sequence[int], *, device: torch.device
     counts = [len(feed.ids) for feed in feeds]
     layout = Layout(counts, [n + c for n, c in zip(cached, counts, strict=True)], device=device)
     collector = _Collector(device, like)
+    asked: list[int] = []
     offset = 0
     for feed in feeds:
         collector.add(feed, offset)
         offset += len(feed.ids)
+        asked.extend(range(offset - feed.asked, offset))
     none = torch.zeros(0, dtype=torch.long, device=device)
     stage = Stage(
         none, layout, collector.tensor(collector.control_at), collector.tensor(collector.control_state),
-        collector.perceived, zeroed=none, reads=none,
+        collector.perceived, zeroed=none,
+        asked=collector.tensor(asked) if len(asked) < offset else None, reads=none,
     )  # fmt: skip
     ids = collector.tensor([token for feed in feeds for token in feed.ids])
     return Round(ids, stage, collector.sights, torch.cat(collector.bank))

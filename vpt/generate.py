@@ -7,6 +7,7 @@ whole turn that it perceived; the others are unaffected.
 import time
 from collections.abc import Callable, Iterator, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -117,11 +118,11 @@ class Generator:
         """Walk over the prompts as training does; each row chooses its first token."""
         batch = pack([speaker.sample for speaker in speakers]).to(self.model.device)
         tokens = self.model.project(self.model.look(batch.looks), batch)
-        walk, stages = self.model.plan(batch), StageCache()
+        last = np.array([row.start + row.length - 1 for row in batch.rows])
+        walk, stages = self.model.plan(batch, last), StageCache()
         hidden, _ = self.model.walk(batch, walk, tokens, stages)
-        last = [row.start + row.length - 1 for row in batch.rows]
-        self._speak(list(speakers), hidden[walk.final[last]])
-        return RowCache(stages, walk.final, [row.length for row in batch.rows])
+        self._speak(list(speakers), hidden[walk.hidden])
+        return RowCache(stages, walk.cached, [row.length for row in batch.rows])
 
     def _round(self, active: list[Speaker], cache: RowCache) -> None:
         """Every row feeds, and decides what to feed next."""
@@ -132,14 +133,15 @@ class Generator:
         embeddings = self.model.compose(now.ids, now.stage, self._perceive(now.sights), now.states)
         positions = torch.cat([self._positions(s, f) for s, f in zip(active, feeds, strict=True)], dim=1)
         cache.open_feed(counts)
-        hidden = extend(self.model.language, cache, embeddings, positions.to(norm.device), now.stage.layout)
+        stage, language = now.stage, self.model.language
+        hidden = extend(language, cache, embeddings, positions.to(norm.device), stage.layout, asked=stage.asked)
         cache.keep([count if feed.keep else 0 for count, feed in zip(counts, feeds, strict=True)])
         speaking: list[tuple[Speaker, Tensor]] = []
-        for speaker, feed, part in zip(active, feeds, hidden.split(counts), strict=True):
+        for speaker, part in zip(active, hidden.split([feed.asked for feed in feeds]), strict=True):
             if speaker.asking is None:
                 speaking.append((speaker, part[-1]))
             else:
-                self._read_states(speaker, part[-1:] if feed.keep else part)
+                self._read_states(speaker, part)
         if speaking:
             self._speak([speaker for speaker, _ in speaking], torch.stack([last for _, last in speaking]))
 

@@ -5,10 +5,11 @@ over segments that come from the model (`vpt.generate`).
 """
 
 from dataclasses import dataclass
+from types import MethodType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vpt.attention import Layout
@@ -50,7 +51,7 @@ class OpenStage:
 
 def extend(
     language: Any, cache: object, embeddings: Tensor, positions: Tensor, layout: Layout, *,
-    checkpointing: bool = False,
+    asked: Tensor | None = None, checkpointing: bool = False,
 ) -> Tensor:  # fmt: skip
     """Run the decoder over packed embeddings, on top of what is cached.
 
@@ -60,14 +61,35 @@ def extend(
         embeddings: [N, D].
         positions: [3, N].
         layout: who attends to whom.
+        asked: [h] the positions whose hidden states are wanted, or None for all; the others leave their keys behind.
         checkpointing: recompute each layer in the backward pass instead of keeping its activations.
 
     Returns:
-        [N, D], the final-normed hidden states.
+        [h, D], the final-normed hidden states.
     """
     hidden = embeddings[None]
     rope = language.rotary_emb(hidden, positions[:, None])
     for layer in language.layers:
         call = {"position_embeddings": rope, "past_key_values": cache, "layout": layout}
+        if layer is language.layers[-1]:
+            call["asked"] = asked
         hidden = checkpoint(layer, hidden, use_reentrant=False, **call) if checkpointing else layer(hidden, **call)
     return language.norm(hidden)[0]
+
+
+def answer_where_asked(layer: nn.Module) -> None:
+    """Let the last decoder layer compute nothing that nobody reads.
+
+    Its keys and values are needed of every position, what comes after its attention only of those that are `asked` for:
+    a fifth of the positions or less in training, one while a prompt is read. It stays transformers' layer in all else.
+    """
+    whole: Any = layer.forward
+
+    def forward(self: Any, hidden_states: Tensor, *, asked: Tensor | None = None, **call: Any) -> Tensor:
+        if asked is None:
+            return whole(hidden_states, **call)
+        mixed, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **call)
+        hidden = (hidden_states + mixed).index_select(1, asked)
+        return hidden + self.mlp(self.post_attention_layernorm(hidden))
+
+    layer.forward = MethodType(forward, layer)  # type: ignore[method-assign]

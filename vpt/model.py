@@ -5,15 +5,16 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from vpt.batch import IGNORE, TOWER, Batch, Looks, Row
+from vpt.batch import TOWER, Batch, Looks, Row
 from vpt.encoders.base import ReEncoder
-from vpt.inner_forward import StageCache, extend
+from vpt.inner_forward import StageCache, answer_where_asked, extend
 from vpt.segments import InnerForward, MaskMode, Segment, cut
 from vpt.stages import Perceived, Planner, Stage, Walk
 from vpt.tokens import PerceptionVocabulary
@@ -88,6 +89,7 @@ class VPTModel(nn.Module):
         self.vocabulary, self.passes = vocabulary, passes
         self.encoders = nn.ModuleDict(encoders)
         self.store: FeatureStore | None = None
+        answer_where_asked(self.language.layers[-1])
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "VPTModel":
@@ -118,9 +120,9 @@ class VPTModel(nn.Module):
     def forward(self, batch: Batch, *, keep_logits: bool = False) -> Output:
         """The paper's figure: look at every image, walk the conversations with perception, predict."""
         tokens = self.project(self.look(batch.looks), batch)
-        walk = self.plan(batch)
+        walk = self.plan(batch, batch.predicting)
         hidden, states = self.walk(batch, walk, tokens, StageCache())
-        return self.predict(batch, hidden[walk.final], states, keep_logits=keep_logits)
+        return self.predict(batch, hidden[walk.hidden], states, keep_logits=keep_logits)
 
     def look(self, looks: dict[str, Looks]) -> dict[str, Tensor]:
         """Features of every image, once for each view: view -> [positions, feature_dim]."""
@@ -150,11 +152,12 @@ class VPTModel(nn.Module):
             for source in sorted(sources)
         }
 
-    def plan(self, batch: Batch) -> Walk:
-        """Lay out the stages."""
+    def plan(self, batch: Batch, asked: np.ndarray | None = None) -> Walk:
+        """Lay out the stages; `asked` are the positions whose hidden states are wanted, ascending, all by default."""
         sources = {block.source for row in batch.rows for block in row.blocks}
         offsets = {source: [0, *accumulate(batch.looks[self.view_of(source)].tokens)] for source in sources}
-        return Planner(batch.rows, self.cut(batch.rows), offsets, device=batch.input_ids.device).walk()
+        segments = self.cut(batch.rows)
+        return Planner(batch.rows, segments, offsets, asked=asked, device=batch.input_ids.device).walk()
 
     def cut(self, rows: list[Row]) -> list[list[Segment]]:
         """Cut each row into segments."""
@@ -168,7 +171,7 @@ class VPTModel(nn.Module):
         """Extend, read the control states, perceive, extend, ...
 
         Returns:
-            hidden states of every stage, [n, D]; control states in the order they were read, [r, D].
+            hidden states that the stages were asked for, [n, D]; control states in the order they were read, [r, D].
         """
         hidden: list[Tensor] = []
         states = batch.positions.new_zeros((0, self.language.config.hidden_size), dtype=torch.float32)
@@ -177,7 +180,7 @@ class VPTModel(nn.Module):
             positions = batch.positions[:, stage.tokens]
             out = extend(
                 self.language, cache.open_stage(), embeddings, positions, stage.layout,
-                checkpointing=self.passes.checkpointing,
+                asked=stage.asked, checkpointing=self.passes.checkpointing,
             )  # fmt: skip
             states = torch.cat([states.to(out.dtype), out[stage.reads]])
             hidden.append(out)
@@ -203,13 +206,18 @@ class VPTModel(nn.Module):
         return projector(chosen, projector.direction(states[perceived.states])[perceived.block])
 
     def predict(self, batch: Batch, hidden: Tensor, states: Tensor, *, keep_logits: bool) -> Output:
-        """Next-token predictions where there is a label, and only there: the vocabulary is 152 k wide."""
-        targets = torch.roll(batch.labels, -1)
-        targets[[row.start + row.length - 1 for row in batch.rows]] = IGNORE
-        at = torch.nonzero(targets != IGNORE).flatten()
-        targets, chosen = targets[at], hidden[at]
+        """Next-token predictions where there is a label, and only there: the vocabulary is 152 k wide.
+
+        Args:
+            batch: what was walked.
+            hidden: [M, D] at the positions that predict a label.
+            states: the control states.
+            keep_logits: whether the logits are wanted too.
+        """
+        at = torch.from_numpy(batch.predicting).to(hidden.device, non_blocking=True)
+        targets = batch.labels[at + 1]
         nll, hits, logits = [], [], []
-        for part, target in zip(chosen.split(LOGIT_CHUNK), targets.split(LOGIT_CHUNK), strict=True):
+        for part, target in zip(hidden.split(LOGIT_CHUNK), targets.split(LOGIT_CHUNK), strict=True):
             if len(at) > LOGIT_CHUNK and not keep_logits and torch.is_grad_enabled():
                 scores = checkpoint(self._score, part, target, use_reentrant=False)
             else:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vpt.attention import Hidden, Layout
-from vpt.batch import Row
+from vpt.batch import Row, Span
 from vpt.segments import Segment, by_stage
 
 
@@ -42,7 +42,8 @@ class Stage:
         control_state: [c] ... by which control state.
         perceived: what fills the placeholder tokens.
         zeroed: [z] positions in the stage whose embedding is zero.
-        reads: [r] positions in the stage whose hidden states are control states from now on.
+        asked: [h] positions in the stage whose hidden states anything reads, or None for all of them.
+        reads: [r] which of those hidden states are control states from now on.
     """
 
     tokens: Tensor
@@ -51,15 +52,23 @@ class Stage:
     control_state: Tensor
     perceived: list[Perceived]
     zeroed: Tensor
+    asked: Tensor | None
     reads: Tensor
 
 
 @dataclass
 class Walk:
-    """The stages of a batch, and where each position's final hidden state lies among all that they return."""
+    """The stages of a batch.
+
+    Attributes:
+        stages: in the order in which they run.
+        cached: [N] where each position's last keys lie among those of all stages.
+        hidden: [M] where the hidden state of each position that was asked for lies among all that the stages return.
+    """
 
     stages: list[Stage]
-    final: Tensor
+    cached: Tensor
+    hidden: Tensor
 
 
 @dataclass
@@ -75,23 +84,42 @@ class Planner:
 
     def __init__(
         self, rows: list[Row], segments: list[list[Segment]], token_offsets: dict[str, list[int]], *,
-        device: torch.device | str,
+        asked: np.ndarray | None, device: torch.device | str,
     ) -> None:  # fmt: skip
         """Args:
         rows, segments: the batch's rows and the cut of each.
         token_offsets: source -> first token of each look among the source's projected tokens.
+        asked: ascending, the positions of the batch whose hidden states are wanted; None for all.
         device: where the index tensors live.
         """
         self.rows, self.token_offsets, self.device = rows, token_offsets, device
+        self.asked = np.arange(sum(row.length for row in rows)) if asked is None else asked
         self.segments = [by_stage(cuts) for cuts in segments]
         self.progress = [_RowState() for _ in rows]
         self.cached = self.state_count = 0
-        self.final = np.zeros(sum(row.length for row in rows), dtype=np.int64)
+        self.last_keys = np.zeros(sum(row.length for row in rows), dtype=np.int64)
+        self.spans: list[Span] = []  # of each stage, its keys among all that are cached
+        self.reads: list[list[int]] = []  # of each stage, the positions in it that are control states
 
     def walk(self) -> Walk:
         """Lay out every stage in turn."""
         stages = [self._stage(number) for number in range(max(map(len, self.segments)))]
-        return Walk(stages, self._tensor(self.final))
+        hidden = self._narrow(stages)
+        return Walk(stages, self._tensor(self.last_keys), self._tensor(hidden))
+
+    def _narrow(self, stages: list[Stage]) -> np.ndarray:
+        """Let each stage return what is asked for and what is read, no more; `Walk.hidden` of that."""
+        keys = self.last_keys[self.asked]
+        hidden = np.empty_like(keys)
+        returned = 0
+        for stage, (start, stop), reads in zip(stages, self.spans, self.reads, strict=True):
+            here = (start <= keys) & (keys < stop)
+            asked = np.union1d(keys[here] - start, reads).astype(np.int64)
+            hidden[here] = returned + np.searchsorted(asked, keys[here] - start)
+            stage.asked = None if len(asked) == stop - start else self._tensor(asked)
+            stage.reads = self._tensor(np.searchsorted(asked, reads))
+            returned += len(asked)
+        return hidden
 
     def _stage(self, number: int) -> Stage:
         parts = [
@@ -113,10 +141,12 @@ class Planner:
             keys.append(_visible_keys(segment, progress, own))
             hidden.append(_hidden_run(segment))
             filler.fill(row, segment, progress, offset)
-            self.final[row.start + segment.start : row.start + segment.stop] = np.arange(own, own + len(tokens[-1]))
+            self.last_keys[row.start + segment.start : row.start + segment.stop] = np.arange(own, own + len(tokens[-1]))
             progress.segment_at.append((own, segment.start))
             reads.extend(offset + position - segment.start for position in segment.reads)
             self._remember(progress, segment)
+        self.spans.append((self.cached, self.cached + sum(lengths)))
+        self.reads.append(reads)
         self.cached += sum(lengths)
         return Stage(
             tokens=self._tensor(np.concatenate(tokens)),
@@ -125,6 +155,7 @@ class Planner:
             control_state=self._tensor(filler.control_state),
             perceived=filler.perceived(self._tensor),
             zeroed=self._tensor(filler.zeroed),
+            asked=None,
             reads=self._tensor(reads),
         )
 

@@ -73,5 +73,5 @@ def loss_of_all_logits(model: VPTModel, batch: Batch) -> Tensor:
     targets[[row.start + row.length - 1 for row in batch.rows]] = IGNORE
     walk = model.plan(batch)
     hidden, _ = model.walk(batch, walk, model.project(model.look(batch.looks), batch), StageCache())
-    logits = model.logits(hidden[walk.final])
+    logits = model.logits(hidden[walk.hidden])
     return F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum")

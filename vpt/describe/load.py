@@ -21,22 +21,26 @@ class Load:
         passing: queries of segments that keep nothing.
         keys: keys that each segment sees, its own included, summed.
         masked: pairs of a query and a key in segments that see cached keys, and so need a mask where they are padded.
+        asked: positions whose last hidden states are read.
         labels: labelled positions.
         stages: how many there are.
         largest: positions of the largest one; layers run stage by stage.
         widest: the same among all stages, those that keep nothing too.
         patches: of the tower.
+        perceived: tokens of each re-encoder.
     """
 
     positions: float
     passing: float
     keys: float
     masked: float
+    asked: float
     labels: float
     stages: int
     largest: float
     widest: float
     patches: float
+    perceived: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,7 @@ class _Run:
     weight: float
     stage: int
     segment: Segment
+    asked: int
     keeps: bool
 
     @property
@@ -70,10 +75,10 @@ def _largest(runs: list[_Run]) -> float:
 def load_of(meter: FlopMeter, examples: list[Example], rows: int) -> Load:
     """The load of a micro-batch of `rows` samples, each the mean of `examples`."""
     runs = [
-        _Run(example.share * rows, number, segment, carries or is_trained(meter.model.language))
+        _Run(example.share * rows, number, run.segment, run.asked, carries or is_trained(meter.model.language))
         for example in examples
-        for number, (carries, stage) in enumerate(meter.stages([example.row]))
-        for _, segment in stage
+        for number, (carries, stage) in enumerate(meter.stages(example.batch))
+        for run in stage
     ]
     keeping = [run for run in runs if run.keeps]
     grids = [(example.share * rows, grid) for example in examples for grid in example.batch.looks[TOWER].grids]
@@ -82,9 +87,19 @@ def load_of(meter: FlopMeter, examples: list[Example], rows: int) -> Load:
         passing=sum(run.weight * run.own for run in runs if not run.keeps),
         keys=sum(run.weight * (run.own + run.past) for run in keeping),
         masked=sum(run.weight * run.own * (run.own + run.past) for run in keeping if run.past),
+        asked=sum(run.weight * run.asked for run in keeping),
         labels=sum(example.share * rows * example.batch.label_count for example in examples),
         stages=len({run.stage for run in keeping}),
         largest=_largest(keeping),
         widest=_largest(runs),
         patches=sum(weight * t * h * w for weight, (t, h, w) in grids),
+        perceived={
+            name: sum(
+                example.share * rows * block.length
+                for example in examples
+                for block in example.row.blocks
+                if block.source == name
+            )
+            for name in meter.model.encoders
+        },
     )

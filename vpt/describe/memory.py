@@ -7,9 +7,11 @@
                   that a gradient passes through, one for each stage until the backward pass (none with checkpointing)
     exchange      `vpt.describe.spread`
     activations   what the decoder keeps for the backward pass (`kept_by_layer`); with checkpointing, each layer's
-                  input, its keys and values, and all of one layer in the largest stage
-    workspace     inside one layer's MLP: the gate, the other half and their product, or the gradients of these; keys
-                  and values of stages that keep nothing else, while later stages run
+                  input, its keys and values, and all of one layer in the largest stage; projectors keep their features
+                  twice (before and after the norm) and three times what they make of them
+    workspace     inside one layer's MLP: the gate, the other half and their product, or the gradients of these, in the
+                  largest stage that keeps anything, or in a larger one that runs while nothing is kept yet; keys and
+                  values of stages that keep nothing else, while later stages run
     logits        of one chunk of labelled positions: as computed, in float32, their log-softmax, its gradient
 
 Frozen towers keep nothing. Of trained ones (random weights) every matrix is taken to keep its input and output. The sum
@@ -81,6 +83,8 @@ def predict(model: VPTModel, load: Load, spread: Spread, types: Types) -> Memory
     held = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
     layers = model.language.layers
     inner = layers[0].mlp.gate_proj.out_features
+    activations = _activations(model, load, types)
+    gated = 3 * inner * types.products
     logits = min(load.labels, LOGIT_CHUNK) * model.qwen.lm_head.out_features
     return Memory(
         weights=held / spread.shards,
@@ -88,8 +92,8 @@ def predict(model: VPTModel, load: Load, spread: Spread, types: Types) -> Memory
         optimizer=2 * trained / spread.shards,
         copies=_copies(model, load, spread) if types.products < types.stored else 0.0,
         exchange=exchange(model, spread, product=types.products),
-        activations=_activations(model, load, types),
-        workspace=3 * inner * types.products * load.widest
+        activations=activations,
+        workspace=max(gated * load.largest, gated * load.widest - activations)
         + len(layers) * load.passing * _cached_by_layer(layers[0], types),
         logits=logits * (3 * FLOAT32 + (types.products if types.products < FLOAT32 else 0)),
     )
@@ -104,8 +108,8 @@ def state_bytes(model: VPTModel) -> tuple[int, int]:
     return weights + buffers, sum(2 * parameter.nbytes + FLOAT32 for parameter in trained)
 
 
-def kept_by_layer(layer: Any, load: Load, types: Types) -> float:
-    """Bytes that one of transformers' decoder layers keeps for its backward pass.
+def kept_by_layer(layer: Any, load: Load, types: Types, *, read: float) -> float:
+    """Bytes that one of transformers' decoder layers keeps for its backward pass, its MLP of `read` positions.
 
     Of a stream D wide, queries H, keys and values K wide, an MLP I wide; p bytes in products, s in the stream:
 
@@ -118,14 +122,23 @@ def kept_by_layer(layer: Any, load: Load, types: Types) -> float:
     """
     attention, mlp, p, s = layer.self_attn, layer.mlp, types.products, types.stored
     width, inner, query = attention.q_proj.in_features, mlp.gate_proj.out_features, attention.q_proj.out_features
-    norms = sum(FLOAT32 + s * is_trained(norm) for norm in (layer.input_layernorm, layer.post_attention_layernorm))
-    fed = [[attention.q_proj, attention.k_proj, attention.v_proj], [mlp.gate_proj, mlp.up_proj]]  # by each norm
-    trained = [[is_trained(matrix) for matrix in matrices] for matrices in fed]
-    inputs = sum(map(any, trained)) * s if s == p else sum(map(sum, trained)) * p
-    ranks = sum(matrix.out_features for name, matrix in layer.named_modules() if name.endswith("lora_A.default"))
-    kept = width * (norms + inputs) + p * (2 * query + (3 + is_trained(mlp.down_proj)) * inner + ranks)
+
+    def fed(norm: nn.Module, *matrices: nn.Module) -> int:
+        trained = [is_trained(matrix) for matrix in matrices]
+        inputs = any(trained) * s if s == p else sum(trained) * p
+        return width * (FLOAT32 + s * is_trained(norm) + inputs)
+
+    mixed = fed(layer.input_layernorm, attention.q_proj, attention.k_proj, attention.v_proj)
+    mixed += p * (2 * query + _ranks(attention))
+    gated = fed(layer.post_attention_layernorm, mlp.gate_proj, mlp.up_proj)
+    gated += p * ((3 + is_trained(mlp.down_proj)) * inner + _ranks(mlp))
     seen = 2 * attention.k_proj.out_features if types.packed else 2 * query
-    return load.positions * kept + load.keys * seen * p + (0 if types.packed else load.masked * p)
+    pairs = 0 if types.packed else load.masked * p
+    return load.positions * mixed + read * gated + load.keys * seen * p + pairs
+
+
+def _ranks(module: nn.Module) -> int:
+    return sum(matrix.out_features for name, matrix in module.named_modules() if name.endswith("lora_A.default"))
 
 
 def _cached_by_layer(layer: Any, types: Types) -> int:
@@ -136,13 +149,18 @@ def _cached_by_layer(layer: Any, types: Types) -> int:
 
 def _activations(model: VPTModel, load: Load, types: Types) -> float:
     layers, width = model.language.layers, model.language.config.hidden_size
-    one = kept_by_layer(layers[0], load, types)
-    kept = load.positions * width * (FLOAT32 + types.stored)  # the last norm
+    one = kept_by_layer(layers[0], load, types, read=load.positions)
+    kept = load.asked * width * (FLOAT32 + types.stored)  # the last norm
+    kept += load.positions * 2 * layers[0].self_attn.head_dim * FLOAT32  # cosines and sines
     if model.passes.checkpointing:
         kept += len(layers) * load.positions * (width * types.stored + _cached_by_layer(layers[0], types))
         kept += one * load.largest / max(load.positions, 1.0)
     else:
-        kept += len(layers) * one
+        kept += (len(layers) - 1) * one + kept_by_layer(layers[-1], load, types, read=load.asked)
+    kept += types.stored * sum(
+        tokens * (2 * model.encoder(name).projector.linear_feature.in_features + 3 * width)
+        for name, tokens in load.perceived.items()
+    )
     tower = model.qwen.model.visual
     if is_trained(tower):
         kept += load.patches * types.products * sum(m.in_features + m.out_features for m in _matrices(tower.blocks))

@@ -6,7 +6,8 @@
                                          sees, so causal attention over n positions has n (n + 1) / 2
     language model                       every segment of every row (`vpt.segments`): `shared` runs a position once,
                                          `full` once more for each action; a row masked by `zero` runs once more from
-                                         its first masked position on
+                                         its first masked position on. The MLP of the last layer sees only positions
+                                         that predict a label or are control states
     visual tower                         n patches, of which merge^2 become one position of the merger; a patch sees its
                                          frame, or its window (Qwen2.5-VL)
     re-encoders, projectors              a constant an image, counted once by torch's own counter on the meta device:

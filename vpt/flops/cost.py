@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from operator import or_
+from typing import Any
 
 from torch import nn
 
@@ -45,11 +46,14 @@ class Cost:
 class Stack:
     """Layers of one kind: what a position, and a pair of attention, costs in all of them together."""
 
-    def __init__(self, layers: Sequence[nn.Module], receives: Sequence[bool], *, width: int = 0) -> None:
+    def __init__(
+        self, layers: Sequence[nn.Module], receives: Sequence[bool], *, width: int = 0, ends: bool = True
+    ) -> None:
         """Args:
         layers: any modules; all their matrices are applied to every position.
         receives: for each layer, whether gradients of what goes into its matrices are needed.
         width: h * d of a layer's attention.
+        ends: whether recomputing stops with a layer's last product, which is not made again then.
         """
         self.matrices = self.backward = self.again = 0
         self.width, self.layers, self.receiving = width, len(layers), sum(receives)
@@ -58,7 +62,7 @@ class Stack:
             size = sum(weight.numel() for weight in weights)
             self.matrices += size
             self.backward += sum(weight.numel() for weight in weights if weight.requires_grad) + needed * size
-            self.again += needed * (size - weights[-1].numel())
+            self.again += needed * (size - ends * weights[-1].numel())
 
     def cost(self, positions: int, pairs: int = 0, *, again: bool = False) -> Cost:
         """`again`: whether the layers run once more in the backward pass."""
@@ -69,6 +73,24 @@ class Stack:
             backward=2.0 * positions * self.backward + 2.0 * pair * self.receiving,
             recomputed=again * (2.0 * positions * self.again + pair * self.receiving),
         )
+
+
+class DecoderCost:
+    """Decoder layers over packed positions. The last one's MLP sees those that are asked for (`answer_where_asked`)."""
+
+    def __init__(self, layers: Sequence[Any], *, carries: bool) -> None:
+        """`carries`: whether what goes into the first layer, or what it finds cached, carries a gradient."""
+        needed = receivers(layers, carries=carries)
+        width = layers[0].self_attn.q_proj.out_features
+        *before, last = layers
+        self.before = Stack(before, needed[:-1], width=width)
+        self.mixing = Stack([last.self_attn], needed[-1:], width=width, ends=False)
+        self.reading = Stack([last.mlp], needed[-1:])
+
+    def cost(self, positions: int, asked: int, pairs: int, *, again: bool) -> Cost:
+        """Of a stage; `again`: whether layers run once more in the backward pass."""
+        mixing = self.before.cost(positions, pairs, again=again) + self.mixing.cost(positions, pairs, again=again)
+        return mixing + self.reading.cost(asked, again=again)
 
 
 def receivers(layers: Sequence[nn.Module], *, carries: bool) -> list[bool]:

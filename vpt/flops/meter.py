@@ -1,10 +1,14 @@
 """The FLOPs of a step: which positions run how often, and which pairs they attend to."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Literal
 
+import numpy as np
+
 from vpt.batch import TOWER, Batch, Block, Looks, Row
-from vpt.flops.cost import Cost, Stack, is_trained, receivers
+from vpt.flops.cost import Cost, DecoderCost, Stack, is_trained
 from vpt.flops.vision import EncoderCost, TowerCost
 from vpt.model import LOGIT_CHUNK, VPTModel
 from vpt.segments import Segment
@@ -14,6 +18,20 @@ TOWER_PART, LANGUAGE_PART, HEAD_PART = "qwen.model.visual", "qwen.model.language
 # `seen`: pairs that the attention mask lets through, the least that must be computed. `computed`: all queries of a
 # segment with all its keys, as kernels without a notion of causality, and torch's counter, have it.
 Pairs = Literal["seen", "computed"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A segment of a row, and how many of its hidden states are read: at labels, and as control states."""
+
+    row: Row
+    segment: Segment
+    asked: int
+
+    @property
+    def positions(self) -> int:
+        """That it runs over."""
+        return self.segment.stop - self.segment.start
 
 
 class FlopMeter:
@@ -35,10 +53,7 @@ class FlopMeter:
         }
         self.sources_carry = {TOWER: tower_trained, **{n: cost.tokens_carry for n, cost in self.encoders.items()}}
         self.always_carries = language.embed_tokens.weight.requires_grad
-        width = layers[0].self_attn.q_proj.out_features
-        self.layers = {
-            carries: Stack(layers, receivers(layers, carries=carries), width=width) for carries in (False, True)
-        }
+        self.layers = {carries: DecoderCost(layers, carries=carries) for carries in (False, True)}
         carries = is_trained(language) or any(self._carries(name, steered=True) for name in self.sources_carry)
         self.head = Stack([model.qwen.lm_head], [carries])
 
@@ -51,19 +66,20 @@ class FlopMeter:
                 costs[f"encoders.{name}.vision"] = cost.vision * (len(looks.fresh) if looks else 0)
             costs[f"encoders.{name}.projector"] = cost.project * self._projected(name, batch, looks)
         costs |= {LANGUAGE_PART: Cost(), HEAD_PART: self._head(batch.label_count)}
-        for carries, stage in self.stages(batch.rows):
-            for number, segment in stage:
-                for block, steered in _blocks(batch.rows[number], segment):
-                    if steered:
-                        costs[f"encoders.{block.source}.projector"] += self.encoders[block.source].steer
-            costs[LANGUAGE_PART] += self._language([segment for _, segment in stage], carries=carries)
+        for carries, stage in self.stages(batch):
+            for block, steered in (filled for run in stage for filled in _blocks(run)):
+                if steered:
+                    costs[f"encoders.{block.source}.projector"] += self.encoders[block.source].steer
+            costs[LANGUAGE_PART] += self._language(stage, carries=carries)
         return costs
 
-    def stages(self, rows: list[Row]) -> Iterator[tuple[bool, list[tuple[int, Segment]]]]:
-        """What runs together: whether its embeddings or its cached keys carry a gradient, and (row, segment)s."""
+    def stages(self, batch: Batch) -> Iterator[tuple[bool, list[Run]]]:
+        """What runs together, and whether its embeddings or its cached keys carry a gradient."""
         carries = self.always_carries
-        for stage in _stages(self.model.cut(rows)):
-            filled = (filled for number, segment in stage for filled in _blocks(rows[number], segment))
+        rows = [_runs(*cut, batch.predicting) for cut in zip(batch.rows, self.model.cut(batch.rows), strict=True)]
+        for together in zip_longest(*rows):
+            stage = [run for run in together if run is not None]
+            filled = (filled for run in stage for filled in _blocks(run))
             carries = carries or any(self._carries(block.source, steered=steered) for block, steered in filled)
             yield carries, stage
 
@@ -78,11 +94,11 @@ class FlopMeter:
             steered and source in self.encoders and self.encoders[source].steering_carries
         )
 
-    def _language(self, segments: list[Segment], *, carries: bool) -> Cost:
+    def _language(self, stage: list[Run], *, carries: bool) -> Cost:
         """One stage: the decoder layers over one segment of each row."""
-        positions = sum(segment.stop - segment.start for segment in segments)
-        pairs = sum(count_pairs(segment, self.pairs) for segment in segments)
-        return self.layers[carries].cost(positions, pairs, again=self.model.passes.checkpointing)
+        positions, asked = sum(run.positions for run in stage), sum(run.asked for run in stage)
+        pairs = sum(count_pairs(run.segment, self.pairs) for run in stage)
+        return self.layers[carries].cost(positions, asked, pairs, again=self.model.passes.checkpointing)
 
     def _head(self, labels: int) -> Cost:
         once = self.head.cost(labels)
@@ -91,14 +107,21 @@ class FlopMeter:
         return once + Cost(recomputed=once.linear)  # chunks of logits are made again in the backward pass
 
 
-def _stages(cuts: list[list[Segment]]) -> list[list[tuple[int, Segment]]]:
-    """Segment number i of every row that has one, with the row's number."""
-    longest = max(len(segments) for segments in cuts)
-    return [[(row, cut[i]) for row, cut in enumerate(cuts) if i < len(cut)] for i in range(longest)]
+def _runs(row: Row, segments: list[Segment], predicting: np.ndarray) -> list[Run]:
+    """The segments of a row, in the order in which they run."""
+    last = np.zeros(row.length, dtype=np.int64)  # the run that computes a position as it counts
+    for number, segment in enumerate(segments):
+        last[segment.start : segment.stop] = number
+    own = predicting[(row.start <= predicting) & (predicting < row.start + row.length)] - row.start
+    return [
+        Run(row, segment, len({*own[last[own] == number].tolist(), *segment.reads}))
+        for number, segment in enumerate(segments)
+    ]
 
 
-def _blocks(row: Row, segment: Segment) -> list[tuple[Block, bool]]:
+def _blocks(run: Run) -> list[tuple[Block, bool]]:
     """The blocks that a segment fills in, and whether a control state steers each."""
+    row, segment = run.row, run.segment
     steered = {action.block for action in row.actions[: segment.known]}
     return [
         (block, number in steered)
