@@ -5,7 +5,6 @@ python train.py +experiment=dino model=qwen2_vl_2b data=vpt data.root=FOLDER
 python train.py +experiment=dino run_name=other seed=1        type the same command again to resume
 """
 
-import os
 from pathlib import Path
 
 import hydra
@@ -14,7 +13,7 @@ from omegaconf import DictConfig
 
 from vpt import cli
 from vpt.config import TrainConfig
-from vpt.errors import ConfigError, UserError
+from vpt.errors import UserError
 from vpt.freeze import freeze, validate
 from vpt.sweeping import in_sweep, note_failure
 
@@ -25,8 +24,6 @@ def main(composed: DictConfig) -> float | None:
     try:
         config = freeze(composed, TrainConfig)
         validate(config)
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise ConfigError("training by several processes is not supported yet; run one process")
         from vpt.training.run import train  # the heavy part, after all that can be wrong has been checked
 
         return train(config, folder)

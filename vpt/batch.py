@@ -106,6 +106,13 @@ class Looks:
         """The same with every tensor moved."""
         return replace(self, pixels=move(self.pixels), known={n: move(seen) for n, seen in self.known.items()})
 
+    def joined(self, other: "Looks") -> "Looks":
+        """The images of both, those of `other` last."""
+        pixels = torch.cat([self.pixels, other.pixels.to(self.pixels)]) if self.fresh else other.pixels
+        known = self.known | {number + len(self.tokens): seen for number, seen in other.known.items()}
+        keys = (self.keys or [None] * len(self.fresh)) + (other.keys or [None] * len(other.fresh))
+        return Looks(pixels, self.tokens + other.tokens, self.grids + other.grids, known, keys)
+
 
 @dataclass
 class Batch:
@@ -135,6 +142,12 @@ class Batch:
             carries_loss = self.labels.numpy(force=True) != IGNORE
             carries_loss[[row.start for row in self.rows]] = False
             self.predicting = np.flatnonzero(carries_loss) - 1
+
+    @classmethod
+    def empty(cls) -> "Batch":
+        """No rows: what a process holds where there are fewer rows than processes. No model can run it as it is."""
+        none = torch.zeros(0, dtype=torch.int64)
+        return cls(none, none, none.view(1, 0).expand(3, 0), [], {})
 
     @property
     def label_count(self) -> int:

@@ -1,6 +1,7 @@
 """From a configuration to the parts: tokenizer, model, sample encoder, sources."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from transformers import (
+    AutoConfig,
     AutoModelForImageTextToText,
     AutoTokenizer,
     PreTrainedModel,
@@ -65,14 +67,16 @@ class Parts:
 
 
 def build(
-    config: TrainConfig, *, tokenizer: PreTrainedTokenizerBase | None = None, sizes: Sizes | None = None
-) -> Parts:
+    config: TrainConfig, *, tokenizer: PreTrainedTokenizerBase | None = None, sizes: Sizes | None = None,
+    bare: bool = False,
+) -> Parts:  # fmt: skip
     """Make everything that a configuration describes.
 
     Args:
         config: frozen and validated.
         tokenizer: one that has grown already (from a checkpoint); else the base model's is loaded and grown.
         sizes: of a checkpoint whose weights the caller reads; else weights come from where the configuration says.
+        bare: leave Qwen as shapes without memory, on `meta`; the caller reads its weights.
     """
     released = ReleasedCheckpoint.at(config.model.path) if sizes is None else None
     if released:
@@ -86,7 +90,7 @@ def build(
     stop_ids(tokenizer, config.generation.stop)  # a wrong one is better found now than after training
     vocabulary = PerceptionVocabulary.from_tokenizer(tokenizer, spelling, region_bins=token_bins, text_bins=text_bins)
     record_ids(config.model, vocabulary.released_ids(spelling))
-    qwen = build_qwen(config.model, vocabulary, sizes)
+    qwen = build_qwen(config.model, vocabulary, sizes, bare=bare)
     tower_view = TowerView(build_processor(qwen, config.data.image), video_size=pixel_limits(config.data.video))
     encoders = build_encoders(config, qwen, tower_view, sizes)
     passes = InnerPasses(
@@ -143,17 +147,20 @@ def build_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def build_qwen(config: ModelConfig, vocabulary: PerceptionVocabulary, sizes: Sizes | None) -> PreTrainedModel:
-    """transformers' own Qwen2-VL or Qwen2.5-VL: with weights from `path`, or random ones of `sizes` or `config`."""
+def build_qwen(
+    config: ModelConfig, vocabulary: PerceptionVocabulary, sizes: Sizes | None, *, bare: bool = False
+) -> PreTrainedModel:  # fmt: skip
+    """transformers' own Qwen2-VL or Qwen2.5-VL: with weights from `path`, or random ones of `sizes` or `config`.
+
+    `bare`: shapes without memory.
+    """
     config_class, model_class = FAMILIES[config.family]
     dtype = getattr(torch, config.dtype)
     if sizes is not None:
-        return model_class(config_class(**deepcopy(sizes.qwen), attn_implementation=SEGMENTS)).to(dtype)
+        with torch.device("meta") if bare else nullcontext():
+            return model_class(config_class(**deepcopy(sizes.qwen), attn_implementation=SEGMENTS)).to(dtype)
     if config.path is not None:
-        qwen = load(
-            config.path, "model.path",
-            lambda path: AutoModelForImageTextToText.from_pretrained(path, dtype=dtype, attn_implementation=SEGMENTS),
-        )  # fmt: skip
+        qwen = load(config.path, "model.path", partial(_qwen_shapes if bare else _qwen_weights, dtype=dtype))
         if qwen.config.model_type != config.family:
             raise ConfigError(
                 f"model.path={config.path} holds a {qwen.config.model_type}, model.family is {config.family}; "
@@ -171,6 +178,16 @@ def build_qwen(config: ModelConfig, vocabulary: PerceptionVocabulary, sizes: Siz
     except (TypeError, ValueError) as error:
         raise ConfigError(f"model.config is not accepted by {config_class.__name__}: {error}") from None
     return model_class(sizes).to(dtype)
+
+
+def _qwen_weights(path: str, *, dtype: torch.dtype) -> PreTrainedModel:
+    return AutoModelForImageTextToText.from_pretrained(path, dtype=dtype, attn_implementation=SEGMENTS)
+
+
+def _qwen_shapes(path: str, *, dtype: torch.dtype) -> PreTrainedModel:
+    with torch.device("meta"):
+        sizes = AutoConfig.from_pretrained(path)
+        return AutoModelForImageTextToText.from_config(sizes, dtype=dtype, attn_implementation=SEGMENTS)
 
 
 def build_processor(qwen: PreTrainedModel, limits: ImageConfig) -> Qwen2VLImageProcessorPil:

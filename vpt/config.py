@@ -149,6 +149,13 @@ class TrainingConfig:
 
 
 @dataclass
+class StrategyConfig:
+    kind: str = choice("auto", "single", "ddp", "fsdp", "hybrid")  # auto: see vpt/training/strategy.py
+    shard_size: int | None = None  # hybrid: processes that share one copy of the weights; null: those of a node
+    reshard: bool = True  # fsdp, hybrid: free a layer's weights after its forward pass; False: gather once a step
+
+
+@dataclass
 class GenerationConfig:
     batch_size: int = bounded(128, low=1)
     max_new_tokens: int = bounded(64, low=1)
@@ -184,6 +191,7 @@ class TrainConfig:
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    strategy: StrategyConfig = field(default_factory=StrategyConfig)
     generation: GenerationConfig = field(default_factory=GenerationConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 

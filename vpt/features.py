@@ -32,6 +32,7 @@ from vpt.encoders.base import Look, View
 from vpt.errors import DataError
 from vpt.model import VPTModel
 from vpt.vision import Grid
+from vpt.weights import full
 
 FORMAT = "2"  # of the entries, and of how their names are made
 SUFFIX = ".safetensors"
@@ -175,7 +176,7 @@ def stamp(module: nn.Module, precision: str) -> str:
     digest = blake2b(f"{module} {_settings(module)} {precision}".encode(), digest_size=20)
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        digest.update(full(tensor.detach()).cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

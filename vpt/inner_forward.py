@@ -4,7 +4,6 @@
 over segments that come from the model (`vpt.generate`).
 """
 
-from dataclasses import dataclass
 from types import MethodType
 from typing import Any
 
@@ -29,16 +28,15 @@ class StageCache:
         return OpenStage(self.stages[:-1], self.stages[-1])
 
 
-@dataclass(frozen=True)
 class OpenStage:
     """What one stage finds cached and what it adds. It has the `update` of transformers' caches.
 
     It goes on naming the same stages after later ones have run: a layer that is recomputed in the backward pass then
-    finds what it found in the forward pass.
+    finds what it found in the forward pass. Not a dataclass: sharding copies those among a layer's arguments.
     """
 
-    earlier: list[KeyValues]
-    own: KeyValues
+    def __init__(self, earlier: list[KeyValues], own: KeyValues) -> None:
+        self.earlier, self.own = earlier, own
 
     def update(self, key: Tensor, value: Tensor, layer: int, *_: object) -> tuple[Tensor, Tensor]:
         """A layer hands in its own keys and values and gets back all of them, [1, kv heads, N of all stages, d]."""

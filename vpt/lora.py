@@ -5,15 +5,18 @@ beside it: W x + alpha / rank * B A x. Checkpoints hold base and adapters under 
 them into what a model without adapters loads.
 """
 
+import math
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from vpt.config import LoraConfig
 from vpt.errors import ConfigError
 from vpt.freeze import nearest
+from vpt.weights import like
 
 _BASE, _DOWN, _UP = ".base_layer.", ".lora_A.default.weight", ".lora_B.default.weight"
 
@@ -45,6 +48,24 @@ def freeze_base(language: nn.Module) -> None:
         return
     for name, parameter in named.items():
         parameter.requires_grad_(name.endswith((_DOWN, _UP)) or name.startswith("embed_tokens."))
+
+
+def reset_adapters(language: nn.Module, *, seed: int) -> None:
+    """Draw A and zero B as peft does, but from `seed` alone, so that a sharded model starts as a whole one does."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in language.named_parameters():
+            if name.endswith(_DOWN):
+                drawn = torch.empty(parameter.shape)
+                nn.init.kaiming_uniform_(drawn, a=math.sqrt(5), generator=generator)
+                parameter.copy_(like(drawn.to(parameter.dtype), parameter.detach()))
+            elif name.endswith(_UP):
+                parameter.zero_()
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a tensor's name is that of an adapter's A or B."""
+    return name.endswith((_DOWN, _UP))
 
 
 def plain_name(name: str) -> str:

@@ -18,7 +18,7 @@ from vpt.inner_forward import StageCache, answer_where_asked, extend
 from vpt.segments import InnerForward, MaskMode, Segment, cut
 from vpt.stages import Perceived, Planner, Stage, Walk
 from vpt.tokens import PerceptionVocabulary
-from vpt.vision import see
+from vpt.vision import Grid, see
 
 if TYPE_CHECKING:
     from vpt.features import FeatureStore
@@ -56,6 +56,7 @@ class Output:
         at: [M] the position in the batch that each label is predicted from.
         states: [r, D] the control states, in the order in which they were read.
         logits: [M, vocabulary], if asked for.
+        anchor: zero, but the gradient of every stage leads through it, where several processes train (`linked`).
     """
 
     nll: Tensor
@@ -64,11 +65,12 @@ class Output:
     at: Tensor
     states: Tensor
     logits: Tensor | None = None
+    anchor: Tensor | None = None
 
     @property
     def loss_sum(self) -> Tensor:
         """Sum over labelled tokens; divide by the count over the *global* batch, never take a mean of means."""
-        return self.nll.sum()
+        return self.nll.sum() if self.anchor is None else self.nll.sum() + self.anchor
 
 
 class VPTModel(nn.Module):
@@ -78,7 +80,11 @@ class VPTModel(nn.Module):
 
     Attributes:
         store: keeps what frozen encoders see, if set.
+        linked: set where processes reduce gradients layer by layer. Every stage then has a backward pass, needed or
+            not, so that each process gathers and reduces the same layers in the same order.
     """
+
+    linked = False
 
     def __init__(
         self, qwen: PreTrainedModel, encoders: dict[str, ReEncoder], *, vocabulary: PerceptionVocabulary,
@@ -122,11 +128,14 @@ class VPTModel(nn.Module):
         tokens = self.project(self.look(batch.looks), batch)
         walk = self.plan(batch, batch.predicting)
         hidden, states = self.walk(batch, walk, tokens, StageCache())
-        return self.predict(batch, hidden[walk.hidden], states, keep_logits=keep_logits)
+        output = self.predict(batch, hidden[walk.hidden], states, keep_logits=keep_logits)
+        if self.linked:
+            output.anchor = 0.0 * (hidden[:, 0].sum() + self.logits(hidden[:1]).sum())
+        return output
 
     def look(self, looks: dict[str, Looks]) -> dict[str, Tensor]:
         """Features of every image, once for each view: view -> [positions, feature_dim]."""
-        return {view: images.with_known(self._see(view, images)) for view, images in looks.items()}
+        return {view: images.with_known(self._see(view, images)) for view, images in sorted(looks.items())}
 
     def _see(self, view: str, images: Looks) -> Tensor | None:
         """Features of the images that are not known yet."""
@@ -135,12 +144,16 @@ class VPTModel(nn.Module):
         module = self.qwen.model.visual if view == TOWER else self._encoder_of(view).vision
         with torch.set_grad_enabled(torch.is_grad_enabled() and _is_trained(module)):
             if view == TOWER:
-                seen = see(module, images.pixels, images.grids)
+                seen = self.see(images.pixels, images.grids)
             else:
                 seen = self._encoder_of(view).features(images.pixels)
         if self.store is not None:
             self.store.keep(images, seen)
         return seen
+
+    def see(self, pixels: Tensor, grids: list[Grid]) -> Tensor:
+        """Image tokens through Qwen's own tower, [tokens, D]."""
+        return see(self.qwen.model.visual, pixels, grids)
 
     def project(self, features: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         """Unconditioned tokens of every source that the batch refers to: source -> [tokens, D]."""
@@ -177,6 +190,8 @@ class VPTModel(nn.Module):
         states = batch.positions.new_zeros((0, self.language.config.hidden_size), dtype=torch.float32)
         for stage in walk.stages:
             embeddings = self.compose(batch.input_ids[stage.tokens], stage, tokens, states)
+            if self.linked and torch.is_grad_enabled() and not embeddings.requires_grad:
+                embeddings.requires_grad_()
             positions = batch.positions[:, stage.tokens]
             out = extend(
                 self.language, cache.open_stage(), embeddings, positions, stage.layout,

@@ -58,9 +58,12 @@ def digest(path: str | Path) -> str:
     return " ".join(digests)
 
 
-def rebuild(found: Path, config: TrainConfig) -> Parts:
-    """The parts of a checkpoint by its sizes and tokenizer; its weights are still to be read."""
-    return build(config, tokenizer=checkpoint.load_tokenizer(found), sizes=Sizes.load(found / "sizes"))
+def rebuild(found: Path, config: TrainConfig, *, bare: bool = False) -> Parts:
+    """The parts of a checkpoint by its sizes and tokenizer; its weights are still to be read.
+
+    `bare`: Qwen is shapes without memory (`vpt.training.start`).
+    """
+    return build(config, tokenizer=checkpoint.load_tokenizer(found), sizes=Sizes.load(found / "sizes"), bare=bare)
 
 
 def released_config(released: ReleasedCheckpoint) -> TrainConfig:
@@ -81,7 +84,7 @@ def released_config(released: ReleasedCheckpoint) -> TrainConfig:
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto` takes a GPU where there is one."""
+    """`auto` takes a GPU where there is one; of several, the one that is this process's."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
+    return torch.device(name, torch.cuda.current_device()) if name == "cuda" else torch.device(name)

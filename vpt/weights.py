@@ -12,6 +12,7 @@ from pickle import UnpicklingError
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from vpt.errors import CheckpointError
 
@@ -96,11 +97,23 @@ def own_tensors(model: nn.Module) -> dict[str, Tensor]:
     """The state dict with tied weights once: the first name stays."""
     seen: set[int] = set()
     own = {}
-    for name, tensor in model.state_dict().items():
-        if tensor.data_ptr() not in seen:
-            seen.add(tensor.data_ptr())
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
             own[name] = tensor.detach()
     return own
+
+
+def full(tensor: Tensor) -> Tensor:
+    """The whole of a tensor that may be sharded. A collective where it is."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def like(tensor: Tensor, own: Tensor) -> Tensor:
+    """A whole tensor as `own` is: this process's slice of it where `own` is sharded. No collective."""
+    if not isinstance(own, DTensor):
+        return tensor
+    return distribute_tensor(tensor, own.device_mesh, own.placements, src_data_rank=None)
 
 
 def fill(
@@ -131,7 +144,7 @@ def fill(
         raise CheckpointError(f"{where} does not fit the model; " + "; ".join(problems))
     with torch.no_grad():
         for name, stored in names.items():
-            own[name].copy_(tensors[stored])
+            own[name].copy_(like(tensors[stored], own[name]))
 
 
 def wrong_shapes(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:

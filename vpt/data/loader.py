@@ -1,5 +1,6 @@
 """From sample numbers to the batches of a step, in worker processes."""
 
+import math
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -8,9 +9,11 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from vpt.batch import Batch, Span
+from vpt.data.balance import Cost, balanced
 from vpt.data.images import ImageFolder
 from vpt.data.mixture import Mixture, Place
 from vpt.data.packing import pack
+from vpt.data.records import Record
 from vpt.data.samples import Sample, SampleEncoder
 from vpt.data.sources import Source
 from vpt.errors import UserError
@@ -19,9 +22,10 @@ from vpt.masking import Masking
 
 @dataclass
 class StepBatches(Dataset[list[Batch]]):
-    """Item number k is training step k: its global batch as a list of micro-batches.
+    """Item number k is training step k: what this process has of its global batch, as a list of micro-batches.
 
-    A step is a function of its number alone, so resuming at step k reads nothing before it.
+    A step is a function of its number alone, so resuming at step k reads nothing before it. One process takes rows in
+    order; several take shares of equal cost, each of as many micro-batches, some of which may be empty.
 
     Attributes:
         mixture: what comes when.
@@ -30,6 +34,8 @@ class StepBatches(Dataset[list[Batch]]):
         masking: which rows are masked, drawn per sample.
         batch_size: rows of a step, over all processes.
         micro_batch_size: rows that go through the model at once; never changes a result.
+        rank, ranks: which process this is, of how many.
+        cost: what a row weighs; needed where there are several processes.
     """
 
     mixture: Mixture
@@ -39,6 +45,9 @@ class StepBatches(Dataset[list[Batch]]):
     batch_size: int
     micro_batch_size: int
     steps: int
+    rank: int = 0
+    ranks: int = 1
+    cost: Cost | None = None
 
     def __len__(self) -> int:
         return self.steps
@@ -46,24 +55,38 @@ class StepBatches(Dataset[list[Batch]]):
     def __getitem__(self, step: int) -> list[Batch]:
         first = step * self.batch_size
         places = [self.mixture.place(number) for number in range(first, first + self.batch_size)]
-        return [
-            self._micro_batch(places[start : start + self.micro_batch_size])
-            for start in range(0, len(places), self.micro_batch_size)
-        ]
+        return [self._micro_batch(share) for share in self._shares(places)]
 
-    def _micro_batch(self, places: Sequence[Place]) -> Batch:
-        samples = [
-            self.encoder.encode(self.mixture.sources[place.source][place.index], self.folders[place.source])
+    def _shares(self, places: list[Place]) -> list[list[Place]]:
+        """The places of each of this process's micro-batches."""
+        size = self.micro_batch_size
+        if self.ranks == 1 or self.cost is None:
+            return [places[start : start + size] for start in range(0, len(places), size)]
+        costs = [
+            self.cost.of(self._record(place), masked=self.masking.mode == "zero" and self._masked(place))
             for place in places
         ]
+        rounds = math.ceil(len(places) / (size * self.ranks))
+        shares = balanced(costs, bins=rounds * self.ranks, capacity=size)
+        return [[places[index] for index in share] for share in shares[self.rank :: self.ranks]]
+
+    def _record(self, place: Place) -> Record:
+        return self.mixture.sources[place.source][place.index]
+
+    def _micro_batch(self, places: Sequence[Place]) -> Batch:
+        if not places:
+            return Batch.empty()
+        samples = [self.encoder.encode(self._record(place), self.folders[place.source]) for place in places]
         return pack(samples, masked=[self._spans(place, sample) for place, sample in zip(places, samples, strict=True)])
 
     def _spans(self, place: Place, sample: Sample) -> tuple[Span, ...]:
+        return self.masking.spans(sample.row) if self._masked(place) else ()
+
+    def _masked(self, place: Place) -> bool:
         key: tuple[int, ...] = (3, place.source, place.index, place.epoch)
         if self.masking.draw == "batch":
             key = (4, place.number // self.batch_size)
-        drawn = self.masking.hits(seed=self.mixture.seed, key=key, training=True)
-        return self.masking.spans(sample.row) if drawn else ()
+        return self.masking.hits(seed=self.mixture.seed, key=key, training=True)
 
 
 class _CarryingErrors(Dataset[list[Batch] | UserError]):
@@ -111,10 +134,19 @@ def eval_batches(
     rows: int,
     batch_size: int,
     seed: int,
+    rank: int = 0,
+    ranks: int = 1,
 ) -> Iterator[Batch]:
-    """The first `rows` records of a source, teacher-forced; nothing is masked unless `draw: batch` asks for it."""
+    """The first `rows` records of a source, teacher-forced; nothing is masked unless `draw: batch` asks for it.
+
+    Of several processes each takes every so-many-th batch; all take equally many, so the last may be empty.
+    """
     count = min(rows, len(source))
-    for start in range(0, count, batch_size):
+    for first in range(0, count, batch_size * ranks):
+        start = first + rank * batch_size
+        if start >= count:
+            yield Batch.empty()
+            continue
         samples = [encoder.encode(source[index], folder) for index in range(start, min(start + batch_size, count))]
         drawn = masking.hits(seed=seed, key=(5, start), training=False)
         yield pack(samples, masked=[masking.spans(sample.row) if drawn else () for sample in samples])

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from types import TracebackType
@@ -10,6 +11,7 @@ from typing import Any
 from vpt.data.records import Pixels
 from vpt.errors import DataError
 from vpt.speaker import IGNORED, Step
+from vpt.world import World
 
 PREDICTIONS, SETTINGS = "predictions.jsonl", "settings.json"
 
@@ -138,6 +140,35 @@ class PredictionLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._file.close()
+
+
+class SharedLog:
+    """The log of several processes, each of which adds its part in turn. Rank 0 writes; all hold all."""
+
+    def __init__(self, log: PredictionLog | None, world: World) -> None:
+        """`log`: rank 0's, None elsewhere."""
+        self._log, self._world = log, world
+        self.done = self._heard(log.done if log else [])[0]
+
+    def _heard(self, items: Sequence[Prediction]) -> list[list[Prediction]]:
+        texts = self._world.texts("".join(f"{_line(item)}\n" for item in items))
+        return [[Prediction.parse(line) for line in text.splitlines()] for text in texts]
+
+    def add(self, items: Sequence[Prediction]) -> None:
+        """What every process adds, those of rank 0 first. A collective."""
+        everyone = [item for part in self._heard(items) for item in part]
+        self.done.extend(everyone)
+        if self._log:
+            self._log.add(everyone)
+
+
+@contextmanager
+def open_log(
+    folder: Path, settings: dict[str, Any], records: Sequence[str], world: World
+) -> Iterator[PredictionLog | SharedLog]:
+    """The log of an evaluation, shared where there are several processes."""
+    with PredictionLog(folder, settings, records) if world.main else nullcontext() as log:
+        yield log if log is not None and world.size == 1 else SharedLog(log, world)
 
 
 def _drop_half_a_line(path: Path) -> None:

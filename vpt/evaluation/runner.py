@@ -14,18 +14,20 @@ from vpt.config import TrainConfig
 from vpt.data.build import build_masking, build_sources
 from vpt.data.loader import eval_batches
 from vpt.evaluation.metrics.answers import matches
-from vpt.evaluation.predictions import Prediction, PredictionLog, write_whole
+from vpt.evaluation.predictions import Prediction, open_log, write_whole
 from vpt.evaluation.questions import Question, asked_kinds, questions
 from vpt.evaluation.summary import Metrics, metrics_of, summarise
 from vpt.evaluation.teacher_forced import score
 from vpt.generate import Generator
 from vpt.intervention import Intervention
 from vpt.speaker import Answer
+from vpt.world import World
 
 
 def evaluate(
-    parts: Parts, config: TrainConfig, folder: Path, *, weights: str, limit: int | None = None
-) -> dict[str, Any]:
+    parts: Parts, config: TrainConfig, folder: Path, *, weights: str, limit: int | None = None,
+    world: World | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Answer the test split and write `predictions.jsonl` and `summary.json` into `folder`.
 
     Args:
@@ -33,6 +35,7 @@ def evaluate(
         folder: for results; answers that it holds of an interrupted evaluation are kept.
         weights: a digest of the checkpoint (`checkpoint.digest`).
         limit: the first n questions only.
+        world: where several processes, all of which hold the whole model, share the work. Rank 0 writes.
 
     Returns:
         the summary: accuracy, by question type, by kind of perception; every metric with its interval; teacher-forced
@@ -41,23 +44,27 @@ def evaluate(
     """
     metrics = metrics_of(config.data)
     asked = questions(config, limit=limit)
-    predictions = predict(parts, config, asked, folder, weights=weights)
-    return sum_up(parts, config, folder, predictions, metrics)
+    world = world or World()
+    predictions = predict(parts, config, asked, folder, weights=weights, world=world)
+    return sum_up(parts, config, folder, predictions, metrics, world=world)
 
 
 def sum_up(
-    parts: Parts, config: TrainConfig, folder: Path, predictions: Sequence[Prediction], metrics: Metrics
-) -> dict[str, Any]:
+    parts: Parts, config: TrainConfig, folder: Path, predictions: Sequence[Prediction], metrics: Metrics, *,
+    world: World | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Write `summary.json` and return what it holds."""
+    world = world or World()
     summary = summarise(predictions, metrics)
-    summary |= {"teacher_forced": _teacher_forced(parts, config, len(predictions))}
-    write_whole(folder / "summary.json", json.dumps(summary, indent=1))
+    summary |= {"teacher_forced": _teacher_forced(parts, config, len(predictions), world)}
+    if world.main:
+        write_whole(folder / "summary.json", json.dumps(summary, indent=1))
     return summary
 
 
 def predict(
     parts: Parts, config: TrainConfig, asked: Sequence[Question], folder: Path, *, weights: str,
-    control: str = "", intervention: Intervention | None = None,
+    control: str = "", intervention: Intervention | None = None, world: World | None = None,
 ) -> list[Prediction]:  # fmt: skip
     """Answer questions and log the answers in `folder`; those that it holds already are not asked again.
 
@@ -67,23 +74,25 @@ def predict(
         folder: of the log.
         control: what to call the intervention, with its settings.
         intervention: what is changed about perception.
+        world: processes that take a batch each in turn; rank 0 logs.
     """
+    world = world or World()
     generator = Generator.configured(
         parts.model, parts.encoder, parts.tokenizer, config.generation, intervention=intervention
     )
     chosen = settings(config, weights) | {"control": control}
-    with PredictionLog(folder, chosen, [question.record.where for question in asked]) as log:
-        waiting = asked[len(log.done) :]
-        tokens = parts.encoder.template.encoder_tokens
-        size = config.generation.batch_size
-        with _bar(len(asked), done=len(asked) - len(waiting), name=folder.name if control else "answering") as bar:
-            for start in range(0, len(waiting), size):
-                batch, began = waiting[start : start + size], time.perf_counter()
-                answers = answer(generator, batch)
-                seconds = (time.perf_counter() - began) / len(batch)
+    tokens, size = parts.encoder.template.encoder_tokens, config.generation.batch_size
+    with open_log(folder, chosen, [question.record.where for question in asked], world) as log:
+        waiting, name = asked[len(log.done) :], folder.name if control else "answering"
+        with _bar(len(asked), done=len(asked) - len(waiting), name=name, quiet=not world.main) as bar:
+            for first in range(0, len(waiting), size * world.size):
+                start, began = first + size * world.rank, time.perf_counter()
+                batch = waiting[start : start + size]
+                answers = answer(generator, batch) if batch else []
+                seconds = (time.perf_counter() - began) / max(len(batch), 1)
                 pairs = zip(batch, answers, strict=True)
                 log.add([prediction(question, said, tokens, seconds=seconds) for question, said in pairs])
-                bar.update(len(batch))
+                bar.update(len(log.done) - bar.n)
                 bar.set_postfix_str(f"accuracy {sum(item.right for item in log.done) / len(log.done):.4f}")
         return log.done[: len(asked)]
 
@@ -106,8 +115,8 @@ def answer(generator: Generator, batch: Sequence[Question]) -> list[Answer]:
     return generator.answer(prompts, folders, numbers=[question.number for question in batch])
 
 
-def _bar(total: int, *, done: int, name: str) -> tqdm:
-    return tqdm(total=total, initial=done, unit="question", dynamic_ncols=True, desc=name)
+def _bar(total: int, *, done: int, name: str, quiet: bool) -> tqdm:
+    return tqdm(total=total, initial=done, unit="question", dynamic_ncols=True, desc=name, disable=quiet)
 
 
 def prediction(question: Question, answer: Answer, encoder_tokens: dict[str, str], *, seconds: float) -> Prediction:
@@ -132,14 +141,15 @@ def prediction(question: Question, answer: Answer, encoder_tokens: dict[str, str
     )
 
 
-def _teacher_forced(parts: Parts, config: TrainConfig, rows: int) -> dict[str, float]:
+def _teacher_forced(parts: Parts, config: TrainConfig, rows: int, world: World) -> dict[str, float]:
     sources, folders = build_sources(config.data.test, config, split="test")
     batches = (
         batch.to(parts.model.device)
         for source, folder in zip(sources, folders, strict=True)
         for batch in eval_batches(
             source, folder, parts.encoder, build_masking(config), rows=min(rows, config.training.eval_rows),
-            batch_size=config.training.micro_batch_size, seed=config.seed,
+            batch_size=config.training.micro_batch_size, seed=config.seed, rank=world.rank, ranks=world.size,
         )
+        if batch.rows
     )  # fmt: skip
-    return score(parts.model, batches)
+    return score(parts.model, batches, world)

@@ -7,12 +7,14 @@ import torch
 
 from vpt.batch import Batch
 from vpt.model import VPTModel
+from vpt.world import World
 
 
 @torch.no_grad()
-def score(model: VPTModel, batches: Iterable[Batch]) -> dict[str, float]:
+def score(model: VPTModel, batches: Iterable[Batch], world: World | None = None) -> dict[str, float]:
     """Loss, accuracy over labelled tokens, and `perception/NAME`: how often each perception token is the likeliest
-    where it is the label. A token that never is a label is left out.
+    where it is the label. A token that never is a label is left out. In a `world` of several processes, each has its
+    own batches and all get the scores over all of them.
     """
     model.eval()
     names = model.vocabulary.perception_ids()
@@ -27,5 +29,10 @@ def score(model: VPTModel, batches: Iterable[Batch]) -> dict[str, float]:
         hits += int(out.hits.sum())
         wanted.update(out.targets.tolist())
         met.update(out.targets[out.hits].tolist())
+    if world is not None and world.size > 1:
+        counts = [labels, hits, *(wanted[token] for token in names), *(met[token] for token in names)]
+        labels, hits, *by_token = world.gather(counts).sum(dim=0).tolist()
+        wanted, met = (Counter(dict(zip(names, part))) for part in (by_token[: len(names)], by_token[len(names) :]))
+        loss = world.sum(loss)
     result = {"loss": float(loss) / max(labels, 1), "token_accuracy": hits / max(labels, 1)}
     return result | {f"perception/{names[token]}": met[token] / wanted[token] for token in names if wanted[token]}

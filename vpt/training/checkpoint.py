@@ -31,7 +31,8 @@ from vpt.errors import CheckpointError, ConfigError
 from vpt.freeze import freeze
 from vpt.model import VPTModel
 from vpt.sizes import Sizes
-from vpt.weights import TensorFolder, fill, own_tensors
+from vpt.weights import TensorFolder, fill, full, like, own_tensors
+from vpt.world import World
 
 STEP_FOLDER = "step_{:08d}"
 WEIGHTS = "model.safetensors"
@@ -47,15 +48,19 @@ class Progress:
 
 def save(
     folder: Path, *, model: VPTModel, optimizer: torch.optim.Optimizer, progress: Progress, config: TrainConfig,
-    tokenizer: PreTrainedTokenizerBase, keep: int,
+    tokenizer: PreTrainedTokenizerBase, keep: int, world: World,
 ) -> Path:  # fmt: skip
     """Write a checkpoint below `folder` and drop all but the last `keep`. Returns its path."""
     target = folder / STEP_FOLDER.format(progress.step)
+    weights, moments = whole_tensors(model), _optimizer_tensors(optimizer)  # collectives where they are sharded
+    if not world.main:
+        world.wait()  # rank 0 has written
+        return target
     draft = folder / f".writing_{target.name}"
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
-    save_weights(draft, model=model, config=config, tokenizer=tokenizer)
-    save_file(_optimizer_tensors(optimizer), draft / "optimizer.safetensors")
+    save_weights(draft, model=model, config=config, tokenizer=tokenizer, tensors=weights)
+    save_file(moments, draft / "optimizer.safetensors")
     versions = {"vpt": vpt.__version__, "torch": torch.__version__, "transformers": transformers.__version__}
     (draft / "state.json").write_text(json.dumps(asdict(progress) | {"versions": versions}, indent=1))
     for path in draft.rglob("*"):
@@ -65,6 +70,7 @@ def save(
     _sync(folder)
     for old in steps(folder)[:-keep]:
         shutil.rmtree(old)
+    world.wait()
     return target
 
 
@@ -75,14 +81,19 @@ def _sync(path: Path) -> None:
 
 
 def save_weights(
-    folder: Path, *, model: VPTModel, config: TrainConfig, tokenizer: PreTrainedTokenizerBase
+    folder: Path, *, model: VPTModel, config: TrainConfig, tokenizer: PreTrainedTokenizerBase,
+    tensors: dict[str, Tensor] | None = None,
 ) -> None:  # fmt: skip
     """Write what `vpt.pretrained.load` reads: weights, sizes, configuration, tokenizer."""
-    tensors = {name: tensor.contiguous() for name, tensor in own_tensors(model).items()}
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    save_file(tensors or whole_tensors(model), folder / WEIGHTS, metadata={"format": "pt"})
     Sizes.of(model).save(folder / "sizes")
     OmegaConf.save(OmegaConf.structured(config), folder / "config.yaml")
     tokenizer.save_pretrained(folder / "tokenizer")
+
+
+def whole_tensors(model: VPTModel) -> dict[str, Tensor]:
+    """`own_tensors`, gathered where they are sharded."""
+    return {name: full(tensor).contiguous() for name, tensor in own_tensors(model).items()}
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -90,7 +101,7 @@ def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     for group in optimizer.param_groups:
         for name, parameter in zip(group["names"], group["params"], strict=True):
             for key, value in optimizer.state.get(parameter, {}).items():
-                tensors[f"{name}/{key}"] = value.detach().contiguous()
+                tensors[f"{name}/{key}"] = full(value.detach()).contiguous()
     return tensors
 
 
@@ -146,9 +157,9 @@ def load_progress(checkpoint: Path, optimizer: torch.optim.Optimizer) -> Progres
             keys = [key for key in (f"{name}/exp_avg", f"{name}/exp_avg_sq", f"{name}/step") if key in tensors]
             if keys:
                 optimizer.state[parameter] = {
-                    key.rpartition("/")[2]: tensors[key].to(
-                        "cpu" if key.endswith("/step") and not parameter.is_cuda else parameter.device
-                    )
+                    key.rpartition("/")[2]: tensors[key].to(parameter.device)
+                    if key.endswith("/step")
+                    else like(tensors[key], parameter)
                     for key in keys
                 }
     state = json.loads((checkpoint / "state.json").read_text())

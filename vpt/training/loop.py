@@ -16,68 +16,65 @@ from omegaconf import OmegaConf
 from tqdm import tqdm
 
 from vpt.batch import Batch
-from vpt.build import Parts, build
 from vpt.cli import INTERRUPTED
 from vpt.config import TrainConfig
+from vpt.data.balance import Cost
 from vpt.data.build import build_masking, build_sources
 from vpt.data.loader import StepBatches, eval_batches, step_loader
 from vpt.data.mixture import Mixture
 from vpt.evaluation.teacher_forced import score
 from vpt.features import FeatureStore
-from vpt.pretrained import choose_device, rebuild
+from vpt.pretrained import choose_device
 from vpt.training import checkpoint
-from vpt.training.optimizer import account, build_optimizer, choose_trained, rate, set_rate
-from vpt.training.resume import compare, starting_point, warm_start
-from vpt.training.tracking import MetricsFile, build_mirror
+from vpt.training.accord import Accord
+from vpt.training.optimizer import account, build_optimizer, rate, set_rate
+from vpt.training.resume import compare
+from vpt.training.start import begin
+from vpt.training.tracking import MetricsFile, MetricsLog, Mirror, NoMetrics, NoMirror, build_mirror
+from vpt.weights import full
+from vpt.world import World
 
 
 class Trainer:
-    """A run: everything it holds, and `fit`."""
+    """A run, or one process's part in it: everything it holds, and `fit`."""
 
-    def __init__(self, config: TrainConfig, folder: Path) -> None:
+    def __init__(self, config: TrainConfig, folder: Path, world: World | None = None) -> None:
         """Build the run, or take up the one that `folder` holds. Raises UserError for whatever cannot run."""
         self.config, self.folder = config, folder
+        self.world = world or World()
         self.device = choose_device(config.device)
         found = checkpoint.steps(folder / "checkpoints")
         if found:
             compare(found[-1], config)
-        start = starting_point(config.init_from) if config.init_from and not found else None
-        torch.manual_seed(config.seed)
-        self.parts: Parts = rebuild(found[-1], config) if found else build(config)
-        self.model = self.parts.model.to(self.device)
-        if start is not None:
-            warm_start(self.model, start, without=config.init_except)
-        choose_trained(self.model, config.optim, tower_pretrained=config.model.path is not None)
+        self.parts, self.strategy = begin(config, found[-1] if found else None, self.world, self.device)
+        self.model = self.parts.model
+        self.accord = Accord(self.world, self.model, self.parts.encoder.views)
         self.optimizer = build_optimizer(self.model, config.optim)
         self.progress = checkpoint.Progress()
         if found:
-            checkpoint.load_weights(found[-1], self.model)
             self.progress = checkpoint.load_progress(found[-1], self.optimizer)
         self.model.store = FeatureStore.open(config.data, self.model, precision=config.training.precision)
         self.encoder = self.parts.encoder.keeping(self.model.store)
         self.batches = self._step_batches()
         self.test_sources, self.test_folders = build_sources(config.data.test, config, split="test")
-        self.interrupted = False
+        self.interrupted = False  # this process has been told to stop
+        self.stopping = False  # all processes know it
 
     def _step_batches(self) -> StepBatches:
         config, training = self.config, self.config.training
         sources, folders = build_sources(config.data.train, config, split="train")
         mixture = Mixture(sources, [node.weight for node in config.data.train.values()], config.seed)
+        several = self.world.size > 1
         return StepBatches(
             mixture, folders, self.encoder, build_masking(config), batch_size=training.batch_size,
-            micro_batch_size=training.micro_batch_size, steps=training.steps,
+            micro_batch_size=training.micro_batch_size, steps=training.steps, rank=self.world.rank,
+            ranks=self.world.size, cost=Cost.measure(self.encoder, sources, folders) if several else None,
         )  # fmt: skip
 
     def fit(self) -> None:
         """Train from where the run stands to its end, then say what it reached."""
         self._announce()
-        settings = asdict(self.config)
-        self.mirror = build_mirror(
-            self.config.tracking, name=self.config.run_name, folder=self.folder, run_id=self.progress.wandb_id,
-            settings=settings,
-        )  # fmt: skip
-        self.progress.wandb_id = self.mirror.id
-        self.metrics = MetricsFile(self.folder / "metrics.jsonl", resumed_at=self.progress.step)
+        self.mirror, self.metrics = self._books()
         training, done = self.config.training, self.progress.step
         loader = step_loader(self.batches, start=done, workers=self.config.data.workers, pin=self.device.type == "cuda")
         with self._watching_for_interrupts(), self._bar(done) as bar:
@@ -87,17 +84,19 @@ class Trainer:
                 waited = time.perf_counter() - started
                 metrics = self.train_step(batches, step)
                 self.progress.step = step + 1
-                self._report(bar, metrics, batches, waited=waited, took=time.perf_counter() - started)
+                self._report(bar, metrics, waited=waited, took=time.perf_counter() - started)
                 if self._due(training.eval_every) and self.progress.step < training.steps:
                     self._log(self.evaluate())
-                if self._due(training.checkpoint_every) or self.progress.step == training.steps or self.interrupted:
+                if self._due(training.checkpoint_every) or self.progress.step == training.steps or self.stopping:
                     self.save()
-                if self.interrupted:
+                if self.stopping:
                     break
         self._close_store()
-        if self.interrupted:
+        if self.stopping:
             self.mirror.close()
-            print(f"\nstopped after step {self.progress.step}, saved; type the same command to go on", file=sys.stderr)
+            if self.world.main:
+                said = f"\nstopped after step {self.progress.step}, saved; type the same command to go on"
+                print(said, file=sys.stderr)
             sys.exit(INTERRUPTED)
 
     def _close_store(self) -> None:
@@ -107,27 +106,27 @@ class Trainer:
             self.model.store = None
 
     def train_step(self, batches: list[Batch], step: int) -> dict[str, float]:
-        """One optimizer step over a global batch given as micro-batches; their number changes nothing."""
+        """One optimizer step over a global batch, this process's part in `batches`; how it is cut changes nothing."""
         self.model.train()
         set_rate(self.optimizer, self._rate(step))
-        labels = sum(batch.label_count for batch in batches)
+        batches, totals = self.accord.meet(batches, stopping=self.interrupted)
         loss = torch.zeros((), device=self.device)
-        for batch in batches:
-            with self._autocast():
-                part = self.model(batch).loss_sum / max(labels, 1)
-            if part.requires_grad:  # not so where a batch has no label that trained weights lead to
-                part.backward()
+        for number, batch in enumerate(batches, start=1):
+            with self.strategy.micro_batch(last=number == len(batches)):
+                with self._autocast():
+                    part = self.strategy(batch).loss_sum / max(totals.labels, 1)
+                if part.requires_grad:  # not so where a batch has no label that trained weights lead to
+                    (part * self.world.size).backward()  # processes take the mean of their gradients
             loss += part.detach()
         norm = self._clip()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        masked = sum(bool(row.masked) for batch in batches for row in batch.rows)
-        rows = sum(len(batch.rows) for batch in batches)
+        self.stopping, self.tokens = bool(totals.stopping), totals.tokens
         return {
-            "train/loss": loss.item(),
+            "train/loss": self.world.sum(loss).item(),
             "train/gradient_norm": norm,
             "train/learning_rate": self.optimizer.param_groups[0]["lr"],
-            "masking/share_of_rows": masked / rows,
+            "masking/share_of_rows": totals.masked / totals.rows,
         }
 
     def _rate(self, step: int) -> float:
@@ -137,7 +136,7 @@ class Trainer:
     def _clip(self) -> float:
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         limit = self.config.optim.clip or float("inf")
-        return torch.nn.utils.clip_grad_norm_(parameters, limit).item()
+        return full(torch.nn.utils.clip_grad_norm_(parameters, limit)).item()
 
     def _autocast(self) -> contextlib.AbstractContextManager:
         if self.config.training.precision == "fp32":
@@ -145,25 +144,32 @@ class Trainer:
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
     def evaluate(self) -> dict[str, float]:
-        """Teacher-forced scores on the first `eval_rows` test records."""
+        """Teacher-forced scores on the first `eval_rows` test records, of which every process takes a share."""
         config = self.config
         batches = (
-            batch.to(self.device)
+            self.accord.meet([batch.to(self.device)])[0][0]
             for source, folder in zip(self.test_sources, self.test_folders, strict=True)
             for batch in eval_batches(
                 source, folder, self.encoder, build_masking(config), rows=config.training.eval_rows,
-                batch_size=config.training.micro_batch_size, seed=config.seed,
+                batch_size=config.training.micro_batch_size, seed=config.seed, rank=self.world.rank,
+                ranks=self.world.size,
             )
         )  # fmt: skip
         with self._autocast():
-            return {f"eval/{key}": value for key, value in score(self.model, batches).items()}
+            return {f"eval/{key}": value for key, value in score(self.model, batches, self.world).items()}
 
     def save(self) -> Path:
         """Write a checkpoint of this moment."""
         return checkpoint.save(
             self.folder / "checkpoints", model=self.model, optimizer=self.optimizer, progress=self.progress,
-            config=self.config, tokenizer=self.parts.tokenizer, keep=self.config.training.keep,
+            config=self.config, tokenizer=self.parts.tokenizer, keep=self.config.training.keep, world=self.world,
         )  # fmt: skip
+
+    def release(self) -> None:
+        """Give back the memory of model and optimizer; the run is over."""
+        del self.model, self.optimizer, self.strategy, self.accord, self.parts
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Write `summary.json` and close the books."""
@@ -171,24 +177,39 @@ class Trainer:
         self.mirror.summarise(summary)
         self.mirror.close()
 
+    def _books(self) -> tuple[Mirror, MetricsLog]:
+        """Where numbers go: rank 0 has the books, the others write nothing."""
+        if not self.world.main:
+            return NoMirror(), NoMetrics()
+        mirror = build_mirror(
+            self.config.tracking, name=self.config.run_name, folder=self.folder, run_id=self.progress.wandb_id,
+            settings=asdict(self.config),
+        )  # fmt: skip
+        self.progress.wandb_id = mirror.id
+        return mirror, MetricsFile(self.folder / "metrics.jsonl", resumed_at=self.progress.step)
+
     def _announce(self) -> None:
+        if not self.world.main:
+            return
         self.folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(OmegaConf.structured(self.config), self.folder / "config.yaml")
         training, step = self.config.training, self.progress.step
         print(account(self.model))
-        print(f"  {self.device}, {training.precision}; batch of {training.batch_size} rows, {training.steps} steps")
+        where = f"{self.world.size} x {self.device.type} ({self.strategy.name})"
+        print(f"  {where}, {training.precision}; batch of {training.batch_size} rows, {training.steps} steps")
         print(f"  {self.folder}: " + (f"goes on after step {step}" if step else "a new run"), flush=True)
 
     def _bar(self, done: int) -> tqdm:
-        return tqdm(total=self.config.training.steps, initial=done, unit="step", dynamic_ncols=True, smoothing=0.05)
+        return tqdm(
+            total=self.config.training.steps, initial=done, unit="step", dynamic_ncols=True, smoothing=0.05,
+            disable=not self.world.main,
+        )  # fmt: skip
 
-    def _report(
-        self, bar: tqdm, metrics: dict[str, float], batches: list[Batch], *, waited: float, took: float
-    ) -> None:
-        tokens = sum(len(batch.input_ids) for batch in batches)
-        metrics |= {"perf/tokens_per_second": tokens / took, "perf/share_waiting_for_data": waited / took}
+    def _report(self, bar: tqdm, metrics: dict[str, float], *, waited: float, took: float) -> None:
+        speed = self.tokens / took
+        metrics |= {"perf/tokens_per_second": speed, "perf/share_waiting_for_data": waited / took}
         bar.update()
-        bar.set_postfix_str(f"loss {metrics['train/loss']:.3f}, {tokens / took:,.0f} tokens/s", refresh=False)
+        bar.set_postfix_str(f"loss {metrics['train/loss']:.3f}, {speed:,.0f} tokens/s", refresh=False)
         if self._due(self.config.training.log_every) or self.progress.step == self.config.training.steps:
             self._log(metrics)
 

@@ -6,6 +6,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from vpt.config import TrainConfig
@@ -13,16 +14,16 @@ from vpt.errors import CheckpointError
 from vpt.lora import has_adapters, merged, plain_name
 from vpt.model import VPTModel
 from vpt.training import checkpoint
-from vpt.weights import TensorFolder, wrong_shapes
+from vpt.weights import TensorFolder, like, wrong_shapes
 
 SHOWN = 6  # names in a message
 
 # Keys that may change between two commands of one run, because they change no result
 _FREE = (
-    "output_dir", "device", "init_", "tracking", "generation", "data.root", "data.workers", "data.cache_mb",
-    "data.feature_cache", "data.limit", "training.micro_batch_size", "training.log_every", "training.eval_every",
-    "training.eval_rows", "training.final_questions", "training.checkpoint_every", "training.keep",
-    "model.inner_forward", "model.activation_checkpointing", "model.token_ids", "model.path",
+    "output_dir", "device", "strategy", "init_", "tracking", "generation", "data.root", "data.workers",
+    "data.cache_mb", "data.feature_cache", "data.limit", "training.micro_batch_size", "training.log_every",
+    "training.eval_every", "training.eval_rows", "training.final_questions", "training.checkpoint_every",
+    "training.keep", "model.inner_forward", "model.activation_checkpointing", "model.token_ids", "model.path",
 )  # fmt: skip
 
 
@@ -60,7 +61,7 @@ def starting_point(init_from: str) -> Path:
         ) from None
 
 
-def warm_start(model: VPTModel, found: Path, *, without: Sequence[str] = ()) -> None:
+def warm_start(model: VPTModel, found: Path, *, without: Sequence[str] = (), quiet: bool = False) -> None:
     """Take every tensor of a checkpoint that the model has too; what the model has alone stays as it was built.
 
     Adapters are merged where the model has none; where it has some, a checkpoint without gives it its base.
@@ -69,11 +70,12 @@ def warm_start(model: VPTModel, found: Path, *, without: Sequence[str] = ()) -> 
         model: changed in place.
         found: a checkpoint.
         without: patterns of tensor names that are not taken (`init_except`).
+        quiet: say nothing of it.
 
     Raises:
         CheckpointError: where a tensor is of another size, nothing fits, or a pattern matches nothing.
     """
-    own = model.state_dict()
+    own = model.state_dict(keep_vars=True)
     tensors = {name: tensor for name, tensor in _tensors_for(own, found).items() if name in own}
     for pattern in without:
         if not any(fnmatchcase(name, pattern) for name in tensors):
@@ -85,7 +87,11 @@ def warm_start(model: VPTModel, found: Path, *, without: Sequence[str] = ()) -> 
             f"init_from={found} does not fit the model: {'; '.join(wrong) or 'no tensor in common'}; "
             "init_except=[PATTERN] leaves tensors as they are built"
         )
-    model.load_state_dict(tensors, strict=False)
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            own[name].copy_(like(tensor, own[name].detach()))
+    if quiet:
+        return
     left = sorted({name.rpartition(".")[0] for name in own.keys() - tensors.keys() if "lm_head" not in name})
     more = f" and {len(left) - SHOWN} more" if len(left) > SHOWN else ""
     print(f"  starts from {found}" + (f"; newly built: {', '.join(left[:SHOWN])}{more}" if left else ""))

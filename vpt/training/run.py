@@ -3,27 +3,42 @@
 import time
 from pathlib import Path
 
+from vpt.build import Parts
 from vpt.config import TrainConfig
 from vpt.evaluation.pictures import draw_run
 from vpt.evaluation.runner import evaluate
-from vpt.pretrained import digest
+from vpt.pretrained import digest, load
 from vpt.training.loop import Trainer
+from vpt.training.strategy import GROUPED, Sharded
+from vpt.world import joined
 
 
 def train(config: TrainConfig, folder: str | Path) -> float:
     """Train (or go on), answer the test split, leave a summary and pictures in `folder`. Returns the accuracy."""
     folder = Path(folder)
-    trainer = Trainer(config, folder)
-    started = time.perf_counter()
-    trainer.fit()
-    took = time.perf_counter() - started
-    weights = digest(folder)
-    summary = evaluate(trainer.parts, config, folder / "predictions", weights=weights, limit=_limit(config))
-    trainer.finish(summary | {"steps": trainer.progress.step, "seconds_of_training_in_this_process": took})
-    print(f"accuracy {summary['accuracy']:.4f} on {summary['questions']} questions; see {folder}/summary.json")
-    for path in draw_run(folder):
-        print(f"  {path}")
+    with joined(device=config.device, always=config.strategy.kind in GROUPED) as world:
+        trainer = Trainer(config, folder, world)
+        started = time.perf_counter()
+        trainer.fit()
+        took = time.perf_counter() - started
+        parts, weights = _whole(trainer), digest(folder)
+        summary = evaluate(
+            parts, config, folder / "predictions", weights=weights, limit=_limit(config), world=world
+        )  # fmt: skip
+        if world.main:
+            trainer.finish(summary | {"steps": trainer.progress.step, "seconds_of_training_in_this_process": took})
+            print(f"accuracy {summary['accuracy']:.4f} on {summary['questions']} questions; see {folder}/summary.json")
+            for path in draw_run(folder):
+                print(f"  {path}")
     return summary["accuracy"]
+
+
+def _whole(trainer: Trainer) -> Parts:
+    """Parts that one process can answer with: a sharded model is read back from its last checkpoint."""
+    if not isinstance(trainer.strategy, Sharded):
+        return trainer.parts
+    trainer.release()
+    return load(trainer.folder, device=trainer.config.device)
 
 
 def _limit(config: TrainConfig) -> int | None:

@@ -72,6 +72,18 @@ def build_mirror(config: TrackingConfig, *, name: str, folder: Path, run_id: str
     return WandbMirror(config, name=name, folder=folder, run_id=run_id, settings=settings)
 
 
+class MetricsLog(Protocol):
+    """Anything that numbers can be written to."""
+
+    def log(self, metrics: dict[str, Any], *, step: int) -> None: ...
+
+
+class NoMetrics:
+    """For processes other than rank 0."""
+
+    def log(self, metrics: dict[str, Any], *, step: int) -> None: ...
+
+
 class MetricsFile:
     """`metrics.jsonl`: one JSON object a line, each with its `step`."""
 

@@ -1,0 +1,51 @@
+"""Running a function in several processes that form one run, as torchrun would."""
+
+import json
+import os
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.multiprocessing import get_context
+
+PATIENCE = 500  # seconds; processes that wait for each other forever must end the test
+
+
+def on_ranks(size: int, function: Callable[..., Any], *arguments: Any, folder: Path) -> list[Any]:
+    """`function(world, *arguments)` on each of `size` ranks (gloo, CPU); what each returned, by rank."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = get_context("spawn")
+    processes = [
+        context.Process(target=_rank, args=(rank, size, port, folder, function, arguments)) for rank in range(size)
+    ]
+    for process in processes:
+        process.start()
+    deadline = time.monotonic() + PATIENCE
+    while any(p.is_alive() for p in processes) and not any(p.exitcode for p in processes):
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.05)
+    for process in processes:
+        process.join(timeout=1 if any(p.exitcode for p in processes) else 10)
+        process.kill()
+    codes = [process.exitcode for process in processes]
+    assert codes == [0] * size, f"exit codes {codes} (a negative one: killed, for it waited too long)"
+    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(size)]
+
+
+def _rank(rank: int, size: int, port: int, folder: Path, function: Callable[..., Any], arguments: tuple) -> None:
+    from vpt.world import joined
+
+    torch.set_num_threads(1)
+    os.environ |= {
+        "RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port), "TQDM_DISABLE": "1",
+    }  # fmt: skip
+    with joined(device="cpu") as world:
+        result = function(world, *arguments)
+        (folder / f"rank{rank}.json").write_text(json.dumps(result))

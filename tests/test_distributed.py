@@ -1,0 +1,242 @@
+"""Many processes compute what one computes: gradients on the hardest mixtures, and whole runs."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from ranks import PATIENCE, on_ranks
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForImageTextToText
+
+from conftest import ROOT, compose_config, samples_of
+from vpt.batch import Batch
+from vpt.build import build
+from vpt.data.balance import Cost, balanced
+from vpt.data.images import ImageFolder
+from vpt.data.packing import pack
+from vpt.errors import ConfigError
+from vpt.training.loop import Trainer
+from vpt.training.strategy import build_strategy
+from vpt.weights import full
+from vpt.world import World
+
+STRATEGIES = {
+    "ddp": ["strategy=ddp"],
+    "fsdp": ["strategy=fsdp"],
+    "hybrid": ["strategy=hybrid", "strategy.shard_size=2"],
+}
+QUIET = ["+debug=two_steps", "training.eval_every=0", "training.checkpoint_every=1000", "optim.clip=0"]
+EVERYTHING = ["+experiment=all", *QUIET]
+FROZEN = ["optim.freeze=['*']"]
+
+# What is trained, and for each micro-batch which of `mixed_records` each of two processes holds: 0 three actions,
+# 1 clip, 2 region, 3 region and sam, 4 an image, 5 text alone, 6 dino, 7 sam.
+CASES = {
+    "text beside three actions; no rows beside sam": (EVERYTHING, [[[5], [0, 6]], [[7], []]]),
+    "every kind of row": (EVERYTHING, [[[0, 1, 2], [3, 4, 5, 6, 7]]]),
+    "no image anywhere": (EVERYTHING, [[[5], [5]], [[5], []]]),
+    "recomputed layers": (
+        [*EVERYTHING, "model.activation_checkpointing=true", "strategy.reshard=false"], [[[5], [0]], [[], [3]]],
+    ),
+    "several control tokens, whole passes": (
+        [*EVERYTHING, "model.projector_scale=2", "model.inner_forward=full"], [[[5], [0, 3]]],
+    ),
+    "several control tokens, shared": ([*EVERYTHING, "model.projector_scale=3"], [[[4], [0]], [[1], [2]]]),
+    "projectors alone, one pass": (
+        [*EVERYTHING, *FROZEN, "optim.unfreeze=['*.projector.*']", "model.num_inner_forward_run=1"],
+        [[[5], [0]], [[1], [7]]],
+    ),
+    "conditions alone": ([*EVERYTHING, *FROZEN, "optim.unfreeze=['*condition*']"], [[[5], [0]], [[1], [4]]]),
+}  # fmt: skip
+
+
+def gradients(world: World, case: str, strategy: str, root: str, to: str) -> float:
+    """Save the gradients of one step of a case; return its loss."""
+    overrides, rounds = CASES[case]
+    trainer = Trainer(compose_config(*overrides, *STRATEGIES.get(strategy, [])), Path(to).parent / "run", world)
+    samples = samples_of(trainer.parts, ImageFolder(Path(root)))
+    if world.size == 1:
+        rounds = [[[row for shares in rounds for share in shares for row in share]]]
+    mine = [shares[world.rank] for shares in rounds]
+    found = {}
+
+    def keep() -> None:
+        named = ((n, p.grad) for n, p in trainer.model.named_parameters() if p.grad is not None)
+        found.update({name: full(grad).clone() for name, grad in named})
+
+    trainer.optimizer.step = keep
+    batches = [pack([samples[row] for row in share]) if share else Batch.empty() for share in mine]
+    metrics = trainer.train_step(batches, 0)
+    if world.main:
+        save_file(found, to)
+    return metrics["train/loss"]
+
+
+def all_gradients(world: World, cases: list[tuple[str, str]], root: str, to: str) -> list[float]:
+    return [gradients(world, *case, root, f"{to}/{number}.safetensors") for number, case in enumerate(cases)]
+
+
+def test_gradients_equal_those_of_one_process(folder, tmp_path):
+    """Whatever falls to which process: no image, no action, no row, another encoder than the next."""
+    cases = [(case, "fsdp") for case in CASES] + [(case, "ddp") for case in list(CASES)[:2]]
+    losses = on_ranks(2, all_gradients, cases, str(folder.root), str(tmp_path), folder=tmp_path)
+    assert losses[0] == losses[1]
+    for number, (case, strategy) in enumerate(cases):
+        loss = gradients(World(), case, "single", str(folder.root), str(tmp_path / "one.safetensors"))
+        assert losses[0][number] == pytest.approx(loss, rel=1e-6), (case, strategy)
+        one, many = load_file(tmp_path / "one.safetensors"), load_file(tmp_path / f"{number}.safetensors")
+        assert one.keys() <= many.keys(), (case, strategy)
+        for name in many.keys() - one.keys():  # a part that no row reaches with a loss
+            assert not many[name].any(), (case, strategy, name)
+        for name, gradient in one.items():
+            error = (gradient - many[name]).abs().max() / (gradient.abs().max() + 1e-4)
+            assert error < 1e-4, (case, strategy, name, error)
+
+
+def run(world: World, experiment: str, strategy: str, steps: int, to: str) -> None:
+    config = compose_config(
+        f"+experiment={experiment}", "+debug=two_steps", f"training.steps={steps}", "training.checkpoint_every=1000",
+        "training.batch_size=6", "training.micro_batch_size=2", f"training.eval_every={steps - 1}", "tracking=none",
+        *STRATEGIES.get(strategy, []),
+    )  # fmt: skip
+    trainer = Trainer(config, Path(to), world)
+    trainer.fit()
+
+
+def runs(world: World, plan: list[tuple[str, str]], steps: int, to: str) -> None:
+    for experiment, strategy in plan:
+        run(world, experiment, strategy, steps, f"{to}/{experiment}_{strategy}_{world.size}")
+
+
+def lines(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def compare_runs(tmp_path: Path, plan: list[tuple[str, str]], *, size: int, steps: int) -> None:
+    on_ranks(size, runs, plan, steps, str(tmp_path), folder=tmp_path)
+    for experiment, strategy in plan:
+        alone = tmp_path / f"{experiment}_single_1"
+        if not alone.exists():
+            run(World(), experiment, "single", steps, str(alone))
+        one, many = lines(alone), lines(tmp_path / f"{experiment}_{strategy}_{size}")
+        assert len(one) == len(many) == steps + 1
+        for before, after in zip(one, many, strict=True):
+            assert before.keys() == after.keys()
+            for key in before:
+                if not key.startswith("perf/"):
+                    assert after[key] == pytest.approx(before[key], rel=1e-5), (experiment, strategy, key)
+
+
+def test_a_short_run_by_two(tmp_path):
+    compare_runs(tmp_path, [("all", strategy) for strategy in STRATEGIES], size=2, steps=3)
+
+
+def test_torchrun(tmp_path):
+    """The program itself: one voice, questions shared, and a checkpoint that answers the same in one process."""
+    command = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "train.py"]
+    overrides = ["+experiment=dino", "+debug=two_steps", "strategy=fsdp", "training.final_questions=5", "data.limit=5"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def python(*arguments: str) -> str:
+        done = subprocess.run(
+            [sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    said = python(*command, *overrides, f"output_dir={tmp_path}")
+    assert said.count("accuracy") == 1 and "2 x cpu (fsdp)" in said
+    run = tmp_path / "dino"
+    python("eval.py", f"checkpoint={run}", "pictures=false")
+    assert (run / "predictions/predictions.jsonl").read_text() == (run / "eval/test/predictions.jsonl").read_text()
+
+
+def test_costs_are_spread_evenly():
+    """Image-heavy rows first; no bin above its capacity; every row once."""
+    costs = [float(cost) for cost in (*([1200] * 5), *([600] * 9), *([90] * 18))]
+    bins = balanced(costs, bins=8, capacity=4)
+    assert sorted(index for chosen in bins for index in chosen) == list(range(32))
+    loads = [sum(costs[index] for index in chosen) for chosen in bins]
+    in_order = [sum(costs[start : start + 4]) for start in range(0, 32, 4)]
+    assert max(loads) / (sum(loads) / 8) < 1.1 and max(in_order) / (sum(loads) / 8) > 2.5
+
+
+def test_ranks_share_a_step_and_masking_counts(tmp_path):
+    """Every row goes to one rank; shares weigh about the same in real tokens, masked rows twice."""
+    overrides = ["+experiment=all", *QUIET, "training.batch_size=32", "training.micro_batch_size=4"]
+    config = compose_config(*overrides, "masking.para_mask_ratio=1.0")
+    alone = Trainer(config, tmp_path / "run")
+    cost = Cost.measure(alone.parts.encoder, alone.batches.mixture.sources, alone.batches.folders)
+    whole = [name for batch in alone.batches[0] for name in batch.ids]
+    shares = [replace(alone.batches, rank=rank, ranks=4, cost=cost)[0] for rank in range(4)]
+    assert sorted(name for share in shares for batch in share for name in batch.ids) == sorted(whole)
+    assert [len(share) for share in shares] == [2] * 4
+    weights = [sum((1 + bool(r.masked)) * r.length for r in batch.rows) for share in shares for batch in share]
+    assert max(weights) < 1.15 * sum(weights) / len(weights)
+
+
+def test_a_strategy_must_fit_the_processes():
+    config = compose_config("strategy=hybrid", "strategy.shard_size=3").strategy
+    model = torch.nn.Linear(1, 1)
+    for kind, said in (("hybrid", "shard_size=3 does not divide the 4"), ("single", "for one process, 4 run")):
+        with pytest.raises(ConfigError, match=said):
+            build_strategy(replace(config, kind=kind), model, World(0, 4), torch.device("cpu"), precision="fp32")
+
+
+def test_processes_of_torchrun_and_slurm():
+    torchrun = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "SLURM_PROCID": "0"}
+    assert World.from_environment(torchrun) == World(3, 8, 1, 2)
+    batch_script = {"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_LOCALID": "0"}
+    assert World.from_environment(batch_script) == World()
+    srun = batch_script | {
+        "SLURM_STEP_NUM_TASKS": "8", "SLURM_STEP_NUM_NODES": "2", "SLURM_PROCID": "5", "SLURM_LOCALID": "1",
+        "MASTER_ADDR": "node1", "MASTER_PORT": "29400",
+    }  # fmt: skip
+    assert World.from_environment(srun) == World(5, 8, 1, 4, "node1:29400")
+
+
+EXPERIMENTS = ["all", "baseline", "region", "dino", "sam", "clip", "free_choice"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_twenty_steps_of_every_experiment(tmp_path, experiment, size):
+    compare_runs(tmp_path, [(experiment, strategy) for strategy in STRATEGIES], size=size, steps=20)
+
+
+def from_files(world: World, weights: str, to: str) -> dict[str, float]:
+    """Three steps from a folder of weights, with adapters; what every process held of Qwen, as a share."""
+    name = "fsdp" if world.size > 1 else "single"
+    config = compose_config(
+        "+experiment=dino", "model=qwen2_vl_2b", f"model.path={weights}", "model.size=tiny", "+debug=two_steps",
+        "model.lora.rank=2", "training.steps=3", "training.batch_size=4", f"strategy={name}",
+        "training.checkpoint_every=1000",
+    )  # fmt: skip
+    whole = AutoModelForImageTextToText.from_pretrained
+    if world.size > 1:
+        AutoModelForImageTextToText.from_pretrained = None  # a sharded model must never be whole
+    trainer = Trainer(config, Path(to) / name, world)
+    AutoModelForImageTextToText.from_pretrained = whole
+    parameters = list(trainer.model.qwen.parameters())
+    held = sum(p.to_local().numel() if world.size > 1 else p.numel() for p in parameters)
+    trainer.fit()
+    return {"held": held / sum(p.numel() for p in parameters)}
+
+
+def test_a_sharded_model_is_never_whole(tmp_path):
+    """Shapes first, then every process reads its slices: the same run as from a model that was built whole."""
+    parts = build(compose_config("encoder=[]", "model.region_bins=0"))
+    parts.model.qwen.resize_token_embeddings(len(parts.tokenizer))  # so that the vocabulary must grow
+    parts.model.qwen.save_pretrained(tmp_path / "weights")
+    parts.tokenizer.save_pretrained(tmp_path / "weights")
+    shares = on_ranks(2, from_files, str(tmp_path / "weights"), str(tmp_path), folder=tmp_path)
+    assert all(0.4 < share["held"] < 0.6 for share in shares)
+    assert from_files(World(), str(tmp_path / "weights"), str(tmp_path))["held"] == 1
+    for one, many in zip(lines(tmp_path / "single"), lines(tmp_path / "fsdp"), strict=True):
+        assert many["train/loss"] == pytest.approx(one["train/loss"], rel=1e-5)

@@ -1,0 +1,128 @@
+"""The processes of a run: who they are, and the few things they tell each other besides gradients."""
+
+import os
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from vpt.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class World:
+    """One process among `size`; alone by default.
+
+    Attributes:
+        rank, size: which process this is, of how many. Rank 0 prints, logs, draws and writes.
+        local_rank, local_size: the same on this node.
+        address: where rank 0 is met, `host:port`; None where torchrun has said so in the environment.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+    address: str | None = None
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "World":
+        """As `torchrun` or `srun` started this process; one process where neither did."""
+        known = environment.get
+        if known("RANK") is not None and known("WORLD_SIZE") is not None:
+            size = int(known("WORLD_SIZE", "1"))
+            return cls(
+                int(known("RANK", "0")), size, int(known("LOCAL_RANK", "0")), int(known("LOCAL_WORLD_SIZE", str(size)))
+            )
+        if int(known("SLURM_STEP_NUM_TASKS", "1")) > 1:  # set inside `srun` only, not in the batch script
+            size, nodes = int(environment["SLURM_STEP_NUM_TASKS"]), int(known("SLURM_STEP_NUM_NODES", "1"))
+            return cls(
+                int(environment["SLURM_PROCID"]), size, int(environment["SLURM_LOCALID"]), -(-size // nodes),
+                _slurm_address(environment),
+            )  # fmt: skip
+        return cls()
+
+    @property
+    def main(self) -> bool:
+        """Whether this is rank 0."""
+        return self.rank == 0
+
+    def gather(self, values: list[int]) -> Tensor:
+        """The same number of integers from every rank, [size, n], on the CPU. One collective."""
+        return self._gather(torch.tensor(values, dtype=torch.int64))
+
+    def _gather(self, mine: Tensor) -> Tensor:
+        if self.size == 1:
+            return mine[None]
+        out = mine.new_empty(self.size * len(mine))
+        dist.all_gather_into_tensor(out, mine)
+        return out.view(self.size, -1)
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum over ranks, on the device of `values`."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def wait(self) -> None:
+        """Until every rank is here."""
+        self.gather([0])
+
+    def said_by_main(self, value: int) -> int:
+        """What rank 0 says: file systems may show other ranks another state of a folder."""
+        return int(self.gather([value])[0, 0])
+
+    def texts(self, text: str) -> list[str]:
+        """One text from each rank, on every rank."""
+        data = text.encode()
+        lengths = self.gather([len(data)]).flatten().tolist()
+        padded = torch.from_numpy(np.frombuffer(data.ljust(max(*lengths, 1)), dtype=np.uint8).copy())
+        rows = self._gather(padded).numpy()
+        return [row[:length].tobytes().decode() for row, length in zip(rows, lengths, strict=True)]
+
+
+def _slurm_address(environment: Mapping[str, str]) -> str:
+    """The first node of the job, and a port that two jobs on one node are unlikely to share."""
+    if "MASTER_ADDR" in environment:
+        return f"{environment['MASTER_ADDR']}:{environment.get('MASTER_PORT', '29500')}"
+    nodes = environment.get("SLURM_STEP_NODELIST", environment["SLURM_JOB_NODELIST"])
+    names = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True).stdout
+    return f"{names.split()[0]}:{20000 + int(environment['SLURM_JOB_ID']) % 20000}"
+
+
+@contextmanager
+def joined(*, device: str, always: bool = False) -> Iterator[World]:
+    """Meet the other processes of this run and leave them at the end.
+
+    Args:
+        device: `device` of the configuration; decides how tensors travel.
+        always: make a process group even of one process (sharding needs one).
+    """
+    world = World.from_environment()
+    if world.size == 1 and not always:
+        yield world
+        return
+    on_gpu = device != "cpu" and torch.cuda.is_available()
+    if on_gpu:
+        if world.local_rank >= torch.cuda.device_count():
+            raise ConfigError(
+                f"process {world.local_rank} of this node has no GPU of its own ({torch.cuda.device_count()} here); "
+                "start one process for each GPU, or type device=cpu"
+            )
+        torch.cuda.set_device(world.local_rank)
+    if dist.is_initialized():  # left behind by a member of a sweep that failed
+        dist.destroy_process_group()
+    backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
+    if world.size == 1:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    elif world.address:
+        dist.init_process_group(backend, f"tcp://{world.address}", rank=world.rank, world_size=world.size)
+    else:
+        dist.init_process_group(backend)
+    yield world
+    dist.destroy_process_group()  # not after an error: the others may never come to say goodbye
