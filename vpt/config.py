@@ -145,7 +145,8 @@ class TrainingConfig:
     eval_rows: int = bounded(1000)
     final_questions: int | None = None  # answered by generating once trained; null is the whole test split
     checkpoint_every: int = bounded(500, low=1)
-    keep: int = bounded(2, low=1)  # the last n checkpoints stay
+    keep: int = bounded(2, low=1)  # the last n checkpoints stay ...
+    best: str | None = "eval/loss"  # ... and the best one: by a metric of the evaluation, the lower a loss the better
 
 
 @dataclass

@@ -50,7 +50,8 @@ def configuration(path: str | Path) -> TrainConfig:
 def digest(path: str | Path) -> str:
     """What tells the weights that `load` would read from all others."""
     released = ReleasedCheckpoint.at(path)
-    files = sorted(released.folder.glob("*.safetensors")) if released else [checkpoint.find(path) / checkpoint.WEIGHTS]
+    folder = released.folder if released else checkpoint.find(path)
+    files = sorted(folder.glob("*.safetensors" if released else "model*.safetensors"))
     digests = []
     for name in files:
         with name.open("rb") as file:

@@ -4,7 +4,7 @@ Files that could hold anything but tensors are refused, never run.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from pickle import UnpicklingError
@@ -26,13 +26,15 @@ class TensorFolder(Mapping[str, Tensor]):
     def __init__(self, folder: Path) -> None:
         """Open the files of `folder`. Raises CheckpointError where there are none, or one is missing or broken."""
         self.folder = folder
-        self._home: dict[str, Mapping[str, Tensor]] = {}
+        self._home: dict[str, list[Mapping[str, Tensor]]] = {}
         for file in weight_files(folder):
             opened = _SafeFile(file) if file.suffix == ".safetensors" else _load_bin(file)
-            self._home.update(dict.fromkeys(opened, opened))
+            for name in opened:
+                self._home.setdefault(name, []).append(opened)
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._home[name][name]
+        home = self._home[name]
+        return home[0][name] if len(home) == 1 else _assembled(name, home)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._home)
@@ -50,7 +52,7 @@ def weight_files(folder: Path) -> list[Path]:
             files = [folder / Path(shard).name for shard in sorted(set(index["weight_map"].values()))]
             break
     if not files:
-        files = sorted(folder.glob("pytorch_model*.bin"))
+        files = sorted(folder.glob("model-*-of-*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
     if not files:
         raise CheckpointError(f"{folder} holds no weights ({', '.join((*_SINGLE, *_INDEXED))})")
     absent = [file.name for file in files if not file.is_file()]
@@ -66,6 +68,7 @@ class _SafeFile(Mapping[str, Tensor]):
         try:
             self._open = safe_open(file, framework="pt")
             self._names = list(self._open.keys())
+            self._slices = json.loads((self._open.metadata() or {}).get("DCP_SHARDING_INFO", "{}"))
         except (OSError, SafetensorError) as error:
             raise CheckpointError(
                 f"{file} cannot be read: {error}; use an older checkpoint, or copy it again"
@@ -74,11 +77,25 @@ class _SafeFile(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         return self._open.get_tensor(name)
 
+    def offsets(self, name: str) -> list[int]:
+        """Where the stored slice of a sharded tensor begins."""
+        return self._slices[name]["saved_offsets"]
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
 
     def __len__(self) -> int:
         return len(self._names)
+
+
+def _assembled(name: str, files: Sequence[Mapping[str, Tensor]]) -> Tensor:
+    """A tensor of which several processes have saved a slice each."""
+    slices = [(file.offsets(name), file[name]) for file in files if isinstance(file, _SafeFile)]
+    ends = [[begin + size for begin, size in zip(offsets, part.shape)] for offsets, part in slices]
+    whole = slices[0][1].new_empty([max(end) for end in zip(*ends)])
+    for (offsets, part), end in zip(slices, ends):
+        whole[tuple(slice(begin, stop) for begin, stop in zip(offsets, end))] = part
+    return whole
 
 
 def _load_bin(file: Path) -> dict[str, Tensor]:
@@ -132,9 +149,27 @@ def fill(
     """
     own = own_tensors(model)
     names = names if names is not None else {name: name for name in tensors}
-    missing = [name for name in own if name not in names]
-    unexpected = [stored for name, stored in names.items() if name not in own]
-    shapes = wrong_shapes({name: tensors[stored] for name, stored in names.items() if name in own}, own)
+    check_fit({name: tensors[stored].shape for name, stored in names.items()}, own, where=where, names=names)
+    with torch.no_grad():
+        for name, stored in names.items():
+            own[name].copy_(like(tensors[stored], own[name]))
+
+
+def check_fit(
+    stored: Mapping[str, Sequence[int]], own: Mapping[str, Tensor], *, where: Path,
+    names: Mapping[str, str] | None = None,
+) -> None:  # fmt: skip
+    """Raise CheckpointError that lists what is missing, unexpected, or of another shape.
+
+    Args:
+        stored: shapes of what is stored, by the model's names.
+        own: tensors of the model.
+        where: what to call the store.
+        names: what the store calls them, where it does otherwise.
+    """
+    missing = [name for name in own if name not in stored]
+    unexpected = [names[name] if names else name for name in stored if name not in own]
+    shapes = wrong_shapes({name: shape for name, shape in stored.items() if name in own}, own)
     problems = [
         f"{kind}: {', '.join(sorted(found))}"
         for kind, found in (("missing", missing), ("unexpected", unexpected), ("other shape", shapes))
@@ -142,15 +177,12 @@ def fill(
     ]
     if problems:
         raise CheckpointError(f"{where} does not fit the model; " + "; ".join(problems))
-    with torch.no_grad():
-        for name, stored in names.items():
-            own[name].copy_(like(tensors[stored], own[name]))
 
 
-def wrong_shapes(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
-    """Which stored tensors have another size than the model's."""
+def wrong_shapes(stored: Mapping[str, Sequence[int]], own: Mapping[str, Tensor]) -> list[str]:
+    """Which stored tensors, by name and shape, have another shape than the model's."""
     return [
-        f"{name} {list(tensor.shape)} instead of {list(own[name].shape)}"
-        for name, tensor in tensors.items()
-        if tensor.shape != own[name].shape
+        f"{name} {list(shape)} instead of {list(own[name].shape)}"
+        for name, shape in stored.items()
+        if tuple(shape) != tuple(own[name].shape)
     ]

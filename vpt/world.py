@@ -59,9 +59,9 @@ class World:
     def _gather(self, mine: Tensor) -> Tensor:
         if self.size == 1:
             return mine[None]
-        out = mine.new_empty(self.size * len(mine))
-        dist.all_gather_into_tensor(out, mine)
-        return out.view(self.size, -1)
+        everyone = [torch.empty_like(mine) for _ in range(self.size)]
+        dist.all_gather(everyone, mine)
+        return torch.stack(everyone)
 
     def sum(self, values: Tensor) -> Tensor:
         """The sum over ranks, on the device of `values`."""

@@ -1,113 +1,95 @@
-"""Checkpoints: complete or absent, and without pickles.
+"""Checkpoints: complete or absent, sharded, and without pickles.
 
     RUN/checkpoints/step_00000250/
         model.safetensors        weights, named as in VPTModel.state_dict(); a tied weight once
         optimizer.safetensors    NAME/exp_avg, NAME/exp_avg_sq, NAME/step; rng/torch
-        state.json               step, W&B id, versions
+        state.json               step, W&B id, best score, versions
         config.yaml              the whole configuration; this one is authoritative
         sizes/                   transformers' configurations of the parts: no other folder is needed to build them
         tokenizer/               as it has grown
+        complete                 empty, written last
+    RUN/checkpoints/latest, best     links to such folders
 
-A folder is written under another name and renamed when all of it is on the disk.
+What n processes saved is in files of their own, `model-00001-of-0000n.safetensors` and so on; any number of processes
+reads it. `torch.distributed.checkpoint` writes and reads the tensors, in safetensors: its other format describes them
+in a pickle, and a pickle runs whatever its author wants.
 """
 
 import json
-import os
-import shutil
-from dataclasses import asdict, dataclass
+import warnings
+from collections.abc import Container, Iterator
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
-import transformers
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
 from omegaconf import OmegaConf
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
+from torch.distributed.checkpoint import HuggingFaceStorageReader
+from torch.distributed.checkpoint.api import CheckpointException
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-import vpt
 from vpt.config import TrainConfig
 from vpt.errors import CheckpointError, ConfigError
 from vpt.freeze import freeze
 from vpt.model import VPTModel
 from vpt.sizes import Sizes
-from vpt.weights import TensorFolder, fill, full, like, own_tensors
-from vpt.world import World
+from vpt.weights import TensorFolder, check_fit, fill, own_tensors
 
 STEP_FOLDER = "step_{:08d}"
 WEIGHTS = "model.safetensors"
+COMPLETE = "complete"  # the marker inside a checkpoint
+LATEST, BEST = "latest", "best"  # links beside them
 
 
 @dataclass
 class Progress:
-    """What a run needs besides tensors to go on: steps done, and the run's id at W&B."""
+    """What a run needs besides tensors to go on: steps done, the run's id at W&B, its best score so far and when."""
 
     step: int = 0
     wandb_id: str | None = None
-
-
-def save(
-    folder: Path, *, model: VPTModel, optimizer: torch.optim.Optimizer, progress: Progress, config: TrainConfig,
-    tokenizer: PreTrainedTokenizerBase, keep: int, world: World,
-) -> Path:  # fmt: skip
-    """Write a checkpoint below `folder` and drop all but the last `keep`. Returns its path."""
-    target = folder / STEP_FOLDER.format(progress.step)
-    weights, moments = whole_tensors(model), _optimizer_tensors(optimizer)  # collectives where they are sharded
-    if not world.main:
-        world.wait()  # rank 0 has written
-        return target
-    draft = folder / f".writing_{target.name}"
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
-    save_weights(draft, model=model, config=config, tokenizer=tokenizer, tensors=weights)
-    save_file(moments, draft / "optimizer.safetensors")
-    versions = {"vpt": vpt.__version__, "torch": torch.__version__, "transformers": transformers.__version__}
-    (draft / "state.json").write_text(json.dumps(asdict(progress) | {"versions": versions}, indent=1))
-    for path in draft.rglob("*"):
-        _sync(path)
-    shutil.rmtree(target, ignore_errors=True)
-    draft.rename(target)
-    _sync(folder)
-    for old in steps(folder)[:-keep]:
-        shutil.rmtree(old)
-    world.wait()
-    return target
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    os.fsync(handle)
-    os.close(handle)
+    best: float | None = None
+    best_step: int | None = None
 
 
 def save_weights(
-    folder: Path, *, model: VPTModel, config: TrainConfig, tokenizer: PreTrainedTokenizerBase,
-    tensors: dict[str, Tensor] | None = None,
+    folder: Path, *, model: VPTModel, config: TrainConfig, tokenizer: PreTrainedTokenizerBase
 ) -> None:  # fmt: skip
     """Write what `vpt.pretrained.load` reads: weights, sizes, configuration, tokenizer."""
-    save_file(tensors or whole_tensors(model), folder / WEIGHTS, metadata={"format": "pt"})
+    tensors = {name: tensor.contiguous() for name, tensor in own_tensors(model).items()}
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    describe(folder, model=model, config=config, tokenizer=tokenizer)
+
+
+def describe(
+    folder: Path, *, model: VPTModel, config: TrainConfig, tokenizer: PreTrainedTokenizerBase
+) -> None:  # fmt: skip
+    """Write what is needed besides weights to build a model again."""
     Sizes.of(model).save(folder / "sizes")
     OmegaConf.save(OmegaConf.structured(config), folder / "config.yaml")
     tokenizer.save_pretrained(folder / "tokenizer")
 
 
-def whole_tensors(model: VPTModel) -> dict[str, Tensor]:
-    """`own_tensors`, gathered where they are sharded."""
-    return {name: full(tensor).contiguous() for name, tensor in own_tensors(model).items()}
-
-
-def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer's state by name, and the random state; as the processes hold them."""
     tensors = {"rng/torch": torch.get_rng_state()}
-    for group in optimizer.param_groups:
-        for name, parameter in zip(group["names"], group["params"], strict=True):
-            for key, value in optimizer.state.get(parameter, {}).items():
-                tensors[f"{name}/{key}"] = full(value.detach()).contiguous()
+    for name, parameter in _named(optimizer):
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"{name}/{key}"] = value.detach()
     return tensors
+
+
+def _named(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
+    for group in optimizer.param_groups:
+        yield from zip(group["names"], group["params"], strict=True)
 
 
 def steps(folder: Path) -> list[Path]:
     """Complete checkpoints below `folder`, oldest first."""
-    return sorted(path for path in folder.glob("step_*") if path.is_dir())
+    return sorted(path.parent for path in folder.glob(f"step_*/{COMPLETE}"))
 
 
 def find(path: str | Path) -> Path:
@@ -115,7 +97,7 @@ def find(path: str | Path) -> Path:
     folder = Path(path)
     if not folder.is_dir():
         raise CheckpointError(f"{folder} does not exist; give a run (outputs/RUN_NAME) or one of its checkpoints")
-    if (folder / WEIGHTS).is_file() and (folder / "config.yaml").is_file():
+    if any(folder.glob("model*.safetensors")) and (folder / "config.yaml").is_file():
         return folder
     candidates = steps(folder / "checkpoints") or steps(folder)
     if not candidates:
@@ -148,26 +130,39 @@ def load_weights(checkpoint: Path, model: VPTModel) -> None:
     fill(model, TensorFolder(checkpoint), where=checkpoint)
 
 
-def load_progress(checkpoint: Path, optimizer: torch.optim.Optimizer) -> Progress:
-    """Read the optimizer's state and the random state; return the step and the W&B id."""
-    tensors = _read(checkpoint / "optimizer.safetensors")
-    torch.set_rng_state(tensors.pop("rng/torch").cpu())
-    for group in optimizer.param_groups:
-        for name, parameter in zip(group["names"], group["params"], strict=True):
-            keys = [key for key in (f"{name}/exp_avg", f"{name}/exp_avg_sq", f"{name}/step") if key in tensors]
-            if keys:
-                optimizer.state[parameter] = {
-                    key.rpartition("/")[2]: tensors[key].to(parameter.device)
-                    if key.endswith("/step")
-                    else like(tensors[key], parameter)
-                    for key in keys
-                }
-    state = json.loads((checkpoint / "state.json").read_text())
-    return Progress(step=state["step"], wandb_id=state["wandb_id"])
+def restore(checkpoint: Path, model: VPTModel, optimizer: torch.optim.Optimizer) -> Progress:
+    """Read weights, the optimizer's state and the random state in place, each process its part; return the rest.
 
-
-def _read(path: Path) -> dict[str, Tensor]:
+    Raises:
+        CheckpointError: where the checkpoint is broken, or of another model.
+    """
     try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}; resume from an older checkpoint") from None
+        reader = HuggingFaceStorageReader(str(checkpoint))
+        stored = {name: entry.size for name, entry in reader.read_metadata().state_dict_metadata.items()}  # type: ignore[union-attr]
+        tensors = own_tensors(model)
+        check_fit({name: stored[name] for name in stored if "/" not in name}, tensors, where=checkpoint)
+        tensors |= _begin_state(optimizer, stored)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")
+            dcp.load(tensors, storage_reader=reader, no_dist=not dist.is_initialized())
+        state = json.loads((checkpoint / "state.json").read_text())
+    except (OSError, SafetensorError, CheckpointException) as error:
+        raise CheckpointError(f"{checkpoint} cannot be read: {error}; resume from an older checkpoint") from None
+    torch.set_rng_state(tensors["rng/torch"])
+    return Progress(**{item.name: state[item.name] for item in fields(Progress)})
+
+
+def _begin_state(optimizer: torch.optim.Optimizer, stored: Container[str]) -> dict[str, Tensor]:
+    """Give the optimizer the state tensors that a checkpoint holds, for it to be read into."""
+    tensors = {"rng/torch": torch.get_rng_state()}
+    for name, parameter in _named(optimizer):
+        blank = {
+            "step": torch.zeros((), device=parameter.device),
+            "exp_avg": torch.zeros_like(parameter),
+            "exp_avg_sq": torch.zeros_like(parameter),
+        }
+        state = {key: value for key, value in blank.items() if f"{name}/{key}" in stored}
+        if state:
+            optimizer.state[parameter] = state
+            tensors |= {f"{name}/{key}": value for key, value in state.items()}
+    return tensors

@@ -2,13 +2,11 @@
 
 import contextlib
 import json
-import signal
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -16,12 +14,12 @@ from omegaconf import OmegaConf
 from tqdm import tqdm
 
 from vpt.batch import Batch
-from vpt.cli import INTERRUPTED
 from vpt.config import TrainConfig
 from vpt.data.balance import Cost
 from vpt.data.build import build_masking, build_sources
 from vpt.data.loader import StepBatches, eval_batches, step_loader
 from vpt.data.mixture import Mixture
+from vpt.errors import ConfigError
 from vpt.evaluation.teacher_forced import score
 from vpt.features import FeatureStore
 from vpt.pretrained import choose_device
@@ -29,9 +27,11 @@ from vpt.training import checkpoint
 from vpt.training.accord import Accord
 from vpt.training.optimizer import account, build_optimizer, rate, set_rate
 from vpt.training.resume import compare
+from vpt.training.saving import Saver
+from vpt.training.signals import Signals
 from vpt.training.start import begin
 from vpt.training.tracking import MetricsFile, MetricsLog, Mirror, NoMetrics, NoMirror, build_mirror
-from vpt.weights import full
+from vpt.weights import full, own_tensors
 from vpt.world import World
 
 
@@ -43,22 +43,30 @@ class Trainer:
         self.config, self.folder = config, folder
         self.world = world or World()
         self.device = choose_device(config.device)
-        found = checkpoint.steps(folder / "checkpoints")
+        found = self._found()
         if found:
-            compare(found[-1], config)
-        self.parts, self.strategy = begin(config, found[-1] if found else None, self.world, self.device)
+            compare(found, config)
+        self.parts, self.strategy = begin(config, found, self.world, self.device)
         self.model = self.parts.model
         self.accord = Accord(self.world, self.model, self.parts.encoder.views)
         self.optimizer = build_optimizer(self.model, config.optim)
         self.progress = checkpoint.Progress()
         if found:
-            self.progress = checkpoint.load_progress(found[-1], self.optimizer)
+            self.progress = checkpoint.restore(found, self.model, self.optimizer)
         self.model.store = FeatureStore.open(config.data, self.model, precision=config.training.precision)
         self.encoder = self.parts.encoder.keeping(self.model.store)
+        self.saver = Saver(folder / "checkpoints", self.world, keep=config.training.keep)
         self.batches = self._step_batches()
         self.test_sources, self.test_folders = build_sources(config.data.test, config, split="test")
-        self.interrupted = False  # this process has been told to stop
-        self.stopping = False  # all processes know it
+        self.signals = Signals()  # what this process has been told
+        self.stopping = 0  # the exit code that all processes have agreed on
+
+    def _found(self) -> Path | None:
+        """The last checkpoint, as rank 0 sees it: file systems may show others an older state."""
+        folder = self.folder / "checkpoints"
+        last = max((int(path.name.rpartition("_")[2]) for path in checkpoint.steps(folder)), default=-1)
+        last = self.world.said_by_main(last)
+        return folder / checkpoint.STEP_FOLDER.format(last) if last >= 0 else None
 
     def _step_batches(self) -> StepBatches:
         config, training = self.config, self.config.training
@@ -77,7 +85,7 @@ class Trainer:
         self.mirror, self.metrics = self._books()
         training, done = self.config.training, self.progress.step
         loader = step_loader(self.batches, start=done, workers=self.config.data.workers, pin=self.device.type == "cuda")
-        with self._watching_for_interrupts(), self._bar(done) as bar:
+        with self.signals, self.saver, self._bar(done) as bar:
             for step in range(done, training.steps):
                 started = time.perf_counter()
                 batches = [batch.to(self.device) for batch in next(loader)]
@@ -85,19 +93,20 @@ class Trainer:
                 metrics = self.train_step(batches, step)
                 self.progress.step = step + 1
                 self._report(bar, metrics, waited=waited, took=time.perf_counter() - started)
-                if self._due(training.eval_every) and self.progress.step < training.steps:
-                    self._log(self.evaluate())
-                if self._due(training.checkpoint_every) or self.progress.step == training.steps or self.stopping:
-                    self.save()
+                last = self.progress.step == training.steps or bool(self.stopping)
+                better = self._due(training.eval_every) and not last and self._evaluate()
+                if last or better or self._due(training.checkpoint_every):
+                    self._log({"perf/seconds_held_by_checkpoint": self.save()})
                 if self.stopping:
                     break
+        self.world.wait()  # now the last checkpoint is in place for all
         self._close_store()
         if self.stopping:
             self.mirror.close()
             if self.world.main:
                 said = f"\nstopped after step {self.progress.step}, saved; type the same command to go on"
                 print(said, file=sys.stderr)
-            sys.exit(INTERRUPTED)
+            sys.exit(self.stopping)
 
     def _close_store(self) -> None:
         """What is answered from here on runs in a precision of its own."""
@@ -109,7 +118,7 @@ class Trainer:
         """One optimizer step over a global batch, this process's part in `batches`; how it is cut changes nothing."""
         self.model.train()
         set_rate(self.optimizer, self._rate(step))
-        batches, totals = self.accord.meet(batches, stopping=self.interrupted)
+        batches, totals = self.accord.meet(batches, stopping=self.signals.code)
         loss = torch.zeros((), device=self.device)
         for number, batch in enumerate(batches, start=1):
             with self.strategy.micro_batch(last=number == len(batches)):
@@ -121,7 +130,7 @@ class Trainer:
         norm = self._clip()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.stopping, self.tokens = bool(totals.stopping), totals.tokens
+        self.stopping, self.tokens = totals.stopping, totals.tokens
         return {
             "train/loss": self.world.sum(loss).item(),
             "train/gradient_norm": norm,
@@ -158,12 +167,29 @@ class Trainer:
         with self._autocast():
             return {f"eval/{key}": value for key, value in score(self.model, batches, self.world).items()}
 
-    def save(self) -> Path:
-        """Write a checkpoint of this moment."""
-        return checkpoint.save(
-            self.folder / "checkpoints", model=self.model, optimizer=self.optimizer, progress=self.progress,
-            config=self.config, tokenizer=self.parts.tokenizer, keep=self.config.training.keep, world=self.world,
+    def _evaluate(self) -> bool:
+        """Evaluate and log; whether this is the best so far by `training.best`."""
+        metrics, key = self.evaluate(), self.config.training.best
+        self._log(metrics)
+        if key is None:
+            return False
+        if key not in metrics:
+            raise ConfigError(f"training.best={key} is not a metric of the evaluation: {', '.join(metrics)}")
+        sign = -1 if key.endswith("loss") else 1
+        if self.progress.best is not None and sign * metrics[key] <= sign * self.progress.best:
+            return False
+        self.progress.best, self.progress.best_step = metrics[key], self.progress.step
+        return True
+
+    def save(self) -> float:
+        """Begin to write a checkpoint of this moment; the seconds for which that held the loop."""
+        tensors = {
+            "model": own_tensors(self.model), "optimizer": checkpoint.optimizer_tensors(self.optimizer)
+        }  # fmt: skip
+        small = partial(
+            checkpoint.describe, model=self.model, config=self.config, tokenizer=self.parts.tokenizer
         )  # fmt: skip
+        return self.saver.save(tensors, self.progress, small)
 
     def release(self) -> None:
         """Give back the memory of model and optimizer; the run is over."""
@@ -219,18 +245,3 @@ class Trainer:
 
     def _due(self, every: int) -> bool:
         return bool(every) and self.progress.step % every == 0
-
-    @contextlib.contextmanager
-    def _watching_for_interrupts(self) -> Iterator[None]:
-        """The first Ctrl-C lets the step end and saves; the second one stops at once."""
-
-        def note(number: int, frame: FrameType | None) -> None:
-            self.interrupted = True
-            signal.signal(signal.SIGINT, before)
-            tqdm.write("stopping after this step; Ctrl-C again stops at once", file=sys.stderr)
-
-        before = signal.signal(signal.SIGINT, note)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, before)

@@ -23,7 +23,8 @@ _FREE = (
     "output_dir", "device", "strategy", "init_", "tracking", "generation", "data.root", "data.workers",
     "data.cache_mb", "data.feature_cache", "data.limit", "training.micro_batch_size", "training.log_every",
     "training.eval_every", "training.eval_rows", "training.final_questions", "training.checkpoint_every",
-    "training.keep", "model.inner_forward", "model.activation_checkpointing", "model.token_ids", "model.path",
+    "training.keep", "training.best", "model.inner_forward", "model.activation_checkpointing", "model.token_ids",
+    "model.path",
 )  # fmt: skip
 
 
@@ -81,7 +82,7 @@ def warm_start(model: VPTModel, found: Path, *, without: Sequence[str] = (), qui
         if not any(fnmatchcase(name, pattern) for name in tensors):
             raise CheckpointError(f"init_except: pattern {pattern!r} matches no tensor of {found}")
     tensors = {n: tensor for n, tensor in tensors.items() if not any(fnmatchcase(n, pattern) for pattern in without)}
-    wrong = wrong_shapes(tensors, own)
+    wrong = wrong_shapes({name: tensor.shape for name, tensor in tensors.items()}, own)
     if wrong or not tensors:
         raise CheckpointError(
             f"init_from={found} does not fit the model: {'; '.join(wrong) or 'no tensor in common'}; "

@@ -28,7 +28,7 @@ from vpt.world import World
 
 
 def begin(config: TrainConfig, found: Path | None, world: World, device: torch.device) -> tuple[Parts, Strategy]:
-    """Build a run's model, or take up that of the checkpoint `found`, and shard or copy it as configured.
+    """Build a run's model, and shard or copy it as configured. That of the checkpoint `found` is still to be read.
 
     Raises:
         UserError: for whatever cannot run.
@@ -51,9 +51,7 @@ def begin(config: TrainConfig, found: Path | None, world: World, device: torch.d
     strategy = build_strategy(chosen, model, world, device, precision=config.training.precision)
     if bare:
         materialise(model, device)
-    if found:
-        checkpoint.load_weights(found, model)
-    elif bare:
+    if bare and not found:
         read_base(model, str(config.model.path))
         reset_adapters(model.language, seed=config.seed)
     if start is not None:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import wandb
 
 from vpt.config import TrackingConfig
+from vpt.errors import CheckpointError
 
 
 class Mirror(Protocol):
@@ -89,6 +90,7 @@ class MetricsFile:
 
     def __init__(self, path: Path, *, resumed_at: int) -> None:
         """Lines after the step that the run resumes at are dropped: they are about to be written again."""
+        self.path = path
         kept = [line for line in _lines(path) if json.loads(line)["step"] <= resumed_at]
         draft = path.with_suffix(".tmp")
         draft.write_text("".join(f"{line}\n" for line in kept))
@@ -96,9 +98,15 @@ class MetricsFile:
         self._file = path.open("a", encoding="utf-8")
 
     def log(self, metrics: dict[str, Any], *, step: int) -> None:
-        """Append a line; it is on its way to the disk when this returns."""
-        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
-        self._file.flush()
+        """Append a line; it is on its way to the disk when this returns. Raises CheckpointError where that is full."""
+        try:
+            self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.path} cannot be written: {error}; make room and type the same command to go on from the last "
+                "checkpoint"
+            ) from None
 
 
 def _lines(path: Path) -> list[str]:
