@@ -52,10 +52,8 @@ def compose_description(overrides: list[str]) -> DescribeConfig:
 
 def _ours(override: str) -> str:
     """A key of this program as one that is added to those of `train.py`."""
-    key, _, value = override.partition("=")
-    if key.split(".")[0] not in OWN_KEYS:
-        return override
-    return f"+strategy.kind={value}" if key == "strategy" else f"+{override}"
+    key = override.partition("=")[0]
+    return f"+{override}" if key.split(".")[0] in OWN_KEYS else override
 
 
 def help_text() -> str:

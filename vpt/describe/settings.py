@@ -29,18 +29,8 @@ class AssumedConfig:
 
 
 @dataclass
-class StrategyConfig:
-    """How processes share a model."""
-
-    kind: str = choice("auto", "single", "ddp", "fsdp", "hybrid")  # auto: as much sharing as memory asks for
-    shard_size: int | None = None  # hybrid: processes that hold one copy together; null: those of a node
-    reshard: bool = True  # fsdp, hybrid: free a layer's weights after its forward pass
-
-
-@dataclass
 class DescribeConfig(TrainConfig):
     """A run, where it is to run, and what is assumed about its data and its GPUs."""
 
     gpus: int = bounded(1, low=1)
-    strategy: StrategyConfig = field(default_factory=StrategyConfig)
     describe: AssumedConfig = field(default_factory=AssumedConfig)

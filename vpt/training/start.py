@@ -19,7 +19,6 @@ from vpt.lora import is_adapter, plain_name, reset_adapters
 from vpt.model import VPTModel
 from vpt.pretrained import rebuild
 from vpt.released import ReleasedCheckpoint
-from vpt.training import checkpoint
 from vpt.training.optimizer import choose_trained
 from vpt.training.resume import starting_point, warm_start
 from vpt.training.strategy import SHARDED, Strategy, automatic, build_strategy
