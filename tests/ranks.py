@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.multiprocessing import get_context
 
-PATIENCE = 500  # seconds; processes that wait for each other forever must end the test
+PATIENCE = 1800  # seconds; processes that wait for each other forever must end the test
 
 
 def on_ranks(size: int, function: Callable[..., Any], *arguments: Any, folder: Path) -> list[Any]:

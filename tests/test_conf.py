@@ -29,7 +29,7 @@ def overrides_for(path: Path, records: Path, weights: Path) -> list[str]:
         return []  # SMALL has it
     if group == "experiment" and name.startswith("paper/"):
         return [f"+experiment={name}", f"data.root={records}"]
-    if group in ("experiment", "sweep"):
+    if group in ("experiment", "launcher", "sweep"):
         return [f"+{group}={name}"]
     if group == "encoder":
         return [f"encoder=[{name}]", f"data.actions={{none:0,{name}:1}}"]

@@ -36,7 +36,7 @@ for _name, _schema in (("train_defaults", TrainConfig), ("eval_defaults", EvalCo
 CONF = Path(__file__).resolve().parent.parent / "conf"
 WRONG_INPUT = 2  # exit code for a UserError
 INTERRUPTED = 130  # exit code after Ctrl-C, as shells have it
-PREEMPTED = 75  # exit code after SIGTERM or SIGUSR1: saved, to be started again (EX_TEMPFAIL)
+PREEMPTED = 75  # exit code after SIGTERM, SIGUSR1 or SIGUSR2: saved, to be started again (EX_TEMPFAIL)
 
 _OVERRIDE = re.compile(r"^(?P<sign>\+{0,2}|~)(?P<key>[\w./@]+)(=(?P<value>.*))?$", re.DOTALL)
 

@@ -106,7 +106,7 @@ class Trainer:
             if self.world.main:
                 said = f"\nstopped after step {self.progress.step}, saved; type the same command to go on"
                 print(said, file=sys.stderr)
-            sys.exit(self.stopping)
+            self.signals.leave(self.stopping)
 
     def _close_store(self) -> None:
         """What is answered from here on runs in a precision of its own."""

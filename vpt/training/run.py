@@ -9,6 +9,7 @@ from vpt.evaluation.pictures import draw_run
 from vpt.evaluation.runner import evaluate
 from vpt.pretrained import digest, load
 from vpt.training.loop import Trainer
+from vpt.training.signals import Signals
 from vpt.training.strategy import GROUPED, Sharded
 from vpt.world import joined
 
@@ -21,10 +22,11 @@ def train(config: TrainConfig, folder: str | Path) -> float:
         started = time.perf_counter()
         trainer.fit()
         took = time.perf_counter() - started
-        parts, weights = _whole(trainer), digest(folder)
-        summary = evaluate(
-            parts, config, folder / "predictions", weights=weights, limit=_limit(config), world=world
-        )  # fmt: skip
+        with Signals(patient=False):  # all is saved, and answers that have been given are not asked for again
+            parts, weights = _whole(trainer), digest(folder) if world.main else ""
+            summary = evaluate(
+                parts, config, folder / "predictions", weights=weights, limit=_limit(config), world=world
+            )  # fmt: skip
         if world.main:
             trainer.finish(summary | {"steps": trainer.progress.step, "seconds_of_training_in_this_process": took})
             print(f"accuracy {summary['accuracy']:.4f} on {summary['questions']} questions; see {folder}/summary.json")

@@ -1,14 +1,18 @@
-"""What asks a run to stop: Ctrl-C, SIGTERM, and SIGUSR1, by which SLURM announces that it will take the node away."""
+"""What asks a run to stop: Ctrl-C, SIGTERM, and the signals by which SLURM announces that it takes the node away."""
 
 import signal
 import sys
 from types import FrameType
+from typing import NoReturn
 
 from tqdm import tqdm
 
 from vpt.cli import INTERRUPTED, PREEMPTED
 
-_EXIT_CODES = {signal.SIGINT: INTERRUPTED, signal.SIGTERM: PREEMPTED, signal.SIGUSR1: PREEMPTED}
+_EXIT_CODES = {
+    signal.SIGINT: INTERRUPTED,
+    **dict.fromkeys((signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2), PREEMPTED),
+}
 
 
 class Signals:
@@ -21,6 +25,7 @@ class Signals:
     def __init__(self, *, patient: bool = True) -> None:
         """`patient`: wait for whoever looks at `code`; otherwise exit with it at once. Ctrl-C twice always does."""
         self.code, self.patient = 0, patient
+        self._number: int | None = None
 
     def __enter__(self) -> "Signals":
         self._before = {number: signal.signal(number, self._note) for number in _EXIT_CODES}
@@ -30,12 +35,22 @@ class Signals:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    def leave(self, code: int) -> NoReturn:
+        """Exit with `code`, once all is saved; before, tell whoever watched the signal too, as submitit does, which
+        queues the job again.
+        """
+        if self._number is not None and self._number != signal.SIGINT:
+            watching = self._before[signal.Signals(self._number)]
+            if callable(watching):
+                watching(self._number, None)
+        sys.exit(code)
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         code = _EXIT_CODES[signal.Signals(number)]
         if not self.patient:
             sys.exit(code)
         if self.code and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.code = code
+        self.code, self._number = code, number
         again = "; Ctrl-C again stops at once" if number == signal.SIGINT else ""
         tqdm.write(f"{signal.Signals(number).name}: stopping after this step{again}", file=sys.stderr)
