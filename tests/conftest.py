@@ -1,5 +1,6 @@
 """Tiny models of the real classes, and conversations of every kind on real images."""
 
+import json
 import os
 import tempfile
 from collections.abc import Callable
@@ -41,6 +42,17 @@ def compose_config(*overrides: str, conf: Path = ROOT / "conf") -> TrainConfig:
         config = freeze(compose("train", overrides=list(overrides)), TrainConfig)
     validate(config)
     return config
+
+
+def logged(folder: Path, key: str) -> list[dict]:
+    """The lines of a run's `metrics.jsonl` that hold a metric."""
+    lines = (json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines())
+    return [line for line in lines if key in line]
+
+
+def losses(folder: Path) -> list[float]:
+    """A run's loss after each step that it logged."""
+    return [line["train/loss"] for line in logged(folder, "train/loss")]
 
 
 def compose_eval(*overrides: str) -> EvalConfig:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from conftest import ROOT, compose_config
+from conftest import ROOT, compose_config, logged, losses
 from vpt.errors import CheckpointError, ConfigError, DataError
 from vpt.training import checkpoint
 from vpt.training.loop import Trainer
@@ -25,11 +25,6 @@ SMALL = (
     "+debug=two_steps", "+experiment=all", "training.batch_size=4", "training.micro_batch_size=2", "tracking=none",
     "training.steps=6", "training.checkpoint_every=2", "data.limit=4",
 )  # fmt: skip
-
-
-def losses(folder: Path) -> list[tuple[int, float]]:
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [(line["step"], line["train/loss"]) for line in lines if "train/loss" in line]
 
 
 def trained(folder: Path, *overrides: str, until: int | None = None) -> Trainer:
@@ -56,7 +51,7 @@ def test_eight_by_one_equals_two_by_four(tmp_path):
     """Micro-batches are how a step is computed, not what it computes."""
     one = trained(tmp_path / "one", "training.batch_size=8", "training.micro_batch_size=8", "training.steps=3")
     two = trained(tmp_path / "two", "training.batch_size=8", "training.micro_batch_size=3", "training.steps=3")
-    for (_, a), (_, b) in zip(losses(one.folder), losses(two.folder), strict=True):
+    for a, b in zip(losses(one.folder), losses(two.folder), strict=True):
         assert a == pytest.approx(b, rel=1e-5)
 
 
@@ -107,13 +102,13 @@ def test_killed_and_interrupted_by_hand(tmp_path):
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 130, said
     assert "type the same command to go on" in said
-    stopped_at = losses(tmp_path / "stopped")[-1][0]
+    stopped_at = logged(tmp_path / "stopped", "train/loss")[-1]["step"]
     done = subprocess.run([*command, "run_name=whole", f"training.steps={stopped_at}", "training.log_every=1"],
                           cwd=ROOT, capture_output=True, text=True, check=False)  # fmt: skip
     assert done.returncode == 0, done.stderr
     # the schedule ends elsewhere, so compare what does not depend on it: the first steps of the warm-up
     assert losses(tmp_path / "whole")[:1] == losses(tmp_path / "stopped")[:1]
-    assert [step for step, _ in losses(tmp_path / "stopped")] == list(range(1, stopped_at + 1))
+    assert [line["step"] for line in logged(tmp_path / "stopped", "train/loss")] == list(range(1, stopped_at + 1))
 
 
 def test_another_configuration_is_refused_with_the_difference(tmp_path):

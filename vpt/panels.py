@@ -38,6 +38,7 @@ SECTIONS: dict[str, tuple[Panel, ...]] = {
         Panel("tokens and samples a second", ("perf/tokens_per_second", "perf/samples_per_second"), log=True),
         Panel("share of the step that waits for data", ("perf/share_waiting_for_data",)),
         Panel("utilisation", ("perf/*utilisation*",)),
+        Panel("seconds for which a checkpoint holds the loop", ("perf/seconds_held_by_checkpoint",)),
         Panel("memory", ("perf/*memory*",)),
     ),
     "data": (Panel("records", ("data/*",)),),
