@@ -15,10 +15,11 @@ from conftest import ALL, TOKENS, action_turns, compose_config, conversation, mi
 from vpt.batch import IGNORE
 from vpt.data.build import build_sources
 from vpt.data.images import ImageFolder
-from vpt.data.mixture import Mixture
+from vpt.data.mixture import mix
 from vpt.data.packing import pack
 from vpt.data.records import ImageRef, parse_record
-from vpt.errors import DataError
+from vpt.data.shuffle import FeistelPermutation, permutation
+from vpt.errors import ConfigError, DataError
 from vpt.tokens import IM_START
 
 
@@ -229,7 +230,7 @@ class Numbers(list):
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=4), st.integers(0, 99), st.data())
 def test_every_record_once_an_epoch_in_its_share(lengths, seed, data):
     weights = data.draw(st.lists(st.integers(1, 5), min_size=len(lengths), max_size=len(lengths)))
-    mixture = Mixture([Numbers(range(n)) for n in lengths], weights, seed)
+    mixture = mix([Numbers(range(n)) for n in lengths], weights, seed)
     places = [mixture.place(number) for number in range(1000)]
     for source, (length, weight) in enumerate(zip(lengths, weights)):
         mine = [place for place in places if place.source == source]
@@ -237,7 +238,7 @@ def test_every_record_once_an_epoch_in_its_share(lengths, seed, data):
         for epoch in range(len(mine) // length):
             indices = [place.index for place in mine if place.epoch == epoch]
             assert sorted(indices) == list(range(length))
-    assert Mixture([Numbers(range(n)) for n in lengths], weights, seed).place(777) == places[777]
+    assert mix([Numbers(range(n)) for n in lengths], weights, seed).place(777) == places[777]
 
 
 def test_the_system_prompt_is_the_published_one(make_parts, folder):
@@ -245,3 +246,40 @@ def test_the_system_prompt_is_the_published_one(make_parts, folder):
     own = conversation("0.png")
     own["messages"].insert(0, {"role": "system", "content": "Be brief."})
     assert spelt(parts, samples_of(parts, folder, [own])[0].ids).startswith(f"{IM_START}system\nBe brief.")
+
+
+@settings(max_examples=40)
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=4), st.integers(0, 99))
+def test_every_record_of_every_source_once_an_epoch(lengths, seed):
+    mixture = mix([Numbers(range(n)) for n in lengths], [1] * len(lengths), seed, "exhaust")
+    whole = {(source, index) for source, length in enumerate(lengths) for index in range(length)}
+    for epoch in range(3):
+        places = [mixture.place(epoch * len(whole) + number) for number in range(len(whole))]
+        assert {(place.source, place.index) for place in places} == whole
+        assert {place.epoch for place in places} == {epoch}
+
+
+def test_to_exhaustion_there_are_no_weights():
+    sources = [Numbers(range(3)), Numbers(range(4))]
+    with pytest.raises(ConfigError, match=r"weights of data\.train are \[1, 2\].*type data\.mixing=weights"):
+        mix(sources, [1, 2], 0, "exhaust")
+    assert {mix(sources, [0, 1], 0, "exhaust").place(number).source for number in range(9)} == {1}
+
+
+@settings(max_examples=40)
+@given(st.integers(1, 3000), st.integers(0, 99))
+def test_a_permutation_read_place_by_place(length, seed):
+    """Every number once; another key, another order; about as far from the identity as any."""
+    order = FeistelPermutation(length, (seed, 2, 0, 0))
+    numbers = [order[place] for place in range(length)]
+    assert sorted(numbers) == list(range(length))
+    if length > 500:
+        other = FeistelPermutation(length, (seed, 2, 0, 1))
+        assert np.mean([other[place] == number for place, number in enumerate(numbers)]) < 0.02
+        assert abs(np.corrcoef(numbers, range(length))[0, 1]) < 0.2
+
+
+def test_a_billion_records_need_no_table():
+    order = permutation(1_000_000_000, (0, 2, 0, 0))
+    assert isinstance(order, FeistelPermutation) and len({order[place] for place in range(1000)}) == 1000
+    assert isinstance(permutation(1000, (0,)), np.ndarray)

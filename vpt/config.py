@@ -104,6 +104,7 @@ class DataConfig:
     root: str | None = None
     train: dict[str, SourceConfig] = field(default_factory=dict)
     test: dict[str, SourceConfig] = field(default_factory=dict)
+    mixing: str = choice("weights", "exhaust")  # exhaust: every record of every source once an epoch
     actions: dict[str, float] = field(default_factory=lambda: {"none": 1.0})
     prompted: bool = True
     perception: bool = True

@@ -1,18 +1,24 @@
 """Which record comes when: a pure function of the seed, so that a run can start anywhere in it.
 
-Samples are numbered 0, 1, 2, ... over the whole run. Every stretch of `STRETCH` samples holds each source in its share;
-within a source, every epoch is a fresh permutation, each record once.
+Samples are numbered 0, 1, 2, ... over the whole run.
 """
 
+from abc import ABC, abstractmethod
+from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Literal
 
 import numpy as np
 
+from vpt.data.shuffle import permutation
 from vpt.data.sources import Source
 from vpt.errors import ConfigError
 
 STRETCH = 1000
+
+Mixing = Literal["weights", "exhaust"]
 
 
 @dataclass(frozen=True)
@@ -25,27 +31,52 @@ class Place:
     epoch: int
 
 
-@dataclass
-class Mixture:
-    """Sources mixed by weight, forever."""
+class Mixture(ABC):
+    """Sources mixed, forever."""
 
-    sources: Sequence[Source]
-    weights: Sequence[float]
-    seed: int
-    _orders: dict[tuple[int, int], np.ndarray] = field(default_factory=dict)
-    _stretch: tuple[int, np.ndarray] | None = None
+    def __init__(self, sources: Sequence[Source], seed: int) -> None:
+        self.sources, self.seed = sources, seed
 
-    def __post_init__(self) -> None:
-        if not self.sources or min(self.weights) < 0 or sum(self.weights) <= 0:
-            raise ConfigError("data.train needs a source with a weight above 0")
-        shares = np.array(self.weights) / sum(self.weights) * STRETCH
+    @abstractmethod
+    def place(self, number: int) -> Place:
+        """What sample `number` of the run is."""
+
+
+def mix(sources: Sequence[Source], weights: Sequence[float], seed: int, by: Mixing = "weights") -> Mixture:
+    """Mix sources by their weights, or to exhaustion.
+
+    Raises:
+        ConfigError: where no weight is above 0; to exhaustion, where one is neither 0 nor 1.
+    """
+    if not sources or min(weights) < 0 or sum(weights) <= 0:
+        raise ConfigError("data.train needs a source with a weight above 0")
+    if by == "weights":
+        return WeightedMixture(sources, seed, weights)
+    if not {*weights} <= {0, 1}:
+        raise ConfigError(
+            f"data.mixing=exhaust shows every record once an epoch, the weights of data.train are {list(weights)}; "
+            "make them 1, 0 to leave a source out, or type data.mixing=weights"
+        )
+    return ExhaustiveMixture(sources, seed, [bool(weight) for weight in weights])
+
+
+class WeightedMixture(Mixture):
+    """Every stretch of `STRETCH` samples holds each source in its share, so that short ones come round more often.
+
+    Within a source every epoch is a fresh permutation, each record once.
+    """
+
+    def __init__(self, sources: Sequence[Source], seed: int, weights: Sequence[float]) -> None:
+        super().__init__(sources, seed)
+        shares = np.array(weights) / sum(weights) * STRETCH
         counts = np.floor(shares).astype(int)
         short = STRETCH - counts.sum()
         counts[np.argsort(counts - shares)[:short]] += 1  # the largest remainders get what flooring left over
         self.counts: list[int] = counts.tolist()
+        self._orders: dict[int, tuple[int, Sequence[int]]] = {}
+        self._stretch: tuple[int, np.ndarray] | None = None
 
     def place(self, number: int) -> Place:
-        """What sample `number` of the run is."""
         stretch, within = divmod(number, STRETCH)
         picks = self._picks(stretch)
         source = int(picks[within])
@@ -60,9 +91,26 @@ class Mixture:
             self._stretch = (stretch, picks)
         return self._stretch[1]
 
-    def _order(self, source: int, epoch: int) -> np.ndarray:
-        if (source, epoch) not in self._orders:
-            self._orders = {key: order for key, order in self._orders.items() if key[0] != source}
-            generator = np.random.default_rng((self.seed, 2, source, epoch))
-            self._orders[source, epoch] = generator.permutation(len(self.sources[source]))
-        return self._orders[source, epoch]
+    def _order(self, source: int, epoch: int) -> Sequence[int]:
+        kept = self._orders.get(source)
+        if kept is None or kept[0] != epoch:
+            kept = (epoch, permutation(len(self.sources[source]), (self.seed, 2, source, epoch)))
+            self._orders[source] = kept
+        return kept[1]
+
+
+class ExhaustiveMixture(Mixture):
+    """Every epoch is a fresh permutation of all records of all sources, each of them once."""
+
+    def __init__(self, sources: Sequence[Source], seed: int, chosen: Sequence[bool]) -> None:
+        super().__init__(sources, seed)
+        self._ends = list(accumulate(len(s) * taken for s, taken in zip(sources, chosen, strict=True)))
+        self._order: tuple[int, Sequence[int]] | None = None
+
+    def place(self, number: int) -> Place:
+        epoch, position = divmod(number, self._ends[-1])
+        if self._order is None or self._order[0] != epoch:
+            self._order = (epoch, permutation(self._ends[-1], (self.seed, 6, epoch)))
+        at = int(self._order[1][position])
+        source = bisect_right(self._ends, at)
+        return Place(number, source, at - (self._ends[source - 1] if source else 0), epoch)

@@ -18,7 +18,7 @@ from vpt.config import TrainConfig
 from vpt.data.balance import Cost
 from vpt.data.build import build_masking, build_sources
 from vpt.data.loader import StepBatches, eval_batches, step_loader
-from vpt.data.mixture import Mixture
+from vpt.data.mixture import mix
 from vpt.errors import ConfigError
 from vpt.evaluation.teacher_forced import score
 from vpt.features import FeatureStore
@@ -71,7 +71,8 @@ class Trainer:
     def _step_batches(self) -> StepBatches:
         config, training = self.config, self.config.training
         sources, folders = build_sources(config.data.train, config, split="train")
-        mixture = Mixture(sources, [node.weight for node in config.data.train.values()], config.seed)
+        weights = [node.weight for node in config.data.train.values()]
+        mixture = mix(sources, weights, config.seed, config.data.mixing)  # type: ignore[arg-type]
         several = self.world.size > 1
         return StepBatches(
             mixture, folders, self.encoder, build_masking(config), batch_size=training.batch_size,
