@@ -127,6 +127,7 @@ class Batch:
         ids: a name for each row, for reports (`source:index`).
         predicting: [M] ascending, the positions whose next token carries loss; on the CPU wherever the rest is, since
             the walk is laid out there. A row's first token is never predicted.
+        skipped: why records that belong here are left out, each beginning with the record's name.
     """
 
     input_ids: Tensor
@@ -135,6 +136,7 @@ class Batch:
     rows: list[Row]
     looks: dict[str, Looks]
     ids: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
     predicting: np.ndarray = field(default=None, repr=False)  # type: ignore[arg-type]  # from the labels
 
     def __post_init__(self) -> None:

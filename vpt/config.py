@@ -111,6 +111,8 @@ class DataConfig:
     plain_looks: bool = False  # with perception=false: a plain look of as many tokens in place of each perception
     metrics: list[str] = field(default_factory=lambda: ["exact_match"])  # the first one gives the score
     limit: int | None = None  # the first n test questions only
+    on_error: str = choice("raise", "skip")  # skip: records that cannot be used are left out, counted, and named
+    max_skipped: float = bounded(0.01, high=1.0)  # share of the rows at which a run that skips stops
     max_length: int = bounded(2048, low=1)
     on_too_long: str = choice("raise", "cut")
     image: ImageConfig = field(default_factory=ImageConfig)
@@ -146,6 +148,7 @@ class TrainingConfig:
     eval_rows: int = bounded(1000)
     final_questions: int | None = None  # answered by generating once trained; null is the whole test split
     checkpoint_every: int = bounded(500, low=1)
+    max_lost_steps: int = bounded(10)  # in a row, without a finite loss and gradient; one more ends the run
     keep: int = bounded(2, low=1)  # the last n checkpoints stay ...
     best: str | None = "eval/loss"  # ... and the best one: by a metric of the evaluation, the lower a loss the better
 

@@ -20,6 +20,10 @@ class CheckpointError(UserError):
     """A folder that is no checkpoint, or a checkpoint of another configuration."""
 
 
+class TrainingError(UserError):
+    """A run that cannot go on."""
+
+
 def require(module: str, extra: str, purpose: str) -> ModuleType:
     """Import a package that an extra brings. Raises ConfigError that says what to type where it is missing."""
     try:

@@ -114,10 +114,13 @@ def _check_values(config: Any, prefix: str) -> None:
             raise ConfigError(f"{path}={value} is not one of {', '.join(choices)}{nearest(str(value), list(choices))}")
         if limits and not limits[0] <= value <= limits[1]:
             raise ConfigError(f"{path}={value} must lie between {limits[0]} and {limits[1]}")
+        expected = get_args(get_type_hints(type(config))[item.name])
         if isinstance(value, float) and not math.isfinite(value):
             raise ConfigError(f"{path}={value} is no number to work with")
         if isinstance(value, list):
-            _check_items(value, get_args(get_type_hints(type(config))[item.name]), path)
+            _check_items(value, expected, path)
+        if isinstance(value, dict) and expected[1] in (int, float):
+            _check_items([*value.values()], expected[1:], path)
         if is_dataclass(value):
             _check_values(value, f"{path}.")
         elif isinstance(value, dict):
@@ -127,11 +130,13 @@ def _check_values(config: Any, prefix: str) -> None:
 
 
 def _check_items(values: list[Any], expected: tuple[Any, ...], path: str) -> None:
-    """OmegaConf lets a list or a dictionary stand among texts. Of `list[X] | None`, X counts."""
+    """OmegaConf lets a list or a dictionary stand among texts and numbers. Of `list[X] | None`, X counts."""
     kinds = tuple(kind for entry in expected for kind in (get_args(entry) or (entry,)))
     for value in values:
         if not isinstance(value, kinds):
-            raise ConfigError(f"{path} is a list of {kinds[0].__name__}, {value!r} is none")
+            raise ConfigError(f"{path} holds values of type {kinds[0].__name__}, {value!r} is none")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{path}: {value} is no number to work with")
 
 
 def validate(config: TrainConfig) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from vpt.batch import TOWER
 from vpt.data.images import ImageFolder
+from vpt.data.reading import OnError, encode_rows
 from vpt.data.records import Record
 from vpt.data.samples import SampleEncoder
 from vpt.data.sources import Source
@@ -33,14 +34,19 @@ class Cost:
     per_image: Mapping[str, float]
 
     @classmethod
-    def measure(cls, encoder: SampleEncoder, sources: Sequence[Source], folders: Sequence[ImageFolder]) -> "Cost":
+    def measure(
+        cls, encoder: SampleEncoder, sources: Sequence[Source], folders: Sequence[ImageFolder],
+        on_error: OnError = "raise",
+    ) -> "Cost":  # fmt: skip
         """Learn the averages from a few records of each source."""
         characters = text = 0
         tokens: Counter[str] = Counter()
         images: Counter[str] = Counter()
         for source, folder in zip(sources, folders, strict=True):
             for index in range(0, len(source), max(len(source) // _MEASURED, 1)):
-                sample = encoder.encode(source[index], folder)
+                [sample], _ = encode_rows([(source, index, folder)], encoder, on_error)
+                if sample is None:
+                    continue
                 seen = {name: sum(look.tokens for _, look in looks) for name, looks in sample.looks.items()}
                 tokens.update(seen)
                 images.update({name: len(looks) for name, looks in sample.looks.items()})

@@ -3,7 +3,7 @@
 import math
 import signal
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -13,10 +13,10 @@ from vpt.data.balance import Cost, balanced
 from vpt.data.images import ImageFolder
 from vpt.data.mixture import Mixture, Place
 from vpt.data.packing import pack
-from vpt.data.records import Record
+from vpt.data.reading import OnError, encode_rows
 from vpt.data.samples import Sample, SampleEncoder
 from vpt.data.sources import Source
-from vpt.errors import UserError
+from vpt.errors import DataError, UserError
 from vpt.masking import Masking
 
 
@@ -36,6 +36,8 @@ class StepBatches(Dataset[list[Batch]]):
         micro_batch_size: rows that go through the model at once; never changes a result.
         rank, ranks: which process this is, of how many.
         cost: what a row weighs; needed where there are several processes.
+        on_error: what becomes of a record that cannot be used: `raise` its DataError, or `skip` it, so that the batch
+            is a row shorter and says why.
     """
 
     mixture: Mixture
@@ -48,6 +50,7 @@ class StepBatches(Dataset[list[Batch]]):
     rank: int = 0
     ranks: int = 1
     cost: Cost | None = None
+    on_error: OnError = "raise"
 
     def __len__(self) -> int:
         return self.steps
@@ -62,22 +65,23 @@ class StepBatches(Dataset[list[Batch]]):
         size = self.micro_batch_size
         if self.ranks == 1 or self.cost is None:
             return [places[start : start + size] for start in range(0, len(places), size)]
-        costs = [
-            self.cost.of(self._record(place), masked=self.masking.mode == "zero" and self._masked(place))
-            for place in places
-        ]
+        costs = [self._cost(self.cost, place) for place in places]
         rounds = math.ceil(len(places) / (size * self.ranks))
         shares = balanced(costs, bins=rounds * self.ranks, capacity=size)
         return [[places[index] for index in share] for share in shares[self.rank :: self.ranks]]
 
-    def _record(self, place: Place) -> Record:
-        return self.mixture.sources[place.source][place.index]
+    def _cost(self, cost: Cost, place: Place) -> float:
+        try:
+            record = self.mixture.sources[place.source][place.index]
+        except DataError:
+            return 0.0  # the process that gets it says so
+        return cost.of(record, masked=self.masking.mode == "zero" and self._masked(place))
 
     def _micro_batch(self, places: Sequence[Place]) -> Batch:
-        if not places:
-            return Batch.empty()
-        samples = [self.encoder.encode(self._record(place), self.folders[place.source]) for place in places]
-        return pack(samples, masked=[self._spans(place, sample) for place, sample in zip(places, samples, strict=True)])
+        rows = [(self.mixture.sources[place.source], place.index, self.folders[place.source]) for place in places]
+        samples, errors = encode_rows(rows, self.encoder, self.on_error)
+        masked = [self._spans(place, sample) for place, sample in zip(places, samples, strict=True) if sample]
+        return _packed(samples, masked, errors)
 
     def _spans(self, place: Place, sample: Sample) -> tuple[Span, ...]:
         return self.masking.spans(sample.row) if self._masked(place) else ()
@@ -87,6 +91,11 @@ class StepBatches(Dataset[list[Batch]]):
         if self.masking.draw == "batch":
             key = (4, place.number // self.batch_size)
         return self.masking.hits(seed=self.mixture.seed, key=key, training=True)
+
+
+def _packed(samples: Sequence[Sample | None], masked: Sequence[tuple[Span, ...]], errors: list[str]) -> Batch:
+    used = [sample for sample in samples if sample]
+    return replace(pack(used, masked=masked) if used else Batch.empty(), skipped=errors)
 
 
 class _CarryingErrors(Dataset[list[Batch] | UserError]):
@@ -134,6 +143,7 @@ def eval_batches(
     rows: int,
     batch_size: int,
     seed: int,
+    on_error: OnError = "raise",
     rank: int = 0,
     ranks: int = 1,
 ) -> Iterator[Batch]:
@@ -147,6 +157,7 @@ def eval_batches(
         if start >= count:
             yield Batch.empty()
             continue
-        samples = [encoder.encode(source[index], folder) for index in range(start, min(start + batch_size, count))]
+        records = [(source, index, folder) for index in range(start, min(start + batch_size, count))]
+        samples, errors = encode_rows(records, encoder, on_error)
         drawn = masking.hits(seed=seed, key=(5, start), training=False)
-        yield pack(samples, masked=[masking.spans(sample.row) if drawn else () for sample in samples])
+        yield _packed(samples, [masking.spans(sample.row) if drawn else () for sample in samples if sample], errors)

@@ -30,6 +30,7 @@ class Totals:
     rows: int = 0
     masked: int = 0
     tokens: int = 0
+    skipped: int = 0
     stopping: int = 0
 
     @classmethod
@@ -40,12 +41,13 @@ class Totals:
             rows=sum(len(batch.rows) for batch in batches),
             masked=sum(bool(row.masked) for batch in batches for row in batch.rows),
             tokens=sum(len(batch.input_ids) for batch in batches),
+            skipped=sum(len(batch.skipped) for batch in batches),
             stopping=stopping,
         )
 
     def sums(self) -> list[int]:
         """What is added up."""
-        return [self.labels, self.rows, self.masked, self.tokens]
+        return [self.labels, self.rows, self.masked, self.tokens, self.skipped]
 
 
 @dataclass(frozen=True)
@@ -107,18 +109,19 @@ class Accord:
         """
         mine = Totals.of(batches, stopping=stopping)
         if self.world.size == 1:
-            return list(batches), mine
+            return [batch for batch in batches if batch.rows], mine
         needs = [Needs.of(batch, self.model) for batch in batches]
         sums = mine.sums()
         everyone = self.world.gather([*sums, stopping, *(n for need in needs for n in need.numbers(self._words))])
-        labels, rows, masked, tokens = everyone[:, : len(sums)].sum(dim=0).tolist()
+        labels, rows, masked, tokens, skipped = everyone[:, : len(sums)].sum(dim=0).tolist()
         asked = everyone[:, len(sums) + 1 :].view(self.world.size, len(batches), -1)  # [processes, batches, needs]
         most, least = asked.amax(dim=0), asked.amin(dim=0)
         completed = [
             batch if bool((most[number] == least[number]).all()) else self._complete(batch, need, most[number].tolist())
             for number, (batch, need) in enumerate(zip(batches, needs, strict=True))
+            if bool(most[number].any())  # not so where all records of all processes have been skipped
         ]
-        return completed, Totals(labels, rows, masked, tokens, int(everyone[:, len(sums)].max()))
+        return completed, Totals(labels, rows, masked, tokens, skipped, int(everyone[:, len(sums)].max()))
 
     def _complete(self, batch: Batch, own: Needs, most: list[int]) -> Batch:
         """The batch, with a stand-in unless it asks for all that a stand-in asks for."""

@@ -47,12 +47,17 @@ LATEST, BEST = "latest", "best"  # links beside them
 
 @dataclass
 class Progress:
-    """What a run needs besides tensors to go on: steps done, the run's id at W&B, its best score so far and when."""
+    """What a run needs besides tensors to go on: steps done, the run's id at W&B, its best score so far and when;
+    records left out so far, steps lost to a gradient that is not finite, and how many of those were the last ones.
+    """
 
     step: int = 0
     wandb_id: str | None = None
     best: float | None = None
     best_step: int | None = None
+    skipped: int = 0
+    lost: int = 0
+    lost_in_a_row: int = 0
 
 
 def save_weights(
@@ -146,10 +151,11 @@ def restore(checkpoint: Path, model: VPTModel, optimizer: torch.optim.Optimizer)
             warnings.filterwarnings("ignore", "torch.distributed is disabled")
             dcp.load(tensors, storage_reader=reader, no_dist=not dist.is_initialized())
         state = json.loads((checkpoint / "state.json").read_text())
-    except (OSError, SafetensorError, CheckpointException) as error:
+        progress = Progress(**{key: state[key] for key in {item.name for item in fields(Progress)} & state.keys()})
+    except (OSError, SafetensorError, CheckpointException, ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{checkpoint} cannot be read: {error}; resume from an older checkpoint") from None
     torch.set_rng_state(tensors["rng/torch"])
-    return Progress(**{item.name: state[item.name] for item in fields(Progress)})
+    return progress
 
 
 def _begin_state(optimizer: torch.optim.Optimizer, stored: Container[str]) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import sys
 import time
 from dataclasses import asdict
@@ -19,6 +20,7 @@ from vpt.data.balance import Cost
 from vpt.data.build import build_masking, build_sources
 from vpt.data.loader import StepBatches, eval_batches, step_loader
 from vpt.data.mixture import mix
+from vpt.data.reading import OnError
 from vpt.errors import ConfigError
 from vpt.evaluation.teacher_forced import score
 from vpt.features import FeatureStore
@@ -28,6 +30,7 @@ from vpt.training.accord import Accord
 from vpt.training.optimizer import account, build_optimizer, rate, set_rate
 from vpt.training.resume import compare
 from vpt.training.saving import Saver
+from vpt.training.setbacks import Setbacks
 from vpt.training.signals import Signals
 from vpt.training.start import begin
 from vpt.training.tracking import MetricsFile, MetricsLog, Mirror, NoMetrics, NoMirror, build_mirror
@@ -57,6 +60,7 @@ class Trainer:
         self.encoder = self.parts.encoder.keeping(self.model.store)
         self.saver = Saver(folder / "checkpoints", self.world, keep=config.training.keep)
         self.batches = self._step_batches()
+        self.setbacks = Setbacks(folder, self.world, self.progress, config)
         self.test_sources, self.test_folders = build_sources(config.data.test, config, split="test")
         self.signals = Signals()  # what this process has been told
         self.stopping = 0  # the exit code that all processes have agreed on
@@ -73,12 +77,17 @@ class Trainer:
         sources, folders = build_sources(config.data.train, config, split="train")
         weights = [node.weight for node in config.data.train.values()]
         mixture = mix(sources, weights, config.seed, config.data.mixing)  # type: ignore[arg-type]
-        several = self.world.size > 1
+        several, on_error = self.world.size > 1, self._on_error
         return StepBatches(
             mixture, folders, self.encoder, build_masking(config), batch_size=training.batch_size,
             micro_batch_size=training.micro_batch_size, steps=training.steps, rank=self.world.rank,
-            ranks=self.world.size, cost=Cost.measure(self.encoder, sources, folders) if several else None,
+            ranks=self.world.size, on_error=on_error,
+            cost=Cost.measure(self.encoder, sources, folders, on_error) if several else None,
         )  # fmt: skip
+
+    @property
+    def _on_error(self) -> OnError:
+        return self.config.data.on_error  # type: ignore[return-value]  # one of the choices
 
     def fit(self) -> None:
         """Train from where the run stands to its end, then say what it reached."""
@@ -92,11 +101,14 @@ class Trainer:
                 batches = [batch.to(self.device) for batch in next(loader)]
                 waited = time.perf_counter() - started
                 metrics = self.train_step(batches, step)
+                if self.setbacks.too_many:
+                    self._give_up()
                 self.progress.step = step + 1
                 self._report(bar, metrics, waited=waited, took=time.perf_counter() - started)
                 last = self.progress.step == training.steps or bool(self.stopping)
                 better = self._due(training.eval_every) and not last and self._evaluate()
-                if last or better or self._due(training.checkpoint_every):
+                due = self._due(training.checkpoint_every) and not self.progress.lost_in_a_row
+                if last or better or due:
                     self._log({"perf/seconds_held_by_checkpoint": self.save()})
                 if self.stopping:
                     break
@@ -119,7 +131,10 @@ class Trainer:
         """One optimizer step over a global batch, this process's part in `batches`; how it is cut changes nothing."""
         self.model.train()
         set_rate(self.optimizer, self._rate(step))
-        batches, totals = self.accord.meet(batches, stopping=self.signals.code)
+        self.setbacks.begin()
+        own = batches
+        batches, totals = self.accord.meet(own, stopping=self.signals.code)
+        self.setbacks.left_out(own, totals)
         loss = torch.zeros((), device=self.device)
         for number, batch in enumerate(batches, start=1):
             with self.strategy.micro_batch(last=number == len(batches)):
@@ -128,16 +143,33 @@ class Trainer:
                 if part.requires_grad:  # not so where a batch has no label that trained weights lead to
                     (part * self.world.size).backward()  # processes take the mean of their gradients
             loss += part.detach()
-        norm = self._clip()
-        self.optimizer.step()
+        norm, reached = self._clip(), self.world.sum(loss).item()
+        finite = math.isfinite(norm) and math.isfinite(reached)  # the same on all processes
+        if finite:
+            self.optimizer.step()
+            self.progress.lost_in_a_row = 0
+        else:  # weights and moments stay, the schedule goes on
+            self.setbacks.lost(own, loss=reached, norm=norm)
         self.optimizer.zero_grad(set_to_none=True)
         self.stopping, self.tokens = totals.stopping, totals.tokens
-        return {
-            "train/loss": self.world.sum(loss).item(),
-            "train/gradient_norm": norm,
+        metrics = {"train/loss": reached, "train/gradient_norm": norm} if finite else {}
+        return metrics | {
             "train/learning_rate": self.optimizer.param_groups[0]["lr"],
-            "masking/share_of_rows": totals.masked / totals.rows,
+            "train/lost_steps": self.progress.lost,
+            "masking/share_of_rows": totals.masked / max(totals.rows, 1),
+            "data/skipped_records": self.progress.skipped,
         }
+
+    def _give_up(self) -> None:
+        """Too many steps in a row were lost: leave a checkpoint from before them, and end the run."""
+        ending = self.setbacks.ending()
+        self.progress, random = self.setbacks.before
+        torch.set_rng_state(random)
+        self.saver.wait()
+        there = self.folder / "checkpoints" / checkpoint.STEP_FOLDER.format(self.progress.step)
+        if self.progress.step and not self.world.said_by_main(there.is_dir()):
+            self.save()
+        raise ending
 
     def _rate(self, step: int) -> float:
         optim = self.config.optim
@@ -157,13 +189,14 @@ class Trainer:
         """Teacher-forced scores on the first `eval_rows` test records, of which every process takes a share."""
         config = self.config
         batches = (
-            self.accord.meet([batch.to(self.device)])[0][0]
+            ready
             for source, folder in zip(self.test_sources, self.test_folders, strict=True)
             for batch in eval_batches(
                 source, folder, self.encoder, build_masking(config), rows=config.training.eval_rows,
                 batch_size=config.training.micro_batch_size, seed=config.seed, rank=self.world.rank,
-                ranks=self.world.size,
+                ranks=self.world.size, on_error=self._on_error,
             )
+            for ready in self.accord.meet([batch.to(self.device)])[0]
         )  # fmt: skip
         with self._autocast():
             return {f"eval/{key}": value for key, value in score(self.model, batches, self.world).items()}
@@ -236,7 +269,7 @@ class Trainer:
         speed = self.tokens / took
         metrics |= {"perf/tokens_per_second": speed, "perf/share_waiting_for_data": waited / took}
         bar.update()
-        bar.set_postfix_str(f"loss {metrics['train/loss']:.3f}, {speed:,.0f} tokens/s", refresh=False)
+        bar.set_postfix_str(f"loss {metrics.get('train/loss', math.nan):.3f}, {speed:,.0f} tokens/s", refresh=False)
         if self._due(self.config.training.log_every) or self.progress.step == self.config.training.steps:
             self._log(metrics)
 

@@ -1,0 +1,197 @@
+"""Records that cannot be used and steps without a finite gradient: counted, named, bounded, and the same after a stop."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from ranks import on_ranks
+
+from conftest import compose_config
+from vpt.errors import DataError, TrainingError
+from vpt.training import checkpoint
+from vpt.training.loop import Trainer
+from vpt.training.optimizer import rate
+
+RECORDS, BROKEN = 40, {3: "no such file", 11: "not an image", 25: "counts differ"}
+
+
+@pytest.fixture
+def data(tmp_path) -> Path:
+    """Forty records of which three cannot be used, each for another reason."""
+    records = []
+    for number in range(RECORDS):
+        Image.new("RGB", (56 + number, 60), (number * 6, 90, 40)).save(tmp_path / f"{number}.png")
+        records.append({"messages": [{"role": "user", "content": "<image>\nwhat is it?"},
+                                     {"role": "assistant", "content": f"number {number}"}], "images": [f"{number}.png"]})  # fmt: skip
+    (tmp_path / "3.png").unlink()
+    (tmp_path / "11.png").write_bytes(b"GIF89a broken")
+    records[25]["images"] = []
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.json").write_text(json.dumps(records))
+    return tmp_path
+
+
+def config_of(data: Path, *overrides: str):
+    return compose_config(
+        "encoder=[]", "data=vpt", f"data.root={data}", "+debug=two_steps", "tracking=none", "data.mixing=exhaust",
+        "training.batch_size=8", "training.micro_batch_size=2", "training.steps=10", "training.checkpoint_every=4",
+        "training.log_every=1", "training.eval_rows=0", *overrides,
+    )  # fmt: skip
+
+
+def lines(folder: Path, name: str) -> list[dict]:
+    return [json.loads(line) for line in (folder / name).read_text().splitlines()]
+
+
+def fitted(config, folder: Path, *, until: int | None = None, world=None) -> Trainer:
+    """A run; with `until`, one that is dropped in that step without a word."""
+    trainer = Trainer(config, folder, world)
+    if until is None:
+        trainer.fit()
+        return trainer
+    step = trainer.train_step
+
+    def stopping(batches, number):
+        if number == until:
+            raise KeyError("dropped")
+        return step(batches, number)
+
+    trainer.train_step = stopping
+    with pytest.raises(KeyError, match="dropped"):
+        trainer.fit()
+    return trainer
+
+
+def state(trainer: Trainer) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+
+
+def same(a: dict, b: dict) -> bool:
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_by_default_the_first_broken_record_ends_the_run(tmp_path, data):
+    with pytest.raises(DataError, match=r"train\.json: record (3|11|25)"):
+        Trainer(config_of(data), tmp_path / "run").fit()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_skipped_records_are_counted_and_named_and_resuming_is_exact(tmp_path, data, workers):
+    """Two epochs: each broken record is skipped twice, and everything is as if the run had not been dropped."""
+    config = config_of(data, "data.on_error=skip", "data.max_skipped=0.1", f"data.workers={workers}")
+    whole = fitted(config, tmp_path / "whole")
+    fitted(config, tmp_path / "dropped", until=7)
+    again = fitted(config, tmp_path / "dropped")
+    for run in (whole, again):
+        skipped = lines(run.folder, "setbacks.jsonl")
+        named = sorted(line["skipped"].split(": ")[1] for line in skipped)
+        assert named == sorted([f"record {number}" for number in BROKEN] * 2)
+        assert lines(run.folder, "metrics.jsonl")[-2]["data/skipped_records"] == run.progress.skipped == 6
+    assert lines(whole.folder, "setbacks.jsonl") == lines(again.folder, "setbacks.jsonl")
+    assert same(state(whole), state(again))
+
+
+def test_too_many_skipped_records_end_the_run(tmp_path, data):
+    config = config_of(data, "data.on_error=skip", "data.max_skipped=0.003")  # three in a thousand
+    with pytest.raises(DataError, match=r"4 of the first \d+ records could not be used, data\.max_skipped=0\.003"):
+        Trainer(config, tmp_path / "run").fit()
+
+
+def test_a_micro_batch_of_nothing_but_broken_records(tmp_path, data):
+    config = config_of(data, "data.on_error=skip", "data.max_skipped=0.5", "training.micro_batch_size=1")
+    run = fitted(config, tmp_path / "run")
+    assert run.progress.step == 10 and run.progress.skipped == 6
+    (data / "train.json").write_text(json.dumps([{"messages": []}] * 8))
+    nothing = fitted(replace(config, training=replace(config.training, steps=2)), tmp_path / "nothing")
+    assert nothing.progress.skipped == 16
+
+
+def poisoned(trainer: Trainer, steps: set[int]) -> Trainer:
+    """A run in which the loss of these steps is not a number."""
+    run, forward = trainer.train_step, trainer.strategy
+    poison = {"on": False}
+
+    def step(batches, number):
+        poison["on"] = number in steps
+        return run(batches, number)
+
+    class Poisoned:
+        name, micro_batch = forward.name, staticmethod(forward.micro_batch)
+
+        def __call__(self, batch):
+            out = forward(batch)
+            first = poison["on"] and trainer.world.rank == 0
+            return replace(out, nll=out.nll * math.nan) if first else out
+
+    trainer.train_step, trainer.strategy = step, Poisoned()
+    return trainer
+
+
+def test_a_step_that_is_not_finite_changes_nothing(tmp_path, data):
+    config = config_of(data, "data.on_error=skip", "data.max_skipped=0.1", "training.steps=6")
+    run = poisoned(Trainer(config, tmp_path / "run"), {2, 5})
+    seen, step = [], run.train_step
+
+    def watching(batches, number):
+        before = state(run)
+        moments = [{k: v.clone() for k, v in s.items()} for s in run.optimizer.state.values()]
+        metrics = step(batches, number)
+        after = list(run.optimizer.state.values())
+        still = all(torch.equal(a[k], b[k]) for a, b in zip(moments, after) for k in a)
+        seen.append((same(before, state(run)) and still, "train/loss" in metrics))
+        return metrics
+
+    run.train_step = watching
+    run.fit()
+    assert seen == [(number in (2, 5), number not in (2, 5)) for number in range(6)]
+    lost = [line for line in lines(run.folder, "setbacks.jsonl") if "lost" in line]
+    assert [line["step"] for line in lost] == [3, 6]
+    assert lost[0]["lost"]["loss"] == "nan" and 7 <= len(lost[0]["records"]) <= 8
+    metrics = [line for line in lines(run.folder, "metrics.jsonl") if "train/lost_steps" in line]
+    assert [line["train/lost_steps"] for line in metrics] == [0, 0, 1, 1, 1, 2]
+    optim = config.optim
+    rates = [optim.lr * rate(step, steps=6, warmup=optim.warmup, final=optim.final_lr) for step in range(6)]
+    assert [line["train/learning_rate"] for line in metrics] == rates  # the schedule goes on
+
+
+def test_too_many_in_a_row_leave_a_checkpoint_from_before(tmp_path, data):
+    """Also where a checkpoint would have been due in between; going on from it is as if nothing had been."""
+    config = config_of(data, "data.on_error=skip", "data.max_skipped=0.1", "training.max_lost_steps=2",
+                       "training.steps=8", "training.checkpoint_every=4")  # fmt: skip
+    sound = fitted(config, tmp_path / "sound")
+    run = poisoned(Trainer(config, tmp_path / "run"), {2, 3, 4})
+    with pytest.raises(TrainingError, match=r"the last 3 steps in a row .* checkpoint of step 2 is from before them"):
+        run.fit()
+    assert [path.name for path in checkpoint.steps(run.folder / "checkpoints")] == ["step_00000002"]
+    again = fitted(config, run.folder)
+    assert again.progress.lost == 0 and same(state(sound), state(again))
+    assert all("lost" not in line for line in lines(run.folder, "setbacks.jsonl"))
+    few = poisoned(Trainer(config, tmp_path / "few"), {1, 2, 4, 5})
+    few.fit()
+    assert few.progress.lost == 4 and few.progress.lost_in_a_row == 0
+
+
+def _on_a_rank(world, folder: str, data: str) -> dict:
+    config = config_of(Path(data), "data.on_error=skip", "data.max_skipped=0.1", "training.max_lost_steps=1",
+                       "strategy=ddp", "training.batch_size=7")  # fmt: skip
+    run = poisoned(Trainer(config, Path(folder), world), {1, 7, 8})
+    try:
+        run.fit()
+    except TrainingError as error:
+        return {"error": str(error), "step": run.progress.step, "skipped": run.progress.skipped,
+                "weights": sum(float(t.double().sum()) for t in state(run).values())}  # fmt: skip
+    return {}
+
+
+def test_all_ranks_skip_and_stop_together(tmp_path, data):
+    """Only rank 0's loss is not finite, and each rank finds other records broken."""
+    first, second = on_ranks(2, _on_a_rank, str(tmp_path / "run"), str(data), folder=tmp_path)
+    assert first == second and "in a row" in first["error"] and first["step"] == 7
+    written = lines(tmp_path / "run", "setbacks.jsonl")
+    assert sum("skipped" in line for line in written) >= first["skipped"] >= 3
+    assert next(len(line["records"]) for line in written if "lost" in line) >= 6  # those of both ranks
+    assert checkpoint.steps(tmp_path / "run" / "checkpoints")[-1].name == "step_00000007"
