@@ -148,3 +148,14 @@ def test_full_sizes_are_accepted_by_transformers():
             if size.config:
                 made = classes[name](**size.config)
                 assert all(getattr(made, key) == value for key, value in size.config.items())
+
+
+@pytest.mark.parametrize(("size", "asked", "crop"), [
+    ("tiny", "null", "whole"), ("full", "null", "centre"), ("tiny", "centre", "centre"), ("full", "whole", "whole"),
+])  # fmt: skip
+def test_the_view_of_dino_is_its_size_s_own_unless_one_is_asked_for(size, asked, crop):
+    overrides = ("encoder=[dino]", f"encoder.dino.size={size}", f"encoder.dino.options.view={asked}")
+    tiny = ("encoder.dino.sizes.full.config={hidden_size:64,num_hidden_layers:1,num_attention_heads:4}",)
+    parts = build(compose_config(*overrides, *tiny, "encoder.dino.sizes.full.weights=null"))
+    view = parts.encoder.views["dino"]
+    assert (view.crop, view.side) == (crop, {"tiny": 56, "full": 224}[size])

@@ -209,7 +209,10 @@ def pixel_limits(limits: ImageConfig | VideoConfig) -> dict[str, int]:
 def build_encoders(
     config: TrainConfig, qwen: PreTrainedModel, tower_view: TowerView, sizes: Sizes | None
 ) -> dict[str, ReEncoder]:
-    """The re-encoders of the configuration, by name; random ones of `sizes` where those are given."""
+    """The re-encoders of the configuration, by name; random ones of `sizes` where those are given.
+
+    An option of `settings.options` takes the place of the size's own, unless it is null.
+    """
     encoders: dict[str, ReEncoder] = {}
     for name, settings in config.encoder.items():
         size = settings.sizes[settings.size]
@@ -217,7 +220,8 @@ def build_encoders(
         weights = settings.path or size.weights
         arguments = deepcopy(size.config if sizes is None else sizes.encoders.get(name, {}))
         target = locate(settings.target, f"encoder.{name}.target", RE_ENCODER)
-        make = partial(target.build, context, config=arguments, **{**size.options, **settings.options})  # type: ignore[attr-defined]
+        given = {key: value for key, value in settings.options.items() if value is not None}
+        make = partial(target.build, context, config=arguments, **{**size.options, **given})  # type: ignore[attr-defined]
         source = weights if sizes is None else None
         encoder: ReEncoder = load(source, f"encoder.{name}.path", partial(_with_weights, make))
         encoder.pretrained = encoder.pretrained or weights is not None
