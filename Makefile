@@ -19,7 +19,7 @@ setup: .venv/ready  ## make .venv with pinned versions
 
 demo: setup  ## train a tiny model on real data for a few minutes, evaluate it, draw pictures
 	$(BIN)/python train.py +experiment=demo
-	@echo "now look at outputs/demo/samples.png and outputs/demo/curves.png"
+	@echo "now open outputs/demo/report.html"
 
 test: setup  ## run the tests (minutes)
 	$(BIN)/python -m pytest -n auto -m "not slow"

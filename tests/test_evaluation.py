@@ -34,8 +34,11 @@ def runs(tmp_path_factory):
 
 
 def told(folder):
-    """Everything but the time it took."""
-    items = [replace(item, seconds=0.0) for item in read_predictions(folder / "predictions.jsonl")]
+    """Everything but the time it took, probabilities to six digits."""
+    items = [
+        replace(item, seconds=0.0, confidence=round(item.confidence, 6))
+        for item in read_predictions(folder / "predictions.jsonl")
+    ]
     for item in items:
         for step in item.trace:
             step.seconds = 0.0

@@ -251,7 +251,8 @@ class EvalConfig:
     controls: dict[str, ControlConfig] = field(default_factory=dict)
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     device: str = choice("auto", "cpu", "cuda")
-    pictures: bool = True
+    pictures: bool = True  # the report, too
+    tracking: TrackingConfig = field(default_factory=lambda: TrackingConfig(wandb=False))  # a W&B run of its own
     data: EvalDataConfig = field(default_factory=EvalDataConfig)
     generation: EvalGenerationConfig = field(default_factory=EvalGenerationConfig)
 

@@ -18,6 +18,7 @@ from vpt.errors import CheckpointError, ConfigError, UserError
 from vpt.panels import SECTIONS, Panel
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 Curves = dict[str, list[tuple[int, float]]]  # metric -> (step, value)
@@ -48,7 +49,13 @@ def draw(panel: Panel, runs: Mapping[str, Curves]) -> "Figure | None":
     metrics = panel.shown(known)
     if not metrics:
         return None
-    figure, axis = plt.subplots(figsize=(5.2, 3.4), layout="constrained")
+    with matplotlib.rc_context(html.theme()):
+        figure, axis = plt.subplots(figsize=(5.2, 3.4), layout="constrained")
+        _plot(axis, panel, metrics, runs)
+    return figure
+
+
+def _plot(axis: "Axes", panel: Panel, metrics: Sequence[str], runs: Mapping[str, Curves]) -> None:
     for number, (run, curves) in enumerate(runs.items()):
         for style, name in zip(["-", "--", ":", "-."] * len(metrics), metrics):
             if name in curves:
@@ -61,7 +68,6 @@ def draw(panel: Panel, runs: Mapping[str, Curves]) -> "Figure | None":
     axis.grid(alpha=0.3)
     if 1 < len(axis.get_legend_handles_labels()[0]) <= 12:
         axis.legend(fontsize=7)
-    return figure
 
 
 def write_page(folders: Sequence[Path]) -> Path:

@@ -4,6 +4,7 @@ Rows decode together, one feed a round. A row feeds the token it chose, or, once
 whole turn that it perceived; the others are unaffected.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 
@@ -173,15 +174,20 @@ class Generator:
 
     def _speak(self, speakers: list[Speaker], hidden: Tensor) -> None:
         """Each row chooses its next token from its last hidden state, [n, D], and so its next feed."""
-        for speaker, token in zip(speakers, self._choose(speakers, self.model.logits(hidden)), strict=True):
+        logits = self.model.logits(hidden)
+        tokens = self._choose(speakers, logits)
+        chosen = torch.tensor(tokens, device=logits.device)[:, None]
+        believed = logits.float().log_softmax(dim=-1).gather(1, chosen)[:, 0].tolist()
+        for speaker, token, log_probability in zip(speakers, tokens, believed, strict=True):
             if speaker.looked is not None:
                 speaker.trace[-1].seconds, speaker.looked = time.perf_counter() - speaker.looked, None
             speaker.say(token)
+            speaker.log_probability += log_probability
             speaker.feed = self._after(speaker, token)
             self._check_length(speaker)
 
     def _choose(self, speakers: list[Speaker], logits: Tensor) -> list[int]:
-        """One token for each row, from [n, vocabulary]."""
+        """One token for each row, from [n, vocabulary]; tokens that may not be said become -inf there."""
         if not self.limits.released:
             self.asking.restrict(logits, speakers)
         return self.sampling.choose(logits, [speaker.dice for speaker in speakers])
@@ -234,4 +240,5 @@ class Generator:
         ends = {self.vocabulary.im_end, *self._stops}
         said = speaker.said[:-1] if speaker.said and speaker.said[-1] in ends else speaker.said
         trace = [*speaker.trace, *self.second_look.unseen(speaker)]
-        return Answer(self.decode(said).strip(), speaker.ids, trace, speaker.complete, speaker.states)
+        confidence = math.exp(speaker.log_probability)
+        return Answer(self.decode(said).strip(), speaker.ids, trace, speaker.complete, speaker.states, confidence)

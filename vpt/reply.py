@@ -26,7 +26,7 @@ from vpt.data.records import (
 from vpt.errors import ConfigError, DataError
 from vpt.freeze import generation_settings, nearest
 from vpt.generate import Generator
-from vpt.search_map import SearchMap, search_map
+from vpt.search_map import SearchMap, trace_maps
 from vpt.speaker import Answer, Speaker, Step
 
 PICTURES = (".png", ".pdf", ".svg", ".jpg")
@@ -67,17 +67,7 @@ class Reply:
 
     def maps(self) -> list[SearchMap | None]:
         """For each step of the trace what its control state looked for; None where none steered what was seen."""
-        states = iter(self.answer.states)
-        maps: list[SearchMap | None] = []
-        for step in self.trace:
-            steering = next(states) if step.state_norm is not None else None
-            if steering is None or self.parts.model.passes.num_inner_forward_run == 1:
-                maps.append(None)
-            else:
-                limited, size = self.question.folder.limit(self.question.image), self.question.image.size
-                found = search_map(self.parts.model, self.parts.encoder, step.kind, limited, steering)
-                maps.append(found.scaled(size[0] / limited.width, size[1] / limited.height))
-        return maps
+        return trace_maps(self.parts, self.answer, self.question.folder, self.question.image)
 
     def draw(self, path: str | Path) -> Path:
         """Write a picture: the image, what was selected and seen again, what was looked for. Needs matplotlib."""

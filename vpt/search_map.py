@@ -7,9 +7,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from vpt.build import Parts
+from vpt.data.images import ImageFolder
 from vpt.data.packing import stack
 from vpt.data.samples import SampleEncoder
 from vpt.model import VPTModel
+from vpt.speaker import Answer
 
 
 @dataclass(frozen=True)
@@ -49,3 +52,23 @@ def search_map(model: VPTModel, encoder: SampleEncoder, kind: str, image: Image.
     rows, columns = encoder.numbering.cells(look)
     values = (tokens.float() @ direction.float()).view(rows, columns).cpu().numpy()
     return SearchMap(values, view.seen(image.size))
+
+
+def trace_maps(parts: Parts, answer: Answer, folder: ImageFolder, image: Image.Image) -> list[SearchMap | None]:
+    """For each step of an answer's trace what its control state looked for; None where none steered what was seen.
+
+    Args:
+        parts: what answered.
+        answer: about `image`, given at full resolution.
+        folder: limits the image in size, as when it was answered.
+    """
+    states, limited = iter(answer.states), folder.limit(image)
+    maps: list[SearchMap | None] = []
+    for step in answer.trace:
+        steering = next(states) if step.state_norm is not None else None
+        if steering is None or parts.model.passes.num_inner_forward_run == 1:
+            maps.append(None)
+        else:
+            found = search_map(parts.model, parts.encoder, step.kind, limited, steering)
+            maps.append(found.scaled(image.width / limited.width, image.height / limited.height))
+    return maps

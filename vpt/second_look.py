@@ -49,6 +49,7 @@ class SecondLook:
         feed = show(speaker, image, request, step)
         speaker.trace.extend([*(self._step(other, IGNORED) for other in requests if other is not request), step])
         speaker.said, speaker.steering, speaker.has_asked = [], [], False
+        speaker.log_probability = 0.0
         return feed
 
     def unseen(self, speaker: Speaker) -> list[Step]:

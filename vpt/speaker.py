@@ -66,7 +66,8 @@ class Answer:
     """What a row said: the text of its last turn, the ids it produced, and how it perceived.
 
     `states` holds the control states, [s, D], of each re-encoding that was seen. `complete` is False where
-    `max_new_tokens` came before the end.
+    `max_new_tokens` came before the end. `confidence` is the probability that the model gave to its last turn, its end
+    included, before temperature and the like.
     """
 
     text: str
@@ -74,6 +75,7 @@ class Answer:
     trace: list[Step]
     complete: bool
     states: list[Tensor] = field(default_factory=list)
+    confidence: float = 1.0
 
 
 @dataclass
@@ -86,6 +88,7 @@ class Speaker:
         has_asked: whether this turn has.
         opening: what its next tokens must be among, one entry for each.
         said, ids: tokens of this turn, and of all turns.
+        log_probability: of this turn.
         asking: the re-encoder whose control states are being read.
         steering: control states of this turn's last action.
         states: control states of every re-encoding that was seen.
@@ -102,6 +105,7 @@ class Speaker:
     feed: Feed | None = None
     said: list[int] = field(default_factory=list)
     ids: list[int] = field(default_factory=list)
+    log_probability: float = 0.0
     trace: list[Step] = field(default_factory=list)
     asking: str | None = None
     steering: list[Tensor] = field(default_factory=list)

@@ -31,6 +31,7 @@ class Prediction:
         accepted: every answer that counts as right; `target` alone where a record has no more.
         asked: kinds of perception that the record has, in order.
         complete: whether the answer ended by itself.
+        confidence: the probability that the model gave to its answer.
         trace: what the model asked for before it answered.
         seconds: its share of the time that its batch took.
     """
@@ -47,6 +48,7 @@ class Prediction:
     accepted: list[str] = field(default_factory=list)
     asked: list[str] = field(default_factory=list)
     complete: bool = True
+    confidence: float = 1.0
     trace: list[Step] = field(default_factory=list)
     seconds: float = 0.0
 

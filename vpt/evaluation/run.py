@@ -11,13 +11,17 @@ from vpt.evaluation.controls.picture import draw_controls
 from vpt.evaluation.controls.run import Compared, as_json, check_controls, compare_runs, run_controls, table
 from vpt.evaluation.judge import Judge
 from vpt.evaluation.pictures import draw_sheet
-from vpt.evaluation.predictions import Prediction, write_whole
+from vpt.evaluation.predictions import SETTINGS, Prediction, write_whole
 from vpt.evaluation.questions import questions
 from vpt.evaluation.runner import predict, sum_up
 from vpt.evaluation.summary import Metrics, lines, metrics_of
 from vpt.freeze import generation_settings
 from vpt.pretrained import configuration, digest, load
+from vpt.report.examples import keep_examples
+from vpt.report.exhibits import exhibits
+from vpt.report.page import write_report
 from vpt.training import checkpoint
+from vpt.training.tracking import build_mirror
 
 
 @dataclass
@@ -66,6 +70,8 @@ class Evaluation:
             parts, self.config, chosen, plain, self.folder / "controls", nodes=asked.controls, metrics=self.metrics,
             weights=weights,
         )  # fmt: skip
+        if asked.pictures:
+            keep_examples(parts, self.config, self.folder, limit=self.limit)
         return plain, summary, compared
 
 
@@ -86,5 +92,17 @@ def evaluate_checkpoint(config: EvalConfig) -> None:
         print("\n".join(table(compared)))
     if config.pictures:
         print(f"  {draw_sheet(folder, evaluation.config)}")
-        if compared:
+        if any(item.difference for item in compared.values()):
             print(f"  {draw_controls(compared, folder / 'controls.png', title=str(config.checkpoint))}")
+        print(f"  {write_report(folder, config=evaluation.config)}")
+        _mirror(config, evaluation, summary)
+
+
+def _mirror(config: EvalConfig, evaluation: Evaluation, summary: dict[str, Any]) -> None:
+    """Show the same to W&B, where `tracking` asks for it."""
+    name = f"{evaluation.config.run_name}/eval/{config.name}"
+    settings = json.loads((evaluation.folder / SETTINGS).read_text())
+    mirror = build_mirror(config.tracking, name=name, folder=evaluation.folder, run_id=None, settings=settings)
+    mirror.summarise(summary)
+    mirror.show(exhibits(evaluation.folder, config=evaluation.config))
+    mirror.close()

@@ -136,6 +136,7 @@ def prediction(question: Question, answer: Answer, encoder_tokens: dict[str, str
         box=record.box,
         asked=asked_kinds(record, encoder_tokens),
         complete=answer.complete,
+        confidence=answer.confidence,
         trace=answer.trace,
         seconds=seconds,
     )

@@ -232,10 +232,9 @@ class Trainer:
             torch.cuda.empty_cache()
 
     def finish(self, summary: dict[str, Any]) -> None:
-        """Write `summary.json` and close the books."""
+        """Write `summary.json`."""
         (self.folder / "summary.json").write_text(json.dumps(summary, indent=1))
         self.mirror.summarise(summary)
-        self.mirror.close()
 
     def _books(self) -> tuple[Mirror, MetricsLog]:
         """Where numbers go: rank 0 has the books, the others write nothing."""

@@ -8,6 +8,9 @@ from vpt.config import TrainConfig
 from vpt.evaluation.pictures import draw_run
 from vpt.evaluation.runner import evaluate
 from vpt.pretrained import digest, load
+from vpt.report.examples import keep_examples
+from vpt.report.exhibits import exhibits
+from vpt.report.page import write_report
 from vpt.training.loop import Trainer
 from vpt.training.signals import Signals
 from vpt.training.strategy import GROUPED, Sharded
@@ -28,10 +31,13 @@ def train(config: TrainConfig, folder: str | Path) -> float:
                 parts, config, folder / "predictions", weights=weights, limit=_limit(config), world=world
             )  # fmt: skip
         if world.main:
+            keep_examples(parts, config, folder / "predictions", limit=_limit(config))
             trainer.finish(summary | {"steps": trainer.progress.step, "seconds_of_training_in_this_process": took})
             print(f"accuracy {summary['accuracy']:.4f} on {summary['questions']} questions; see {folder}/summary.json")
-            for path in draw_run(folder):
+            for path in (*draw_run(folder), write_report(folder, config=config)):
                 print(f"  {path}")
+            trainer.mirror.show(exhibits(folder, config=config))
+            trainer.mirror.close()
     return summary["accuracy"]
 
 

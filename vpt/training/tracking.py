@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import wandb
+from PIL.Image import Image
 
 from vpt.config import TrackingConfig
 from vpt.errors import CheckpointError
+from vpt.report.exhibits import Exhibits, Table
 
 
 class Mirror(Protocol):
@@ -20,6 +22,8 @@ class Mirror(Protocol):
     def log(self, metrics: dict[str, Any], *, step: int) -> None: ...
 
     def summarise(self, summary: dict[str, Any]) -> None: ...
+
+    def show(self, exhibits: Exhibits) -> None: ...
 
     def close(self) -> None: ...
 
@@ -32,6 +36,8 @@ class NoMirror:
     def log(self, metrics: dict[str, Any], *, step: int) -> None: ...
 
     def summarise(self, summary: dict[str, Any]) -> None: ...
+
+    def show(self, exhibits: Exhibits) -> None: ...
 
     def close(self) -> None: ...
 
@@ -53,8 +59,20 @@ class WandbMirror:
     def summarise(self, summary: dict[str, Any]) -> None:
         self.run.summary.update(summary)
 
+    def show(self, exhibits: Exhibits) -> None:
+        """The report as it is, and its tables and images one by one."""
+        tables = {name: _table(table) for name, table in exhibits.tables.items()}
+        images = {name: wandb.Image(image) for name, image in exhibits.images.items()}
+        page = wandb.Html(exhibits.page.read_text(encoding="utf-8"), inject=False)
+        self.run.log({f"report/{name}": shown for name, shown in {"page": page, **images, **tables}.items()})
+
     def close(self) -> None:
         self.run.finish()
+
+
+def _table(table: Table) -> wandb.Table:
+    rows = [[wandb.Image(cell) if isinstance(cell, Image) else cell for cell in row] for row in table.rows]
+    return wandb.Table(columns=list(table.columns), data=rows)
 
 
 def _has_key() -> bool:

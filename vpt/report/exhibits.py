@@ -1,0 +1,100 @@
+"""What a report shows as tables and images, for W&B."""
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+from vpt.config import TrainConfig
+from vpt.report.charts import draw_overlaps, overlaps
+from vpt.report.found import Found
+from vpt.report.page import gallery
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Table:
+    """Named columns; a cell is text, a number, a picture, or None."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+
+
+@dataclass(frozen=True)
+class Exhibits:
+    """Attributes:
+    page: `report.html` itself.
+    tables, images: by name.
+    """
+
+    page: Path
+    tables: Mapping[str, Table] = field(default_factory=dict)
+    images: Mapping[str, Image.Image] = field(default_factory=dict)
+
+
+def exhibits(folder: Path, *, config: TrainConfig | None = None) -> Exhibits:
+    """Tables and images of the report in `folder`; those that have no data are left out."""
+    found = Found.at(folder)
+    tables = {
+        "metrics": _metrics(found.summary), "controls table": _controls(found.summary),
+        "confusion": _confusion(found.summary), "answers": _answers(found, config),
+    }  # fmt: skip
+    images = {}
+    for name in ("curves", "samples", "controls"):
+        if (folder / f"{name}.png").is_file():
+            with Image.open(folder / f"{name}.png") as image:
+                images[name] = image.convert("RGB")
+    if pairs := overlaps(found.predictions):
+        images["regions"] = _painted(draw_overlaps(pairs, {}))
+    return Exhibits(found.page, {name: table for name, table in tables.items() if table.rows}, images)
+
+
+def _metrics(summary: Mapping[str, Any]) -> Table:
+    rows = [
+        (source, name, e["value"], e["low"], e["high"], e["questions"])
+        for source, metrics in summary.get("metrics", {}).items()
+        for name, e in metrics.items()
+    ]
+    return Table(["data", "metric", "value", "low", "high", "questions"], rows)
+
+
+def _controls(summary: Mapping[str, Any]) -> Table:
+    rows = [
+        (c["about"], c["questions"], c["plain"], c["changed"], d["value"], d["low"], d["high"], c["p"])
+        for c in summary.get("controls", {}).values()
+        if (d := c["difference"])
+    ]
+    return Table(["what is changed", "questions", "as it is", "changed", "difference", "low", "high", "p"], rows)
+
+
+def _confusion(summary: Mapping[str, Any]) -> Table:
+    table = summary.get("perception", {}).get("confusion", {})
+    rows = [(asked, did, count) for asked, row in table.items() for did, count in row.items()]
+    return Table(["the record perceives by", "the model by", "questions"], rows)
+
+
+def _answers(found: Found, config: TrainConfig | None) -> Table:
+    look, rows = gallery(found, config), []
+    for example in found.examples:
+        item, seen = found.predictions[example.number], look(example)
+        pictures = [each.image for each in seen] if not isinstance(seen, str) else []
+        first, second = (*pictures, None, None)[:2]
+        did = " + ".join(item.chosen) or "none"
+        rows.append((example.why, item.question, item.answer, item.target, item.confidence, did, first, second))
+    columns = ["why", "question", "answer", "target", "probability", "perceived by", "image", "looked at again"]
+    return Table(columns, rows)
+
+
+def _painted(figure: "Figure") -> Image.Image:
+    from matplotlib import pyplot as plt
+
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    plt.close(figure)
+    with Image.open(buffer) as image:
+        return image.convert("RGB")
