@@ -79,23 +79,24 @@ def draw(scene: Scene, digits: np.ndarray, tiles: tuple[Image.Image, ...]) -> Im
 
 
 @lru_cache(maxsize=8)
-def texture_bank(*key: int, contrast: float) -> tuple[Image.Image, ...]:
+def texture_bank(*key: int, contrast: float, brightness: tuple[float, float]) -> tuple[Image.Image, ...]:
     """Tiles of clouds, weave and grain in muted colours, the same for the same key.
 
     Args:
         key: numbers that seed it.
         contrast: standard deviation of the brightness, in grey levels.
+        brightness: least and greatest mean of a tile, in grey levels.
     """
-    return tuple(_tile(np.random.default_rng((*key, number)), contrast) for number in range(TILES))
+    return tuple(_tile(np.random.default_rng((*key, number)), contrast, brightness) for number in range(TILES))
 
 
-def _tile(generator: np.random.Generator, contrast: float) -> Image.Image:
+def _tile(generator: np.random.Generator, contrast: float, mean: tuple[float, float]) -> Image.Image:
     clouds = sum(_noise(generator, cells) * weight for cells, weight in ((8, 1.0), (32, 0.7), (128, 0.5)))
     grain = _noise(generator, TILE) * generator.uniform(0.2, 1.0)
     brightness = clouds + grain + _weave(generator) * max(generator.uniform(-1, 1.5), 0)
     brightness *= contrast / brightness.std()
     tint = np.stack([_noise(generator, 8) for _ in range(3)], axis=-1) * contrast / 3
-    base = generator.uniform(105, 150) + generator.uniform(-15, 15, size=3)
+    base = generator.uniform(*mean) + generator.uniform(-15, 15, size=3)
     pixels = base + brightness[..., None] + tint
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 

@@ -1,5 +1,6 @@
 """Laying out a scene around the question that will be asked about it."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,7 +12,6 @@ from vpt.data.sources.canvas import COLOURS, TILE, TILES, Frame, Glyph, Ground, 
 PLURALS = ("zeros", "ones", "twos", "threes", "fours", "fives", "sixes", "sevens", "eights", "nines")
 BESIDE = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}
 MOST = 3  # the highest count that is asked for
-_LINE = 0.15  # width of a frame's line, as a share of the frame
 _TRIES = 50
 
 
@@ -23,19 +23,25 @@ class Layout:
         canvas: smallest and largest side of the canvas, in pixels.
         digit: smallest and largest side of a digit, as a share of the canvas.
         frame: side of a frame, as a share of the canvas.
+        line: width of a frame's line, as a share of the frame.
         frames: framed digits in a scene, each of another colour.
         others: digits without a frame that nobody asks about.
         crowd: digits among which some are counted.
         cluster: side of the square in which they stand, as a share of the canvas.
+        dark: share of digits that are darker than the canvas; the others are lighter.
+        grid: digits stand in the middle of the cells of so many by so many; 0 lets them stand anywhere.
     """
 
     canvas: tuple[int, int]
     digit: tuple[float, float]
     frame: float
+    line: float
     frames: int
     others: int
     crowd: int
     cluster: float
+    dark: float
+    grid: int
 
 
 @dataclass(frozen=True)
@@ -120,6 +126,8 @@ class Composer:
     def _beside_a_frame(self, step: tuple[int, int], value: int) -> Glyph:
         """A frame with a digit in it, and the digit asked for beside it; returns that one."""
         reach = self.margin + round(self.size * 1.5)  # from box to box
+        if self.layout.grid:
+            reach = round(self.side / self.layout.grid)
         x0, y0, x1, y1 = self._window()
         room = (x0 + reach * (step[0] < 0), y0 + reach * (step[1] < 0),
                 x1 - reach * (step[0] > 0), y1 - reach * (step[1] > 0))  # fmt: skip
@@ -131,21 +139,33 @@ class Composer:
         return self._glyph((x, y, x + self.size, y + self.size), value)
 
     def _frame(self, colour: str, box: Pixels) -> None:
-        self.frames.append(Frame(colour, grown(box, self.margin), round(self.side * self.layout.frame * _LINE)))
+        self.frames.append(
+            Frame(colour, grown(box, self.margin), round(self.side * self.layout.frame * self.layout.line))
+        )
 
     def _try_glyph(self, window: Pixels, value: int | None = None, *, margin: int = 1) -> Glyph | None:
         """A digit somewhere inside `window`, `margin` pixels around it free; None where no place was found."""
         for _ in range(_TRIES):
-            x = window[0] + margin + self._below(window[2] - window[0] - self.size - 2 * margin + 1)
-            y = window[1] + margin + self._below(window[3] - window[1] - self.size - 2 * margin + 1)
+            x = self._settled(window[0] + margin, window[2] - margin)
+            y = self._settled(window[1] + margin, window[3] - margin)
             box = (x, y, x + self.size, y + self.size)
-            if not any(overlap(grown(box, margin), taken) for taken in self.taken):
+            if within(box, window) == box and not any(overlap(grown(box, margin), taken) for taken in self.taken):
                 return self._glyph(box, self._below(10) if value is None else value, margin=margin)
         return None
 
+    def _settled(self, start: int, stop: int) -> int:
+        """Where a digit between two edges begins, along one axis."""
+        if not self.layout.grid:
+            return start + self._below(stop - start - self.size + 1)
+        pitch = self.side / self.layout.grid
+        first, last = math.ceil((start + self.size / 2) / pitch - 0.5), int((stop - self.size / 2) / pitch - 0.5)
+        cell = first + self._below(max(last - first, 0) + 1)
+        return round((cell + 0.5) * pitch - self.size / 2)
+
     def _glyph(self, box: Pixels, value: int, *, margin: int = 1) -> Glyph:
         images = np.nonzero(self.values == value)[0]
-        glyph = Glyph(int(images[self._below(len(images))]), value, box, dark=bool(self._below(2)))
+        dark = bool(self.generator.random() < self.layout.dark)
+        glyph = Glyph(int(images[self._below(len(images))]), value, box, dark)
         self.glyphs.append(glyph)
         self.taken.append(grown(box, margin))
         return glyph
@@ -164,6 +184,11 @@ QUESTIONS = {"read": Composer.read, "compare": Composer.compare, "count": Compos
 def grown(box: Pixels, margin: int) -> Pixels:
     """The box with `margin` pixels more on each side."""
     return box[0] - margin, box[1] - margin, box[2] + margin, box[3] + margin
+
+
+def within(box: Pixels, window: Pixels) -> Pixels:
+    """The part of the box that lies in `window`."""
+    return max(box[0], window[0]), max(box[1], window[1]), min(box[2], window[2]), min(box[3], window[3])
 
 
 def overlap(a: Pixels, b: Pixels) -> bool:

@@ -35,8 +35,9 @@ class Scenes(Source):
         self, context: SourceContext, *, split: Literal["train", "test"], count: int, seed: int = 0,
         questions: Mapping[str, float] | None = None, kinds: Mapping[str, str] | None = None,
         canvas: tuple[int, int] = (336, 672), digit: tuple[float, float] = (0.024, 0.028),
-        frame: float = 0.09, frames: int = 3, others: int = 2, crowd: int = 4, cluster: float = 0.15,
-        texture: float = 20.0,
+        frame: float = 0.09, line: float = 0.15, frames: int = 3, others: int = 2,
+        crowd: int = 4, cluster: float = 0.15, dark: float = 0.5, grid: int = 0, texture: float = 20.0,
+        brightness: tuple[float, float] = (105, 150),
     ) -> None:  # fmt: skip
         """Args:
         context: what every source is told.
@@ -45,16 +46,20 @@ class Scenes(Source):
         seed: of the scenes; not the run's, so that runs of several seeds answer the same test.
         questions: kind of question -> share, of `read`, `compare`, `count`, `there`.
         kinds: kind of question -> the kind of perception that it gets, instead of one drawn from `data.actions`.
-        canvas, digit, frame, frames, others, crowd, cluster: difficulty, see `Layout`.
+        canvas, digit, frame, line, frames, others, crowd, cluster, dark, grid: difficulty, see `Layout`.
         texture: standard deviation of the canvas in grey levels; more hides digits better.
+        brightness: mean grey level of a canvas, from and to; frames of every colour are brighter than a dark one.
 
         Raises:
             DataError: without scikit-learn, or where an option is out of range.
         """
         if find_spec("sklearn") is None:
             raise DataError("data=scenes needs scikit-learn; type: pip install scikit-learn")
-        self.context, self.split, self.seed, self.count, self.texture = context, split, seed, count, texture
-        self.layout = Layout((canvas[0], canvas[1]), (digit[0], digit[1]), frame, frames, others, crowd, cluster)
+        self.context, self.split, self.seed, self.count = context, split, seed, count
+        self.texture, self.brightness = texture, (brightness[0], brightness[1])
+        self.layout = Layout(
+            (canvas[0], canvas[1]), (digit[0], digit[1]), frame, line, frames, others, crowd, cluster, dark, grid
+        )
         self.questions = dict(questions or {"read": 1.0})
         check_layout(self.layout)
         check_names("questions", self.questions, QUESTIONS)
@@ -62,7 +67,7 @@ class Scenes(Source):
         check_names("kinds", (kinds or {}).values(), ["none", "region", *context.encoder_tokens])
         self.kinds = dict(kinds or {})
         self._drawn_kinds = draw_kinds(context.actions, count, seed=context.seed)
-        description = f"{split} {seed} {self.layout} {self.questions} {texture}"
+        description = f"{split} {seed} {self.layout} {self.questions} {texture} {self.brightness}"
         self.root = Path(f"scenes-{zlib.crc32(description.encode()):08x}")  # names the images; no such folder exists
         self.images, self.values = load_digits(split)
         self._last: tuple[str, Image.Image] | None = None  # a record's crop follows its whole image
@@ -93,7 +98,7 @@ class Scenes(Source):
             split, _, number = path.partition("/")
             if split != self.split or not number.isdigit() or int(number) >= self.count:
                 raise DataError(f"{path} is not one of the {self.count} scenes of split {self.split}")
-            tiles = texture_bank(self.seed, SPLITS.index(self.split), contrast=self.texture)
+            tiles = texture_bank(self.seed, SPLITS.index(self.split), contrast=self.texture, brightness=self.brightness)
             self._last = path, draw(self.posed(int(number)).scene, self.images, tiles)
         return self._last[1]
 
@@ -125,7 +130,13 @@ def check_layout(layout: Layout) -> None:
         )
     if not 2 * layout.digit[1] <= layout.frame <= 0.2:
         raise DataError(f"scenes: frame={layout.frame} must lie between two sides of a digit and 0.2 of the canvas")
+    if not 0 < layout.line <= 0.5 * (1 - layout.digit[1] / layout.frame):
+        raise DataError(f"scenes: line={layout.line} must be above 0 and leave room for a digit in a frame")
     if not 1 <= layout.frames < len(COLOURS):
         raise DataError(f"scenes: frames={layout.frames} must lie between 1 and {len(COLOURS) - 1}")
     if layout.crowd < 1 or not (layout.crowd * 4 * layout.digit[1] ** 2) ** 0.5 <= layout.cluster <= 1:
         raise DataError(f"scenes: cluster={layout.cluster} is no room for crowd={layout.crowd}; it goes up to 1")
+    if not 0 <= layout.dark <= 1:
+        raise DataError(f"scenes: dark={layout.dark} must be a share, from 0 to 1")
+    if layout.grid and not 2 * layout.digit[1] <= 2 / layout.grid <= 1:
+        raise DataError(f"scenes: grid={layout.grid} must be cells in which a digit has room, at least 2, or 0")
