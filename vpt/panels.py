@@ -41,5 +41,5 @@ SECTIONS: dict[str, tuple[Panel, ...]] = {
         Panel("seconds for which a checkpoint holds the loop", ("perf/seconds_held_by_checkpoint",)),
         Panel("memory", ("perf/*memory*",)),
     ),
-    "data": (Panel("records", ("data/*",)),),
+    "data": (Panel("records", ("data/*",)), Panel("steps that were not finite", ("train/lost_steps",))),
 }
