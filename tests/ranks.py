@@ -13,15 +13,18 @@ from torch.multiprocessing import get_context
 
 PATIENCE = 1800  # seconds; processes that wait for each other forever must end the test
 
+# A process of its own that has imported torch and transformers; all others are forked from it in no time.
+FORKING = get_context("forkserver")
+FORKING.set_forkserver_preload(["vpt.training.run"])
+
 
 def on_ranks(size: int, function: Callable[..., Any], *arguments: Any, folder: Path) -> list[Any]:
     """`function(world, *arguments)` on each of `size` ranks (gloo, CPU); what each returned, by rank."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    context = get_context("spawn")
     processes = [
-        context.Process(target=_rank, args=(rank, size, port, folder, function, arguments)) for rank in range(size)
+        FORKING.Process(target=_rank, args=(rank, size, port, folder, function, arguments)) for rank in range(size)
     ]
     for process in processes:
         process.start()

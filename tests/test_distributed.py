@@ -204,14 +204,16 @@ def test_processes_of_torchrun_and_slurm():
     assert World.from_environment(srun) == World(5, 8, 1, 4, "node1:29400")
 
 
-EXPERIMENTS = ["all", "baseline", "region", "dino", "sam", "clip", "free_choice"]
+EXPERIMENTS = [path.stem for path in sorted((ROOT / "conf/experiment").glob("*.yaml"))]
+SCENES = [f"scenes/{path.stem}" for path in sorted((ROOT / "conf/experiment/scenes").glob("*.yaml"))]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [2, 4])
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
-def test_twenty_steps_of_every_experiment(tmp_path, experiment, size):
-    compare_runs(tmp_path, [(experiment, strategy) for strategy in STRATEGIES], size=size, steps=20)
+@pytest.mark.parametrize("experiment", [*EXPERIMENTS, *SCENES])
+def test_twenty_steps_of_every_experiment(tmp_path, experiment):
+    """On two processes and on four, under every strategy."""
+    for size in (2, 4):
+        compare_runs(tmp_path, [(experiment, strategy) for strategy in STRATEGIES], size=size, steps=20)
 
 
 def from_files(world: World, weights: str, to: str) -> dict[str, float]:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from ranks import FORKING
 from safetensors.torch import load_file
-from torch.multiprocessing import get_context
 
 from conftest import compose_config
 from vpt.errors import CheckpointError
@@ -48,8 +48,6 @@ class Tormentor:
         self.folder, self.steps, self.seed = folder, steps, seed
         self.random = random.Random(seed)
         self.counts: Counter[str] = Counter()
-        self._context = get_context("forkserver")
-        self._context.set_forkserver_preload(["test_kill"])
 
     def torment(self, *, fates: list[str]) -> None:
         """One attempt for each fate, then as many as it takes."""
@@ -65,7 +63,7 @@ class Tormentor:
         if before == self.steps:
             return False
         limit = self.random.randrange(1000, self._largest_file()) if fate == "file limit" and before else None
-        process = self._context.Process(target=attempt, args=(str(self.folder), self.steps, limit))
+        process = FORKING.Process(target=attempt, args=(str(self.folder), self.steps, limit))
         process.start()
         if fate == "at any time":
             time.sleep(self.random.uniform(0, 6))
