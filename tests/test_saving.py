@@ -3,16 +3,19 @@
 import os
 import pickle
 import signal
+import subprocess
+import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
 import torch
-from ranks import on_ranks
+from ranks import PATIENCE, on_ranks
 from torch.distributed.checkpoint import HuggingFaceStorageWriter
 
-from conftest import compose_config, losses
-from vpt.cli import PREEMPTED
+from conftest import ROOT, compose_config, losses
+from vpt.cli import PREEMPTED, WRONG_INPUT
 from vpt.errors import ConfigError
 from vpt.pretrained import load
 from vpt.training import checkpoint
@@ -164,3 +167,31 @@ def test_no_pickle_is_written_or_read(tmp_path, monkeypatch):
     monkeypatch.setattr(pickle, "loads", refuse)
     monkeypatch.setattr(pickle, "Unpickler", refuse)
     assert trainer_at(tmp_path / "run", "training.steps=2").progress.step == 2
+
+
+def launched(folder: Path, *overrides: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "vpt.launch", "--standalone", "--nproc-per-node", "2", "train.py"]
+    small = ["+experiment=dino", "+debug=two_steps", "training.checkpoint_every=1000", f"output_dir={folder}"]
+    return subprocess.Popen([*command, *small, *overrides], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+def test_torchrun_hands_signals_and_exit_codes_on(tmp_path, number):
+    """Told of a signal, both processes save the step that they are in, and the launcher exits as they do."""
+    metrics = tmp_path / "dino" / "metrics.jsonl"
+    program = launched(tmp_path, "training.steps=1000")
+    deadline = time.monotonic() + PATIENCE
+    while not (metrics.exists() and metrics.read_text()) and program.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    program.send_signal(number)
+    _, said = program.communicate(timeout=PATIENCE)
+    assert program.returncode == PREEMPTED, said
+    assert "saved; type the same command to go on" in said
+    assert checkpoint.find(tmp_path / "dino").name == f"step_{len(losses(tmp_path / 'dino')):08d}"
+
+
+@pytest.mark.slow
+def test_torchrun_hands_an_error_on(tmp_path):
+    program = launched(tmp_path, "strategy=single")
+    _, said = program.communicate(timeout=PATIENCE)
+    assert program.returncode == WRONG_INPUT and "strategy=single is for one process, 2 run" in said

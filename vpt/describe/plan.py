@@ -6,6 +6,7 @@ from vpt.describe.settings import GPUS, DescribeConfig
 from vpt.describe.spread import Spread
 from vpt.errors import ConfigError
 from vpt.model import VPTModel
+from vpt.training.strategy import copies_fit
 
 SECONDS_A_DAY = 86_400
 GIGA, TERA = 1e9, 1e12
@@ -59,12 +60,6 @@ def pace(config: DescribeConfig, *, flops: float, tokens: float) -> Pace:
 def memory_of_a_gpu(config: DescribeConfig) -> float:
     """Bytes."""
     return GPUS[config.describe.gpu][0] * GIGA
-
-
-def copies_fit(model: VPTModel, memory: float) -> bool:
-    """Whether weights, gradients and AdamW fill at most half of a GPU of `memory` bytes."""
-    trained = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
-    return 3 * trained + sum(parameter.nbytes for parameter in model.parameters()) <= memory / 2
 
 
 def spread(config: DescribeConfig, model: VPTModel) -> Spread:

@@ -109,16 +109,15 @@ class Trainer:
                 better = self._due(training.eval_every) and not last and self._evaluate()
                 due = self._due(training.checkpoint_every) and not self.progress.lost_in_a_row
                 if last or better or due:
-                    self._log({"perf/seconds_held_by_checkpoint": self.save()})
+                    self._save()
                 if self.stopping:
                     break
-        self.world.wait()  # now the last checkpoint is in place for all
         self._close_store()
         if self.stopping:
             self.mirror.close()
-            if self.world.main:
-                said = f"\nstopped after step {self.progress.step}, saved; type the same command to go on"
-                print(said, file=sys.stderr)
+        self.world.wait()  # the last checkpoint is in place for all, and whoever leaves first interrupts nobody
+        if self.stopping:
+            self._say(f"stopped after step {self.progress.step}, saved; type the same command to go on")
             self.signals.leave(self.stopping)
 
     def _close_store(self) -> None:
@@ -215,6 +214,11 @@ class Trainer:
         self.progress.best, self.progress.best_step = metrics[key], self.progress.step
         return True
 
+    def _save(self) -> None:
+        held = self.save()
+        self._log({"perf/seconds_held_by_checkpoint": held})
+        self._say(f"checkpoint of step {self.progress.step} begun; it held the loop for {held:.2f} s")
+
     def save(self) -> float:
         """Begin to write a checkpoint of this moment; the seconds for which that held the loop."""
         tensors = {
@@ -257,6 +261,10 @@ class Trainer:
         where = f"{self.world.size} x {self.device.type} ({self.strategy.name})"
         print(f"  {where}, {training.precision}; batch of {training.batch_size} rows, {training.steps} steps")
         print(f"  {self.folder}: " + (f"goes on after step {step}" if step else "a new run"), flush=True)
+
+    def _say(self, text: str) -> None:
+        if self.world.main:
+            tqdm.write(text, file=sys.stderr)
 
     def _bar(self, done: int) -> tqdm:
         return tqdm(

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from vpt.cli import INTERRUPTED, PREEMPTED
 
-_EXIT_CODES = {
+EXIT_CODES = {
     signal.SIGINT: INTERRUPTED,
     **dict.fromkeys((signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2), PREEMPTED),
 }
@@ -28,7 +28,7 @@ class Signals:
         self._number: int | None = None
 
     def __enter__(self) -> "Signals":
-        self._before = {number: signal.signal(number, self._note) for number in _EXIT_CODES}
+        self._before = {number: signal.signal(number, self._note) for number in EXIT_CODES}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -46,7 +46,7 @@ class Signals:
         sys.exit(code)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        code = _EXIT_CODES[signal.Signals(number)]
+        code = EXIT_CODES[signal.Signals(number)]
         if not self.patient:
             sys.exit(code)
         if self.code and number == signal.SIGINT:

@@ -33,7 +33,6 @@ def begin(config: TrainConfig, found: Path | None, world: World, device: torch.d
         UserError: for whatever cannot run.
     """
     start = starting_point(config.init_from) if config.init_from and not found else None
-    torch.manual_seed(config.seed)
     readable = found is not None or (config.model.path and not ReleasedCheckpoint.at(config.model.path))
     kind = config.strategy.kind
     bare = bool(readable) and (kind in SHARDED or (kind == "auto" and world.size > 1))
@@ -43,7 +42,6 @@ def begin(config: TrainConfig, found: Path | None, world: World, device: torch.d
         if bare and kind not in SHARDED:  # small enough to be whole
             bare, parts = False, _parts(config, found, bare=False)
     model = parts.model
-    choose_trained(model, config.optim, tower_pretrained=config.model.path is not None)
     if not bare and not found:
         reset_adapters(model.language, seed=config.seed)
     chosen = replace(config.strategy, kind=kind)
@@ -59,7 +57,10 @@ def begin(config: TrainConfig, found: Path | None, world: World, device: torch.d
 
 
 def _parts(config: TrainConfig, found: Path | None, *, bare: bool) -> Parts:
-    return rebuild(found, config, bare=bare) if found else build(config, bare=bare)
+    torch.manual_seed(config.seed)
+    parts = rebuild(found, config, bare=bare) if found else build(config, bare=bare)
+    choose_trained(parts.model, config.optim, tower_pretrained=config.model.path is not None)
+    return parts
 
 
 def materialise(model: VPTModel, device: torch.device) -> None:

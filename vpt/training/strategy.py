@@ -31,8 +31,6 @@ from vpt.world import World
 SHARDED = ("fsdp", "hybrid")
 GROUPED = ("ddp", *SHARDED)  # those that need a process group even of one process
 
-_BYTES = 16  # of a parameter: weight, gradient and AdamW's two moments in float32
-
 
 class Strategy(Protocol):
     """What the loop asks of any of them. Calling it runs the model on this process's micro-batch."""
@@ -154,5 +152,10 @@ def automatic(model: VPTModel, world: World, device: torch.device) -> str:
         return "single"
     if device.type != "cuda":
         return "ddp"
-    needed = _BYTES * sum(parameter.numel() for parameter in model.parameters())
-    return "ddp" if needed <= torch.cuda.get_device_properties(device).total_memory / 2 else "fsdp"
+    return "ddp" if copies_fit(model, torch.cuda.get_device_properties(device).total_memory) else "fsdp"
+
+
+def copies_fit(model: VPTModel, memory: float) -> bool:
+    """Whether weights, gradients and AdamW fill at most half of a GPU of `memory` bytes."""
+    trained = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
+    return 3 * trained + sum(parameter.nbytes for parameter in model.parameters()) <= memory / 2
