@@ -134,6 +134,8 @@ def compare_runs(tmp_path: Path, plan: list[tuple[str, str]], *, size: int, step
         one, many = results(alone), results(tmp_path / f"{experiment}_{strategy}_{size}")
         assert len(one) == len(many) == steps + 1
         for before, after in zip(one, many, strict=True):
+            norms = [line.pop("train/gradient_norm", 0.0) for line in (before, after)]  # these are worse conditioned
+            assert norms[0] == pytest.approx(norms[1], rel=1e-3), (experiment, strategy)
             assert after == pytest.approx(before, rel=1e-5), (experiment, strategy)
 
 
@@ -274,3 +276,47 @@ def test_a_sharded_model_is_never_whole(tmp_path):
     assert all(share["begun"] < 0.7 for share in shares)  # a half, and re-encoders, which are built whole
     assert all(share["resumed"] < 0.6 * alone["resumed"] for share in shares)  # with AdamW's moments
     assert losses(tmp_path / "fsdp") == pytest.approx(losses(tmp_path / "single"), rel=1e-5)
+
+
+FROZEN_TOWERS = ["+experiment=dino", *QUIET, "optim.freeze=['*visual*','*vision*']", "training.batch_size=4"]
+
+
+def kept_features(world: World, to: str) -> list[int]:
+    """Three runs: without a cache, one that fills it, and one in which rank 0 alone finds it full."""
+    looked = []
+    for name, store in (("none", None), ("filling", "shared"), ("uneven", "shared" if world.main else "own")):
+        kept = [f"data.feature_cache={to}/{store}"] if store else []
+        trainer = Trainer(compose_config(*FROZEN_TOWERS, *STRATEGIES["fsdp"], *kept), Path(to) / name, world)
+        looked.append(sum(len(look.fresh) for batch in trainer.batches[0] for look in batch.looks.values()))
+        trainer.fit()
+    return looked
+
+
+def test_a_process_that_knows_all_its_images_keeps_step_with_one_that_knows_none(tmp_path):
+    """Features that are kept on disk: whoever has them all still takes part when the tower is gathered."""
+    (_, first, full), (_, other_first, empty) = on_ranks(2, kept_features, str(tmp_path), folder=tmp_path)
+    assert first and other_first and not full and empty == other_first
+    assert losses(tmp_path / "none") == losses(tmp_path / "filling")
+    assert losses(tmp_path / "uneven") == pytest.approx(losses(tmp_path / "none"), rel=1e-6)
+
+
+def in_half_precision(world: World, to: str) -> list[str]:
+    """Two steps in bfloat16; what a layer's weight is while it runs, between steps, and its gradient."""
+    name = "fsdp" if world.size > 1 else "single"
+    overrides = [*EVERYTHING, "training.precision=bf16", f"strategy={name}"]
+    trainer = Trainer(compose_config(*overrides), Path(to) / name, world)
+    projection = trainer.model.language.layers[0].self_attn.q_proj
+    types = []
+    projection.register_forward_hook(lambda module, *_: types.append(module.weight.dtype))
+    step = trainer.optimizer.step
+    trainer.optimizer.step = lambda: (types.append(projection.weight.grad.dtype), step())
+    trainer.fit()
+    return [str(types[0]), str(projection.weight.dtype), str(next(t for t in reversed(types)))]
+
+
+def test_mixed_precision(tmp_path):
+    """Sharded layers are gathered as bfloat16; weights, gradients and the optimizer stay float32."""
+    for half, kept, gradient in on_ranks(2, in_half_precision, str(tmp_path), folder=tmp_path):
+        assert (half, kept, gradient) == ("torch.bfloat16", "torch.float32", "torch.float32")
+    in_half_precision(World(), str(tmp_path))
+    assert losses(tmp_path / "fsdp") == pytest.approx(losses(tmp_path / "single"), rel=1e-2)
