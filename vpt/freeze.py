@@ -166,7 +166,7 @@ def validate(config: TrainConfig) -> None:
     if config.data.plain_looks and config.data.perception:
         raise ConfigError("data.plain_looks=true takes the place of perception; type data.perception=false with it")
     metrics_of(config.data)
-    if config.data.root is not None and not Path(config.data.root).is_dir():
+    if config.data.root is not None and not _is_folder(config.data.root):
         raise ConfigError(f"data.root={config.data.root} is not a folder; type data.root=FOLDER")
     if config.model.path is None and not config.model.config:
         raise ConfigError("model.path is not set and model.config has no sizes; type model.path=FOLDER or model=tiny")
@@ -218,9 +218,16 @@ def _check_action(generation: GenerationConfig, config: TrainConfig) -> None:
         raise ConfigError(f"generation.max_actions=0 forbids what generation.action={action} asks for; leave one out")
 
 
+def _is_folder(path: str) -> bool:
+    try:
+        return Path(path).is_dir()
+    except (OSError, ValueError):  # a name too long, or with a NUL
+        return False
+
+
 def check_folder_or_hub(path: str | None) -> None:
     """A path must exist unless it is spelt like a hub name, OWNER/NAME."""
-    if path is None or Path(path).is_dir():
+    if path is None or _is_folder(path):
         return
     if path.startswith((".", "/", "~")) or path.count("/") != 1:
         raise ConfigError(f"folder {path} does not exist; give a folder of weights or a hub name OWNER/NAME")

@@ -23,6 +23,7 @@ SECTIONS: dict[str, tuple[Panel, ...]] = {
         Panel("loss per labelled token", ("train/loss", "eval/loss"), log=True),
         Panel("gradient norm", ("train/gradient_norm", "train/gradient_norm/*"), log=True),
         Panel("learning rate", ("train/learning_rate", "train/learning_rate/*")),
+        Panel("steps lost to a gradient that is not finite", ("train/lost_steps",)),
     ),
     "eval": (
         Panel("accuracy, teacher-forced", ("eval/token_accuracy",)),
@@ -30,16 +31,22 @@ SECTIONS: dict[str, tuple[Panel, ...]] = {
         Panel("accuracy of region cells", ("eval/perception/x_*", "eval/perception/y_*")),
     ),
     "perception": (
-        Panel("norm of control states", ("perception/*norm*",)),
-        Panel("actions in a row", ("perception/*share*", "perception/*count*")),
+        Panel("norm of control states", ("perception/control_state_norm",)),
+        Panel("re-encoding actions in a row", ("perception/actions_per_row",)),
+        Panel("accuracy in training: asking", ("perception/accuracy/*_start", "perception/accuracy/*_end")),
+        Panel("accuracy in training: region cells", ("perception/accuracy/x_*", "perception/accuracy/y_*")),
     ),
     "masking": (Panel("share of rows that are masked", ("masking/*",)),),
     "perf": (
         Panel("tokens and samples a second", ("perf/tokens_per_second", "perf/samples_per_second"), log=True),
+        Panel("seconds of a step", ("perf/seconds_per_step",)),
         Panel("share of the step that waits for data", ("perf/share_waiting_for_data",)),
-        Panel("utilisation", ("perf/*utilisation*",)),
+        Panel("utilisation: share of the peak", ("perf/utilisation",)),
         Panel("seconds for which a checkpoint holds the loop", ("perf/seconds_held_by_checkpoint",)),
-        Panel("memory", ("perf/*memory*",)),
+        Panel("memory, GiB at the most", ("perf/memory_gib",)),
     ),
-    "data": (Panel("records", ("data/*",)), Panel("steps that were not finite", ("train/lost_steps",))),
+    "data": (
+        Panel("rows of a step", ("data/rows",)),
+        Panel("records left out so far", ("data/skipped_records",)),
+    ),
 }

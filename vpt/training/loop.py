@@ -24,9 +24,11 @@ from vpt.data.reading import OnError
 from vpt.errors import ConfigError
 from vpt.evaluation.teacher_forced import score
 from vpt.features import FeatureStore
+from vpt.flops.peak import peak_flops
 from vpt.pretrained import choose_device
 from vpt.training import checkpoint
-from vpt.training.accord import Accord
+from vpt.training.accord import Accord, Totals
+from vpt.training.gauges import Gauges
 from vpt.training.optimizer import account, build_optimizer, rate, set_rate
 from vpt.training.resume import compare
 from vpt.training.saving import Saver
@@ -49,10 +51,12 @@ class Trainer:
         found = self._found()
         if found:
             compare(found, config)
-        self.parts, self.strategy = begin(config, found, self.world, self.device)
+        self.parts, self.strategy, meter = begin(config, found, self.world, self.device)
         self.model = self.parts.model
         self.accord = Accord(self.world, self.model, self.parts.encoder.views)
         self.optimizer = build_optimizer(self.model, config.optim)
+        peak = peak_flops(self.device, precision=config.training.precision)
+        self.gauges = Gauges(self.model, self.optimizer, self.world, meter=meter, peak=peak)
         self.progress = checkpoint.Progress()
         if found:
             self.progress = checkpoint.restore(found, self.model, self.optimizer)
@@ -134,14 +138,19 @@ class Trainer:
         own = batches
         batches, totals = self.accord.meet(own, stopping=self.signals.code)
         self.setbacks.left_out(own, totals)
+        logged = self._logged(step + 1)
         loss = torch.zeros((), device=self.device)
         for number, batch in enumerate(batches, start=1):
             with self.strategy.micro_batch(last=number == len(batches)):
                 with self._autocast():
-                    part = self.strategy(batch).loss_sum / max(totals.labels, 1)
+                    out = self.strategy(batch)
+                    part = out.loss_sum / max(totals.labels, 1)
+                if logged:
+                    self.gauges.see(batch, out)
                 if part.requires_grad:  # not so where a batch has no label that trained weights lead to
                     (part * self.world.size).backward()  # processes take the mean of their gradients
             loss += part.detach()
+        norms = self.gauges.gradients() if logged else {}
         norm, reached = self._clip(), self.world.sum(loss).item()
         finite = math.isfinite(norm) and math.isfinite(reached)  # the same on all processes
         if finite:
@@ -151,11 +160,16 @@ class Trainer:
             self.setbacks.lost(own, loss=reached, norm=norm)
         self.optimizer.zero_grad(set_to_none=True)
         self.stopping, self.tokens = totals.stopping, totals.tokens
-        metrics = {"train/loss": reached, "train/gradient_norm": norm} if finite else {}
-        return metrics | {
-            "train/learning_rate": self.optimizer.param_groups[0]["lr"],
+        metrics = {"train/loss": reached, "train/gradient_norm": norm, **norms} if finite else {}
+        return metrics | (self._details(own, totals) if logged else {})
+
+    def _details(self, own: list[Batch], totals: Totals) -> dict[str, float]:
+        """What is logged of a step besides its loss and its gradient."""
+        return {
+            **self.gauges.rates(),
             "train/lost_steps": self.progress.lost,
             "masking/share_of_rows": totals.masked / max(totals.rows, 1),
+            **self.gauges.read(own),
             "data/skipped_records": self.progress.skipped,
         }
 
@@ -231,7 +245,7 @@ class Trainer:
 
     def release(self) -> None:
         """Give back the memory of model and optimizer; the run is over."""
-        del self.model, self.optimizer, self.strategy, self.accord, self.parts
+        del self.model, self.optimizer, self.strategy, self.accord, self.parts, self.gauges
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -274,11 +288,14 @@ class Trainer:
 
     def _report(self, bar: tqdm, metrics: dict[str, float], *, waited: float, took: float) -> None:
         speed = self.tokens / took
-        metrics |= {"perf/tokens_per_second": speed, "perf/share_waiting_for_data": waited / took}
         bar.update()
         bar.set_postfix_str(f"loss {metrics.get('train/loss', math.nan):.3f}, {speed:,.0f} tokens/s", refresh=False)
-        if self._due(self.config.training.log_every) or self.progress.step == self.config.training.steps:
-            self._log(metrics)
+        if self._logged(self.progress.step):
+            self._log(metrics | self.gauges.speed(metrics, tokens=self.tokens, waited=waited, took=took))
+
+    def _logged(self, step: int) -> bool:
+        """Whether the step with this number, counted from 1, is logged."""
+        return step % self.config.training.log_every == 0 or step == self.config.training.steps
 
     def _log(self, metrics: dict[str, float]) -> None:
         self.metrics.log(metrics, step=self.progress.step)

@@ -45,7 +45,7 @@ def matching(model: nn.Module, pattern: str, key: str) -> list[nn.Parameter]:
     if not found:
         raise ConfigError(
             f"{key}: pattern {pattern!r} matches no parameter{nearest(pattern, list(named))}; the parts are "
-            f"{', '.join(dict.fromkeys(_part(name) for name in named))}; '*' stands for anything"
+            f"{', '.join(dict.fromkeys(part_of(name) for name in named))}; '*' stands for anything"
         )
     return found
 
@@ -71,6 +71,7 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict]:
             "names": [name for name, _ in group],
             "lr": config.lr * scale,
             "base_lr": config.lr * scale,
+            "scale": scale,
             "weight_decay": decay,
         }
         for (scale, decay), group in members.items()
@@ -102,7 +103,7 @@ def account(model: VPTModel) -> str:
     """A table of the model's parts: parameters, trained or frozen. Said once at the start of a run."""
     totals: Counter[tuple[str, bool]] = Counter()
     for name, parameter in model.named_parameters():
-        totals[_part(name), parameter.requires_grad] += parameter.numel()
+        totals[part_of(name), parameter.requires_grad] += parameter.numel()
     parts = dict.fromkeys(part for part, _ in totals)
     width = max(len(part) for part in parts)
     lines = []
@@ -113,7 +114,8 @@ def account(model: VPTModel) -> str:
     return "\n".join(lines)
 
 
-def _part(name: str) -> str:
+def part_of(name: str) -> str:
+    """The module that a parameter is counted with."""
     pieces = name.split(".")
     if pieces[0] == "encoders":
         return ".".join(pieces[:3])

@@ -26,8 +26,8 @@ from torch.distributed.checkpoint import HuggingFaceStorageWriter
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
-import vpt
 from vpt.errors import CheckpointError
+from vpt.provenance import code_version
 from vpt.training.checkpoint import BEST, COMPLETE, LATEST, STEP_FOLDER, Progress, steps
 from vpt.world import World
 
@@ -118,7 +118,7 @@ class Saver:
             raise
 
     def _put_in_place(self, draft: Path, progress: Progress) -> None:
-        versions = {"vpt": vpt.__version__, "torch": torch.__version__, "transformers": transformers.__version__}
+        versions = {**code_version(), "torch": torch.__version__, "transformers": transformers.__version__}
         (draft / "state.json").write_text(json.dumps(asdict(progress) | {"versions": versions}, indent=1))
         for path in draft.rglob("*"):
             _sync(path)

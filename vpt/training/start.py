@@ -15,6 +15,7 @@ from torch import Tensor
 from vpt.build import Parts, build
 from vpt.config import TrainConfig
 from vpt.errors import CheckpointError
+from vpt.flops import FlopMeter
 from vpt.lora import is_adapter, plain_name, reset_adapters
 from vpt.model import VPTModel
 from vpt.pretrained import rebuild
@@ -26,8 +27,12 @@ from vpt.weights import TensorFolder, like, own_tensors
 from vpt.world import World
 
 
-def begin(config: TrainConfig, found: Path | None, world: World, device: torch.device) -> tuple[Parts, Strategy]:
+def begin(
+    config: TrainConfig, found: Path | None, world: World, device: torch.device
+) -> tuple[Parts, Strategy, FlopMeter]:  # fmt: skip
     """Build a run's model, and shard or copy it as configured. That of the checkpoint `found` is still to be read.
+
+    With them comes a meter that has seen the model whole.
 
     Raises:
         UserError: for whatever cannot run.
@@ -44,6 +49,7 @@ def begin(config: TrainConfig, found: Path | None, world: World, device: torch.d
     model = parts.model
     if not bare and not found:
         reset_adapters(model.language, seed=config.seed)
+    meter = FlopMeter(model)
     chosen = replace(config.strategy, kind=kind)
     strategy = build_strategy(chosen, model, world, device, precision=config.training.precision)
     if bare:
@@ -53,7 +59,7 @@ def begin(config: TrainConfig, found: Path | None, world: World, device: torch.d
         reset_adapters(model.language, seed=config.seed)
     if start is not None:
         warm_start(model, start, without=config.init_except, quiet=not world.main)
-    return parts, strategy
+    return parts, strategy, meter
 
 
 def _parts(config: TrainConfig, found: Path | None, *, bare: bool) -> Parts:

@@ -11,7 +11,12 @@ from PIL.Image import Image
 
 from vpt.config import TrackingConfig
 from vpt.errors import CheckpointError
+from vpt.provenance import code_version
 from vpt.report.exhibits import Exhibits, Table
+
+AXIS = "step"  # of the run, counted from 1; what every metric is drawn over
+GROUPS = ("train", "eval", "perf", "data", "masking", "perception")
+BEST = {"eval/loss": "min", "eval/token_accuracy": "max"}  # what a run's table says of them
 
 
 class Mirror(Protocol):
@@ -49,12 +54,18 @@ class WandbMirror:
         mode: Any = config.mode if config.mode != "auto" else "online" if _has_key() else "offline"
         self.run = wandb.init(
             project=config.project, entity=config.entity, name=name, dir=folder, id=run_id, resume="allow", mode=mode,
-            config=settings, settings=wandb.Settings(silent=True),
+            config=settings | {"code": code_version()}, settings=wandb.Settings(silent=True),
         )  # fmt: skip
         self.id: str | None = self.run.id
+        self.run.define_metric(AXIS)
+        for group in GROUPS:
+            self.run.define_metric(f"{group}/*", step_metric=AXIS)
+        for name, best in BEST.items():
+            self.run.define_metric(name, step_metric=AXIS, summary=best)
 
     def log(self, metrics: dict[str, Any], *, step: int) -> None:
-        self.run.log(metrics, step=step)
+        # W&B's own step only ever grows: what a resumed run does again would be dropped.
+        self.run.log({AXIS: step, **metrics})
 
     def summarise(self, summary: dict[str, Any]) -> None:
         self.run.summary.update(summary)
