@@ -90,7 +90,7 @@ def _control_row(item: Mapping[str, Any], span: tuple[float, float]) -> tuple[ob
     drawn = interval(d["value"], d["low"], d["high"], span=span, mark=0.0)
     return (
         item["about"], item["questions"], round(item["plain"], 4), round(item["changed"], 4), f"{d['value']:+.3f}",
-        drawn, f"{d['low']:+.3f} to {d['high']:+.3f}", p,
+        drawn, html.Raw(f'<td class="interval">{d["low"]:+.3f} to {d["high"]:+.3f}</td>'), p,
     )  # fmt: skip
 
 
