@@ -19,10 +19,9 @@ def measure() -> list[Figure]:
     """Utilisation, and the time of a token at four times the rows and at four times the length."""
     model, talk = medium(), Talk(perceives=True)
     # Four times the length: of what is read, seen and said. A re-encoder's tokens are a constant number an image.
-    length = batch_of(model, [talk]).rows[0].length
-    plain = Talk(image=(8, 8), question=40, answer=length - batch_of(model, [Talk(answer=0)]).rows[0].length)
-    long = Talk(image=(16, 16), question=160, answer=0)
-    long = replace(long, answer=TIMES * length - batch_of(model, [long]).rows[0].length)
+    plain, long = Talk(), Talk(image=(16, 16), question=160, answer=0)
+    missing = TIMES * batch_of(model, [plain]).rows[0].length - batch_of(model, [long]).rows[0].length
+    long = replace(long, answer=missing)
     batches = {
         "once": batch_of(model, [talk]), "rows": batch_of(model, [talk] * TIMES),
         "short": batch_of(model, [plain]), "long": batch_of(model, [long]),
