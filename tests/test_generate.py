@@ -354,3 +354,15 @@ def test_crops_come_from_the_original_at_full_resolution(make_parts, tmp_path):
         assert answer.trace[0].box == box
         crop = folder.limit(Image.fromarray(pixels).crop(box))
         assert torch.equal(seen[-1].pixels, parts.encoder.prepare(TOWER, crop).pixels)
+
+
+def test_training_goes_on_after_answering(make_parts, folder):
+    """Nothing that answering leaves behind keeps gradients from flowing; its trained tower sees through windows."""
+    parts = make_parts("encoder=[dino]", *FAMILIES["qwen2_5_vl"])
+    record = conversation("1.png", action_turns("detection"), detection_images=["1.png"])
+    [sample] = samples_of(parts, folder, [record])
+    Generator(parts.model.eval(), parts.encoder, parts.tokenizer.decode, Limits(4)).answer([sample], [folder])
+    assert not torch.is_inference_mode_enabled()
+    parts.model.train()
+    parts.model(pack([sample])).loss_sum.backward()
+    assert all(p.grad is not None for p in parts.model.qwen.model.visual.blocks.parameters())

@@ -37,7 +37,8 @@ class Group:
         queries: [R * Q] which of the stage's packed queries, or None for all of them in order.
         keys: [R * K] which of the cached keys, or None for the first R * K in order; where keys arrive by row, [R]
             which rows, or None for all of them.
-        mask: [R, 1, Q, K], True where a query sees a key, or None for plain causal attention.
+        mask: [R, 1, Q, K], True where a query sees a key, or None for plain causal attention, and for one query of each
+            segment that sees all keys.
     """
 
     shape: tuple[int, int, int]
@@ -118,7 +119,8 @@ class Layout:
     def _visible(self, members: list[int]) -> Tensor | None:
         past = [self.counts[i] - self.lengths[i] for i in members]
         hidden = [self.hidden[i] for i in members] if self.hidden else []
-        if not any(past) and not any(hidden):
+        one_each = max(self.lengths[i] for i in members) == 1 and len(set(past)) == 1
+        if (one_each or not any(past)) and not any(hidden):
             return None
         query = torch.arange(max(self.lengths[i] for i in members))[:, None]
         key = torch.arange(max(self.counts[i] for i in members))

@@ -31,15 +31,18 @@ class RowCache:
             key, value = (torch.cat(x, dim=2)[0] for x in zip(*(s[layer] for s in stages.stages), strict=True))
             self.keys[layer] = key[:, padded].transpose(0, 1).contiguous()  # [R, kv heads, K, d]
             self.values[layer] = value[:, padded].transpose(0, 1).contiguous()
-        self._slots: tuple[Tensor, Tensor] | None = None
+        self._slots: tuple[Tensor | slice, Tensor | slice] | None = None
         self._shown = 0
 
     def open_feed(self, counts: list[int]) -> None:
         """Make room for `counts` new positions of each row, to be written by the next `update` of every layer."""
         device = next(iter(self.keys.values())).device
-        rows = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
-        slots = torch.cat([torch.arange(n, n + c) for n, c in zip(self.lengths, counts, strict=True)])
-        self._slots = (rows.to(device), slots.to(device))
+        if len(set(self.lengths)) == len(set(counts)) == 1:  # the rows are level
+            self._slots = (slice(None), slice(self.lengths[0], self.lengths[0] + counts[0]))
+        else:
+            rows = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+            slots = torch.cat([torch.arange(n, n + c) for n, c in zip(self.lengths, counts, strict=True)])
+            self._slots = (rows.to(device), slots.to(device))
         self._shown = max(n + c for n, c in zip(self.lengths, counts, strict=True))
         capacity = next(iter(self.keys.values())).shape[2]
         if self._shown > capacity:
@@ -52,8 +55,11 @@ class RowCache:
         """[1, kv heads, N, d] packed -> [R, kv heads, K, d], everything cached."""
         assert self._slots is not None, "open_feed comes before update"
         rows, slots = self._slots
-        self.keys[layer][rows, :, slots] = key[0].transpose(0, 1)
-        self.values[layer][rows, :, slots] = value[0].transpose(0, 1)
+        for store, new in ((self.keys[layer], key[0]), (self.values[layer], value[0])):
+            if isinstance(rows, slice):
+                store[:, :, slots] = new.unflatten(1, (len(store), -1)).transpose(0, 1)
+            else:
+                store[rows, :, slots] = new.transpose(0, 1)
         return self.keys[layer][:, :, : self._shown], self.values[layer][:, :, : self._shown]
 
     def keep(self, counts: list[int]) -> None:

@@ -100,10 +100,14 @@ class Generator:
                 speaker.may_ask, speaker.opening = self.limits.max_actions, self.asking.opening()
         return speakers
 
-    @torch.no_grad()
     def rounds(self, speakers: Sequence[Speaker]) -> Iterator[None]:
         """Let the rows answer; after each round every row that has not ended has said one more token, or an action's
         control tokens."""
+        # Inference mode costs less, but weights that several processes share out would be gathered as its tensors.
+        quiet = torch.no_grad if torch.distributed.is_initialized() else torch.inference_mode
+        return quiet()(self._rounds)(speakers)
+
+    def _rounds(self, speakers: Sequence[Speaker]) -> Iterator[None]:
         cache = self._read(speakers)
         active = list(speakers)
         yield
