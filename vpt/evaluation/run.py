@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from vpt.allocator import keep_freed_memory
 from vpt.config import EvalConfig, TrainConfig
 from vpt.errors import ConfigError
 from vpt.evaluation.controls.picture import draw_controls
@@ -62,6 +63,8 @@ class Evaluation:
             the uncontrolled answers, the summary, and what each control made of them.
         """
         parts = load(self.checkpoint, device=asked.device)
+        if parts.model.device.type == "cpu":
+            keep_freed_memory()
         parts.encoder.max_length = self.config.data.max_length
         weights, chosen = digest(self.checkpoint), questions(self.config, limit=self.limit)
         plain = predict(parts, self.config, chosen, self.folder, weights=weights)

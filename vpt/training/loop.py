@@ -14,6 +14,7 @@ import torch
 from omegaconf import OmegaConf
 from tqdm import tqdm
 
+from vpt.allocator import keep_freed_memory
 from vpt.batch import Batch
 from vpt.config import TrainConfig
 from vpt.data.balance import Cost
@@ -48,6 +49,8 @@ class Trainer:
         self.config, self.folder = config, folder
         self.world = world or World()
         self.device = choose_device(config.device)
+        if self.device.type == "cpu":
+            keep_freed_memory()
         found = self._found()
         if found:
             compare(found, config)
