@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all bench lint format clean
+.PHONY: help setup demo test test-all bench bench-gpu lint format clean
 
 help:  ## list what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
@@ -29,6 +29,10 @@ test-all: setup  ## run all tests, slow ones too
 
 bench: setup  ## what things cost, in ratios: outputs/bench.json
 	$(BIN)/python -m vpt.bench
+
+GPUS ?= 1
+bench-gpu: setup  ## training and answering at the published sizes, on GPUS=n: outputs/bench_gpu.json
+	$(BIN)/python -m $(if $(filter-out 1,$(GPUS)),torch.distributed.run --nproc-per-node=$(GPUS) -m )vpt.bench.gpu
 
 lint: setup  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -9,8 +9,8 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from vpt.config import EvalConfig, TrainConfig
-from vpt.errors import ConfigError, UserError
-from vpt.freeze import key_paths, nearest
+from vpt.errors import ConfigError, UserError, nearest
+from vpt.freeze import key_paths
 
 
 def _defaults(schema: type) -> DictConfig:

@@ -19,8 +19,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from vpt.cli import fail
-from vpt.errors import CheckpointError, ConfigError, UserError
-from vpt.freeze import nearest
+from vpt.errors import CheckpointError, ConfigError, UserError, nearest
 
 # Keys in which two runs of one experiment may differ
 _NO_DIFFERENCE = (

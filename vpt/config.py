@@ -7,7 +7,8 @@ on the command line, is an error with the nearest right name.
 from dataclasses import dataclass, field
 from typing import Any
 
-from omegaconf import MISSING
+# omegaconf's mark of a key that has to be given; written out, so that the schema is read without it.
+MISSING: Any = "???"
 
 
 def choice(*options: str) -> Any:

@@ -1,5 +1,6 @@
 """Errors that a user can mend. Each message says what is wrong, where, and what to do or type next."""
 
+import difflib
 import importlib
 from types import ModuleType
 
@@ -32,3 +33,12 @@ def require(module: str, extra: str, purpose: str) -> ModuleType:
         raise ConfigError(
             f"{purpose} needs the package {module.partition('.')[0]}; type: pip install 'vpt[{extra}]'"
         ) from None
+
+
+def nearest(path: str, known: list[str]) -> str:
+    """`; did you mean X?`, or nothing where nothing is near. The last part of a dotted key weighs most."""
+    leaf = path.rpartition(".")[2]
+    close = difflib.get_close_matches(path, known, n=3, cutoff=0.6)
+    leaves = {name.rpartition(".")[2]: name for name in known}
+    close += [leaves[match] for match in difflib.get_close_matches(leaf, leaves, n=1, cutoff=0.7)]
+    return f"; did you mean {' or '.join(dict.fromkeys(close))}?" if close else ""

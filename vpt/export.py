@@ -18,8 +18,7 @@ from safetensors.torch import save_file
 
 from vpt.build import Parts
 from vpt.cli import fail
-from vpt.errors import ConfigError, UserError
-from vpt.freeze import nearest
+from vpt.errors import ConfigError, UserError, nearest
 from vpt.lora import merged
 from vpt.pretrained import load
 from vpt.released import flat_config, released_name

@@ -1,6 +1,5 @@
 """Freezing a composed configuration: unknown keys, wrong types, impossible values stop here, before anything loads."""
 
-import difflib
 import importlib
 import inspect
 import math
@@ -23,7 +22,7 @@ from vpt.config import (
     SourceConfig,
     TrainConfig,
 )
-from vpt.errors import ConfigError
+from vpt.errors import ConfigError, nearest
 
 # What a `target` must be
 SOURCE, RE_ENCODER = "vpt.data.sources.Source", "vpt.encoders.base.ReEncoder"
@@ -96,15 +95,6 @@ def _explain(path: str, known: list[str]) -> str:
     return f"{path} is not a key of the configuration{nearest(path, known)}"
 
 
-def nearest(path: str, known: list[str]) -> str:
-    """`; did you mean X?`, or nothing where nothing is near. The last part of a dotted key weighs most."""
-    leaf = path.rpartition(".")[2]
-    close = difflib.get_close_matches(path, known, n=3, cutoff=0.6)
-    leaves = {name.rpartition(".")[2]: name for name in known}
-    close += [leaves[match] for match in difflib.get_close_matches(leaf, leaves, n=1, cutoff=0.7)]
-    return f"; did you mean {' or '.join(dict.fromkeys(close))}?" if close else ""
-
-
 def _check_values(config: Any, prefix: str) -> None:
     """Choices and ranges that the fields declare."""
     for item in fields(config):
@@ -141,7 +131,7 @@ def _check_items(values: list[Any], expected: tuple[Any, ...], path: str) -> Non
 
 def validate(config: TrainConfig) -> None:
     """What one field alone cannot tell. Raises ConfigError; loads no weights and no data."""
-    from vpt.evaluation.summary import metrics_of  # it takes `locate` and `nearest` from here
+    from vpt.evaluation.summary import metrics_of  # it takes `locate` from here
 
     encoders = list(config.encoder)
     if config.model.vision_encoder_ls != encoders:

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from vpt.config import LoraConfig
-from vpt.errors import ConfigError
-from vpt.freeze import nearest
+from vpt.errors import ConfigError, nearest
 from vpt.weights import like
 
 _BASE, _DOWN, _UP = ".base_layer.", ".lora_A.default.weight", ".lora_B.default.weight"

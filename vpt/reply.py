@@ -23,8 +23,8 @@ from vpt.data.records import (
     Message,
     Record,
 )
-from vpt.errors import ConfigError, DataError
-from vpt.freeze import generation_settings, nearest
+from vpt.errors import ConfigError, DataError, nearest
+from vpt.freeze import generation_settings
 from vpt.generate import Generator
 from vpt.search_map import SearchMap, trace_maps
 from vpt.speaker import Answer, Speaker, Step

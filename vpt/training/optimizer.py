@@ -8,8 +8,7 @@ import torch
 from torch import nn
 
 from vpt.config import OptimConfig
-from vpt.errors import ConfigError
-from vpt.freeze import nearest
+from vpt.errors import ConfigError, nearest
 from vpt.lora import freeze_base
 from vpt.model import VPTModel
 

@@ -21,8 +21,7 @@ from vpt.data.sources import Source, SourceContext
 from vpt.data.sources.canvas import COLOURS, TILE, draw, texture_bank
 from vpt.data.sources.easy_vqa import draw_kinds, perceiving_record
 from vpt.data.sources.scene_questions import QUESTIONS, Composer, Layout, Posed
-from vpt.errors import DataError
-from vpt.freeze import nearest
+from vpt.errors import DataError, nearest
 
 SPLITS = ("train", "test")
 TRAIN_DIGITS = 1437  # the first four fifths of load_digits; tests have the rest, mostly by other writers

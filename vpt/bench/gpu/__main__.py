@@ -1,0 +1,122 @@
+"""Measure, print, write. Under torchrun every process trains, and rank 0 speaks."""
+
+import argparse
+import json
+import platform
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vpt.bench.gpu import decoding, profiling
+from vpt.bench.gpu.sizes import QWEN2_VL_2B, QWEN2_VL_7B, TINY, Sizes, build
+from vpt.bench.gpu.training import Pace, Training
+from vpt.config import LoraConfig
+from vpt.lora import freeze_base, inject
+from vpt.world import World, joined
+
+# Rows of a micro-batch and whether layers are recomputed, tried in turn; what does not fit is passed over.
+STEPS = ((8, False), (12, False), (16, True), (32, True))
+BATCHES = (1, 8, 64)
+RANK, ALPHA = 512, 256.0  # the published adapters of the 7B
+UTILISATION, SAMPLES = 0.40, 40.0  # bounds for the 2B on one H100
+Say = Callable[[str], None]
+
+
+def train(sizes: Sizes, world: World, device: torch.device, say: Say, *, rank: int = 0) -> tuple[Training, list[Pace]]:
+    """Paces of a model that is trained whole, or by adapters of `rank`."""
+    model = build(sizes, device)
+    if rank:
+        inject(model.language, LoraConfig(rank, ALPHA))
+        freeze_base(model.language)
+        model.to(device)
+    training = Training(model, sizes, world)
+    paces = []
+    for rows, checkpointing in STEPS:
+        pace = training.pace(rows, checkpointing=checkpointing)
+        say(f"  {pace}" if pace else f"  {rows} rows do not fit")
+        paces += [pace] if pace else []
+    return training, paces
+
+
+def step_and_profile(
+    name: str, sizes: Sizes, world: World, device: torch.device, say: Say, out: Path
+) -> dict[str, Any]:
+    """The best pace of full training, and where its time goes."""
+    say(f"{name} with DINOv2, all but the towers trained")
+    training, paces = train(sizes, world, device, say)
+    best = max(paces, key=lambda pace: pace.samples_a_second)
+    training.pace(best.rows, checkpointing=best.checkpointing)
+    parts = profiling.shares(training, training.batch(best.rows), out.with_suffix(".profile.txt"))
+    say("".join(f"\n  {share:6.1%} {kind}" for kind, share in {**parts, "waiting": profiling.idle(parts)}.items())[1:])
+    return {
+        "utilisation": judged(best.utilisation, UTILISATION),
+        "samples_a_second": judged(best.samples_a_second * world.size, SAMPLES),
+        "paces": [asdict(pace) for pace in paces], "profile": parts,
+    }  # fmt: skip
+
+
+def adapters(name: str, sizes: Sizes, world: World, device: torch.device, say: Say) -> dict[str, Any]:
+    """Training by adapters."""
+    say(f"{name} with DINOv2, adapters of rank {RANK}")
+    try:
+        _, paces = train(sizes, world, device, say, rank=min(RANK, sizes.language["hidden_size"] // 2))
+    except ModuleNotFoundError as error:
+        say(f"  not measured, {error.name} is missing; pip install peft")
+        return {}
+    return {"paces": [asdict(pace) for pace in paces]}
+
+
+def answer(name: str, sizes: Sizes, device: torch.device, say: Say) -> dict[str, Any]:
+    """Tokens a second while answering."""
+    say(f"{name} answers, {sizes.new_tokens} tokens each, in bf16: ours, transformers' generate")
+    speaking = decoding.Decoding(build(sizes, device, dtype=torch.bfloat16), sizes)
+    found = {}
+    for rows in BATCHES:
+        ours, theirs = speaking.rates(rows)
+        say(f"  batch {rows}: {ours:,.0f} and {theirs:,.0f} tokens/s, {ours / theirs:.2f}")
+        found[f"batch_{rows}"] = {"ours": ours, "theirs": theirs, **judged(ours / theirs, 1.0)}
+    return found
+
+
+def judged(value: float, bound: float) -> dict[str, Any]:
+    """A value beside the bound that it should reach."""
+    return {"value": value, "bound": bound, "better": "higher", "ok": value >= bound}
+
+
+def main() -> None:
+    """Everything in turn; what one part holds in memory is gone before the next one begins."""
+    parser = argparse.ArgumentParser(description="What training and answering cost on a GPU, at the published sizes.")
+    parser.add_argument("--tiny", action="store_true", help="toy sizes, on any machine: only to see that it runs")
+    parser.add_argument("--out", type=Path, default=Path("outputs/bench_gpu.json"))
+    asked = parser.parse_args()
+    if not torch.cuda.is_available() and not asked.tiny:
+        parser.error("there is no GPU here; --tiny runs anywhere and says nothing")
+    small, large = (TINY, TINY) if asked.tiny else (QWEN2_VL_2B, QWEN2_VL_7B)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with joined(device=device.type) as world:
+        say: Say = partial(print, flush=True) if world.main else (lambda text: None)
+        where = torch.cuda.get_device_name() if device.type == "cuda" else platform.machine()
+        say(f"{world.size} x {where}, torch {torch.__version__}")
+        parts = {
+            "train_2b": partial(step_and_profile, "Qwen2-VL-2B", small, world, device, say, asked.out),
+            "lora_7b": partial(adapters, "Qwen2-VL-7B", large, world, device, say),
+        }
+        if world.size == 1:
+            parts["decode_2b"] = partial(answer, "Qwen2-VL-2B", small, device, say)
+        found: dict[str, Any] = {"device": where, "processes": world.size, "torch": torch.__version__}
+        for part, measure in parts.items():
+            found[part] = measure()
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+        if world.main:
+            asked.out.parent.mkdir(parents=True, exist_ok=True)
+            asked.out.write_text(json.dumps(found, indent=1) + "\n")
+            print(f"written to {asked.out}")
+
+
+if __name__ == "__main__":
+    main()

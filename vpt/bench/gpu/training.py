@@ -1,0 +1,134 @@
+"""Steps of training: as the loop takes them, on random rows."""
+
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+
+import torch
+
+from vpt.batch import Batch
+from vpt.bench.gpu.peak import peak_flops
+from vpt.bench.gpu.sizes import Sizes
+from vpt.bench.talks import batch_of
+from vpt.config import StrategyConfig
+from vpt.flops import FlopMeter
+from vpt.model import VPTModel
+from vpt.training.strategy import automatic, build_strategy
+from vpt.world import World
+
+WARM_UP, STEPS = 3, 10
+
+
+@dataclass(frozen=True)
+class Pace:
+    """What a step costs, of one process.
+
+    Attributes:
+        rows: of a micro-batch, which is a step's.
+        checkpointing: whether decoder layers are run again in the backward pass.
+        seconds: of a step.
+        tokens: of a step.
+        flops: of a step, by formula, without what is computed again.
+        memory: bytes at the peak, all states included.
+    """
+
+    rows: int
+    checkpointing: bool
+    seconds: float
+    tokens: int
+    flops: float
+    memory: int
+
+    @property
+    def samples_a_second(self) -> float:
+        return self.rows / self.seconds
+
+    @property
+    def utilisation(self) -> float:
+        """The share of the device's peak."""
+        return self.flops / self.seconds / peak_flops()
+
+    def __str__(self) -> str:
+        again = ", recomputing" if self.checkpointing else ""
+        return (
+            f"{self.rows} rows{again}: {self.seconds * 1e3:.0f} ms, {self.samples_a_second:.1f} samples/s, "
+            f"{self.tokens / self.seconds:,.0f} tokens/s, {self.flops / self.seconds / 1e12:.0f} TFLOP/s = "
+            f"{self.utilisation:.1%} of the peak, {self.memory / 2**30:.1f} GiB"
+        )
+
+
+class Training:
+    """A model with its optimizer, whose states exist from the first step on."""
+
+    def __init__(self, model: VPTModel, sizes: Sizes, world: World) -> None:
+        """Args:
+        model: with what is trained chosen.
+        sizes: what it is made of.
+        world: the processes; several of them share a model as `strategy=auto` would.
+        """
+        self.sizes, self.device = sizes, model.device
+        self.meter = FlopMeter(model)  # before anything is sharded
+        kind = automatic(model, world, self.device)
+        chosen = StrategyConfig(kind=kind)
+        self.strategy = build_strategy(chosen, model, world, self.device, precision="bf16")
+        self.model = model
+        self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.trained, lr=1e-6, fused=True)
+
+    def batch(self, rows: int) -> Batch:
+        """As many rows, on the device."""
+        return batch_of(self.model, [self.sizes.talk] * rows)
+
+    def step(self, batch: Batch) -> None:
+        """Forward, backward, clip, update."""
+        with self.strategy.micro_batch(last=True):
+            with autocast(self.device):
+                loss = self.strategy(batch).loss_sum / batch.label_count
+            loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.trained, 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def pace(self, rows: int, *, checkpointing: bool) -> Pace | None:
+        """Measure; None where memory does not suffice."""
+        self.model.passes = replace(self.model.passes, checkpointing=checkpointing)
+        try:
+            batch = self.batch(rows)
+            with _peak_memory(self.device) as memory:
+                taken = [self._timed(batch) for _ in range(WARM_UP + STEPS)][WARM_UP:]
+        except torch.OutOfMemoryError:
+            self.optimizer.zero_grad(set_to_none=True)
+            torch.cuda.empty_cache()
+            return None
+        flops = sum(cost.useful for cost in self.meter.step(batch).values())
+        return Pace(rows, checkpointing, statistics.median(taken), len(batch.input_ids), flops, memory[0])
+
+    def _timed(self, batch: Batch) -> float:
+        wait(self.device)
+        started = time.perf_counter()
+        self.step(batch)
+        wait(self.device)
+        return time.perf_counter() - started
+
+
+@contextmanager
+def _peak_memory(device: torch.device) -> Iterator[list[int]]:
+    peak = [0]
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    yield peak
+    if device.type == "cuda":
+        peak[0] = torch.cuda.max_memory_allocated()
+
+
+def autocast(device: torch.device) -> torch.autocast | nullcontext:
+    """What `training.precision=bf16` means."""
+    return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+def wait(device: torch.device) -> None:
+    """Until the device has done all that it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
