@@ -156,6 +156,7 @@ def similar(lengths: Sequence[int], counts: Sequence[int]) -> list[list[int]]:
     return [sorted(group) for group in groups]
 
 
+@torch.compiler.disable
 def segment_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, *,
     layout: Layout, scaling: float, dropout: float = 0.0, **_: object,

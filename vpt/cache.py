@@ -51,6 +51,7 @@ class RowCache:
                 for layer, tensor in store.items():
                     store[layer] = torch.nn.functional.pad(tensor, (0, 0, 0, extra))
 
+    @torch.compiler.disable
     def update(self, key: Tensor, value: Tensor, layer: int, *_: object) -> tuple[Tensor, Tensor]:
         """[1, kv heads, N, d] packed -> [R, kv heads, K, d], everything cached."""
         assert self._slots is not None, "open_feed comes before update"

@@ -144,6 +144,7 @@ class TrainingConfig:
     batch_size: int = bounded(256, low=1)  # rows of a step, over all processes
     micro_batch_size: int = bounded(8, low=1)  # rows that go through the model at once
     precision: str = choice("fp32", "bf16")
+    compile: bool = False  # decoder layers through torch.compile: for GPUs; a CPU gains nothing by it
     log_every: int = bounded(10, low=1)
     eval_every: int = bounded(500)  # steps; 0 evaluates at the end only
     eval_rows: int = bounded(1000)

@@ -38,6 +38,7 @@ class OpenStage:
     def __init__(self, earlier: list[KeyValues], own: KeyValues) -> None:
         self.earlier, self.own = earlier, own
 
+    @torch.compiler.disable
     def update(self, key: Tensor, value: Tensor, layer: int, *_: object) -> tuple[Tensor, Tensor]:
         """A layer hands in its own keys and values and gets back all of them, [1, kv heads, N of all stages, d]."""
         self.own.setdefault(layer, (key, value))

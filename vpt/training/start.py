@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vpt.build import Parts, build
 from vpt.config import TrainConfig
+from vpt.compiling import compile_layers
 from vpt.errors import CheckpointError
 from vpt.flops import FlopMeter
 from vpt.lora import is_adapter, plain_name, reset_adapters
@@ -51,6 +52,8 @@ def begin(
         reset_adapters(model.language, seed=config.seed)
     meter = FlopMeter(model)
     chosen = replace(config.strategy, kind=kind)
+    if config.training.compile:
+        compile_layers(model)
     strategy = build_strategy(chosen, model, world, device, precision=config.training.precision)
     if bare:
         materialise(model, device)

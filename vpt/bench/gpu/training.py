@@ -12,6 +12,7 @@ from vpt.batch import Batch
 from vpt.bench.gpu.peak import peak_flops
 from vpt.bench.gpu.sizes import Sizes
 from vpt.bench.talks import batch_of
+from vpt.compiling import compile_layers
 from vpt.config import StrategyConfig
 from vpt.flops import FlopMeter
 from vpt.model import VPTModel
@@ -28,6 +29,7 @@ class Pace:
     Attributes:
         rows: of a micro-batch, which is a step's.
         checkpointing: whether decoder layers are run again in the backward pass.
+        compiled: whether decoder layers went through torch.compile.
         seconds: of a step.
         tokens: of a step.
         flops: of a step, by formula, without what is computed again.
@@ -36,6 +38,7 @@ class Pace:
 
     rows: int
     checkpointing: bool
+    compiled: bool
     seconds: float
     tokens: int
     flops: float
@@ -51,9 +54,9 @@ class Pace:
         return self.flops / self.seconds / peak_flops()
 
     def __str__(self) -> str:
-        again = ", recomputing" if self.checkpointing else ""
+        how = ", recomputing" * self.checkpointing + ", compiled" * self.compiled
         return (
-            f"{self.rows} rows{again}: {self.seconds * 1e3:.0f} ms, {self.samples_a_second:.1f} samples/s, "
+            f"{self.rows} rows{how}: {self.seconds * 1e3:.0f} ms, {self.samples_a_second:.1f} samples/s, "
             f"{self.tokens / self.seconds:,.0f} tokens/s, {self.flops / self.seconds / 1e12:.0f} TFLOP/s = "
             f"{self.utilisation:.1%} of the peak, {self.memory / 2**30:.1f} GiB"
         )
@@ -68,7 +71,7 @@ class Training:
         sizes: what it is made of.
         world: the processes; several of them share a model as `strategy=auto` would.
         """
-        self.sizes, self.device = sizes, model.device
+        self.sizes, self.device, self.compiled = sizes, model.device, False
         self.meter = FlopMeter(model)  # before anything is sharded
         kind = automatic(model, world, self.device)
         chosen = StrategyConfig(kind=kind)
@@ -91,6 +94,11 @@ class Training:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
+    def compile(self) -> None:
+        """From here on, decoder layers are compiled."""
+        compile_layers(self.model)
+        self.compiled = True
+
     def pace(self, rows: int, *, checkpointing: bool) -> Pace | None:
         """Measure; None where memory does not suffice."""
         self.model.passes = replace(self.model.passes, checkpointing=checkpointing)
@@ -103,7 +111,9 @@ class Training:
             torch.cuda.empty_cache()
             return None
         flops = sum(cost.useful for cost in self.meter.step(batch).values())
-        return Pace(rows, checkpointing, statistics.median(taken), len(batch.input_ids), flops, memory[0])
+        return Pace(
+            rows, checkpointing, self.compiled, statistics.median(taken), len(batch.input_ids), flops, memory[0]
+        )
 
     def _timed(self, batch: Batch) -> float:
         wait(self.device)
