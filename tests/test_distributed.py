@@ -36,6 +36,8 @@ STRATEGIES = {
     "fsdp": ["strategy=fsdp"],
     "hybrid": ["strategy=hybrid", "strategy.shard_size=2"],
 }
+# Wider weights let (f . c) c amplify float32's rounding from step to step.
+MODEST = ["model.config.initializer_range=0.04", "model.config.vision_config.initializer_range=0.04"]
 QUIET = ["+debug=two_steps", "training.eval_every=0", "training.checkpoint_every=1000", "optim.clip=0"]
 EVERYTHING = ["+experiment=all", *QUIET]
 FROZEN = ["optim.freeze=['*']"]
@@ -87,9 +89,10 @@ def all_gradients(world: World, cases: list[tuple[str, str]], root: str, to: str
     return [gradients(world, *case, root, f"{to}/{number}.safetensors") for number, case in enumerate(cases)]
 
 
-def test_gradients_equal_those_of_one_process(folder, tmp_path):
+@pytest.mark.parametrize("share", [slice(2), pytest.param(slice(2, None), marks=pytest.mark.slow)])
+def test_gradients_equal_those_of_one_process(folder, tmp_path, share):
     """Whatever falls to which process: no image, no action, no row, another encoder than the next."""
-    cases = [(case, "fsdp") for case in CASES] + [(case, "ddp") for case in list(CASES)[:2]]
+    cases = [(case, strategy) for case in list(CASES)[share] for strategy in ("fsdp", "ddp")]
     losses = on_ranks(2, all_gradients, cases, str(folder.root), str(tmp_path), folder=tmp_path)
     assert losses[0] == losses[1]
     for number, (case, strategy) in enumerate(cases):
@@ -108,7 +111,7 @@ def run(world: World, experiment: str, strategy: str, steps: int, to: str) -> No
     config = compose_config(
         f"+experiment={experiment}", "+debug=two_steps", f"training.steps={steps}", "training.checkpoint_every=1000",
         "training.batch_size=6", "training.micro_batch_size=2", f"training.eval_every={steps - 1}", "tracking=none",
-        *STRATEGIES.get(strategy, []),
+        *MODEST, *STRATEGIES.get(strategy, []),
     )  # fmt: skip
     trainer = Trainer(config, Path(to), world)
     trainer.fit()
@@ -134,9 +137,11 @@ def compare_runs(tmp_path: Path, plan: list[tuple[str, str]], *, size: int, step
         one, many = results(alone), results(tmp_path / f"{experiment}_{strategy}_{size}")
         assert len(one) == len(many) == steps + 1
         for before, after in zip(one, many, strict=True):
-            norms = [line.pop("train/gradient_norm", 0.0) for line in (before, after)]  # these are worse conditioned
-            assert norms[0] == pytest.approx(norms[1], rel=1e-3), (experiment, strategy)
-            assert after == pytest.approx(before, rel=1e-5), (experiment, strategy)
+            assert before.keys() == after.keys()
+            for key, value in before.items():
+                worse_conditioned = key.startswith("train/gradient_norm")
+                close = pytest.approx(value, rel=1e-3 if worse_conditioned else 1e-5)
+                assert after[key] == close, (experiment, strategy, before["step"], key)
 
 
 def test_a_short_run_by_two(tmp_path):

@@ -82,10 +82,10 @@ BAD_VIDEOS = {
     "frames that are no paths": ({"videos": [{"frames": [3], "fps": 2}]}, "`frames` must be a list of paths"),
     "no rate": ({"videos": [{"frames": ["frame0.png"]}]}, r'must be \{"frames": \[image paths\], "fps": number\}'),
     "a key too many": ({"videos": [{**video(), "fsp": 2}]}, "must be"),
-    "rate 0": ({"videos": [video(fps=0)]}, "`fps` is 0; it must be a number above 0"),
-    "a negative rate": ({"videos": [video(fps=-1)]}, "above 0"),
-    "a rate in words": ({"videos": [{**video(), "fps": "2"}]}, "above 0"),
-    "an endless rate": ({"videos": [video(fps=float("inf"))]}, "above 0"),
+    "rate 0": ({"videos": [video(fps=0)]}, "`fps` is 0; it must be the frames in a second, from 0.001 to 1000"),
+    "a negative rate": ({"videos": [video(fps=-1)]}, "from 0.001 to 1000"),
+    "a rate in words": ({"videos": [{**video(), "fps": "2"}]}, "from 0.001 to 1000"),
+    "an endless rate": ({"videos": [video(fps=float("inf"))]}, "from 0.001 to 1000"),
     "a frame that leaves the root": ({"videos": [{"frames": ["../0.png"], "fps": 2}]}, "leaves data.root"),
     "a file that leaves the root": ({"videos": ["/etc/a.mp4"]}, "leaves data.root"),
     "a video among images": ({"videos": [video()], "images": [video()]}, "placeholder"),
@@ -185,7 +185,7 @@ def test_max_frames_bounds_a_file(filmed):
 
 
 BAD_FILES = {
-    "missing": (lambda path: None, "does not exist; is data.root right"),
+    "missing": (lambda path: None, "does not exist; is data.root="),
     "text": (lambda path: path.write_text("no video"), "cannot be read"),
     "cut short": (lambda path: path.write_bytes((path.parent / "ok.mkv").read_bytes()[:700]), "cannot be read|frames at|ends"),
     "sound alone": (lambda path: write_sound(path), "it holds no video"),

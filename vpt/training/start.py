@@ -13,8 +13,8 @@ from huggingface_hub import snapshot_download
 from torch import Tensor
 
 from vpt.build import Parts, build
-from vpt.config import TrainConfig
 from vpt.compiling import compile_layers
+from vpt.config import TrainConfig
 from vpt.errors import CheckpointError
 from vpt.flops import FlopMeter
 from vpt.lora import is_adapter, plain_name, reset_adapters
