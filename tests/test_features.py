@@ -16,7 +16,9 @@ from vpt.data.packing import pack
 from vpt.data.references import ImageRef
 from vpt.encoders.base import Look
 from vpt.features import FeatureStore
+from vpt.model import VPTModel
 from vpt.training.loop import Trainer
+from vpt.training.run import train
 
 
 @pytest.fixture
@@ -213,6 +215,34 @@ def test_a_second_run_encodes_nothing(tmp_path, folder):
         trainer.fit()
     assert calls[0] and not calls[1]
     assert losses(tmp_path / "run0") == pytest.approx(losses(tmp_path / "run1"), rel=1e-5)
+
+
+def test_answers_of_a_second_run_encode_nothing(tmp_path, folder, monkeypatch):
+    """Training, its evaluation and the final answers, which look again, find what the first run saw."""
+    records = tmp_path / "data"
+    shutil.copytree(folder.root, records)
+    for name, image in (("train.json", "2.png"), ("test.json", "1.png")):
+        record = conversation(image, action_turns("detection"), answer="teal", detection_images=[image])
+        (records / name).write_text(json.dumps([record]))
+    config = compose_config(
+        "+debug=two_steps", "data=vpt", f"data.root={records}", "optim.freeze=['*visual*','*vision*']",
+        f"data.feature_cache={tmp_path / 'store'}", "data.workers=0", "generation.action=dino",
+    )  # fmt: skip
+    seen, see = [], VPTModel._see
+
+    def noting(self, view, images):
+        seen.append((view, len(images.fresh)))
+        return see(self, view, images)
+
+    monkeypatch.setattr(VPTModel, "_see", noting)
+    monkeypatch.setattr("vpt.training.run.keep_examples", lambda *_, **__: None)  # maps look for themselves
+    looks = []
+    for run in range(2):
+        train(config, tmp_path / f"run{run}")
+        looks.append({view: sum(fresh for name, fresh in seen if name == view) for view, _ in seen})
+        seen.clear()
+    assert min(looks[0].values()) >= 2
+    assert not any(looks[1].values())
 
 
 def test_what_is_frozen_stays_in_evaluation_mode(parts):

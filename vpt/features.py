@@ -9,9 +9,9 @@ once the folder is full.
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from itertools import count
@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vpt.batch import TOWER, Looks
+from vpt.build import Parts
 from vpt.config import DataConfig
 from vpt.data.images import ImageFolder
 from vpt.data.references import ImageRef, Reference
@@ -169,6 +170,25 @@ class FeatureStore:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_writer": None}  # threads stay where they are
+
+
+@contextmanager
+def shared_features(parts: Parts, config: DataConfig) -> Iterator[None]:
+    """Meanwhile `parts` answer (in float32) with what has been kept, and keep what they see anew.
+
+    Args:
+        parts: a model whose parameters say which of its encoders are frozen.
+        config: as for `FeatureStore.open`.
+    """
+    store = FeatureStore.open(config, parts.model, precision="fp32")
+    encoder = parts.encoder
+    parts.model.store, parts.encoder = store, encoder.keeping(store) if store is not None else encoder
+    try:
+        yield
+    finally:
+        parts.model.store, parts.encoder = None, encoder
+        if store is not None:
+            store.finish()
 
 
 def stamp(module: nn.Module, precision: str) -> str:

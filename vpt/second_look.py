@@ -11,6 +11,7 @@ from vpt.batch import TOWER
 from vpt.data.records import Message
 from vpt.data.samples import SampleEncoder
 from vpt.data.template import Draft
+from vpt.encoders.base import Look
 from vpt.feeds import Feed, Sight
 from vpt.intervention import Intervention
 from vpt.regions import Region
@@ -43,10 +44,13 @@ class SecondLook:
             return None
         speaker.looked = time.perf_counter()
         record = speaker.sample.record
-        image = self.intervention.image(speaker.folder.full(speaker.image, where=record.where), record=record)
+        own = speaker.folder.full(speaker.image, where=record.where)
+        image = self.intervention.image(own, record=record)
         step = self._step(request, MENDED if request.mended else SEEN)
-        show = self._reencoded if request.region is None else self._region
-        feed = show(speaker, image, request, step)
+        if request.region is None:
+            feed = self._reencoded(speaker, None if image is own else image, request, step)
+        else:
+            feed = self._region(speaker, image, request, step)
         speaker.trace.extend([*(self._step(other, IGNORED) for other in requests if other is not request), step])
         speaker.said, speaker.steering, speaker.has_asked = [], [], False
         speaker.log_probability = 0.0
@@ -80,17 +84,24 @@ class SecondLook:
         bins = self.asking.vocabulary.bins
         region = self.intervention.region(request.region, image.size, bins=bins, record=speaker.sample.record)
         step.box = region.to_box(image.size, bins=bins, margin=self.limits.crop_margin)
-        return self._write(speaker, TOWER, image.crop(step.box), step)
+        look = self.encoder.prepare(TOWER, speaker.folder.limit(image.crop(step.box)))
+        return self._write(speaker, TOWER, look, step)
 
-    def _reencoded(self, speaker: Speaker, image: Image.Image, request: Request, step: Step) -> Feed:
+    def _reencoded(self, speaker: Speaker, other: Image.Image | None, request: Request, step: Step) -> Feed:
+        """The row's own image may have been seen before, and what was seen kept; any other one is prepared."""
+        assert speaker.image is not None
         states = torch.stack(speaker.steering)
         step.state_norm = states.float().norm(dim=-1).mean().item()
         speaker.states.append(states)
-        return self._write(speaker, request.kind, image, step)
+        if other is not None:
+            look = self.encoder.prepare(request.kind, speaker.folder.limit(other))
+        else:
+            sources = {request.kind: (speaker.image,)}
+            [(_, look)] = self.encoder.look(sources, speaker.folder, where=speaker.sample.record.where)[request.kind]
+        return self._write(speaker, request.kind, look, step)
 
-    def _write(self, speaker: Speaker, source: str, image: Image.Image, step: Step) -> Feed:
+    def _write(self, speaker: Speaker, source: str, look: Look, step: Step) -> Feed:
         """End the assistant's turn, show an image, and open the next one."""
-        look = self.encoder.prepare(source, speaker.folder.limit(image))
         step.visual_tokens = look.tokens if self.intervention.perceives else 0
         template = self.encoder.template
         name = "image" if source == TOWER else f"{template.encoder_tokens[source]}_image"

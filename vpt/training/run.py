@@ -7,6 +7,7 @@ from vpt.build import Parts
 from vpt.config import TrainConfig
 from vpt.evaluation.pictures import draw_run
 from vpt.evaluation.runner import evaluate
+from vpt.features import shared_features
 from vpt.pretrained import digest, load
 from vpt.report.examples import keep_examples
 from vpt.report.exhibits import exhibits
@@ -27,9 +28,10 @@ def train(config: TrainConfig, folder: str | Path) -> float:
         took = time.perf_counter() - started
         with Signals(patient=False):  # all is saved, and answers that have been given are not asked for again
             parts, weights = _whole(trainer), digest(folder) if world.main else ""
-            summary = evaluate(
-                parts, config, folder / "predictions", weights=weights, limit=_limit(config), world=world
-            )  # fmt: skip
+            with shared_features(parts, config.data):
+                summary = evaluate(
+                    parts, config, folder / "predictions", weights=weights, limit=_limit(config), world=world
+                )  # fmt: skip
         if world.main:
             keep_examples(parts, config, folder / "predictions", limit=_limit(config))
             trainer.finish(summary | {"steps": trainer.progress.step, "seconds_of_training_in_this_process": took})
