@@ -74,17 +74,18 @@ def window_order(grid: Grid, merge: int, window: int) -> tuple[Tensor, tuple[int
 
 
 def _rope(grids: list[Grid], merge: int, head_dim: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of the 2-D rotary embedding, [patches, 1, head_dim]."""
+    """Cosines and sines of the 2-D rotary embedding, [patches, 1, 1, head_dim / 2]."""
     positions = torch.cat([_patch_positions(grid, merge) for grid in grids]).to(device)
     frequencies = 1.0 / theta ** (torch.arange(0, head_dim // 2, 2, device=device).float() / (head_dim // 2))
-    angles = (positions[..., None] * frequencies).flatten(1)
-    angles = torch.cat([angles, angles], dim=-1)[:, None]
+    angles = (positions[..., None] * frequencies).flatten(1)[:, None, None]
     return angles.cos(), angles.sin()
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Queries and keys in their positions' directions, [patches, 2, heads, head_dim]; computed in float32."""
     first, second = x.float().chunk(2, dim=-1)
-    return (x.float() * cos + torch.cat([-second, first], dim=-1) * sin).to(x.dtype)
+    turned = (torch.addcmul(first * cos, second, sin, value=-1), torch.addcmul(second * cos, first, sin))
+    return torch.cat(turned, dim=-1).to(x.dtype)
 
 
 def _permute(x: Tensor, order: Tensor, unit: int) -> Tensor:
@@ -155,8 +156,8 @@ def _walk(visual: Any, pixels: Tensor, grids: list[Grid]) -> Tensor:
 def _block(block: Any, hidden: Tensor, cos: Tensor, sin: Tensor, groups: AttentionGroups) -> Tensor:
     attention = block.attn
     qkv = attention.qkv(block.norm1(hidden)).unflatten(-1, (3, -1, attention.head_dim))
-    query, key, value = qkv.unbind(1)
-    seen = groups.attend(_rotate(query, cos, sin), _rotate(key, cos, sin), value)
+    query, key = _rotate(qkv[:, :2], cos, sin).unbind(1)
+    seen = groups.attend(query, key, qkv[:, 2])
     hidden = hidden + attention.proj(seen)
     return hidden + block.mlp(block.norm2(hidden))
 

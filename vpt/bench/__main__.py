@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from vpt.allocator import keep_freed_memory
 from vpt.bench.figures import Figure, write
 
 GROUPS = ("passes", "rows", "arithmetic", "memory", "answering", "seeing", "loading")
@@ -33,7 +32,6 @@ def main() -> None:
     arguments = parser.parse_args()
     if unknown := set(arguments.groups) - set(GROUPS):
         parser.error(f"no group {', '.join(sorted(unknown))}; there are {', '.join(GROUPS)}")
-    keep_freed_memory()  # as training does
     started = time.perf_counter()
     figures = measure(arguments.groups)
     print(f"{'':28}  measured   bound")

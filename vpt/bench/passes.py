@@ -10,6 +10,8 @@ from vpt.bench.models import medium
 from vpt.bench.talks import Talk, batch_of
 from vpt.model import InnerPasses, VPTModel
 
+ROWS = 2
+
 
 def walked(model: VPTModel, batch: Batch, passes: InnerPasses) -> Side:
     """A training step of `batch`, walked as `passes` say."""
@@ -24,7 +26,7 @@ def walked(model: VPTModel, batch: Batch, passes: InnerPasses) -> Side:
 def measure() -> list[Figure]:
     """The plain side is the same tokens in one pass, nothing conditioned, with the same logits."""
     model, talk = medium(), Talk(perceives=True)
-    open_, masked = (batch_of(model, [replace(talk, masked=hidden)]) for hidden in (False, True))
+    open_, masked = (batch_of(model, [replace(talk, masked=hidden)] * ROWS) for hidden in (False, True))
     taken = seconds(
         {
             "plain": walked(model, open_, InnerPasses(num_inner_forward_run=1)),
