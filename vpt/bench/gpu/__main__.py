@@ -21,19 +21,22 @@ from vpt.world import World, joined
 # Rows of a micro-batch and whether layers are recomputed, tried in turn; what does not fit is passed over.
 STEPS = ((8, False), (12, False), (16, True), (32, True))
 BATCHES = (1, 8, 64)
+PARTS = ("train_2b", "compiled_2b", "lora_7b", "decode_2b")
 RANK, ALPHA = 512, 256.0  # the published adapters of the 7B
 UTILISATION, SAMPLES = 0.40, 40.0  # bounds for the 2B on one H100
 Say = Callable[[str], None]
 
 
-def train(sizes: Sizes, world: World, device: torch.device, say: Say, *, rank: int = 0) -> tuple[Training, list[Pace]]:
+def train(
+    sizes: Sizes, world: World, device: torch.device, say: Say, *, rank: int = 0, compiled: bool = False
+) -> tuple[Training, list[Pace]]:
     """Paces of a model that is trained whole, or by adapters of `rank`."""
     model = build(sizes, device)
     if rank:
         inject(model.language, LoraConfig(rank, ALPHA))
         freeze_base(model.language)
         model.to(device)
-    training = Training(model, sizes, world)
+    training = Training(model, sizes, world, compiled=compiled)
     paces = []
     for rows, checkpointing in STEPS:
         pace = training.pace(rows, checkpointing=checkpointing)
@@ -43,16 +46,11 @@ def train(sizes: Sizes, world: World, device: torch.device, say: Say, *, rank: i
 
 
 def step_and_profile(
-    name: str, sizes: Sizes, world: World, device: torch.device, say: Say, out: Path
+    name: str, sizes: Sizes, world: World, device: torch.device, say: Say, out: Path, *, compiled: bool
 ) -> dict[str, Any]:
     """The best pace of full training, and where its time goes."""
-    say(f"{name} with DINOv2, all but the towers trained")
-    training, paces = train(sizes, world, device, say)
-    fastest = max(paces, key=lambda pace: pace.samples_a_second)
-    training.compile()
-    compiled = training.pace(fastest.rows, checkpointing=fastest.checkpointing)
-    say(f"  {compiled}")
-    paces += [compiled] if compiled else []
+    say(f"{name} with DINOv2, all but the towers trained" + ", decoder layers compiled" * compiled)
+    training, paces = train(sizes, world, device, say, compiled=compiled)
     best = max(paces, key=lambda pace: pace.samples_a_second)
     parts = profiling.shares(training, training.batch(best.rows), out.with_suffix(".profile.txt"))
     say("".join(f"\n  {share:6.1%} {kind}" for kind, share in {**parts, "waiting": profiling.idle(parts)}.items())[1:])
@@ -95,8 +93,11 @@ def main() -> None:
     """Everything in turn; what one part holds in memory is gone before the next one begins."""
     parser = argparse.ArgumentParser(description="What training and answering cost on a GPU, at the published sizes.")
     parser.add_argument("--tiny", action="store_true", help="toy sizes, on any machine: only to see that it runs")
+    parser.add_argument("parts", nargs="*", default=[*PARTS], metavar="PART", help=f"of {', '.join(PARTS)}")
     parser.add_argument("--out", type=Path, default=Path("outputs/bench_gpu.json"))
     asked = parser.parse_args()
+    if unknown := set(asked.parts) - set(PARTS):
+        parser.error(f"no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
     if not torch.cuda.is_available() and not asked.tiny:
         parser.error("there is no GPU here; --tiny runs anywhere and says nothing")
     small, large = (TINY, TINY) if asked.tiny else (QWEN2_VL_2B, QWEN2_VL_7B)
@@ -105,15 +106,18 @@ def main() -> None:
         say: Say = partial(print, flush=True) if world.main else (lambda text: None)
         where = torch.cuda.get_device_name() if device.type == "cuda" else platform.machine()
         say(f"{world.size} x {where}, torch {torch.__version__}")
-        parts = {
-            "train_2b": partial(step_and_profile, "Qwen2-VL-2B", small, world, device, say, asked.out),
+        whole = partial(step_and_profile, "Qwen2-VL-2B", small, world, device, say)
+        measures = {
+            "train_2b": partial(whole, asked.out, compiled=False),
+            "compiled_2b": partial(whole, asked.out.with_suffix(".compiled.json"), compiled=True),
             "lora_7b": partial(adapters, "Qwen2-VL-7B", large, world, device, say),
+            "decode_2b": partial(answer, "Qwen2-VL-2B", small, device, say),
         }
-        if world.size == 1:
-            parts["decode_2b"] = partial(answer, "Qwen2-VL-2B", small, device, say)
         found: dict[str, Any] = {"device": where, "processes": world.size, "torch": torch.__version__}
-        for part, measure in parts.items():
-            found[part] = measure()
+        for part in asked.parts:
+            if part == "decode_2b" and world.size > 1:
+                continue  # every process would measure the same
+            found[part] = measures[part]()
             if device.type == "cuda":
                 torch.cuda.empty_cache()
         if world.main:

@@ -65,14 +65,17 @@ class Pace:
 class Training:
     """A model with its optimizer, whose states exist from the first step on."""
 
-    def __init__(self, model: VPTModel, sizes: Sizes, world: World) -> None:
+    def __init__(self, model: VPTModel, sizes: Sizes, world: World, *, compiled: bool) -> None:
         """Args:
         model: with what is trained chosen.
         sizes: what it is made of.
         world: the processes; several of them share a model as `strategy=auto` would.
+        compiled: whether decoder layers go through torch.compile.
         """
-        self.sizes, self.device, self.compiled = sizes, model.device, False
+        self.sizes, self.device, self.compiled = sizes, model.device, compiled
         self.meter = FlopMeter(model)  # before anything is sharded
+        if compiled:
+            compile_layers(model)
         kind = automatic(model, world, self.device)
         chosen = StrategyConfig(kind=kind)
         self.strategy = build_strategy(chosen, model, world, self.device, precision="bf16")
@@ -93,11 +96,6 @@ class Training:
         torch.nn.utils.clip_grad_norm_(self.trained, 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-
-    def compile(self) -> None:
-        """From here on, decoder layers are compiled."""
-        compile_layers(self.model)
-        self.compiled = True
 
     def pace(self, rows: int, *, checkpointing: bool) -> Pace | None:
         """Measure; None where memory does not suffice."""
