@@ -270,6 +270,7 @@ def from_files(world: World, weights: str, to: str) -> dict[str, float]:
     return shares
 
 
+@pytest.mark.slow
 def test_a_sharded_model_is_never_whole(tmp_path):
     """Shapes first, then every process reads its slices: the same run as from a model that was built whole."""
     parts = build(compose_config("encoder=[]", "model.region_bins=0"))
@@ -319,6 +320,7 @@ def in_half_precision(world: World, to: str) -> list[str]:
     return [str(types[0]), str(projection.weight.dtype), str(next(t for t in reversed(types)))]
 
 
+@pytest.mark.slow
 def test_mixed_precision(tmp_path):
     """Sharded layers are gathered as bfloat16; weights, gradients and the optimizer stay float32."""
     for half, kept, gradient in on_ranks(2, in_half_precision, str(tmp_path), folder=tmp_path):
