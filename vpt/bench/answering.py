@@ -10,7 +10,7 @@ from PIL import Image
 from transformers import DynamicCache
 
 from vpt.attention import SEGMENTS
-from vpt.batch import TOWER
+from vpt.bench import theirs
 from vpt.bench.composed import composed
 from vpt.bench.figures import ROUNDS, Figure, Side, ratio, timed, worst
 from vpt.build import build
@@ -65,22 +65,7 @@ class Answering:
 
     def theirs(self, rows: int) -> Side:
         """The same by transformers' `generate`."""
-        batch = pack(self.prompts[:rows])
-        ids = batch.input_ids.view(rows, -1)
-        images = batch.looks[TOWER]
-        given = {
-            "input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": images.pixels,
-            "image_grid_thw": torch.tensor(images.grids),
-            "mm_token_type_ids": (ids == self.model.vocabulary.image_pad).int(),
-        }  # fmt: skip
-
-        def run() -> None:
-            qwen = self.model.qwen
-            qwen.set_attn_implementation("sdpa")
-            qwen.generate(**given, do_sample=False, max_new_tokens=NEW_TOKENS, pad_token_id=0)
-            qwen.set_attn_implementation(SEGMENTS)
-
-        return run
+        return theirs.generate(self.model, pack(self.prompts[:rows]), NEW_TOKENS)
 
     def perceiving(self) -> tuple[float, int]:
         """Seconds from the end of the turn that asks to the first token after what was seen; tokens fed for it."""

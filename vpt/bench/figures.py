@@ -56,14 +56,15 @@ def seconds(sides: Mapping[str, Side], *, rounds: int = ROUNDS) -> dict[str, lis
 
 def timed(side: Side) -> float:
     """Seconds that one call takes, the GPU's work included."""
-    _wait()
+    wait()
     started = time.perf_counter()
     side()
-    _wait()
+    wait()
     return time.perf_counter() - started
 
 
-def _wait() -> None:
+def wait() -> None:
+    """Until a GPU has done all that it was given."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 

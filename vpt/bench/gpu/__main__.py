@@ -22,7 +22,7 @@ from vpt.world import World, joined
 STEPS = ((8, False), (12, False), (16, True), (32, True))
 BATCHES = (1, 8, 64)
 PARTS = ("train_2b", "compiled_2b", "lora_7b", "decode_2b")
-RANK, ALPHA = 512, 256.0  # the published adapters of the 7B
+RANK, ALPHA = 512, 1024.0  # the published adapters of the 7B
 UTILISATION, SAMPLES = 0.40, 40.0  # bounds for the 2B on one H100
 Say = Callable[[str], None]
 
@@ -35,7 +35,6 @@ def train(
     if rank:
         inject(model.language, LoraConfig(rank, ALPHA))
         freeze_base(model.language)
-        model.to(device)
     training = Training(model, sizes, world, compiled=compiled)
     paces = []
     for rows, checkpointing in STEPS:
@@ -51,7 +50,11 @@ def step_and_profile(
     """The best pace of full training, and where its time goes."""
     say(f"{name} with DINOv2, all but the towers trained" + ", decoder layers compiled" * compiled)
     training, paces = train(sizes, world, device, say, compiled=compiled)
+    if not paces:
+        say("  nothing fits into this GPU's memory")
+        return {}
     best = max(paces, key=lambda pace: pace.samples_a_second)
+    training.set(checkpointing=best.checkpointing)
     parts = profiling.shares(training, training.batch(best.rows), out.with_suffix(".profile.txt"))
     say("".join(f"\n  {share:6.1%} {kind}" for kind, share in {**parts, "waiting": profiling.idle(parts)}.items())[1:])
     return {

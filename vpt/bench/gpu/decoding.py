@@ -1,15 +1,14 @@
 """Answers of a given length: tokens a second of our generation, and of transformers' `generate` on the same model."""
 
-import inspect
-import time
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from vpt.batch import TOWER, Batch
+from vpt.batch import TOWER, Batch, Row
+from vpt.bench import theirs
+from vpt.bench.figures import Side, seconds
 from vpt.bench.gpu.sizes import Sizes
-from vpt.bench.gpu.training import wait
 from vpt.bench.talks import Talk, batch_of
 from vpt.data.images import ImageFolder
 from vpt.data.records import Record
@@ -36,42 +35,16 @@ class Decoding:
     def rates(self, rows: int) -> tuple[float, float]:
         """Tokens a second, ours and theirs, the two in turn; the best of `ROUNDS` each."""
         batch = batch_of(self.model, [self.prompt] * rows)
-        ours, theirs = self._ours(batch), self._theirs(batch)
-        taken = [(self._timed(ours), self._timed(theirs)) for _ in range(ROUNDS + 1)][1:]
+        sides = {"ours": self._ours(batch), "theirs": theirs.generate(self.model, batch, self.sizes.new_tokens)}
+        taken = seconds(sides, rounds=ROUNDS)
         tokens = rows * self.sizes.new_tokens
-        return tokens / min(pair[0] for pair in taken), tokens / min(pair[1] for pair in taken)
+        return tokens / min(taken["ours"]), tokens / min(taken["theirs"])
 
-    def _ours(self, batch: Batch) -> Callable[[], object]:
+    def _ours(self, batch: Batch) -> Side:
         limits = Limits(max_new_tokens=self.sizes.new_tokens, released=True)
         generator = Generator(self.model, SampleEncoder(None, {}), lambda ids: "", limits)  # type: ignore[arg-type]
         samples = samples_of(batch)
         return lambda: generator.answer(samples, [ImageFolder(Path())] * len(samples))
-
-    def _theirs(self, batch: Batch) -> Callable[[], object]:
-        qwen, images, rows = self.model.qwen, batch.looks[TOWER], len(batch.rows)
-        ids = batch.input_ids.view(rows, -1)
-        given = {
-            "input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": images.pixels.to(qwen.dtype),
-            "image_grid_thw": torch.tensor(images.grids, device=ids.device),
-            "mm_token_type_ids": (ids == self.model.vocabulary.image_pad).int(),
-        }  # fmt: skip
-        known = inspect.signature(qwen.forward).parameters
-        given = {name: value for name, value in given.items() if name in known}
-        implementation = qwen.config._attn_implementation
-
-        def run() -> None:
-            qwen.set_attn_implementation("sdpa")
-            qwen.generate(**given, do_sample=False, max_new_tokens=self.sizes.new_tokens, pad_token_id=0)
-            qwen.set_attn_implementation(implementation)
-
-        return run
-
-    def _timed(self, side: Callable[[], object]) -> float:
-        wait(self.model.device)
-        started = time.perf_counter()
-        side()
-        wait(self.model.device)
-        return time.perf_counter() - started
 
 
 def samples_of(batch: Batch) -> list[Sample]:
@@ -85,7 +58,7 @@ def samples_of(batch: Batch) -> list[Sample]:
     for number, row in enumerate(batch.rows):
         own = slice(row.start, row.start + row.length)
         [block] = row.blocks
-        alone = type(row)(row.length, (type(block)(block.start, block.length, TOWER, 0),))
+        alone = Row(row.length, (replace(block, look=0),))
         samples.append(
             Sample(
                 batch.input_ids[own].cpu(), batch.labels[own].cpu(), batch.positions[:, own].cpu(), alone,

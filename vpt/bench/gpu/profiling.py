@@ -7,7 +7,8 @@ from pathlib import Path
 from torch.profiler import ProfilerActivity, profile
 
 from vpt.batch import Batch
-from vpt.bench.gpu.training import Training, wait
+from vpt.bench.figures import wait
+from vpt.bench.gpu.training import Training
 
 # The first pattern that a kernel's (on a CPU: an operation's) name matches says what it is.
 KINDS = {
@@ -32,12 +33,12 @@ def shares(training: Training, batch: Batch, table: Path) -> dict[str, float]:
     """
     cuda = training.device.type == "cuda"
     training.step(batch)
-    wait(training.device)
+    wait()
     activities = [ProfilerActivity.CUDA] if cuda else [ProfilerActivity.CPU]
     with profile(activities=activities) as profiler:
         for _ in range(STEPS):
             training.step(batch)
-        wait(training.device)
+        wait()
     averages = profiler.key_averages()
     key = "self_device_time_total" if cuda else "self_cpu_time_total"
     table.parent.mkdir(parents=True, exist_ok=True)

@@ -1,20 +1,18 @@
 """Steps of training: as the loop takes them, on random rows."""
 
 import statistics
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
 
 from vpt.batch import Batch
-from vpt.bench.gpu.peak import peak_flops
+from vpt.bench.figures import timed
 from vpt.bench.gpu.sizes import Sizes
 from vpt.bench.talks import batch_of
 from vpt.compiling import compile_layers
 from vpt.config import StrategyConfig
 from vpt.flops import FlopMeter
+from vpt.flops.peak import peak_flops
 from vpt.model import VPTModel
 from vpt.training.strategy import automatic, build_strategy
 from vpt.world import World
@@ -33,6 +31,7 @@ class Pace:
         seconds: of a step.
         tokens: of a step.
         flops: of a step, by formula, without what is computed again.
+        peak: FLOP/s that the device could reach.
         memory: bytes at the peak, all states included.
     """
 
@@ -42,6 +41,7 @@ class Pace:
     seconds: float
     tokens: int
     flops: float
+    peak: float
     memory: int
 
     @property
@@ -51,7 +51,7 @@ class Pace:
     @property
     def utilisation(self) -> float:
         """The share of the device's peak."""
-        return self.flops / self.seconds / peak_flops()
+        return self.flops / self.seconds / self.peak
 
     def __str__(self) -> str:
         how = ", recomputing" * self.checkpointing + ", compiled" * self.compiled
@@ -79,7 +79,7 @@ class Training:
         kind = automatic(model, world, self.device)
         chosen = StrategyConfig(kind=kind)
         self.strategy = build_strategy(chosen, model, world, self.device, precision="bf16")
-        self.model = model
+        self.model, self.peak = model, peak_flops(self.device, precision="bf16")
         self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(self.trained, lr=1e-6, fused=True)
 
@@ -90,53 +90,32 @@ class Training:
     def step(self, batch: Batch) -> None:
         """Forward, backward, clip, update."""
         with self.strategy.micro_batch(last=True):
-            with autocast(self.device):
+            with torch.autocast(self.device.type, dtype=torch.bfloat16):  # `training.precision=bf16`
                 loss = self.strategy(batch).loss_sum / batch.label_count
             loss.backward()
         torch.nn.utils.clip_grad_norm_(self.trained, 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
+    def set(self, *, checkpointing: bool) -> None:
+        """Whether decoder layers are run again in the backward pass."""
+        self.model.passes = replace(self.model.passes, checkpointing=checkpointing)
+
     def pace(self, rows: int, *, checkpointing: bool) -> Pace | None:
         """Measure; None where memory does not suffice."""
-        self.model.passes = replace(self.model.passes, checkpointing=checkpointing)
+        self.set(checkpointing=checkpointing)
+        cuda = self.device.type == "cuda"
         try:
             batch = self.batch(rows)
-            with _peak_memory(self.device) as memory:
-                taken = [self._timed(batch) for _ in range(WARM_UP + STEPS)][WARM_UP:]
+            if cuda:
+                torch.cuda.reset_peak_memory_stats()
+            taken = [timed(lambda: self.step(batch)) for _ in range(WARM_UP + STEPS)][WARM_UP:]
         except torch.OutOfMemoryError:
             self.optimizer.zero_grad(set_to_none=True)
             torch.cuda.empty_cache()
             return None
         flops = sum(cost.useful for cost in self.meter.step(batch).values())
         return Pace(
-            rows, checkpointing, self.compiled, statistics.median(taken), len(batch.input_ids), flops, memory[0]
-        )
-
-    def _timed(self, batch: Batch) -> float:
-        wait(self.device)
-        started = time.perf_counter()
-        self.step(batch)
-        wait(self.device)
-        return time.perf_counter() - started
-
-
-@contextmanager
-def _peak_memory(device: torch.device) -> Iterator[list[int]]:
-    peak = [0]
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    yield peak
-    if device.type == "cuda":
-        peak[0] = torch.cuda.max_memory_allocated()
-
-
-def autocast(device: torch.device) -> torch.autocast | nullcontext:
-    """What `training.precision=bf16` means."""
-    return torch.autocast(device.type, dtype=torch.bfloat16)
-
-
-def wait(device: torch.device) -> None:
-    """Until the device has done all that it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+            rows, checkpointing, self.compiled, statistics.median(taken), len(batch.input_ids), flops, self.peak,
+            torch.cuda.max_memory_allocated() if cuda else 0,
+        )  # fmt: skip
