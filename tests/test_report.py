@@ -91,7 +91,6 @@ def test_a_run_and_its_evaluation_show_what_they_have(run):
 def test_it_is_the_same_rebuilt_from_what_is_on_disk(run, tmp_path, capsys):
     before = {path: path.read_text() for path in (run / REPORT, run / "eval" / "test" / REPORT)}
     command.main([str(run)])
-    command.main([str(run)])
     assert "see " in capsys.readouterr().out
     page = (run / "eval" / "test" / REPORT).read_text()
     assert page == before[run / "eval" / "test" / REPORT]

@@ -20,7 +20,7 @@ from vpt.data.sources.scenes import Scenes, load_digits
 from vpt.errors import DataError
 from vpt.regions import Region
 
-EVERY = "{read:1,compare:1,count:1,there:1}"
+EVERY = "{read:1,compare:1,count:1,there:1,colour:1}"
 READ = "{read:1,compare:0,count:0,there:0}"
 
 
@@ -126,6 +126,12 @@ def answer_of(posed: Posed) -> tuple[str, tuple[int, int, int, int]]:
     if match := re.fullmatch(r"Is there a (\w+) frame\?", question):
         there = any(frame.colour == match[1] for frame in scene.frames)
         return "yes" if there else "no", (0, 0, scene.side, scene.side)
+    if match := re.fullmatch(r"What colour is the (leftmost|rightmost|topmost|lowest) frame\?", question):
+        axis, last = {"leftmost": (0, 0), "rightmost": (0, -1), "topmost": (1, 0), "lowest": (1, -1)}[match[1]]
+        frames = sorted(scene.frames, key=lambda frame: frame.box[axis])
+        edge = [frame.colour for frame in frames if frame.box[axis] == frames[last].box[axis]]
+        assert len(edge) == 1
+        return edge[0], (0, 0, scene.side, scene.side)
     if match := re.fullmatch(r"How many (\w+)\?", question):
         boxes = np.array([glyph.box for glyph in scene.glyphs])
         count = sum(glyph.value == PLURALS.index(match[1]) for glyph in scene.glyphs)
@@ -143,9 +149,11 @@ def answer_of(posed: Posed) -> tuple[str, tuple[int, int, int, int]]:
     return "yes" if glyph.value > int(match[3]) else "no", glyph.box
 
 
-def test_answers_and_boxes_follow_from_the_scene():
+@pytest.mark.parametrize("grid", [0, 4])
+def test_answers_and_boxes_follow_from_the_scene(grid):
+    """On a grid, too, where frames may be level."""
     for split in ("train", "test"):
-        source, _ = scenes(split=split)
+        source, _ = scenes(f"grid={grid}", "crowd=2", "cluster=0.6", split=split)
         for index in range(400):
             posed = source.posed(index)
             assert (posed.answer, posed.box) == answer_of(posed), posed
@@ -164,7 +172,7 @@ def test_no_answer_can_be_guessed():
         posed = source.posed(index)
         answers.setdefault(posed.kind, []).append(posed.answer)
     assert set(answers) == set(QUESTIONS)
-    for kind, expected in {"read": 10, "count": 4, "compare": 2, "there": 2}.items():
+    for kind, expected in {"read": 10, "count": 4, "compare": 2, "there": 2, "colour": 6}.items():
         _, counts = np.unique(answers[kind], return_counts=True)
         share = len(answers[kind]) / expected
         assert len(counts) == expected and np.abs(counts - share).max() < 5 * share**0.5

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import yaml
 
 from conftest import ROOT
@@ -28,14 +29,17 @@ def test_a_member_that_fails_does_not_end_the_sweep(tmp_path):
     assert (tmp_path / "swept" / "optim.freeze=[]" / "summary.json").is_file()
 
 
-def test_sweep_files(tmp_path):
-    """Seeds from a file, fewer of them from the command line; Optuna asks for what the runs return."""
+@pytest.mark.slow
+def test_seeds_from_a_file_or_fewer_from_the_command_line(tmp_path):
     done = sweep(tmp_path, "+sweep=seeds", "hydra.sweeper.params={seed:'3,4'}")
     assert "2 of 2 runs" in done.stdout, done.stderr
     assert {path.name for path in (tmp_path / "swept").iterdir()} == {"seed=3", "seed=4"}
-    done = sweep(tmp_path / "optuna", "+sweep=optuna", "hydra.sweeper.n_trials=2")
+
+
+def test_optuna_asks_for_what_the_runs_return(tmp_path):
+    done = sweep(tmp_path, "+sweep=optuna", "hydra.sweeper.n_trials=2")
     assert "2 of 2 runs" in done.stdout, done.stderr
-    best = yaml.safe_load((tmp_path / "optuna" / "swept" / "optimization_results.yaml").read_text())
+    best = yaml.safe_load((tmp_path / "swept" / "optimization_results.yaml").read_text())
     assert set(best["best_params"]) == {"optim.lr", "masking.para_mask_ratio"}
 
 

@@ -102,13 +102,9 @@ def test_killed_and_interrupted_by_hand(tmp_path):
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 130, said
     assert "type the same command to go on" in said
-    stopped_at = logged(tmp_path / "stopped", "train/loss")[-1]["step"]
-    done = subprocess.run([*command, "run_name=whole", f"training.steps={stopped_at}", "training.log_every=1"],
-                          cwd=ROOT, capture_output=True, text=True, check=False)  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    # the schedule ends elsewhere, so compare what does not depend on it: the first steps of the warm-up
-    assert losses(tmp_path / "whole")[:1] == losses(tmp_path / "stopped")[:1]
-    assert [line["step"] for line in logged(tmp_path / "stopped", "train/loss")] == list(range(1, stopped_at + 1))
+    steps = [line["step"] for line in logged(tmp_path / "stopped", "train/loss")]
+    assert steps == list(range(1, steps[-1] + 1)) and steps[-1] >= 25
+    assert checkpoint.find(tmp_path / "stopped").name == checkpoint.STEP_FOLDER.format(steps[-1])
 
 
 def test_another_configuration_is_refused_with_the_difference(tmp_path):

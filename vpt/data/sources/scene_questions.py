@@ -11,6 +11,7 @@ from vpt.data.sources.canvas import COLOURS, TILE, TILES, Frame, Glyph, Ground, 
 
 PLURALS = ("zeros", "ones", "twos", "threes", "fours", "fives", "sixes", "sevens", "eights", "nines")
 BESIDE = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}
+OUTERMOST = {"leftmost": (0, -1), "rightmost": (0, 1), "topmost": (1, -1), "lowest": (1, 1)}  # axis, sign
 MOST = 3  # the highest count that is asked for
 _TRIES = 50
 
@@ -115,6 +116,19 @@ class Composer:
         colour = self.colours[0 if there else self.layout.frames]
         return f"Is there a {colour} frame?", "yes" if there else "no", (0, 0, self.side, self.side)
 
+    def colour(self) -> tuple[str, str, Pixels]:
+        """What colour is the leftmost frame? The first look tells."""
+        self._framed(min(self.layout.frames, 3))  # of three frames one at least is alone at its edge
+        edges = [side for side in OUTERMOST if len(self._outermost(side)) == 1]
+        side = edges[self._below(len(edges))]
+        return f"What colour is the {side} frame?", self._outermost(side)[0].colour, (0, 0, self.side, self.side)
+
+    def _outermost(self, side: str) -> list[Frame]:
+        """The frames that lie furthest to one side; more than one where they are level."""
+        axis, sign = OUTERMOST[side]
+        furthest = max(sign * frame.box[axis] for frame in self.frames)
+        return [frame for frame in self.frames if sign * frame.box[axis] == furthest]
+
     def _framed(self, count: int, *, first: int = 0) -> Glyph:
         """Digits in frames of the next colours; returns the first one."""
         for colour in self.colours[first : first + count]:
@@ -177,8 +191,11 @@ class Composer:
         return int(self.generator.integers(limit))
 
 
-# kind of question -> lays it out; `there` is the one that the first look answers
-QUESTIONS = {"read": Composer.read, "compare": Composer.compare, "count": Composer.count, "there": Composer.there}
+# kind of question -> lays it out; the first look answers the last two
+QUESTIONS = {
+    "read": Composer.read, "compare": Composer.compare, "count": Composer.count, "there": Composer.there,
+    "colour": Composer.colour,
+}  # fmt: skip
 
 
 def grown(box: Pixels, margin: int) -> Pixels:
