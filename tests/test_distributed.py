@@ -10,23 +10,15 @@ import pytest
 import torch
 from ranks import PATIENCE, on_ranks
 from safetensors.torch import load_file, save_file
-from torch.distributed.tensor import DTensor
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from conftest import ROOT, compose_config, logged, losses, samples_of
 from vpt.batch import Batch
-from vpt.build import build
 from vpt.data.balance import Cost, balanced
 from vpt.data.images import ImageFolder
 from vpt.data.packing import pack
 from vpt.errors import ConfigError
 from vpt.evaluation.predictions import read_predictions
-from vpt.training import checkpoint
 from vpt.training.loop import Trainer
-from vpt.training.optimizer import build_optimizer
-from vpt.training.start import begin
 from vpt.training.strategy import build_strategy
 from vpt.weights import full
 from vpt.world import World
@@ -227,61 +219,6 @@ def test_twenty_steps_of_every_experiment(tmp_path, experiment):
     """On two processes and on four, under every strategy."""
     for size in (2, 4):
         compare_runs(tmp_path, [(experiment, strategy) for strategy in STRATEGIES], size=size, steps=20)
-
-
-class Alive(TorchDispatchMode):
-    """The most bytes that were in memory at a time, among all tensors that any operation has read or made."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.alive: dict[int, tuple[StorageWeakRef, int]] = {}
-        self.most = 0
-
-    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        out = operation(*args, **(kwargs or {}))
-        for tensor in tree_leaves((args, kwargs, out)):
-            tensor = tensor.to_local() if isinstance(tensor, DTensor) else tensor
-            if isinstance(tensor, torch.Tensor) and not tensor.is_meta:
-                storage = tensor.untyped_storage()
-                self.alive[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
-        self.alive = {key: entry for key, entry in self.alive.items() if not entry[0].expired()}
-        self.most = max(self.most, sum(size for _, size in self.alive.values()))
-        return out
-
-
-def from_files(world: World, weights: str, to: str) -> dict[str, float]:
-    """Three steps from a folder of weights, with adapters; how much of the model was in memory at a time, begun and
-    taken up.
-    """
-    name = "fsdp" if world.size > 1 else "single"
-    config = compose_config(
-        "+experiment=dino", "model=qwen2_vl_2b", f"model.path={weights}", "model.size=tiny", "+debug=two_steps",
-        "model.lora.rank=2", "training.steps=3", "training.batch_size=4", f"strategy={name}",
-        "training.checkpoint_every=1000",
-    )  # fmt: skip
-    Trainer(config, Path(to) / name, world).fit()
-    found, shares = checkpoint.find(Path(to) / name), {}
-    for moment, place in (("begun", None), ("resumed", found)):
-        with Alive() as memory:
-            model = begin(config, place, world, torch.device("cpu"))[0].model
-            if place:
-                checkpoint.restore(place, model, build_optimizer(model, config.optim))
-        shares[moment] = memory.most / sum(parameter.nbytes for parameter in model.parameters())
-    return shares
-
-
-@pytest.mark.slow
-def test_a_sharded_model_is_never_whole(tmp_path):
-    """Shapes first, then every process reads its slices: the same run as from a model that was built whole."""
-    parts = build(compose_config("encoder=[]", "model.region_bins=0"))
-    parts.model.qwen.resize_token_embeddings(len(parts.tokenizer))  # so that the vocabulary must grow
-    parts.model.qwen.save_pretrained(tmp_path / "weights")
-    parts.tokenizer.save_pretrained(tmp_path / "weights")
-    shares = on_ranks(2, from_files, str(tmp_path / "weights"), str(tmp_path), folder=tmp_path)
-    alone = from_files(World(), str(tmp_path / "weights"), str(tmp_path))
-    assert all(share["begun"] < 0.7 for share in shares)  # a half, and re-encoders, which are built whole
-    assert all(share["resumed"] < 0.6 * alone["resumed"] for share in shares)  # with AdamW's moments
-    assert losses(tmp_path / "fsdp") == pytest.approx(losses(tmp_path / "single"), rel=1e-5)
 
 
 FROZEN_TOWERS = ["+experiment=dino", *QUIET, "optim.freeze=['*visual*','*vision*']", "training.batch_size=4"]

@@ -76,7 +76,8 @@ def build(
         config: frozen and validated.
         tokenizer: one that has grown already (from a checkpoint); else the base model's is loaded and grown.
         sizes: of a checkpoint whose weights the caller reads; else weights come from where the configuration says.
-        bare: leave Qwen as shapes without memory, on `meta`; the caller reads its weights.
+        bare: leave as shapes without memory, on `meta`, what the caller reads: Qwen, and where `sizes` are known (of
+            a checkpoint, ours or a released one) the re-encoders too.
     """
     released = ReleasedCheckpoint.at(config.model.path) if sizes is None else None
     if released:
@@ -92,7 +93,8 @@ def build(
     record_ids(config.model, vocabulary.released_ids(spelling))
     qwen = build_qwen(config.model, vocabulary, sizes, bare=bare)
     tower_view = TowerView(build_processor(qwen, config.data.image), video_size=pixel_limits(config.data.video))
-    encoders = build_encoders(config, qwen, tower_view, sizes)
+    with torch.device("meta") if bare and sizes is not None else nullcontext():
+        encoders = build_encoders(config, qwen, tower_view, sizes)
     passes = InnerPasses(
         inner_forward=config.model.inner_forward,  # type: ignore[arg-type]  # checked by freeze
         num_inner_forward_run=config.model.num_inner_forward_run,
@@ -103,7 +105,8 @@ def build(
     model = VPTModel(qwen, encoders, vocabulary=vocabulary, passes=passes)
     if released:
         released.check(config.model)
-        released.load_into(model)
+        if not bare:
+            released.load_into(model)
         for module in encoders.values():
             module.pretrained = True
     grow_embedding(qwen, len(tokenizer))

@@ -62,7 +62,7 @@ def digest(path: str | Path) -> str:
 def rebuild(found: Path, config: TrainConfig, *, bare: bool = False) -> Parts:
     """The parts of a checkpoint by its sizes and tokenizer; its weights are still to be read.
 
-    `bare`: Qwen is shapes without memory (`vpt.training.start`).
+    `bare`: the model is shapes without memory (`vpt.training.start`).
     """
     return build(config, tokenizer=checkpoint.load_tokenizer(found), sizes=Sizes.load(found / "sizes"), bare=bare)
 

@@ -131,13 +131,18 @@ class ReleasedCheckpoint:
 
         The released loader passed over such tensors, so that a re-encoder could stay random unnoticed.
         """
-        tied = model.qwen.config.tie_word_embeddings
+        names = self.names(tied=model.qwen.config.tie_word_embeddings)
+        fill(model, self.tensors, where=self.folder, names=names)
+
+    def names(self, *, tied: bool) -> dict[str, str]:
+        """The name in `VPTModel.state_dict()` of every stored tensor -> its stored name; a head that is `tied` has
+        none. Raises CheckpointError for a tensor that belongs to no part.
+        """
         stored = [name for name in self.tensors if not (tied and name == "lm_head.weight")]
         try:
-            names = {our_name(name): name for name in stored}
+            return {our_name(name): name for name in stored}
         except KeyError as error:
             raise CheckpointError(f"{self.folder}: {error.args[0]}") from None
-        fill(model, self.tensors, where=self.folder, names=names)
 
 
 def read_config(path: str | Path | None) -> dict[str, Any]:

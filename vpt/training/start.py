@@ -1,8 +1,9 @@
 """From a configuration to a model that its processes can train: built or taken up, whole or in slices.
 
 Sharded models with weights to read are built as shapes (`meta`), sharded, and then filled: every process reads its
-slices, one tensor at a time, so that the model is never whole on one of them. Random weights, re-encoders and released
-checkpoints are small or rare enough to be built whole first.
+slices, one tensor at a time, so that the model is never whole on one of them. That goes for a folder of Qwen's, a
+released checkpoint and one of our own. Random weights, and re-encoders that come from folders of their own, are small
+enough to be built whole first.
 """
 
 from dataclasses import replace
@@ -15,7 +16,6 @@ from torch import Tensor
 from vpt.build import Parts, build
 from vpt.compiling import compile_layers
 from vpt.config import TrainConfig
-from vpt.errors import CheckpointError
 from vpt.flops import FlopMeter
 from vpt.lora import is_adapter, plain_name, reset_adapters
 from vpt.model import VPTModel
@@ -24,8 +24,10 @@ from vpt.released import ReleasedCheckpoint
 from vpt.training.optimizer import choose_trained
 from vpt.training.resume import starting_point, warm_start
 from vpt.training.strategy import SHARDED, Strategy, automatic, build_strategy
-from vpt.weights import TensorFolder, like, own_tensors
+from vpt.weights import TensorFolder, check_fit, like, own_tensors
 from vpt.world import World
+
+_TABLES = ("embed_tokens.weight", "lm_head.weight")  # a row for each token
 
 
 def begin(
@@ -39,9 +41,9 @@ def begin(
         UserError: for whatever cannot run.
     """
     start = starting_point(config.init_from) if config.init_from and not found else None
-    readable = found is not None or (config.model.path and not ReleasedCheckpoint.at(config.model.path))
     kind = config.strategy.kind
-    bare = bool(readable) and (kind in SHARDED or (kind == "auto" and world.size > 1))
+    readable = found is not None or config.model.path is not None
+    bare = readable and (kind in SHARDED or (kind == "auto" and world.size > 1))
     parts = _parts(config, found, bare=bare)
     if kind == "auto":
         kind = automatic(parts.model, world, device)
@@ -74,37 +76,52 @@ def _parts(config: TrainConfig, found: Path | None, *, bare: bool) -> Parts:
 
 def materialise(model: VPTModel, device: torch.device) -> None:
     """Give tensors that are only shapes memory on `device`, without values, and buffers that no file holds theirs."""
-    bare = [module for module in model.modules() if any(b.is_meta for b in module.buffers(recurse=False))]
+    visions = [vision for name in model.encoders if (vision := model.encoder(name).vision) is not None]
+    bare = [
+        (part, module)
+        for part in (model.qwen, *visions)
+        for module in part.modules()
+        if any(buffer.is_meta for buffer in module.buffers(recurse=False))
+    ]
     model._apply(lambda tensor: torch.empty_like(tensor, device=device) if tensor.is_meta else tensor)
-    for module in bare:
-        model.qwen._init_weights(module)  # rotary frequencies
+    for part, module in bare:
+        part._init_weights(module)  # rotary frequencies, numbers of positions
 
 
 @torch.no_grad()
 def read_base(model: VPTModel, path: str) -> None:
-    """Read Qwen's weights from a folder or the hub into a model that may be sharded; adapters are left alone.
+    """Read weights into a model that may be sharded: all of it from a released checkpoint, Qwen's part from a folder of
+    Qwen's or the hub. Adapters are left alone.
 
     Rows by which the vocabulary has grown get the mean of the stored ones, as in `vpt.tokens.grow_embedding`.
 
     Raises:
-        CheckpointError: where a tensor is missing or of another size.
+        CheckpointError: lists tensors that are missing or of another size, and those of a released checkpoint that
+            belong to no part.
     """
-    folder = Path(path)
-    if not folder.is_dir():
-        folder = Path(snapshot_download(path, allow_patterns=["*.safetensors", "*.json"]))
-    tensors = TensorFolder(folder)
-    stored = {_own_name(name): name for name in tensors}
-    own = {name: tensor for name, tensor in own_tensors(model.qwen).items() if not is_adapter(name)}
-    missing = [name for name in own if plain_name(name) not in stored]
-    if missing:
-        raise CheckpointError(f"{folder} lacks {', '.join(missing)}; download it again")
+    released = ReleasedCheckpoint.at(path)
+    tensors = released.tensors if released else TensorFolder(_local(path))
+    held = own_tensors(model) if released else {f"qwen.{name}": t for name, t in own_tensors(model.qwen).items()}
+    own = {plain_name(name): tensor for name, tensor in held.items() if not is_adapter(name)}
+    if released:
+        names = released.names(tied=model.qwen.config.tie_word_embeddings)
+    else:
+        names = {ours: name for name in tensors if (ours := f"qwen.{_own_name(name)}") in own}
+    shapes = {ours: list(tensors[name].shape) for ours, name in names.items()}
+    for name in own.keys() & shapes.keys():
+        if name.endswith(_TABLES):
+            shapes[name][0] = max(shapes[name][0], len(own[name]))
+    check_fit(shapes, own, where=tensors.folder, names=names)
     for name, target in own.items():
-        tensor = tensors[stored[plain_name(name)]]
-        if name.endswith(("embed_tokens.weight", "lm_head.weight")):
+        tensor = tensors[names[name]]
+        if name.endswith(_TABLES):
             tensor = _grown(tensor.to(target.dtype), len(target))
-        if tensor.shape != target.shape:
-            raise CheckpointError(f"{folder}: {name} is {list(tensor.shape)} instead of {list(target.shape)}")
         target.copy_(like(tensor, target))
+
+
+def _local(path: str) -> Path:
+    folder = Path(path)
+    return folder if folder.is_dir() else Path(snapshot_download(path, allow_patterns=["*.safetensors", "*.json"]))
 
 
 def _own_name(stored: str) -> str:
