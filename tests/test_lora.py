@@ -1,9 +1,11 @@
 """LoRA: what is trained, what a checkpoint holds, starting from and merging."""
 
 from fnmatch import fnmatchcase
+from pathlib import Path
 
 import pytest
 import torch
+from ranks import on_ranks
 from safetensors.torch import load_file
 
 from conftest import compose_config, losses, samples_of
@@ -14,8 +16,11 @@ from vpt.errors import ConfigError
 from vpt.lora import merged
 from vpt.pretrained import load
 from vpt.training import checkpoint
+from vpt.training.chance import seed_step
 from vpt.training.loop import Trainer
 from vpt.training.optimizer import choose_trained
+from vpt.weights import full, own_tensors
+from vpt.world import World
 
 ENCODERS = "encoder=[dino,sam,clip]"
 LORA = ("model.lora.rank=4", "model.lora.alpha=8")
@@ -76,8 +81,9 @@ def test_what_is_trained_is_what_was_published(make_parts, untied):
     assert ("qwen.lm_head.weight" in trained) == untied
 
 
-def run(folder, *overrides: str, until: int | None = None) -> Trainer:
-    trainer = Trainer(compose_config(*SMALL, "training.steps=4", "training.checkpoint_every=2", *overrides), folder)
+def run(folder, *overrides: str, until: int | None = None, world: World | None = None) -> Trainer:
+    config = compose_config(*SMALL, "training.steps=4", "training.checkpoint_every=2", *overrides)
+    trainer = Trainer(config, folder, world)
     if until is not None:
         step = trainer.train_step
 
@@ -112,6 +118,36 @@ def test_a_dropped_run_goes_on_to_the_last_bit(tmp_path):
     assert saved.keys() == after.keys() - {"qwen.lm_head.weight"}  # tied: once
     parts = load(whole.folder)
     assert all(torch.equal(after[name], tensor) for name, tensor in parts.model.state_dict().items())
+
+
+def dropped_and_whole(world: World, to: str, strategy: str) -> list[list[float]]:
+    """Losses of a run of two processes with dropout, dropped in its fourth step and gone on with, and of a whole one."""
+    drawing = (*LORA, "model.lora.dropout=0.2", "training.eval_every=1", f"strategy={strategy}")
+    run(Path(to) / "dropped", *drawing, until=3, world=world)
+    torch.manual_seed(world.rank)  # whoever goes on has another past
+    runs = [run(Path(to) / name, *drawing, world=world) for name in ("dropped", "whole")]
+    ours, whole = (own_tensors(trainer.model) for trainer in runs)
+    assert all(torch.equal(full(tensor), full(whole[name])) for name, tensor in ours.items())
+    return [losses(trainer.folder) for trainer in runs]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_processes_go_on_with_the_dropout_of_each(tmp_path, strategy):
+    found = on_ranks(2, dropped_and_whole, str(tmp_path), strategy, folder=tmp_path)
+    assert all(dropped == whole and len(whole) == 4 for dropped, whole in found)
+
+
+def test_what_a_step_draws_is_its_own():
+    """Whatever was drawn before: a function of seed, step and rank, and of each of them."""
+
+    def drawn(*key: int) -> float:
+        seed_step(*key)
+        return torch.rand(()).item()
+
+    keys = [(seed, step, rank) for seed in range(3) for step in range(3) for rank in range(3)]
+    first = [drawn(*key) for key in keys]
+    assert len(set(first)) == len(keys) and [drawn(*key) for key in reversed(keys)] == first[::-1]
 
 
 def test_starting_from_each_other(tmp_path):

@@ -175,6 +175,14 @@ def test_too_many_in_a_row_leave_a_checkpoint_from_before(tmp_path, data):
     assert few.progress.lost == 4 and few.progress.lost_in_a_row == 0
 
 
+def test_a_run_that_has_lost_every_step_so_far_is_saved_too(tmp_path, data):
+    """Though its optimizer holds nothing yet."""
+    config = config_of(data, "data.on_error=skip", "data.max_skipped=0.1", "training.steps=2")
+    poisoned(Trainer(config, tmp_path / "run"), {0, 1}).fit()
+    again = Trainer(config, tmp_path / "run")
+    assert again.progress.step == again.progress.lost == 2 and not again.optimizer.state
+
+
 def _on_a_rank(world, folder: str, data: str) -> dict:
     config = config_of(Path(data), "data.on_error=skip", "data.max_skipped=0.1", "training.max_lost_steps=1",
                        "strategy=ddp", "training.batch_size=7")  # fmt: skip

@@ -2,7 +2,7 @@
 
     RUN/checkpoints/step_00000250/
         model.safetensors        weights, named as in VPTModel.state_dict(); a tied weight once
-        optimizer.safetensors    NAME/exp_avg, NAME/exp_avg_sq, NAME/step; rng/torch
+        optimizer.safetensors    NAME/exp_avg, NAME/exp_avg_sq, NAME/step
         state.json               step, W&B id, best score, versions
         config.yaml              the whole configuration; this one is authoritative
         sizes/                   transformers' configurations of the parts: no other folder is needed to build them
@@ -12,7 +12,7 @@
 
 What n processes saved is in files of their own, `model-00001-of-0000n.safetensors` and so on; any number of processes
 reads it. `torch.distributed.checkpoint` writes and reads the tensors, in safetensors: its other format describes them
-in a pickle, and a pickle runs whatever its author wants.
+in a pickle, and a pickle runs whatever its author wants. No random state is kept: see `vpt.training.chance`.
 """
 
 import json
@@ -79,12 +79,12 @@ def describe(
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's state by name, and the random state; as the processes hold them."""
-    tensors = {"rng/torch": torch.get_rng_state()}
-    for name, parameter in _named(optimizer):
-        for key, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"{name}/{key}"] = value.detach()
-    return tensors
+    """The optimizer's state by name, as the processes hold it; empty before the first step."""
+    return {
+        f"{name}/{key}": value.detach()
+        for name, parameter in _named(optimizer)
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
 
 
 def _named(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
@@ -136,7 +136,7 @@ def load_weights(checkpoint: Path, model: VPTModel) -> None:
 
 
 def restore(checkpoint: Path, model: VPTModel, optimizer: torch.optim.Optimizer) -> Progress:
-    """Read weights, the optimizer's state and the random state in place, each process its part; return the rest.
+    """Read weights and the optimizer's state in place, each process its part; return the rest.
 
     Raises:
         CheckpointError: where the checkpoint is broken, or of another model.
@@ -154,13 +154,12 @@ def restore(checkpoint: Path, model: VPTModel, optimizer: torch.optim.Optimizer)
         progress = Progress(**{key: state[key] for key in {item.name for item in fields(Progress)} & state.keys()})
     except (OSError, SafetensorError, CheckpointException, ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{checkpoint} cannot be read: {error}; resume from an older checkpoint") from None
-    torch.set_rng_state(tensors["rng/torch"])
     return progress
 
 
 def _begin_state(optimizer: torch.optim.Optimizer, stored: Container[str]) -> dict[str, Tensor]:
     """Give the optimizer the state tensors that a checkpoint holds, for it to be read into."""
-    tensors = {"rng/torch": torch.get_rng_state()}
+    tensors: dict[str, Tensor] = {}
     for name, parameter in _named(optimizer):
         blank = {
             "step": torch.zeros((), device=parameter.device),

@@ -29,6 +29,7 @@ from vpt.flops.peak import peak_flops
 from vpt.pretrained import choose_device
 from vpt.training import checkpoint
 from vpt.training.accord import Accord, Totals
+from vpt.training.chance import seed_step
 from vpt.training.gauges import Gauges
 from vpt.training.optimizer import account, build_optimizer, rate, set_rate
 from vpt.training.resume import compare
@@ -137,6 +138,7 @@ class Trainer:
         """One optimizer step over a global batch, this process's part in `batches`; how it is cut changes nothing."""
         self.model.train()
         set_rate(self.optimizer, self._rate(step))
+        seed_step(self.config.seed, step, self.world.rank)
         self.setbacks.begin()
         own = batches
         batches, totals = self.accord.meet(own, stopping=self.signals.code)
@@ -179,8 +181,7 @@ class Trainer:
     def _give_up(self) -> None:
         """Too many steps in a row were lost: leave a checkpoint from before them, and end the run."""
         ending = self.setbacks.ending()
-        self.progress, random = self.setbacks.before
-        torch.set_rng_state(random)
+        self.progress = self.setbacks.before
         self.saver.wait()
         there = self.folder / "checkpoints" / checkpoint.STEP_FOLDER.format(self.progress.step)
         if self.progress.step and not self.world.said_by_main(there.is_dir()):
@@ -238,9 +239,9 @@ class Trainer:
 
     def save(self) -> float:
         """Begin to write a checkpoint of this moment; the seconds for which that held the loop."""
-        tensors = {
-            "model": own_tensors(self.model), "optimizer": checkpoint.optimizer_tensors(self.optimizer)
-        }  # fmt: skip
+        tensors = {"model": own_tensors(self.model)}
+        if states := checkpoint.optimizer_tensors(self.optimizer):  # none where every step so far was lost
+            tensors["optimizer"] = states
         small = partial(
             checkpoint.describe, model=self.model, config=self.config, tokenizer=self.parts.tokenizer
         )  # fmt: skip

@@ -9,8 +9,6 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
-import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from vpt.batch import Batch
@@ -26,12 +24,15 @@ SHOWN = 5  # names in a message
 
 
 class Setbacks:
-    """The setbacks of a run; every process has one, rank 0's writes the file."""
+    """The setbacks of a run; every process has one, rank 0's writes the file.
+
+    `before` is the progress before the first of the steps that have been lost in a row.
+    """
 
     def __init__(self, folder: Path, world: World, progress: Progress, config: TrainConfig) -> None:
         """`progress` is the run's own: its counts are kept up to date here."""
         self.path, self.world, self.progress, self.config = folder / "setbacks.jsonl", world, progress, config
-        self._before = replace(progress), torch.get_rng_state()
+        self.before = replace(progress)
         if self.path.exists() and world.main:
             assert self._file  # what comes after the step that the run resumes at is dropped now
 
@@ -40,9 +41,9 @@ class Setbacks:
         return MetricsFile(self.path, resumed_at=self.progress.step)
 
     def begin(self) -> None:
-        """Remember the state before a step, unless the one before it was lost."""
+        """Remember the progress before a step, unless the one before it was lost."""
         if not self.progress.lost_in_a_row:
-            self._before = replace(self.progress), torch.get_rng_state()
+            self.before = replace(self.progress)
 
     def left_out(self, batches: Sequence[Batch], totals: Totals) -> None:
         """Note what the batches of a step lack. Raises DataError where that is too much of what the run has seen."""
@@ -74,19 +75,13 @@ class Setbacks:
         """Whether more steps in a row were lost than `training.max_lost_steps`."""
         return self.progress.lost_in_a_row > self.config.training.max_lost_steps
 
-    @property
-    def before(self) -> tuple[Progress, Tensor]:
-        """Progress and random state before the first of the steps that have been lost in a row."""
-        return self._before
-
     def ending(self) -> TrainingError:
         """What to say where the run ends for too many lost steps."""
-        before, _ = self._before
         return TrainingError(
             f"the last {self.progress.lost_in_a_row} steps in a row had no finite loss and gradient "
             f"(training.max_lost_steps={self.config.training.max_lost_steps}); {self.path} names their records. The "
-            f"checkpoint of step {before.step} is from before them. Mend the records and type the same command, or "
-            "start another run from it: init_from=THIS_RUN run_name=OTHER optim.lr=LOWER"
+            f"checkpoint of step {self.before.step} is from before them. Mend the records and type the same command, "
+            "or start another run from it: init_from=THIS_RUN run_name=OTHER optim.lr=LOWER"
         )
 
     def _all(self, names: list[str]) -> list[str]:
