@@ -3,18 +3,21 @@
 import json
 import math
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 from ranks import on_ranks
+from safetensors.torch import load_file, save_file
 
 from conftest import compose_config
 from vpt.errors import DataError, TrainingError
 from vpt.training import checkpoint
 from vpt.training.loop import Trainer
 from vpt.training.optimizer import rate
+from vpt.weights import full, own_tensors
 
 RECORDS, BROKEN = 40, {3: "no such file", 11: "not an image", 25: "counts differ"}
 
@@ -110,8 +113,16 @@ def test_a_micro_batch_of_nothing_but_broken_records(tmp_path, data):
     assert nothing.progress.skipped == 16
 
 
-def poisoned(trainer: Trainer, steps: set[int]) -> Trainer:
-    """A run in which the loss of these steps is not a number."""
+def _spoilt_gradient(nll: torch.Tensor) -> torch.Tensor:
+    nll.register_hook(lambda gradient: gradient * math.inf)
+    return nll
+
+
+SPOILT = {"loss": lambda nll: nll * math.nan, "gradient": _spoilt_gradient}
+
+
+def poisoned(trainer: Trainer, steps: set[int], spoil=SPOILT["loss"]) -> Trainer:
+    """A run in which these steps have no finite loss, or no finite gradient, on rank 0."""
     run, forward = trainer.train_step, trainer.strategy
     poison = {"on": False}
 
@@ -125,7 +136,7 @@ def poisoned(trainer: Trainer, steps: set[int]) -> Trainer:
         def __call__(self, batch):
             out = forward(batch)
             first = poison["on"] and trainer.world.rank == 0
-            return replace(out, nll=out.nll * math.nan) if first else out
+            return replace(out, nll=spoil(out.nll)) if first else out
 
     trainer.train_step, trainer.strategy = step, Poisoned()
     return trainer
@@ -183,23 +194,49 @@ def test_a_run_that_has_lost_every_step_so_far_is_saved_too(tmp_path, data):
     assert again.progress.step == again.progress.lost == 2 and not again.optimizer.state
 
 
-def _on_a_rank(world, folder: str, data: str) -> dict:
-    config = config_of(Path(data), "data.on_error=skip", "data.max_skipped=0.1", "training.max_lost_steps=1",
-                       "strategy=ddp", "training.batch_size=7")  # fmt: skip
-    run = poisoned(Trainer(config, Path(folder), world), {1, 7, 8})
-    try:
+def whole(trainer: Trainer) -> dict[str, torch.Tensor]:
+    """Weights and the optimizer's moments, whatever this process holds of them."""
+    tensors = own_tensors(trainer.model) | checkpoint.optimizer_tensors(trainer.optimizer)
+    return {name: full(tensor).clone() for name, tensor in tensors.items()}
+
+
+def _on_a_rank(world, config, folder: str, spoil: str) -> dict:
+    """Steps 2, 8 and 9 are spoilt, of which the last two in a row are too many."""
+    run = poisoned(Trainer(config, Path(folder) / "run", world), {1, 7, 8}, SPOILT[spoil])
+    held, step = [], run.train_step
+
+    def watching(batches, number):
+        held.append(whole(run))
+        return step(batches, number)
+
+    run.train_step = watching
+    with pytest.raises(TrainingError) as ended:
         run.fit()
-    except TrainingError as error:
-        return {"error": str(error), "step": run.progress.step, "skipped": run.progress.skipped,
-                "weights": sum(float(t.double().sum()) for t in state(run).values())}  # fmt: skip
-    return {}
+    held.append(whole(run))
+    if world.main:
+        save_file(held[7], Path(folder) / "before.safetensors")
+    changed = [before.keys() != after.keys() or not same(before, after) for before, after in pairwise(held)]
+    progress = run.setbacks.progress
+    return {"error": str(ended.value), "lost": progress.lost, "skipped": progress.skipped, "changed": changed}
 
 
-def test_all_ranks_skip_and_stop_together(tmp_path, data):
-    """Only rank 0's loss is not finite, and each rank finds other records broken."""
-    first, second = on_ranks(2, _on_a_rank, str(tmp_path / "run"), str(data), folder=tmp_path)
-    assert first == second and "in a row" in first["error"] and first["step"] == 7
+@pytest.mark.parametrize(("strategy", "spoil"), [
+    ("ddp", "loss"), ("fsdp", "loss"), pytest.param("fsdp", "gradient", marks=pytest.mark.slow)
+])  # fmt: skip
+def test_all_ranks_skip_and_stop_together(tmp_path, data, strategy, spoil):
+    """Only rank 0's loss or gradient is not finite, and each rank finds other records broken."""
+    config = config_of(data, "data.on_error=skip", "data.max_skipped=0.1", "training.max_lost_steps=1",
+                       f"strategy={strategy}", "training.batch_size=7")  # fmt: skip
+    first, second = on_ranks(2, _on_a_rank, config, str(tmp_path), spoil, folder=tmp_path)
+    assert first == second and "the last 2 steps in a row" in first["error"] and first["lost"] == 3
+    assert first["changed"] == [number not in (1, 7, 8) for number in range(9)]
     written = lines(tmp_path / "run", "setbacks.jsonl")
-    assert sum("skipped" in line for line in written) >= first["skipped"] >= 3
-    assert next(len(line["records"]) for line in written if "lost" in line) >= 6  # those of both ranks
-    assert checkpoint.steps(tmp_path / "run" / "checkpoints")[-1].name == "step_00000007"
+    assert sum("skipped" in line for line in written) == first["skipped"] >= 3
+    alone = Trainer(replace(config, strategy=replace(config.strategy, kind="single")), tmp_path / "run")
+    lost = [line for line in written if "lost" in line]
+    assert [line["step"] for line in lost] == [2, 8, 9]
+    for line in lost:  # those of both ranks
+        assert sorted(line["records"]) == sorted(n for batch in alone.batches[line["step"] - 1] for n in batch.ids)
+    assert alone.progress.step == 7 and alone.progress.lost == 1
+    before, after = load_file(tmp_path / "before.safetensors"), whole(alone)
+    assert before.keys() == after.keys() and same(before, after)
