@@ -20,14 +20,7 @@ FORKING.set_forkserver_preload(["vpt.training.run"])
 
 def on_ranks(size: int, function: Callable[..., Any], *arguments: Any, folder: Path) -> list[Any]:
     """`function(world, *arguments)` on each of `size` ranks (gloo, CPU); what each returned, by rank."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    processes = [
-        FORKING.Process(target=_rank, args=(rank, size, port, folder, function, arguments)) for rank in range(size)
-    ]
-    for process in processes:
-        process.start()
+    processes = started(size, function, *arguments, folder=folder)
     deadline = time.monotonic() + PATIENCE
     while any(p.is_alive() for p in processes) and not any(p.exitcode for p in processes):
         if time.monotonic() > deadline:
@@ -39,6 +32,19 @@ def on_ranks(size: int, function: Callable[..., Any], *arguments: Any, folder: P
     codes = [process.exitcode for process in processes]
     assert codes == [0] * size, f"exit codes {codes} (a negative one: killed, for it waited too long)"
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(size)]
+
+
+def started(size: int, function: Callable[..., Any], *arguments: Any, folder: Path) -> list[Any]:
+    """The processes of `on_ranks`, by rank, left to themselves; each writes what it returned into `folder`."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = [
+        FORKING.Process(target=_rank, args=(rank, size, port, folder, function, arguments)) for rank in range(size)
+    ]
+    for process in processes:
+        process.start()
+    return processes
 
 
 def _rank(rank: int, size: int, port: int, folder: Path, function: Callable[..., Any], arguments: tuple) -> None:
