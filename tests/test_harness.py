@@ -90,7 +90,7 @@ def test_lmms_eval_scores_as_eval_does(answered, tmp_path):
     said = predictions(answered)
     questions = json.loads((IMAGES.parent / "questions.json").read_text())[: len(said)]
     docs = [{"question": q, "answer": a, "image": str(IMAGES / f"{n}.png")} for q, a, n in questions]
-    # the first half with answers that this model gives, so that there is something to score
+    # every other one with the answer that this model gives, so that there is something to score
     docs = [doc | {"answer": said[i]["answer"]} if i % 2 else doc for i, doc in enumerate(docs)]
     (tmp_path / "test.jsonl").write_text("\n".join(json.dumps(doc) for doc in docs))
     (tmp_path / "utils.py").write_text(UTILS)
@@ -104,4 +104,6 @@ def test_lmms_eval_scores_as_eval_does(answered, tmp_path):
     score = next(value for key, value in scored.items() if key.startswith("exact_match") and "stderr" not in key)
     expected = sum(doc["answer"] == prediction["answer"] for doc, prediction in zip(docs, said)) / len(docs)
     assert score == pytest.approx(expected) and 0 < expected <= 1
+    samples = sorted(results["samples"]["easy_vqa_local"], key=lambda sample: sample["doc_id"])
+    assert [sample["filtered_resps"] for sample in samples] == [[prediction["answer"]] for prediction in said]
     torch.set_grad_enabled(True)  # the runner turns it off for good
