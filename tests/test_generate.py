@@ -266,6 +266,25 @@ def test_a_control_token_is_never_said(make_parts, folder):
     assert control not in generator.answer(prompts_of(parts, folder, [conversation("0.png")]), [folder])[0].ids
 
 
+@pytest.mark.parametrize("action", ["none", "region", "clip"])
+def test_no_part_of_a_forbidden_action_is_said(make_parts, folder, action):
+    """Even where all of it is by far the likeliest: an answer without perception holds no cells of a region."""
+    parts = make_parts("encoder=[dino,clip]")
+    v = parts.model.vocabulary
+    own = {name: [one.start, one.end] for name, one in v.actions.items()}
+    own["region"] = [v.region_start, *v.x, *v.y, v.region_end]
+    foreign = [token for kind, tokens in own.items() if kind != action for token in tokens]
+
+    class Longing(Generator):
+        def _choose(self, speakers, logits):
+            logits[:, foreign] = 1e6
+            return super()._choose(speakers, logits)
+
+    generator = Longing(parts.model.eval(), parts.encoder, parts.tokenizer.decode, Limits(14, 1, action=action))
+    answer = generator.answer(prompts_of(parts, folder, [conversation("0.png")]), [folder])[0]
+    assert len(answer.ids) > 6 and not {*answer.ids} & {*foreign}
+
+
 def test_stop_tokens(make_parts, folder):
     parts = make_parts("encoder=[]")
     prompts = prompts_of(parts, folder, [conversation("0.png")])

@@ -52,7 +52,8 @@ class Asking:
     def __init__(self, vocabulary: PerceptionVocabulary, action: str = FREE, *, device: torch.device) -> None:
         """Args:
         vocabulary: the model's.
-        action: `free`; `none` forbids perception; a kind makes answers begin with it and forbids the others.
+        action: `free`; `none` forbids perception; a kind makes answers begin with it and forbids the others. All tokens
+            of what is forbidden are, so that none of them gets into an answer.
         device: of the logits.
         """
         self.vocabulary, self.action, self.device = vocabulary, action, device
@@ -62,8 +63,16 @@ class Asking:
         self._x = {token: i for i, token in enumerate(vocabulary.x)}
         self._y = {token: i for i, token in enumerate(vocabulary.y)}
         controls = [one.control for one in vocabulary.actions.values()]
-        foreign = [token for token, kind in self.starts.items() if action not in (FREE, kind)]
+        foreign = [token for kind, own in self._tokens().items() if action not in (FREE, kind) for token in own]
         self._never, self._asking = self._indices([*controls, *foreign]), self._indices([*self.starts])
+
+    def _tokens(self) -> dict[str, list[int]]:
+        """What each kind is asked for with, control tokens apart."""
+        v = self.vocabulary
+        tokens = {name: [one.start, one.end] for name, one in v.actions.items()}
+        if v.region_start is not None and v.region_end is not None:
+            tokens[REGION] = [v.region_start, *v.x, *v.y, v.region_end]
+        return tokens
 
     def opening(self) -> list[tuple[int, ...]]:
         """What an answer must begin with: for each token those it is chosen from. Control tokens come by themselves."""
