@@ -19,6 +19,7 @@ from vpt.freeze import generation_settings
 from vpt.inner_forward import StageCache
 from vpt.listener import Listener
 from vpt.reply import ask, chosen_settings, hint
+from vpt.speaker import IGNORED, Answer, Step
 from vpt.training.checkpoint import save_weights
 
 
@@ -136,7 +137,7 @@ def test_it_prints_while_it_answers(all_parts, image, capsys):
         pieces.append(capsys.readouterr().out)
 
     reply = ask(all_parts, image, "what is the red shape?", action="dino", max_new_tokens=24, listener=listen)
-    listener.end(reply.trace, complete=reply.answer.complete)
+    listener.end(reply.answer)
     rest = capsys.readouterr().out
     said = "".join([*pieces, rest])
     first, seen, *_ = said.splitlines()
@@ -158,7 +159,9 @@ def test_the_command_line(checkpoint, image, tmp_path, capsys):
 
 WRONG = {
     "no image": (["{root}/nowhere.png", "what?"], "nowhere.png does not exist"),
+    "no file": (["{root}", "what?"], "is a folder; give the path of an image file"),
     "no picture": (["{root}/text.png", "what?"], "text.png cannot be read"),
+    "half a picture": (["{root}/half.png", "what?"], "half.png cannot be read (image file is truncated); replace the file"),
     "no question": (["{image}", " "], "the question is empty"),
     "words apart": (["{image}", "what", "is", "it?"], "the question in quotes"),
     "a placeholder": (["{image}", "what is in <image>?"], "the question holds <image>"),
@@ -177,10 +180,24 @@ WRONG = {
 @pytest.mark.parametrize("name", WRONG)
 def test_wrong_input_says_what_to_do(name, checkpoint, image, tmp_path):
     (tmp_path / "text.png").write_text("no image")
+    (tmp_path / "half.png").write_bytes(image.read_bytes()[: image.stat().st_size // 2])
     arguments, message = WRONG[name]
     filled = [argument.format(root=tmp_path, image=image) for argument in arguments]
     with pytest.raises(UserError, match=re.escape(message)):
         main([*filled, f"checkpoint={checkpoint}", "device=cpu"])
+
+
+def test_a_gpu_that_is_not_there(checkpoint, image, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="finds no GPU here; type device=cpu"):
+        main([str(image), "what?", f"checkpoint={checkpoint}", "device=cuda"])
+
+
+def test_an_answer_without_words_is_told(all_parts, capsys):
+    listener = Listener(all_parts.tokenizer)
+    listener.end(Answer("", [], [Step("region", status=IGNORED)], complete=True))
+    printed = capsys.readouterr().out
+    assert "region: ignored; it cannot be read" in printed and "(no answer)" in printed and "cut off" not in printed
 
 
 def test_a_limit_can_be_raised_as_the_message_says(checkpoint, image, capsys):

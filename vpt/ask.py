@@ -56,7 +56,7 @@ def main(arguments: Sequence[str]) -> None:
     parts.encoder.max_length = config.data.max_length or parts.encoder.max_length
     listener = Listener(parts.tokenizer)
     answered = reply(parts, asked, generation, listener=listener)
-    listener.end(answered.trace, complete=answered.answer.complete)
+    listener.end(answered.answer)
     if config.out:
         print(f"wrote {answered.draw(config.out)}")
 

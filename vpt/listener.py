@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import TextStreamer
 
-from vpt.speaker import IGNORED, MENDED, Speaker, Step
+from vpt.speaker import IGNORED, MENDED, Answer, Speaker, Step
 
 
 @dataclass
@@ -31,11 +31,13 @@ class Listener:
             self.streamer.put(torch.tensor([token]))
         self.told = len(speaker.ids)
 
-    def end(self, trace: Sequence[Step], *, complete: bool) -> None:
-        """Finish the last line; tell what was asked for in it, to no avail."""
+    def end(self, answer: Answer) -> None:
+        """Finish the last line; tell what was asked for in it, to no avail, and what is missing from it."""
         self.streamer.end()
-        self._tell(trace)
-        if not complete:
+        self._tell(answer.trace)
+        if not answer.text:
+            print("  (no answer)")
+        if not answer.complete:
             print("  (cut off: generation.max_new_tokens allows no more)")
 
     def _tell(self, trace: Sequence[Step]) -> None:
@@ -47,7 +49,7 @@ class Listener:
 def describe(step: Step) -> str:
     """One line about a step."""
     if step.status == IGNORED:
-        return f"{step.kind}: ignored, it cannot be read as a request"
+        return f"{step.kind}: ignored; it cannot be read, or its turn did not end, or was shown something else"
     shown = f"pixels {', '.join(map(str, step.box))}" if step.box else f"control state of norm {step.state_norm:.2f}"
     mended = ", mended" if step.status == MENDED else ""
     return f"{step.kind}{mended}: {shown}, {step.visual_tokens} tokens, {step.seconds * 1000:.0f} ms"

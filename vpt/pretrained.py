@@ -11,6 +11,7 @@ from hydra.core.global_hydra import GlobalHydra
 from vpt.build import Parts, build
 from vpt.cli import CONF
 from vpt.config import TrainConfig
+from vpt.errors import ConfigError
 from vpt.freeze import freeze, validate
 from vpt.released import ReleasedCheckpoint
 from vpt.sizes import Sizes
@@ -28,7 +29,9 @@ def load(path: str | Path, *, device: str = "auto") -> Parts:
 
     Raises:
         CheckpointError: where the folder holds no such thing, or is damaged.
+        ConfigError: for `cuda` where there is no GPU.
     """
+    target = choose_device(device)
     released = ReleasedCheckpoint.at(path)
     if released:
         parts = build(released_config(released))
@@ -37,7 +40,7 @@ def load(path: str | Path, *, device: str = "auto") -> Parts:
         config = checkpoint.load_config(found)
         parts = rebuild(found, config)
         checkpoint.load_weights(found, parts.model)
-    parts.model.to(choose_device(device)).eval()
+    parts.model.to(target).eval()
     return parts
 
 
@@ -85,7 +88,13 @@ def released_config(released: ReleasedCheckpoint) -> TrainConfig:
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto` takes a GPU where there is one; of several, the one that is this process's."""
+    """`auto` takes a GPU where there is one; of several, the one that is this process's.
+
+    Raises:
+        ConfigError: for `cuda` where there is none.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device=cuda, but torch finds no GPU here; type device=cpu, or device=auto for what there is")
     return torch.device(name, torch.cuda.current_device()) if name == "cuda" else torch.device(name)

@@ -127,10 +127,11 @@ def read_question(config: TrainConfig, image: Path, question: str, sentence: str
     if match := PLACEHOLDER.search(question):
         raise DataError(f"the question holds {match[0]}; leave it out, the image comes first by itself")
     if not image.is_file():
-        raise DataError(f"image {image} does not exist")
+        found = "is a folder" if image.is_dir() else "does not exist"
+        raise DataError(f"image {image} {found}; give the path of an image file")
     path = image.resolve()
     folder = replace(image_folder(path.parent, config.data), upright=True)  # a photograph, as its viewer sees it
-    reference, where = ImageRef(path.name), str(image)
+    reference, where = ImageRef(path.name), "the question"
     messages = (
         Message("system", SYSTEM_PROMPT),
         Message("user", f"<image>\n{question.strip()} {sentence}".rstrip()),

@@ -69,7 +69,7 @@ class ImageFolder:
             raise
         except Exception as error:  # decoders of broken files raise whatever comes to them
             raise DataError(
-                f"{where}: image {path} cannot be read ({error}); replace it or remove the record"
+                f"{where}: image {path} cannot be read ({error}); replace the file, or leave it out"
             ) from None
 
     def watch(self, video: VideoRef, *, where: str) -> Footage:

@@ -91,5 +91,5 @@ class VideoFile:
         except (av.FFmpegError, IndexError, OSError, ValueError) as error:
             reason = "it holds no video" if isinstance(error, IndexError) else error
             raise DataError(
-                f"{self.where}: video {self.path} cannot be read ({reason}); replace it or remove the record"
+                f"{self.where}: video {self.path} cannot be read ({reason}); replace the file, or leave it out"
             ) from None

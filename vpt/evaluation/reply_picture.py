@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
+from vpt.regions import Box
 from vpt.search_map import SearchMap
 from vpt.speaker import IGNORED, MENDED, Step
 
@@ -68,15 +69,17 @@ def _wrapped(text: str, width: int) -> str:
 
 def _draw_image(axis: Axes, image: Image.Image, steps: list[Step]) -> None:
     _show(axis, image)
+    numbers: dict[Box, list[str]] = {}  # the same region may be looked at again
     for number, step in enumerate(steps, start=1):
         if step.box is not None:
-            x0, y0, x1, y1 = step.box
-            axis.add_patch(_frame((x0, y0, x1, y1), REGION_COLOUR, linewidth=2.5))
-            label = axis.annotate(
-                str(number), (x0 - 0.5, y0 - 0.5), xytext=(3, -3), textcoords="offset points", ha="left", va="top",
-                color="white", weight="bold", fontsize=10,
-            )  # fmt: skip
-            label.set_bbox({"facecolor": REGION_COLOUR, "edgecolor": "none", "pad": 2})
+            numbers.setdefault(step.box, []).append(str(number))
+    for box, named in numbers.items():
+        axis.add_patch(_frame(box, REGION_COLOUR, linewidth=2.5))
+        label = axis.annotate(
+            ", ".join(named), (box[0] - 0.5, box[1] - 0.5), xytext=(3, -3), textcoords="offset points", ha="left",
+            va="top", color="white", weight="bold", fontsize=10,
+        )  # fmt: skip
+        label.set_bbox({"facecolor": REGION_COLOUR, "edgecolor": "none", "pad": 2})
     note = "" if steps else ", answered at once"
     axis.set_title(f"the image{note}\n{image.width} x {image.height} pixels", fontsize=10)
 
