@@ -58,7 +58,7 @@ def test_a_resumed_run_goes_on_in_the_same_one(tmp_path):
     trainer.train_step = stopping
     with pytest.raises(KeyError, match="dropped"):
         trainer.fit()
-    trainer.mirror.close()
+    trainer.books.close()
     again = Trainer(config, tmp_path / "run")
     again.fit()
     again.mirror.close()

@@ -6,12 +6,17 @@ from pathlib import Path
 from PIL import Image
 
 from vpt.config import DataConfig, SourceConfig, TrainConfig
+from vpt.data.balance import Cost
 from vpt.data.images import ImageFolder
+from vpt.data.loader import StepBatches
+from vpt.data.mixture import mix
+from vpt.data.samples import SampleEncoder
 from vpt.data.sources import Source, SourceContext
 from vpt.data.videos import FrameSampling
 from vpt.errors import ConfigError, DataError
 from vpt.freeze import SOURCE, locate
 from vpt.masking import Masking
+from vpt.world import World
 
 
 def build_sources(
@@ -48,6 +53,19 @@ def image_folder(root: Path, data: DataConfig, draw: Callable[[str], Image.Image
     image, video = data.image, data.video
     sampling = FrameSampling(video.fps, video.max_frames)
     return ImageFolder(root, image.max_side, image.resample, image.refuse_above, sampling, draw, image.upright)
+
+
+def build_batches(config: TrainConfig, encoder: SampleEncoder, world: World) -> StepBatches:
+    """What a process of `world` has of each step of a run."""
+    data, training = config.data, config.training
+    sources, folders = build_sources(data.train, config, split="train")
+    weights = [node.weight for node in data.train.values()]
+    cost = Cost.measure(encoder, sources, folders, data.on_error) if world.size > 1 else None  # type: ignore[arg-type]
+    return StepBatches(
+        mix(sources, weights, config.seed, data.mixing), folders, encoder, build_masking(config),  # type: ignore[arg-type]
+        batch_size=training.batch_size, micro_batch_size=training.micro_batch_size, steps=training.steps,
+        rank=world.rank, ranks=world.size, cost=cost, on_error=data.on_error,  # type: ignore[arg-type]
+    )  # fmt: skip
 
 
 def build_masking(config: TrainConfig) -> Masking:

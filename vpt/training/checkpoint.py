@@ -17,7 +17,7 @@ in a pickle, and a pickle runs whatever its author wants. No random state is kep
 
 import json
 import warnings
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -58,6 +58,22 @@ class Progress:
     skipped: int = 0
     lost: int = 0
     lost_in_a_row: int = 0
+
+    def is_best(self, metrics: Mapping[str, float], *, by: str | None) -> bool:
+        """Whether a metric is better now than ever before, which is remembered; of a loss, the lower the better.
+
+        Raises:
+            ConfigError: where there is no such metric.
+        """
+        if by is None:
+            return False
+        if by not in metrics:
+            raise ConfigError(f"training.best={by} is not a metric of the evaluation: {', '.join(metrics)}")
+        sign = -1 if by.endswith("loss") else 1
+        if self.best is not None and sign * metrics[by] <= sign * self.best:
+            return False
+        self.best, self.best_step = metrics[by], self.step
+        return True
 
 
 def save_weights(

@@ -1,35 +1,26 @@
 """The training loop."""
 
 import contextlib
-import json
 import math
-import sys
 import time
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
-from omegaconf import OmegaConf
-from tqdm import tqdm
 
 from vpt.allocator import keep_freed_memory
 from vpt.batch import Batch
 from vpt.config import TrainConfig
-from vpt.data.balance import Cost
-from vpt.data.build import build_masking, build_sources
-from vpt.data.loader import StepBatches, eval_batches, step_loader
-from vpt.data.mixture import mix
-from vpt.data.reading import OnError
-from vpt.errors import ConfigError
-from vpt.evaluation.teacher_forced import score
+from vpt.data.build import build_batches
+from vpt.data.loader import step_loader
 from vpt.features import FeatureStore
 from vpt.flops.peak import peak_flops
 from vpt.pretrained import choose_device
 from vpt.training import checkpoint
 from vpt.training.accord import Accord, Totals
+from vpt.training.books import Books
 from vpt.training.chance import seed_step
+from vpt.training.exam import Exam
 from vpt.training.gauges import Gauges
 from vpt.training.optimizer import account, build_optimizer, rate, set_rate
 from vpt.training.resume import compare
@@ -37,7 +28,6 @@ from vpt.training.saving import Saver
 from vpt.training.setbacks import Setbacks
 from vpt.training.signals import Signals
 from vpt.training.start import begin
-from vpt.training.tracking import MetricsFile, MetricsLog, Mirror, NoMetrics, NoMirror, build_mirror
 from vpt.weights import full, own_tensors
 from vpt.world import World
 
@@ -67,9 +57,10 @@ class Trainer:
         self.model.store = FeatureStore.open(config.data, self.model, precision=config.training.precision)
         self.encoder = self.parts.encoder.keeping(self.model.store)
         self.saver = Saver(folder / "checkpoints", self.world, keep=config.training.keep)
-        self.batches = self._step_batches()
+        self.batches = build_batches(config, self.encoder, self.world)
         self.setbacks = Setbacks(folder, self.world, self.progress, config)
-        self.test_sources, self.test_folders = build_sources(config.data.test, config, split="test")
+        self.exam = Exam(config, self.encoder, self.accord, self.device)
+        self.books = Books(config, folder, self.world)
         self.signals = Signals()  # what this process has been told
         self.stopping = 0  # the exit code that all processes have agreed on
 
@@ -80,30 +71,13 @@ class Trainer:
         last = self.world.said_by_main(last)
         return folder / checkpoint.STEP_FOLDER.format(last) if last >= 0 else None
 
-    def _step_batches(self) -> StepBatches:
-        config, training = self.config, self.config.training
-        sources, folders = build_sources(config.data.train, config, split="train")
-        weights = [node.weight for node in config.data.train.values()]
-        mixture = mix(sources, weights, config.seed, config.data.mixing)  # type: ignore[arg-type]
-        several, on_error = self.world.size > 1, self._on_error
-        return StepBatches(
-            mixture, folders, self.encoder, build_masking(config), batch_size=training.batch_size,
-            micro_batch_size=training.micro_batch_size, steps=training.steps, rank=self.world.rank,
-            ranks=self.world.size, on_error=on_error,
-            cost=Cost.measure(self.encoder, sources, folders, on_error) if several else None,
-        )  # fmt: skip
-
-    @property
-    def _on_error(self) -> OnError:
-        return self.config.data.on_error  # type: ignore[return-value]  # one of the choices
-
     def fit(self) -> None:
         """Train from where the run stands to its end, then say what it reached."""
-        self._announce()
-        self.mirror, self.metrics = self._books()
+        strategy = f"{self.world.size} x {self.device.type} ({self.strategy.name})"
+        self.books.open(self.progress, account(self.model), strategy)
         training, done = self.config.training, self.progress.step
         loader = step_loader(self.batches, start=done, workers=self.config.data.workers, pin=self.device.type == "cuda")
-        with self.signals, self.saver, self._bar(done) as bar:
+        with self.signals, self.saver, self.books.bar(done) as bar:
             for step in range(done, training.steps):
                 started = time.perf_counter()
                 batches = [batch.to(self.device) for batch in next(loader)]
@@ -112,7 +86,11 @@ class Trainer:
                 if self.setbacks.too_many:
                     self._give_up()
                 self.progress.step = step + 1
-                self._report(bar, metrics, waited=waited, took=time.perf_counter() - started)
+                took = time.perf_counter() - started
+                self.books.advance(bar, loss=metrics.get("train/loss", math.nan), speed=self.tokens / took)
+                if self._logged(self.progress.step):
+                    speed = self.gauges.speed(metrics, tokens=self.tokens, waited=waited, took=took)
+                    self.books.log(metrics | speed, step=self.progress.step)
                 last = self.progress.step == training.steps or bool(self.stopping)
                 better = self._due(training.eval_every) and not last and self._evaluate()
                 due = self._due(training.checkpoint_every) and not self.progress.lost_in_a_row
@@ -122,10 +100,10 @@ class Trainer:
                     break
         self._close_store()
         if self.stopping:
-            self.mirror.close()
+            self.books.close()
         self.world.wait()  # the last checkpoint is in place for all, and whoever leaves first interrupts nobody
         if self.stopping:
-            self._say(f"stopped after step {self.progress.step}, saved; type the same command to go on")
+            self.books.say(f"stopped after step {self.progress.step}, saved; type the same command to go on")
             self.signals.leave(self.stopping)
 
     def _close_store(self) -> None:
@@ -203,39 +181,20 @@ class Trainer:
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
     def evaluate(self) -> dict[str, float]:
-        """Teacher-forced scores on the first `eval_rows` test records, of which every process takes a share."""
-        config = self.config
-        batches = (
-            ready
-            for source, folder in zip(self.test_sources, self.test_folders, strict=True)
-            for batch in eval_batches(
-                source, folder, self.encoder, build_masking(config), rows=config.training.eval_rows,
-                batch_size=config.training.micro_batch_size, seed=config.seed, rank=self.world.rank,
-                ranks=self.world.size, on_error=self._on_error,
-            )
-            for ready in self.accord.meet([batch.to(self.device)])[0]
-        )  # fmt: skip
+        """Teacher-forced scores on test records; `Exam` has them."""
         with self._autocast():
-            return {f"eval/{key}": value for key, value in score(self.model, batches, self.world).items()}
+            return self.exam.scores(self.model)
 
     def _evaluate(self) -> bool:
         """Evaluate and log; whether this is the best so far by `training.best`."""
-        metrics, key = self.evaluate(), self.config.training.best
-        self._log(metrics)
-        if key is None:
-            return False
-        if key not in metrics:
-            raise ConfigError(f"training.best={key} is not a metric of the evaluation: {', '.join(metrics)}")
-        sign = -1 if key.endswith("loss") else 1
-        if self.progress.best is not None and sign * metrics[key] <= sign * self.progress.best:
-            return False
-        self.progress.best, self.progress.best_step = metrics[key], self.progress.step
-        return True
+        metrics = self.evaluate()
+        self.books.log(metrics, step=self.progress.step)
+        return self.progress.is_best(metrics, by=self.config.training.best)
 
     def _save(self) -> None:
         held = self.save()
-        self._log({"perf/seconds_held_by_checkpoint": held})
-        self._say(f"checkpoint of step {self.progress.step} begun; it held the loop for {held:.2f} s")
+        self.books.log({"perf/seconds_held_by_checkpoint": held}, step=self.progress.step)
+        self.books.say(f"checkpoint of step {self.progress.step} begun; it held the loop for {held:.2f} s")
 
     def save(self) -> float:
         """Begin to write a checkpoint of this moment; the seconds for which that held the loop."""
@@ -249,61 +208,13 @@ class Trainer:
 
     def release(self) -> None:
         """Give back the memory of model and optimizer; the run is over."""
-        del self.model, self.optimizer, self.strategy, self.accord, self.parts, self.gauges
+        del self.model, self.optimizer, self.strategy, self.accord, self.exam, self.parts, self.gauges
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-
-    def finish(self, summary: dict[str, Any]) -> None:
-        """Write `summary.json`."""
-        (self.folder / "summary.json").write_text(json.dumps(summary, indent=1))
-        self.mirror.summarise(summary)
-
-    def _books(self) -> tuple[Mirror, MetricsLog]:
-        """Where numbers go: rank 0 has the books, the others write nothing."""
-        if not self.world.main:
-            return NoMirror(), NoMetrics()
-        mirror = build_mirror(
-            self.config.tracking, name=self.config.run_name, folder=self.folder, run_id=self.progress.wandb_id,
-            settings=asdict(self.config),
-        )  # fmt: skip
-        self.progress.wandb_id = mirror.id
-        return mirror, MetricsFile(self.folder / "metrics.jsonl", resumed_at=self.progress.step)
-
-    def _announce(self) -> None:
-        if not self.world.main:
-            return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(OmegaConf.structured(self.config), self.folder / "config.yaml")
-        training, step = self.config.training, self.progress.step
-        print(account(self.model))
-        where = f"{self.world.size} x {self.device.type} ({self.strategy.name})"
-        print(f"  {where}, {training.precision}; batch of {training.batch_size} rows, {training.steps} steps")
-        print(f"  {self.folder}: " + (f"goes on after step {step}" if step else "a new run"), flush=True)
-
-    def _say(self, text: str) -> None:
-        if self.world.main:
-            tqdm.write(text, file=sys.stderr)
-
-    def _bar(self, done: int) -> tqdm:
-        return tqdm(
-            total=self.config.training.steps, initial=done, unit="step", dynamic_ncols=True, smoothing=0.05,
-            disable=not self.world.main,
-        )  # fmt: skip
-
-    def _report(self, bar: tqdm, metrics: dict[str, float], *, waited: float, took: float) -> None:
-        speed = self.tokens / took
-        bar.update()
-        bar.set_postfix_str(f"loss {metrics.get('train/loss', math.nan):.3f}, {speed:,.0f} tokens/s", refresh=False)
-        if self._logged(self.progress.step):
-            self._log(metrics | self.gauges.speed(metrics, tokens=self.tokens, waited=waited, took=took))
 
     def _logged(self, step: int) -> bool:
         """Whether the step with this number, counted from 1, is logged."""
         return step % self.config.training.log_every == 0 or step == self.config.training.steps
-
-    def _log(self, metrics: dict[str, float]) -> None:
-        self.metrics.log(metrics, step=self.progress.step)
-        self.mirror.log(metrics, step=self.progress.step)
 
     def _due(self, every: int) -> bool:
         return bool(every) and self.progress.step % every == 0

@@ -34,12 +34,13 @@ def train(config: TrainConfig, folder: str | Path) -> float:
                 )  # fmt: skip
         if world.main:
             keep_examples(parts, config, folder / "predictions", limit=_limit(config))
-            trainer.finish(summary | {"steps": trainer.progress.step, "seconds_of_training_in_this_process": took})
+            steps = trainer.progress.step
+            trainer.books.summarise(summary | {"steps": steps, "seconds_of_training_in_this_process": took})
             print(f"accuracy {summary['accuracy']:.4f} on {summary['questions']} questions; see {folder}/summary.json")
             for path in (*draw_run(folder), write_report(folder, config=config)):
                 print(f"  {path}")
-            trainer.mirror.show(exhibits(folder, config=config))
-            trainer.mirror.close()
+            trainer.books.mirror.show(exhibits(folder, config=config))
+            trainer.books.close()
     return summary["accuracy"]
 
 
