@@ -61,7 +61,7 @@ def test_a_resumed_run_goes_on_in_the_same_one(tmp_path):
     trainer.books.close()
     again = Trainer(config, tmp_path / "run")
     again.fit()
-    again.mirror.close()
+    again.books.close()
     kept = wandb_file.read(tmp_path / "run")
     assert len(kept["ids"]) == 2 and len(set(kept["ids"])) == 1
     steps = [item["step"] for item in kept["history"] if "train/loss" in item]
