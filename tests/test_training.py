@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from conftest import ROOT, compose_config, logged, losses
 from vpt.errors import CheckpointError, ConfigError, DataError
+from vpt.seal import SEAL
 from vpt.training import checkpoint
 from vpt.training.loop import Trainer
 from vpt.training.optimizer import build_optimizer, choose_trained, rate
@@ -121,6 +122,11 @@ def test_a_checkpoint_is_complete_or_absent(tmp_path):
     assert checkpoint.find(run.folder).name == "step_00000002"
     broken = checkpoint.find(run.folder) / "model.safetensors"
     broken.write_bytes(broken.read_bytes()[:1000])
+    with pytest.raises(
+        CheckpointError, match=r"model\.safetensors is not what was written there; .*remove \S+00000002"
+    ):
+        Trainer(compose_config(*SMALL), run.folder)
+    (broken.parent / SEAL).unlink()
     with pytest.raises(CheckpointError, match="cannot be read"):
         Trainer(compose_config(*SMALL), run.folder)
 
@@ -133,6 +139,7 @@ def test_a_missing_tensor_is_named(tmp_path):
     tensors = load_file(path)
     del tensors["encoders.sam.projector.conv_feature.bias"]
     save_file(tensors, path)
+    (path.parent / SEAL).unlink()
     with pytest.raises(CheckpointError, match=r"missing: encoders\.sam\.projector\.conv_feature\.bias"):
         Trainer(compose_config(*SMALL), run.folder)
 

@@ -2,7 +2,12 @@
 
 import difflib
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from types import ModuleType
+
+LONGEST = 400  # characters of what another library has to say
 
 
 class UserError(Exception):
@@ -23,6 +28,21 @@ class CheckpointError(UserError):
 
 class TrainingError(UserError):
     """A run that cannot go on."""
+
+
+@contextmanager
+def reading(path: Path, fix: str) -> Iterator[None]:
+    """Whatever is raised in here is about the file or folder `path`, written by who knows whom: a CheckpointError.
+
+    For code of other libraries that is given what stands there, and may raise anything. `fix` is what to do.
+    """
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except Exception as error:
+        said = " ".join(str(error).split())[:LONGEST] or type(error).__name__
+        raise CheckpointError(f"{path} cannot be read: {said}; {fix}") from error
 
 
 def require(module: str, extra: str, purpose: str) -> ModuleType:

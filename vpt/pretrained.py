@@ -8,14 +8,16 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
+from vpt import seal
 from vpt.build import Parts, build
 from vpt.cli import CONF
 from vpt.config import TrainConfig
-from vpt.errors import ConfigError
+from vpt.errors import ConfigError, reading
 from vpt.freeze import freeze, validate
 from vpt.released import ReleasedCheckpoint
 from vpt.sizes import Sizes
 from vpt.training import checkpoint
+from vpt.weights import TensorFolder, check_fit, own_tensors
 
 
 def load(path: str | Path, *, device: str = "auto") -> Parts:
@@ -37,6 +39,7 @@ def load(path: str | Path, *, device: str = "auto") -> Parts:
         parts = build(released_config(released))
     else:
         found = checkpoint.find(path)
+        seal.check(found)
         config = checkpoint.load_config(found)
         parts = rebuild(found, config)
         checkpoint.load_weights(found, parts.model)
@@ -67,7 +70,13 @@ def rebuild(found: Path, config: TrainConfig, *, bare: bool = False) -> Parts:
 
     `bare`: the model is shapes without memory (`vpt.training.start`).
     """
-    return build(config, tokenizer=checkpoint.load_tokenizer(found), sizes=Sizes.load(found / "sizes"), bare=bare)
+    tokenizer, sizes, stored = checkpoint.load_tokenizer(found), Sizes.load(found / "sizes"), TensorFolder(found).shapes
+    sizes.check(found / "sizes", tensors=len(stored))
+    with reading(found, "its sizes, its tokenizer and its config.yaml make no model: copy it again"):
+        with torch.device("meta"):  # sizes that are wrong cost no memory
+            shapes = build(config, tokenizer=tokenizer, sizes=sizes).model
+        check_fit(stored, own_tensors(shapes), where=found)
+    return build(config, tokenizer=tokenizer, sizes=sizes, bare=bare)
 
 
 def released_config(released: ReleasedCheckpoint) -> TrainConfig:

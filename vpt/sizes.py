@@ -1,14 +1,21 @@
 """The sizes of a model's parts: what is needed to build it again without the folders it was made from."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vpt.errors import CheckpointError
+from vpt.errors import CheckpointError, reading
 from vpt.model import VPTModel
 
 QWEN = "qwen"  # the file of the language model's configuration; encoders' files carry their names
+FIX = "copy the checkpoint again, or use an older one"
+MOST = 1 << 31  # no size, id or position of a model is larger
+_NO_COUNTS = ("max_window_layers",)  # a number of a layer, which need not exist
+# transformers would fetch or run what they name
+_NOT_SIZES = ("auto_map", "attn_implementation", "_attn_implementation", "_attn_implementation_internal",
+              "experts_implementation", "_experts_implementation", "quantization_config")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -34,8 +41,39 @@ class Sizes:
     @classmethod
     def load(cls, folder: Path) -> "Sizes":
         """What `save` wrote. Raises CheckpointError where that is missing or broken."""
-        try:
-            found = {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
-            return cls(found.pop(QWEN), found)
-        except (OSError, KeyError, json.JSONDecodeError) as error:
-            raise CheckpointError(f"{folder} does not hold the sizes of a model: {error!r}") from None
+        found: dict[str, dict[str, Any]] = {}
+        for path in sorted(folder.glob("*.json")):
+            with reading(path, FIX):
+                found[path.stem] = json.loads(path.read_text(encoding="utf-8"))
+                if not isinstance(found[path.stem], dict):
+                    raise ValueError("it is not an object of keys and values")
+        if QWEN not in found:
+            raise CheckpointError(f"{folder / QWEN}.json is missing; {FIX}")
+        return cls(found.pop(QWEN), found)
+
+    def check(self, folder: Path, *, tensors: int) -> None:
+        """Refuse what no model has, before anything is built of it. Raises CheckpointError.
+
+        Args:
+            folder: what to call these sizes.
+            tensors: how many are stored; there are no more layers than that.
+        """
+        for part, config in {QWEN: self.qwen, **self.encoders}.items():
+            for key, value in _entries(config):
+                if key in _NOT_SIZES:
+                    raise CheckpointError(f"{folder}/{part}.json: {key} says what code to run, not a size; remove it")
+                limit = tensors if "layers" in key or key == "depth" else MOST
+                if isinstance(value, int | float) and key not in _NO_COUNTS and not abs(value) <= limit:
+                    raise CheckpointError(f"{folder}/{part}.json: {key}={value:.3g} is beyond {limit:,}; {FIX}")
+
+
+def _entries(tree: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Every key with its value; values of a list have its key."""
+    if isinstance(tree, dict):
+        for name, value in tree.items():
+            yield name, value
+            yield from _entries(value, name)
+    elif isinstance(tree, list):
+        for value in tree:
+            yield key, value
+            yield from _entries(value, key)

@@ -4,17 +4,17 @@ Files that could hold anything but tensors are refused, never run.
 """
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from pickle import UnpicklingError
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from vpt.errors import CheckpointError
+from vpt.errors import CheckpointError, reading
 
 _INDEXED = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _SINGLE = ("model.safetensors", "pytorch_model.bin")
@@ -23,18 +23,36 @@ _SINGLE = ("model.safetensors", "pytorch_model.bin")
 class TensorFolder(Mapping[str, Tensor]):
     """Name -> tensor; a tensor is read from the disk when it is asked for."""
 
-    def __init__(self, folder: Path) -> None:
-        """Open the files of `folder`. Raises CheckpointError where there are none, or one is missing or broken."""
+    def __init__(self, folder: Path, files: Sequence[Path] | None = None) -> None:
+        """Open the weights of `folder`, or `files`. Raises CheckpointError where one is missing or broken.
+
+        `shapes` holds the shape of every tensor, of which none has been read.
+        """
         self.folder = folder
         self._home: dict[str, list[Mapping[str, Tensor]]] = {}
-        for file in weight_files(folder):
+        for file in weight_files(folder) if files is None else files:
             opened = _SafeFile(file) if file.suffix == ".safetensors" else _load_bin(file)
             for name in opened:
                 self._home.setdefault(name, []).append(opened)
+        with reading(folder, "copy it again"):
+            self.shapes = {name: self._shape(name) for name in self._home}
 
     def __getitem__(self, name: str) -> Tensor:
         home = self._home[name]
         return home[0][name] if len(home) == 1 else _assembled(name, home)
+
+    def _shape(self, name: str) -> list[int]:
+        """From the headers alone. Raises ValueError where a tensor's slices are not all there."""
+        home = self._home[name]
+        files = [file for file in home if isinstance(file, _SafeFile)]
+        if not files:
+            return list(home[0][name].shape)
+        slices = {tuple(file.offsets(name)): file.shape(name) for file in files}
+        ends = ([begin + size for begin, size in zip(*one, strict=True)] for one in slices.items())
+        whole = [max(end) for end in zip(*ends, strict=True)]
+        if sum(map(math.prod, slices.values())) != math.prod(whole):
+            raise ValueError(f"the slices of {name} do not make up {whole}")
+        return whole
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._home)
@@ -47,9 +65,10 @@ def weight_files(folder: Path) -> list[Path]:
     """The files that hold a folder's weights. Raises CheckpointError where there are none or a shard is missing."""
     files = [folder / name for name in _SINGLE if (folder / name).is_file()][:1]
     for name in _INDEXED if not files else ():
-        with suppress(FileNotFoundError):
-            index = json.loads((folder / name).read_text())
-            files = [folder / Path(shard).name for shard in sorted(set(index["weight_map"].values()))]
+        if (folder / name).is_file():
+            with reading(folder / name, "copy it again"):
+                index = json.loads((folder / name).read_text(encoding="utf-8"))
+                files = [folder / Path(shard).name for shard in sorted(set(index["weight_map"].values()))]
             break
     if not files:
         files = sorted(folder.glob("model-*-of-*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
@@ -65,21 +84,21 @@ class _SafeFile(Mapping[str, Tensor]):
     """One safetensors file, mapped into memory."""
 
     def __init__(self, file: Path) -> None:
-        try:
+        with reading(file, "use an older checkpoint, or copy it again"):
             self._open = safe_open(file, framework="pt")
             self._names = list(self._open.keys())
             self._slices = json.loads((self._open.metadata() or {}).get("DCP_SHARDING_INFO", "{}"))
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(
-                f"{file} cannot be read: {error}; use an older checkpoint, or copy it again"
-            ) from None
 
     def __getitem__(self, name: str) -> Tensor:
         return self._open.get_tensor(name)
 
     def offsets(self, name: str) -> list[int]:
-        """Where the stored slice of a sharded tensor begins."""
-        return self._slices[name]["saved_offsets"]
+        """Where what is stored of a tensor begins in it."""
+        return self._slices[name]["saved_offsets"] if name in self._slices else [0] * len(self.shape(name))
+
+    def shape(self, name: str) -> list[int]:
+        """Of what this file holds of a tensor."""
+        return list(self._open.get_slice(name).get_shape())
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)

@@ -7,6 +7,7 @@
         config.yaml              the whole configuration; this one is authoritative
         sizes/                   transformers' configurations of the parts: no other folder is needed to build them
         tokenizer/               as it has grown
+        SHA256SUMS               of all these files
         complete                 empty, written last
     RUN/checkpoints/latest, best     links to such folders
 
@@ -20,23 +21,24 @@ import warnings
 from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import get_type_hints
 
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from omegaconf import OmegaConf
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.checkpoint import HuggingFaceStorageReader
-from torch.distributed.checkpoint.api import CheckpointException
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, Qwen2Tokenizer
 
 from vpt.config import TrainConfig
-from vpt.errors import CheckpointError, ConfigError
+from vpt.errors import CheckpointError, reading
 from vpt.freeze import freeze
 from vpt.model import VPTModel
+from vpt.seal import plain, seal
 from vpt.sizes import Sizes
+from vpt.values import read_values
 from vpt.weights import TensorFolder, check_fit, fill, own_tensors
 
 STEP_FOLDER = "step_{:08d}"
@@ -83,6 +85,7 @@ def save_weights(
     tensors = {name: tensor.contiguous() for name, tensor in own_tensors(model).items()}
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     describe(folder, model=model, config=config, tokenizer=tokenizer)
+    seal(folder)
 
 
 def describe(
@@ -118,12 +121,15 @@ def find(path: str | Path) -> Path:
     folder = Path(path)
     if not folder.is_dir():
         raise CheckpointError(f"{folder} does not exist; give a run (outputs/RUN_NAME) or one of its checkpoints")
-    if any(folder.glob("model*.safetensors")) and (folder / "config.yaml").is_file():
-        return folder
+    missing = [name for name in ("model*.safetensors", "config.yaml") if not any(folder.glob(name))]
+    if not missing:
+        return plain(folder)
+    if (folder / COMPLETE).exists() or (folder / "sizes").exists():
+        raise CheckpointError(f"{folder} lacks {' and '.join(missing)}; copy it again, or give an older checkpoint")
     candidates = steps(folder / "checkpoints") or steps(folder)
     if not candidates:
         raise CheckpointError(f"{folder} holds no checkpoint (no step_* folder); train first, or give another folder")
-    return candidates[-1]
+    return plain(candidates[-1])
 
 
 def run_of(path: str | Path) -> Path:
@@ -135,15 +141,16 @@ def run_of(path: str | Path) -> Path:
 
 def load_config(checkpoint: Path) -> TrainConfig:
     """The configuration inside a checkpoint."""
-    try:
-        return freeze(OmegaConf.load(checkpoint / "config.yaml"), TrainConfig)  # type: ignore[arg-type]
-    except (OSError, ConfigError) as error:
-        raise CheckpointError(f"{checkpoint} is no checkpoint of this version: {error}") from None
+    with reading(checkpoint / "config.yaml", "use the version of vpt that wrote it, or copy the checkpoint again"):
+        return freeze(read_values(checkpoint / "config.yaml"), TrainConfig)
 
 
 def load_tokenizer(checkpoint: Path) -> PreTrainedTokenizerBase:
     """The tokenizer inside a checkpoint, perception tokens included."""
-    return AutoTokenizer.from_pretrained(checkpoint / "tokenizer", trust_remote_code=False)
+    with reading(checkpoint / "tokenizer", "copy the checkpoint again, or use an older one"):
+        if not (checkpoint / "tokenizer").is_dir():
+            raise ValueError("there is no such folder")
+        return Qwen2Tokenizer.from_pretrained(checkpoint / "tokenizer", local_files_only=True)
 
 
 def load_weights(checkpoint: Path, model: VPTModel) -> None:
@@ -157,7 +164,8 @@ def restore(checkpoint: Path, model: VPTModel, optimizer: torch.optim.Optimizer)
     Raises:
         CheckpointError: where the checkpoint is broken, or of another model.
     """
-    try:
+    with reading(checkpoint, "resume from an older checkpoint"):
+        TensorFolder(checkpoint, sorted(checkpoint.glob("optimizer*.safetensors")))  # its headers make sense
         reader = HuggingFaceStorageReader(str(checkpoint))
         stored = {name: entry.size for name, entry in reader.read_metadata().state_dict_metadata.items()}  # type: ignore[union-attr]
         tensors = own_tensors(model)
@@ -166,11 +174,24 @@ def restore(checkpoint: Path, model: VPTModel, optimizer: torch.optim.Optimizer)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "torch.distributed is disabled")
             dcp.load(tensors, storage_reader=reader, no_dist=not dist.is_initialized())
-        state = json.loads((checkpoint / "state.json").read_text())
-        progress = Progress(**{key: state[key] for key in {item.name for item in fields(Progress)} & state.keys()})
-    except (OSError, SafetensorError, CheckpointException, ValueError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{checkpoint} cannot be read: {error}; resume from an older checkpoint") from None
+        progress = _read_progress(checkpoint)
     return progress
+
+
+def _read_progress(checkpoint: Path) -> Progress:
+    """Where a run stood. Raises CheckpointError where that is nonsense: it decides which records come next."""
+    with reading(checkpoint / "state.json", "resume from an older checkpoint"):
+        state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+        known = {item.name for item in fields(Progress)} & state.keys()
+        for key in known:
+            hint, value = get_type_hints(Progress)[key], state[key]
+            if isinstance(value, bool) or not isinstance(value, hint):
+                raise ValueError(f"{key}={value!r} is not of type {getattr(hint, '__name__', hint)}")
+            if isinstance(value, int) and value < 0:
+                raise ValueError(f"{key}={value} is negative")
+        if checkpoint.name != STEP_FOLDER.format(state["step"]):
+            raise ValueError(f"it is of step {state['step']}, the folder is {checkpoint.name}")
+        return Progress(**{key: state[key] for key in known})
 
 
 def _begin_state(optimizer: torch.optim.Optimizer, stored: Container[str]) -> dict[str, Tensor]:
@@ -183,6 +204,8 @@ def _begin_state(optimizer: torch.optim.Optimizer, stored: Container[str]) -> di
             "exp_avg_sq": torch.zeros_like(parameter),
         }
         state = {key: value for key, value in blank.items() if f"{name}/{key}" in stored}
+        if 0 < len(state) < len(blank):
+            raise ValueError(f"of {name}'s moments it holds {', '.join(state)} alone")
         if state:
             optimizer.state[parameter] = state
             tensors |= {f"{name}/{key}": value for key, value in state.items()}

@@ -13,9 +13,11 @@ from vpt.batch import Batch
 from vpt.config import TrainConfig
 from vpt.data.build import build_batches
 from vpt.data.loader import step_loader
+from vpt.errors import CheckpointError
 from vpt.features import FeatureStore
 from vpt.flops.peak import peak_flops
 from vpt.pretrained import choose_device
+from vpt.seal import damage
 from vpt.training import checkpoint
 from vpt.training.accord import Accord, Totals
 from vpt.training.books import Books
@@ -44,6 +46,7 @@ class Trainer:
             keep_freed_memory()
         found = self._found()
         if found:
+            self._check(found)
             compare(found, config)
         self.parts, self.strategy, meter = begin(config, found, self.world, self.device)
         self.model = self.parts.model
@@ -70,6 +73,12 @@ class Trainer:
         last = max((int(path.name.rpartition("_")[2]) for path in checkpoint.steps(folder)), default=-1)
         last = self.world.said_by_main(last)
         return folder / checkpoint.STEP_FOLDER.format(last) if last >= 0 else None
+
+    def _check(self, found: Path) -> None:
+        """Raise CheckpointError, on every process, where a file of the checkpoint is damaged."""
+        said = self.world.texts(damage(found, rank=self.world.rank, ranks=self.world.size))
+        for text in filter(None, said):
+            raise CheckpointError(text)
 
     def fit(self) -> None:
         """Train from where the run stands to its end, then say what it reached."""

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vpt import seal
 from vpt.config import TrainConfig
 from vpt.errors import CheckpointError
 from vpt.lora import has_adapters, merged, plain_name
@@ -54,7 +55,9 @@ def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
 def starting_point(init_from: str) -> Path:
     """The checkpoint that `init_from` names. Raises CheckpointError where there is none."""
     try:
-        return checkpoint.find(init_from)
+        found = checkpoint.find(init_from)
+        seal.check(found)
+        return found
     except CheckpointError as error:
         raise CheckpointError(
             f"init_from={init_from}: {error}. Train that stage first; init_from=OTHER_RUN starts from another, "

@@ -28,6 +28,7 @@ from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from vpt.errors import CheckpointError
 from vpt.provenance import code_version
+from vpt.seal import seal
 from vpt.training.checkpoint import BEST, COMPLETE, LATEST, STEP_FOLDER, Progress, steps
 from vpt.world import World
 
@@ -120,6 +121,7 @@ class Saver:
     def _put_in_place(self, draft: Path, progress: Progress) -> None:
         versions = {**code_version(), "torch": torch.__version__, "transformers": transformers.__version__}
         (draft / "state.json").write_text(json.dumps(asdict(progress) | {"versions": versions}, indent=1))
+        seal(draft)
         for path in draft.rglob("*"):
             _sync(path)
         (draft / COMPLETE).touch()

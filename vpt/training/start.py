@@ -107,7 +107,7 @@ def read_base(model: VPTModel, path: str) -> None:
         names = released.names(tied=model.qwen.config.tie_word_embeddings)
     else:
         names = {ours: name for name in tensors if (ours := f"qwen.{_own_name(name)}") in own}
-    shapes = {ours: list(tensors[name].shape) for ours, name in names.items()}
+    shapes = {ours: list(tensors.shapes[name]) for ours, name in names.items()}
     for name in own.keys() & shapes.keys():
         if name.endswith(_TABLES):
             shapes[name][0] = max(shapes[name][0], len(own[name]))

@@ -1,0 +1,114 @@
+"""A damaged or hostile checkpoint loads with the very same weights, or an error of ours names what is wrong with it."""
+
+import resource
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from test_hostile import examples
+
+from conftest import compose_config
+from hostile import RANDOM, fuzz
+from vpt.errors import UserError
+from vpt.pretrained import load
+from vpt.seal import SEAL, seal
+from vpt.training.loop import Trainer
+from vpt.weights import own_tensors
+from wrecks import copied, wreck
+
+RUN = ("+experiment=dino", "+debug=easy_vqa", "run_name=run", "model.config.num_hidden_layers=1",
+       "model.config.vision_config.depth=1", "training.final_questions=0")  # fmt: skip
+SECRET = "not-for-error-messages"
+ENOUGH = 1 << 28  # bytes by which a tiny checkpoint may raise the process's peak, several times what it takes
+OPENED: list[str] = []  # files that Python has opened
+WATCHING = [False]
+
+
+def _watch(event: str, arguments: tuple) -> None:
+    if WATCHING[0] and event == "open":
+        OPENED.append(str(arguments[0]))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> tuple[Path, dict[str, torch.Tensor]]:
+    """A run of two steps, its checkpoint, and its weights."""
+    folder = tmp_path_factory.mktemp("wrecks") / "run"
+    trainer = Trainer(compose_config(*RUN), folder)
+    trainer.fit()
+    sys.addaudithook(_watch)
+    return folder, {name: tensor.clone() for name, tensor in own_tensors(trainer.model).items()}
+
+
+def resumed(folder: Path) -> torch.nn.Module:
+    """The model of the run that is taken up again, as train.py does."""
+    return Trainer(compose_config(*RUN), folder.parents[1]).model
+
+
+def loaded(folder: Path) -> torch.nn.Module:
+    return load(folder, device="cpu").model
+
+
+@examples(12, 300)
+@pytest.mark.parametrize("take", [loaded, resumed])
+def test_wrecked_checkpoints(run, tmp_path, monkeypatch, capsys, take, count):
+    folder, weights = run
+    monkeypatch.setenv("VPT_SECRET", SECRET)
+    outside, tried = tmp_path / "outside", []
+
+    def check(random):
+        shutil.rmtree(outside, ignore_errors=True)
+        outside.mkdir()
+        found = copied(folder / "checkpoints" / "step_00000002", tmp_path / "run" / "checkpoints" / "step_00000002")
+        name, way = wreck(found, random, outside)
+        sealing = random.choice(["as it was", "as it was", "gone", "anew"])
+        if sealing != "as it was":
+            (found / SEAL).unlink()
+        if sealing == "anew":
+            _seal_anew(found)
+        what = f"{name} {way} sealed {sealing}"
+        result = _outcome(take, found, outside)
+        tried.append((what, result if isinstance(result, str) else "loads"))
+        if isinstance(result, str):
+            assert str(tmp_path) in result and SECRET not in result, f"{what}: {result}"
+            return
+        assert way not in ("_link", "_pipe", "_pickle") or name.startswith("optimizer"), what
+        if sealing == "as it was" or not name.startswith("model"):
+            own = own_tensors(result)
+            assert own.keys() == weights.keys() and all(torch.equal(own[key], weights[key]) for key in own), what
+
+    fuzz(count, check, random=RANDOM)
+    assert any(result != "loads" for _, result in tried)
+    _keep(tried, tmp_path)
+
+
+def _seal_anew(folder: Path) -> None:
+    try:
+        seal(folder)
+    except OSError:  # a pipe or a circle: nobody can seal those
+        (folder / SEAL).unlink(missing_ok=True)
+
+
+def _outcome(take, found: Path, outside: Path) -> torch.nn.Module | str:
+    """The model, or our error's message. Nothing is unpickled, opened elsewhere, or takes much memory."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    OPENED.clear()
+    WATCHING[0] = True
+    try:
+        result = take(found)
+    except UserError as error:
+        result = str(error)
+        cause = repr(error.__cause__)
+        assert "MemoryError" not in cause and "allocate" not in cause, cause
+    finally:
+        WATCHING[0] = False
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    assert grown < ENOUGH, f"{grown:,} bytes more"
+    assert not (outside / "ran").exists(), "unpickled"
+    assert not [path for path in OPENED if path.startswith(str(outside))], OPENED
+    return result
+
+
+def _keep(tried: list[tuple[str, str]], folder: Path) -> None:
+    (folder / "tried.txt").write_text("\n".join(f"{what}: {result}" for what, result in tried))
