@@ -15,7 +15,7 @@ from vpt import cli
 from vpt.config import TrainConfig
 from vpt.errors import UserError
 from vpt.freeze import freeze, validate
-from vpt.sweeping import in_sweep, note_failure
+from vpt.sweeping import forget_failure, in_sweep, note_failure
 
 
 @hydra.main(config_path="conf", config_name="train", version_base=None)
@@ -26,7 +26,9 @@ def main(composed: DictConfig) -> float | None:
         validate(config)
         from vpt.training.run import train  # the heavy part, after all that can be wrong has been checked
 
-        return train(config, folder)
+        accuracy = train(config, folder)
+        forget_failure(Path(folder))
+        return accuracy
     except Exception as error:
         if in_sweep():
             note_failure(error, Path(folder))

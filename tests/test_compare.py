@@ -31,6 +31,7 @@ def test_runs_that_differ_in_the_seed_are_one_line(tmp_path):
     assert lines[1].cell("accuracy") == "0.600 ± 0.141"  # sample deviation of 0.5 and 0.7
     assert lines[0].cell("accuracy_by_type.shape") == "0.450"
     text = compare.table(lines, ["accuracy"])
+    assert text.splitlines()[2].startswith("a0, a1 ")
     assert text.splitlines()[0].split() == ["run", "optim.lr", "runs", "accuracy"]
 
 
@@ -53,6 +54,18 @@ def test_main_writes_a_picture_and_names_what_has_not_ended(tmp_path, capsys):
     assert (tmp_path / "compare.png").stat().st_size > 5000
     written = json.loads((tmp_path / "compare.json").read_text())
     assert {"settings": {"optim.lr": 0.0008}, "runs": [str(tmp_path / "a")], "accuracy": [0.5]} in written
+
+
+def test_a_sweep_with_seeds_and_a_member_that_failed(tmp_path, capsys):
+    for rate in ("0.1", "0.2"):
+        for seed in (0, 1):
+            write_run(tmp_path / f"optim.lr={rate},seed={seed}", f"optim.lr={rate}", f"seed={seed}", accuracy=0.5)
+    (tmp_path / "seed=2").mkdir()
+    (tmp_path / "seed=2" / "failed.txt").write_text("Traceback\nerror: no room\n")
+    compare.main([str(tmp_path)])
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in printed[1:3]] == ["optim.lr=0.1", "optim.lr=0.2"]
+    assert f"{tmp_path / 'seed=2'} failed: no room" in printed
 
 
 def test_errors_say_what_there_is(tmp_path):

@@ -3,6 +3,7 @@
 import resource
 import shutil
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -50,9 +51,9 @@ def loaded(folder: Path) -> torch.nn.Module:
     return load(folder, device="cpu").model
 
 
-@examples(12, 300)
+@examples(12, 1_500)
 @pytest.mark.parametrize("take", [loaded, resumed])
-def test_wrecked_checkpoints(run, tmp_path, monkeypatch, capsys, take, count):
+def test_wrecked_checkpoints(run, tmp_path, monkeypatch, take, count):
     folder, weights = run
     monkeypatch.setenv("VPT_SECRET", SECRET)
     outside, tried = tmp_path / "outside", []
@@ -79,8 +80,9 @@ def test_wrecked_checkpoints(run, tmp_path, monkeypatch, capsys, take, count):
             assert own.keys() == weights.keys() and all(torch.equal(own[key], weights[key]) for key in own), what
 
     fuzz(count, check, random=RANDOM)
-    assert any(result != "loads" for _, result in tried)
-    _keep(tried, tmp_path)
+    for (way, sealing, result), times in sorted(Counter(tried).items()):
+        print(f"{way:15} sealed {sealing:10} {result:8} {times:5}")
+    assert {result for *_, result in tried} == {"loads", "refused"}
 
 
 def _seal_anew(folder: Path) -> None:
@@ -108,7 +110,3 @@ def _outcome(take, found: Path, outside: Path) -> torch.nn.Module | str:
     assert not (outside / "ran").exists(), "unpickled"
     assert not [path for path in OPENED if path.startswith(str(outside))], OPENED
     return result
-
-
-def _keep(tried: list[tuple[str, str]], folder: Path) -> None:
-    (folder / "tried.txt").write_text("\n".join(f"{what}: {result}" for what, result in tried))

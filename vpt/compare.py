@@ -20,6 +20,7 @@ from omegaconf import OmegaConf
 
 from vpt.cli import fail
 from vpt.errors import CheckpointError, ConfigError, UserError, nearest
+from vpt.sweeping import NOTE
 
 # Keys in which two runs of one experiment may differ
 _NO_DIFFERENCE = (
@@ -50,7 +51,7 @@ class Line:
     def name(self) -> str:
         """What sets the runs apart in a few words, or the run's own name."""
         words = [f"{key.rpartition('.')[2]}={value}" for key, value in self.label.items() if value != ABSENT]
-        return ", ".join(words) or self.runs[0].folder.name
+        return ", ".join(words) or label_of(self)
 
     def cell(self, metric: str) -> str:
         """`0.962`, or `0.962 ± 0.004` over several seeds."""
@@ -130,11 +131,20 @@ def compare(runs: Sequence[Run], metrics: Sequence[str]) -> list[Line]:
     return sorted(lines, key=lambda line: -statistics.mean(line.values[metrics[0]] or [-1.0]))
 
 
+def label_of(line: Line) -> str:
+    """The run's name; of several, what their names share (`lr=0.1,seed=0` and `lr=0.1,seed=1`: `lr=0.1`), or all."""
+    names = [run.folder.name for run in line.runs]
+    first, *others = [name.split(",") for name in names]
+    shared = [word for word in first if all(word in other for other in others)]
+    more = [f"and {len(names) - 3} more"] if len(names) > 4 else []
+    return ",".join(shared) or ", ".join([*names[: 3 if more else 4], *more])
+
+
 def table(lines: Sequence[Line], metrics: Sequence[str]) -> str:
     """The lines as text: a column for each differing key, number of runs, metrics."""
     rows = [["run", *lines[0].label, "runs", *metrics]]
     for line in lines:
-        label = [line.runs[0].folder.name, *(str(value) for value in line.label.values())]
+        label = [label_of(line), *(str(value) for value in line.label.values())]
         done = sum(run.results is not None for run in line.runs)
         count = str(done) if done == len(line.runs) else f"{done} of {len(line.runs)}"
         rows.append([*label, count, *(line.cell(metric) for metric in metrics)])
@@ -145,6 +155,16 @@ def table(lines: Sequence[Line], metrics: Sequence[str]) -> str:
 def unfinished(runs: Iterable[Run]) -> list[str]:
     """A sentence for each run without a summary."""
     return [f"{run.folder} has not ended; type its command again to go on" for run in runs if run.results is None]
+
+
+def failures(folders: Iterable[Path]) -> list[str]:
+    """A sentence for each member of a sweep that failed, and the last line of why."""
+    notes = sorted(note for folder in folders for note in folder.rglob(NOTE))
+    return [f"{note.parent} failed: {_last_line(note)}" for note in notes]
+
+
+def _last_line(file: Path) -> str:
+    return next(iter(file.read_text(encoding="utf-8").splitlines()[-1:]), "").removeprefix("error: ")
 
 
 def draw(lines: Sequence[Line], metrics: Sequence[str], path: Path) -> Path:
@@ -166,6 +186,8 @@ def draw(lines: Sequence[Line], metrics: Sequence[str], path: Path) -> Path:
             axis.plot(group, [row] * len(group), "o", color="#1d3b53", markersize=4)
         axis.set(title=metric, yticks=range(len(lines)), yticklabels=names)
         axis.grid(axis="x", alpha=0.3)
+        if min((value for group in values for value in group), default=0) >= 0:
+            axis.set_xlim(0, None if max(means) > 0 else 1)
     axes[0][0].invert_yaxis()
     figure.tight_layout()
     figure.savefig(path, dpi=110)
@@ -189,7 +211,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except UserError as error:
         fail(error)
     print(table(lines, metrics))
-    for sentence in unfinished(runs):
+    for sentence in (*unfinished(runs), *failures(options.folders)):
         print(sentence)
     folder = options.to or options.folders[0]
     folder.mkdir(parents=True, exist_ok=True)

@@ -41,7 +41,8 @@ def reading(path: Path, fix: str) -> Iterator[None]:
     except CheckpointError:
         raise
     except Exception as error:
-        said = " ".join(str(error).split())[:LONGEST] or type(error).__name__
+        words = " ".join(str(error).encode("utf-8", "backslashreplace").decode().split())
+        said = words[:LONGEST] or type(error).__name__
         raise CheckpointError(f"{path} cannot be read: {said}; {fix}") from error
 
 

@@ -30,6 +30,11 @@ def note_failure(error: Exception, folder: Path) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def forget_failure(folder: Path) -> None:
+    """The member has been run again and has ended well."""
+    (folder / NOTE).unlink(missing_ok=True)
+
+
 class SweepReport(Callback):
     """Counts the members of a sweep, and sums up at its end."""
 
