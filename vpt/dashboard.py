@@ -8,6 +8,8 @@ The second needs a W&B account and `pip install wandb-workspaces`.
 
 import argparse
 import json
+import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+DASHES: list[Any] = ["-", "--", ":", "-.", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 3)), (0, (8, 2, 1, 2))]
+MOST_LABELS = 12  # more would be no help
+LEGEND_WIDTH = 96  # characters beside each other below a plot
 Curves = dict[str, list[tuple[int, float]]]  # metric -> (step, value)
 
 
@@ -56,18 +61,43 @@ def draw(panel: Panel, runs: Mapping[str, Curves]) -> "Figure | None":
 
 
 def _plot(axis: "Axes", panel: Panel, metrics: Sequence[str], runs: Mapping[str, Curves]) -> None:
-    for number, (run, curves) in enumerate(runs.items()):
-        for style, name in zip(["-", "--", ":", "-."] * len(metrics), metrics):
+    for number, curves in enumerate(runs.values()):
+        for style, name in zip(DASHES * len(metrics), metrics):
             if name in curves:
                 steps, values = zip(*curves[name])
-                label = " ".join([*([run] if len(runs) > 1 else []), *([name] if len(metrics) > 1 else [])])
+                if panel.log:  # what has no logarithm is a gap, not a line to the bottom
+                    values = tuple(value if value > 0 else math.nan for value in values)
                 colour = f"C{number if len(runs) > 1 else metrics.index(name)}"
-                mark = "." if len(steps) < 40 else None
-                axis.plot(steps, values, style, label=label or None, linewidth=1.2, color=colour, marker=mark)
+                axis.plot(steps, values, ls=style, lw=1.2, color=colour, marker="." if len(steps) < 40 else None)
     axis.set(title=panel.title, xlabel="step", yscale="log" if panel.log else "linear")
     axis.grid(alpha=0.3)
-    if 1 < len(axis.get_legend_handles_labels()[0]) <= 12:
-        axis.legend(fontsize=7)
+    _legend(axis, _keys(metrics, [*runs]))
+
+
+def _keys(metrics: Sequence[str], runs: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Label -> how its lines look: a colour for each run, a dash for each metric; of one run, both for each metric."""
+    shared = os.path.commonpath([name.rpartition("/")[0] for name in metrics])
+    keys: dict[str, dict[str, Any]] = {run: {"color": f"C{n}"} for n, run in enumerate(runs)} if len(runs) > 1 else {}
+    if len(metrics) > 1:
+        for number, (style, name) in enumerate(zip(DASHES * len(metrics), metrics)):
+            colour = f"C{number}" if len(runs) == 1 else html.INK
+            keys[name.removeprefix(f"{shared}/")] = {"color": colour, "ls": style}
+    return keys
+
+
+def _legend(axis: "Axes", keys: Mapping[str, Mapping[str, Any]]) -> None:
+    """Below the plot, where it hides no curve; the figure grows by it."""
+    from matplotlib.lines import Line2D
+
+    if not 1 < len(keys) <= MOST_LABELS:
+        return
+    columns = max(1, min(len(keys), LEGEND_WIDTH // (max(map(len, keys)) + 8)))
+    figure = axis.figure.get_figure(root=True)
+    assert figure is not None
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(width, height + 0.17 * -(-len(keys) // columns))
+    lines = [Line2D([], [], lw=1.2, **look) for look in keys.values()]
+    figure.legend(lines, [*keys], loc="outside lower center", fontsize=7, ncols=columns, handlelength=3)
 
 
 def write_page(folders: Sequence[Path]) -> Path:
