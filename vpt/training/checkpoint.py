@@ -33,7 +33,7 @@ from torch.distributed.checkpoint import HuggingFaceStorageReader
 from transformers import PreTrainedTokenizerBase, Qwen2Tokenizer
 
 from vpt.config import TrainConfig
-from vpt.errors import CheckpointError, reading
+from vpt.errors import CheckpointError, ConfigError, reading
 from vpt.freeze import freeze
 from vpt.model import VPTModel
 from vpt.seal import plain, seal
