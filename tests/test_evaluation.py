@@ -17,7 +17,7 @@ from vpt.errors import ConfigError, DataError
 from vpt.evaluation import compare
 from vpt.evaluation.predictions import Prediction, PredictionLog, read_predictions
 from vpt.evaluation.questions import asked_kinds
-from vpt.evaluation.run import evaluate_checkpoint
+from vpt.evaluation.run import Evaluation, evaluate_checkpoint
 from vpt.pretrained import digest
 from vpt.training.run import train
 
@@ -148,6 +148,24 @@ def test_controls_beside_a_baseline(runs, capsys):
     assert "perceived features zeroed" in capsys.readouterr().out
 
 
+def test_another_test_split_is_no_baseline(runs, monkeypatch):
+    """Told before anything is answered, not at the end of all controls."""
+    monkeypatch.setattr("vpt.evaluation.run.load", None)  # a call would end in another error
+    ask = [f"checkpoint={runs / 'seed_0'}", f"baseline={runs / 'seed_1'}", "name=apart", "data.limit=6"]
+    asked = Evaluation.records
+    monkeypatch.setattr(Evaluation, "records", lambda self: asked(self)[: 4 if "seed_1" in self.checkpoint else None])
+    with pytest.raises(ConfigError, match=r"baseline: .*seed_1 does not answer 2 of the 6 questions, .*data.limit"):
+        evaluate_checkpoint(compose_eval(*ask))
+    assert not (runs / "seed_0" / "eval" / "apart").exists()
+
+
+@pytest.mark.parametrize("key", ["data.limit", "data.max_length"])
+def test_no_questions_are_no_evaluation(key):
+    assert compose_eval("checkpoint=x", f"{key}=null").data.limit is None
+    with pytest.raises(ConfigError, match=f"{key}=0 must lie between 1 and inf"):
+        compose_eval("checkpoint=x", f"{key}=0")
+
+
 def test_comparing_two_runs(runs, tmp_path, capsys):
     paths = [str(runs / f"seed_{seed}") for seed in (0, 1)]
     compare.main([*paths, "--metrics", "exact_match", "anls", "--out", str(tmp_path / "table.json")])
@@ -163,6 +181,9 @@ def test_comparing_two_runs(runs, tmp_path, capsys):
     with pytest.raises(SystemExit):
         compare.main([paths[0], str(tmp_path)])
     assert "holds no predictions.jsonl" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        compare.main([*paths, "--out", str(tmp_path / "nowhere" / "table.json")])
+    assert "nowhere does not exist; type: mkdir -p" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("override", "message"), [

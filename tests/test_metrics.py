@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from vpt.errors import ConfigError
 from vpt.evaluation.metrics import METRICS, build_metrics
-from vpt.evaluation.metrics.perception import Choice, RegionQuality, confusion, iogt, iou
+from vpt.evaluation.metrics.perception import PERCEPTION, Choice, RegionQuality, confusion, iogt, iou
 from vpt.evaluation.metrics.vqa import normalise as vqa_normalise
 from vpt.evaluation.predictions import Prediction
 from vpt.evaluation.statistics import Ratio, difference, estimates, mcnemar
@@ -136,6 +136,14 @@ def test_free_choice():
     assert confusion(items) == {
         "dino": {"none": 1}, "none": {"dino": 1, "none": 1}, "region": {"dino": 1, "region": 1},
     }  # fmt: skip
+
+
+def test_what_perceiving_costs():
+    """Tokens of what was seen, not of what was ignored; time of every question."""
+    items = [said("", "x", seconds=0.5, trace=[Step("dino", visual_tokens=16), Step("region", visual_tokens=4)]),
+             said("", "x", seconds=1.0, trace=[Step("region", status=IGNORED, visual_tokens=4)])]  # fmt: skip
+    found = {name: ratio.value for metric in PERCEPTION for name, ratio in metric.measure(items).items()}
+    assert (found["perceived_tokens"], found["seconds"]) == (10, 0.75)
 
 
 @pytest.mark.parametrize("name", METRICS)

@@ -160,7 +160,7 @@ def test_a_difference_is_of_the_same_questions(benches):
     metrics = metrics_of(bench.config.data)
     same = compare_runs("itself", bench.plain, bench.plain[::-1], metrics)
     assert (same.difference.value, same.p, same.questions) == (0.0, 1.0, QUESTIONS)
-    with pytest.raises(ConfigError, match="has not answered 1 of the 16 questions"):
+    with pytest.raises(ConfigError, match="does not answer 1 of the 16 questions"):
         compare_runs("another", bench.plain, bench.plain[1:], metrics)
     found = Compared.of("", Ratio.mean([1.0] * 12 + [0.0] * 8), Ratio.mean([1.0] * 2 + [0.0] * 18))
     assert found.difference.value == -0.5 and found.difference.high < 0 and found.p == pytest.approx(2 / 2**10)

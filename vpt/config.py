@@ -16,8 +16,8 @@ def choice(*options: str) -> Any:
     return field(default=options[0], metadata={"choices": options})
 
 
-def bounded(default: float | int, *, low: float = 0, high: float = float("inf")) -> Any:
-    """A number between `low` and `high`, both included."""
+def bounded(default: float | int | None, *, low: float = 0, high: float = float("inf")) -> Any:
+    """A number between `low` and `high`, both included; or None where its type has it."""
     return field(default=default, metadata={"range": (low, high)})
 
 
@@ -111,7 +111,7 @@ class DataConfig:
     perception: bool = True
     plain_looks: bool = False  # with perception=false: a plain look of as many tokens in place of each perception
     metrics: list[str] = field(default_factory=lambda: ["exact_match"])  # the first one gives the score
-    limit: int | None = None  # the first n test questions only
+    limit: int | None = bounded(None, low=1)  # the first n test questions only
     on_error: str = choice("raise", "skip")  # skip: records that cannot be used are left out, counted, and named
     max_skipped: float = bounded(0.01, high=1.0)  # share of the rows at which a run that skips stops
     max_length: int = bounded(2048, low=1)
@@ -205,9 +205,9 @@ class TrainConfig:
 
 @dataclass
 class EvalDataConfig:
-    limit: int | None = None
+    limit: int | None = bounded(None, low=1)
     root: str | None = None
-    max_length: int | None = None
+    max_length: int | None = bounded(None, low=1)
     metrics: list[str] | None = None  # of every source
 
 
@@ -261,7 +261,7 @@ class EvalConfig:
 
 @dataclass
 class AskDataConfig:
-    max_length: int | None = None  # tokens that image and question may have
+    max_length: int | None = bounded(None, low=1)  # tokens that image and question may have
     prompted: bool | None = None  # whether the sentence that asked for perception in training follows the question
 
 

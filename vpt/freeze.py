@@ -102,7 +102,7 @@ def _check_values(config: Any, prefix: str) -> None:
         choices, limits = item.metadata.get("choices"), item.metadata.get("range")
         if choices and value not in choices:
             raise ConfigError(f"{path}={value} is not one of {', '.join(choices)}{nearest(str(value), list(choices))}")
-        if limits and not limits[0] <= value <= limits[1]:
+        if limits and value is not None and not limits[0] <= value <= limits[1]:
             raise ConfigError(f"{path}={value} must lie between {limits[0]} and {limits[1]}")
         expected = get_args(get_type_hints(type(config))[item.name])
         if isinstance(value, float) and not math.isfinite(value):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vpt.cli import fail
-from vpt.errors import DataError, UserError
+from vpt.errors import ConfigError, DataError, UserError
 from vpt.evaluation.metrics import METRICS, build_metrics
 from vpt.evaluation.predictions import PREDICTIONS, Prediction, by_source, read_predictions
 from vpt.evaluation.statistics import difference, mcnemar
@@ -80,6 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the table as JSON, too")
     options = parser.parse_args(arguments)
     try:
+        if options.out and not (folder := options.out.absolute().parent).is_dir():
+            raise ConfigError(f"--out {options.out}: folder {folder} does not exist; type: mkdir -p {folder}")
         found = [read_predictions(find_predictions(path)) for path in (options.a, options.b)]
         a, b = pair(*found)
         rows = compare(a, b, options.metrics)

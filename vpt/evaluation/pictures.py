@@ -90,7 +90,8 @@ def draw_sheet(folder: Path, config: TrainConfig, *, to: Path | None = None, col
     """Questions, what was perceived, answers: spread evenly over right and wrong ones of `predictions.jsonl`."""
     lines = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
     chosen = _choose(lines, columns * rows)
-    figure, axes = plt.subplots(rows, columns, figsize=(2.7 * columns, 3.5 * rows), layout="constrained")
+    room = 0.15 * max((_title(item).count("\n") for item in chosen), default=0)  # inches for further lines of titles
+    figure, axes = plt.subplots(rows, columns, figsize=(2.7 * columns, (3.5 + room) * rows), layout="constrained")
     _, folders = build_sources(config.data.test, config, split="test")
     for axis in axes.flat:
         axis.axis("off")
@@ -99,7 +100,7 @@ def draw_sheet(folder: Path, config: TrainConfig, *, to: Path | None = None, col
     right = sum(line["right"] for line in lines)
     layout = figure.get_layout_engine()
     if isinstance(layout, ConstrainedLayoutEngine):
-        layout.set(h_pad=0.14)  # the lines below an image are outside its axes
+        layout.set(h_pad=0.14 + room / 2)  # the lines below an image are outside its axes
     figure.suptitle(
         f"{right:,} of {len(lines):,} test questions right ({right / max(len(lines), 1):.1%})", weight="bold"
     )
@@ -142,6 +143,10 @@ def _lines(text: str, width: int, *, most: int) -> str:
     return textwrap.fill(text, width, max_lines=most, placeholder=" ...")
 
 
+def _title(item: dict[str, Any]) -> str:
+    return _lines(item["question"], 32, most=3)
+
+
 def _draw_prediction(axis: Axes, item: dict[str, Any], folders: list[ImageFolder]) -> None:
     image = _open(_first_image(item), folders, item["record"])
     axis.imshow(image, interpolation="nearest" if max(image.size) < 200 else None)
@@ -161,7 +166,7 @@ def _draw_prediction(axis: Axes, item: dict[str, Any], folders: list[ImageFolder
     verdict = item["answer"] if item["right"] else f"{item['answer']}  (is: {item['target']})"
     verdict = textwrap.shorten(verdict, 28, placeholder=" ...")
     trace = _lines("; ".join(said) or "answered at once", 40, most=2)
-    axis.set_title(_lines(item["question"], 32, most=3), fontsize=9)
+    axis.set_title(_title(item), fontsize=9)
     axis.text(0.5, -0.03, trace, transform=axis.transAxes, ha="center", va="top", fontsize=7.5, color="#555")
     axis.text(
         0.5, -0.13, verdict, transform=axis.transAxes, ha="center", va="top", fontsize=11, color=colour, weight="bold"

@@ -9,7 +9,15 @@ from vpt.allocator import keep_freed_memory
 from vpt.config import EvalConfig, TrainConfig
 from vpt.errors import ConfigError
 from vpt.evaluation.controls.picture import draw_controls
-from vpt.evaluation.controls.run import Compared, as_json, check_controls, compare_runs, run_controls, table
+from vpt.evaluation.controls.run import (
+    Compared,
+    as_json,
+    check_controls,
+    check_same_questions,
+    compare_runs,
+    run_controls,
+    table,
+)
 from vpt.evaluation.judge import Judge
 from vpt.evaluation.pictures import draw_sheet
 from vpt.evaluation.predictions import SETTINGS, Prediction, write_whole
@@ -56,6 +64,10 @@ class Evaluation:
         limit = asked.data.limit if asked.data.limit is not None else trained.data.limit
         return cls(path, config, checkpoint.run_of(path) / "eval" / asked.name, limit, metrics)
 
+    def records(self) -> list[str]:
+        """Names of the records that are asked about."""
+        return [question.record.where for question in questions(self.config, limit=self.limit)]
+
     def run(self, asked: EvalConfig) -> tuple[list[Prediction], dict[str, Any], dict[str, Compared]]:
         """Answer, once more under every control, and leave predictions and `summary.json`.
 
@@ -83,11 +95,13 @@ def evaluate_checkpoint(config: EvalConfig) -> None:
     check_controls(config.controls)
     evaluation = Evaluation.plan(config, config.checkpoint)
     baseline = Evaluation.plan(config, config.baseline) if config.baseline is not None else None
-    folder = evaluation.folder
+    folder, about = evaluation.folder, f"baseline: {config.baseline}"
+    if baseline is not None:
+        check_same_questions(about, evaluation.records(), {*baseline.records()})
     plain, summary, compared = evaluation.run(config)
     if baseline is not None:
         other, _, _ = baseline.run(replace(config, controls={}))
-        compared["baseline"] = compare_runs(f"baseline: {config.baseline}", plain, other, evaluation.metrics)
+        compared["baseline"] = compare_runs(about, plain, other, evaluation.metrics)
     print(f"accuracy {summary['accuracy']:.4f} on {summary['questions']} questions; see {folder}/summary.json")
     print("\n".join(lines(summary)))
     if compared:

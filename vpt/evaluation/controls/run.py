@@ -1,7 +1,7 @@
 """Does the perception do the work? The same checkpoint with its perception changed, question by question."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -84,6 +84,16 @@ def run_controls(
     return compared
 
 
+def check_same_questions(about: str, records: Sequence[str], other: Collection[str]) -> None:
+    """Raises ConfigError where another run lacks some of the records that are asked about."""
+    missing = [record for record in records if record not in other]
+    if missing:
+        raise ConfigError(
+            f"{about} does not answer {len(missing)} of the {len(records)} questions, {missing[0]} for one; evaluate "
+            "both on the same test split, with the same data.limit"
+        )
+
+
 def compare_runs(about: str, plain: Sequence[Prediction], other: Sequence[Prediction], metrics: Metrics) -> Compared:
     """Another run's answers to the same questions.
 
@@ -91,12 +101,7 @@ def compare_runs(about: str, plain: Sequence[Prediction], other: Sequence[Predic
         ConfigError: where it has not answered all of them.
     """
     found = {item.record: item for item in other}
-    missing = [item.record for item in plain if item.record not in found]
-    if missing:
-        raise ConfigError(
-            f"{about} has not answered {len(missing)} of the {len(plain)} questions, {missing[0]} for one; evaluate "
-            "both on the same test split, with the same data.limit"
-        )
+    check_same_questions(about, [item.record for item in plain], found)
     paired = [found[item.record] for item in plain]
     return Compared.of(about, score(plain, metrics), score(paired, metrics))
 

@@ -69,7 +69,16 @@ class ExtraTokens(MeanScore):
         return sum(step.visual_tokens for step in item.seen)
 
 
-PERCEPTION: tuple[Metric, ...] = (RegionQuality(), Choice(), ExtraTokens())
+class Seconds(MeanScore):
+    """What a question took of its batch's time."""
+
+    name = "seconds"
+
+    def score(self, item: Prediction) -> float:
+        return item.seconds
+
+
+PERCEPTION: tuple[Metric, ...] = (RegionQuality(), Choice(), ExtraTokens(), Seconds())
 
 
 def spelt(kinds: Sequence[str]) -> str:
