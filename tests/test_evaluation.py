@@ -7,8 +7,11 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from threading import Thread
 
 import pytest
+from PIL import Image
+from test_judge import Server
 
 from conftest import ROOT, TOKENS, compose_config, compose_eval, conversation, mixed_records
 from vpt.data.baseline import without_perception
@@ -116,6 +119,47 @@ def test_other_questions_begin_anew(tmp_path):
     assert PredictionLog(tmp_path, {"weights": "x"}, ["2", "1"]).done == []
     assert (tmp_path / "earlier_predictions.jsonl").read_text().count("\n") == 1
     assert not (tmp_path / "predictions.jsonl").exists()
+
+
+def test_an_image_that_breaks_in_the_middle(runs, monkeypatch):
+    """What was answered before is kept, and once the image is mended the same command goes on."""
+    run = runs / "seed_0"
+    ask = [f"checkpoint={run}", "data.limit=20", "generation.batch_size=4", "pictures=false"]
+    evaluate_checkpoint(compose_eval(*ask, "name=sound"))
+    sound = told(run / "eval" / "sound")
+    last = sound[-1].images["image"][0]
+    opened = Image.open
+
+    def broken(path, **options):
+        if str(path).endswith(f"/{last}"):
+            raise OSError("a bad sector")
+        return opened(path, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("vpt.data.images.Image.open", broken)
+        with pytest.raises(DataError, match=r"cannot be read \(a bad sector\); replace the file"):
+            evaluate_checkpoint(compose_eval(*ask, "name=broken"))
+    kept = told(run / "eval" / "broken")
+    assert 4 <= len(kept) < 20 and kept == sound[: len(kept)]
+    evaluate_checkpoint(compose_eval(*ask, "name=broken"))
+    assert told(run / "eval" / "broken") == sound
+
+
+def test_a_judge_of_an_evaluation(runs, tmp_path):
+    """`judge.url` beside the metrics of the data set, and its interval in the summary."""
+    server = Server({"": "score: 0.5"})
+    Thread(target=server.serve_forever, daemon=True).start()
+    ask = [f"checkpoint={runs / 'seed_0'}", "name=judged", "data.limit=6", "pictures=false", "judge.questions=4"]
+    try:
+        evaluate_checkpoint(
+            compose_eval(*ask, f"judge.url={server.url}", "judge.model=stub", f"judge.cache={tmp_path / 'j.sqlite'}")
+        )
+    finally:
+        server.shutdown()
+        server.server_close()
+    found = json.loads((runs / "seed_0" / "eval" / "judged" / "summary.json").read_text())["metrics"]["easy_vqa"]
+    assert next(iter(found)) == "exact_match", "the score is not the judge's"
+    assert (found["judge"]["value"], found["judge"]["questions"], found["judge_unscored"]["value"]) == (0.5, 4, 0)
 
 
 def test_weights_are_told_apart(runs):

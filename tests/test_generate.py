@@ -178,6 +178,29 @@ def test_it_equals_prompting_again_with_the_perceived_turn(make_parts, folder, k
     assert once.ids == scratch
 
 
+def test_a_wider_crop_equals_prompting_with_it(make_parts, folder):
+    """`crop_margin`: the ids that follow are those of the wider crop, from scratch, and not those of the narrow one."""
+    parts = make_parts(*ALL)
+    [sample] = samples_of(parts, folder, records()[1:2])
+    script = script_of(parts, sample)[:7]
+
+    def scratch(margin):
+        return FromScratch(parts, sample.record, folder, limit=24, script=script, margin=margin).decode()
+
+    generator = Opening(parts, {sample.record.where: [*script]}, Limits(24, 3, crop_margin=1))
+    answer = generator.answer([parts.encoder.prompt(sample.record, folder)], [folder])[0]
+    assert answer.ids == scratch(1) != scratch(0)
+
+
+@pytest.mark.parametrize("action", ["none", "region", "dino"])
+def test_a_forced_action_is_the_same_alone_and_in_a_batch(all_parts, folder, action):
+    prompts = prompts_of(all_parts, folder, [*records(), *mixed_records()[5:8]])
+    generator = free(all_parts, Limits(16, 2, action=action))
+    together = [answer.ids for answer in generator.answer(prompts, [folder] * len(prompts))]
+    assert together == [generator.answer([prompt], [folder])[0].ids for prompt in prompts]
+    assert len({*map(tuple, together)}) > 1
+
+
 def last_index(values, value):
     return len(values) - 1 - values[::-1].index(value)
 

@@ -1,6 +1,7 @@
 """Metrics equal what is known of them: published rules, worked examples, other routes to the same number."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ from vpt.evaluation.metrics.perception import PERCEPTION, Choice, RegionQuality,
 from vpt.evaluation.metrics.vqa import normalise as vqa_normalise
 from vpt.evaluation.predictions import Prediction
 from vpt.evaluation.statistics import Ratio, difference, estimates, mcnemar
-from vpt.speaker import IGNORED, Step
+from vpt.evaluation.summary import summarise
+from vpt.speaker import IGNORED, MENDED, Step
 
 
 def said(answer: str, *accepted: str, **more) -> Prediction:
@@ -136,6 +138,14 @@ def test_free_choice():
     assert confusion(items) == {
         "dino": {"none": 1}, "none": {"dino": 1, "none": 1}, "region": {"dino": 1, "region": 1},
     }  # fmt: skip
+
+
+def test_what_was_mended_ignored_and_cut_off_is_counted():
+    items = [said("", "x", trace=[Step("region", status=MENDED), Step("region", status=IGNORED)]),
+             said("", "x", complete=False, trace=[Step("dino"), Step("region", status=IGNORED)])]  # fmt: skip
+    summary = summarise([replace(item, source="test") for item in items], {"test": [METRICS["exact_match"]()]})
+    assert [summary[key] for key in ("requests_mended", "requests_ignored", "cut_off")] == [1, 2, 1]
+    assert summary["perceptions"] == {"region": 1, "dino": 1}
 
 
 def test_what_perceiving_costs():
