@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from vpt.report.examples import BEST, RANDOM, WORST, choose, read_examples
 from vpt.report.found import REPORT
 from vpt.report.looks import SEEN, SIDE, looks
 from vpt.report.page import write_report
+from vpt.report.sections import results
 from vpt.speaker import Step
 from vpt.training.run import train
 
@@ -106,6 +108,15 @@ def test_every_section_needs_its_data(run, tmp_path):
     assert "Does the perception do the work?" not in Reader(write_report(answers).read_text()).headings
     with pytest.raises(CheckpointError, match="holds neither"):
         write_report(tmp_path / "nowhere")
+
+
+def test_shares_have_a_bar_and_amounts_have_none():
+    one = {"value": 0.5, "low": 0.4, "high": 0.6, "questions": 9}
+    summary = {"metrics": {"x": {"anls": one, "cider_d": one}}, "perception": {"acting_recall": one, "seconds": one}}
+    rows = results(SimpleNamespace(summary=summary, predictions=[])).split("<tr>")[2:]
+    assert [("anls" in row, "seconds" in row, "<svg" in row) for row in rows] == [
+        (True, False, True), (False, False, False), (False, False, True), (False, True, False),
+    ]  # fmt: skip
 
 
 def test_texts_cannot_run(run, tmp_path):

@@ -16,6 +16,7 @@ from vpt.report.looks import Look
 from vpt.speaker import IGNORED
 
 UNIT = (0.0, 1.0)
+AMOUNTS = ("perceived_tokens", "seconds", "cider_d")  # these may be small, and are no shares for all that
 SEEN_AT = 0.5  # of the true box
 
 
@@ -26,7 +27,7 @@ def results(found: Found) -> str:
         return ""
     named = [(source, name, e) for source, metrics in summary["metrics"].items() for name, e in metrics.items()]
     named += [("all", name, e) for name, e in summary.get("perception", {}).items() if name != "confusion"]
-    rows = [(source, name, e["value"], _range(e), _unit_interval(e), e["questions"]) for source, name, e in named]
+    rows = [(source, name, e["value"], _range(e), _unit_interval(name, e), e["questions"]) for source, name, e in named]
     parts = [html.table(["data", "metric", "value", "95% interval", "from 0 to 1", "questions"], rows)]
     for key, what in (("accuracy_by_type", "type of question"), ("accuracy_by_perception", "what the model did")):
         if len(summary.get(key, {})) > 1:
@@ -58,8 +59,8 @@ def _range(estimate: Mapping[str, float]) -> str:
     return f"{estimate['low']:.4g} to {estimate['high']:.4g}"
 
 
-def _unit_interval(estimate: Mapping[str, float]) -> object:
-    inside = estimate["low"] >= 0 and estimate["high"] <= 1
+def _unit_interval(name: str, estimate: Mapping[str, float]) -> object:
+    inside = name not in AMOUNTS and estimate["low"] >= 0 and estimate["high"] <= 1
     return interval(estimate["value"], estimate["low"], estimate["high"], span=UNIT) if inside else ""
 
 

@@ -70,7 +70,9 @@ class ExtraTokens(MeanScore):
 
 
 class Seconds(MeanScore):
-    """What a question took of its batch's time."""
+    """What a question took of its batch's time. Questions of one batch have the same, so the interval tells how batches
+    differ, and nothing where there was one.
+    """
 
     name = "seconds"
 
