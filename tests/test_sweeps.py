@@ -1,13 +1,15 @@
 """Sweeps as they are typed."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from wandb.sdk.launch.sweeps import utils as sweeps
 
-from conftest import ROOT
+from conftest import ROOT, compose_config
 from vpt.cli import check_overrides
 from vpt.config import TrainConfig
 
@@ -43,8 +45,17 @@ def test_optuna_asks_for_what_the_runs_return(tmp_path):
     assert set(best["best_params"]) == {"optim.lr", "masking.para_mask_ratio"}
 
 
-def test_the_wandb_sweep_asks_for_keys_that_exist():
+def test_the_wandb_agent_types_what_runs():
+    """The command as wandb's own code makes it of the file and of values that a server may send."""
     described = yaml.safe_load((ROOT / "examples" / "wandb_sweep.yaml").read_text())
-    check_overrides([f"{key}=0" for key in described["parameters"]], TrainConfig)
-    assert (ROOT / described["program"]).is_file()
-    check_overrides([word for word in described["command"] if word.startswith("+")], TrainConfig)
+    sent = {"optim.lr": 0.000123456, "masking.para_mask_ratio": 0.25, "seed": 2}
+    assert sent.keys() == described["parameters"].keys()
+    made = sweeps.create_sweep_command_args({"args": {key: {"value": value} for key, value in sent.items()}})
+    command = sweeps.create_sweep_command(described["command"])
+    assert command[:3] == ["${env}", "${interpreter}", "${program}"] and (ROOT / described["program"]).is_file()
+    assert command[-1] == "${args_no_hyphens}"
+    overrides = [*command[3:-1], *made["args_no_hyphens"]]
+    check_overrides(overrides, TrainConfig)
+    config = compose_config(*overrides)
+    assert (config.optim.lr, config.masking.para_mask_ratio, config.seed) == (0.000123456, 0.25, 2)
+    assert re.fullmatch(r"sweep_\d{4}_\d{6}_\d+", config.run_name)
