@@ -51,7 +51,7 @@ def loaded(folder: Path) -> torch.nn.Module:
     return load(folder, device="cpu").model
 
 
-@examples(12, 1_500)
+@examples(12, 700)
 @pytest.mark.parametrize("take", [loaded, resumed])
 def test_wrecked_checkpoints(run, tmp_path, monkeypatch, take, count):
     folder, weights = run

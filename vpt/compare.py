@@ -9,6 +9,7 @@ Runs that differ in nothing but the seed are one line, mean ± standard deviatio
 
 import argparse
 import json
+import math
 import statistics
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -28,6 +29,11 @@ _NO_DIFFERENCE = (
     "model.token_ids", "model.vision_encoder_ls",
 )  # fmt: skip
 ABSENT, PRESENT = "-", "yes"  # a re-encoder or a source that some of the runs lack
+
+
+def shown(value: object) -> str:
+    """A setting as tables and pictures have it; `compare.json` has all digits."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 @dataclass(frozen=True)
@@ -50,7 +56,7 @@ class Line:
     @property
     def name(self) -> str:
         """What sets the runs apart in a few words, or the run's own name."""
-        words = [f"{key.rpartition('.')[2]}={value}" for key, value in self.label.items() if value != ABSENT]
+        words = [f"{key.rpartition('.')[2]}={shown(value)}" for key, value in self.label.items() if value != ABSENT]
         return ", ".join(words) or label_of(self)
 
     def cell(self, metric: str) -> str:
@@ -144,7 +150,7 @@ def table(lines: Sequence[Line], metrics: Sequence[str]) -> str:
     """The lines as text: a column for each differing key, number of runs, metrics."""
     rows = [["run", *lines[0].label, "runs", *metrics]]
     for line in lines:
-        label = [label_of(line), *(str(value) for value in line.label.values())]
+        label = [label_of(line), *map(shown, line.label.values())]
         done = sum(run.results is not None for run in line.runs)
         count = str(done) if done == len(line.runs) else f"{done} of {len(line.runs)}"
         rows.append([*label, count, *(line.cell(metric) for metric in metrics)])
@@ -180,10 +186,10 @@ def draw(lines: Sequence[Line], metrics: Sequence[str], path: Path) -> Path:
     for axis, metric in zip(axes[0], metrics):
         values = [line.values[metric] for line in lines]
         means = [statistics.mean(group) if group else 0.0 for group in values]
-        spread = [statistics.stdev(group) if len(group) > 1 else 0.0 for group in values]
+        spread = [statistics.stdev(group) if len(group) > 1 else math.nan for group in values]
         axis.barh(range(len(lines)), means, xerr=spread, height=0.6, color="#7aa6c2", capsize=3)
         for row, group in enumerate(values):
-            axis.plot(group, [row] * len(group), "o", color="#1d3b53", markersize=4)
+            axis.plot(group, [row] * len(group), "o", color="#1d3b53", markersize=4, clip_on=False)
         axis.set(title=metric, yticks=range(len(lines)), yticklabels=names)
         axis.grid(axis="x", alpha=0.3)
         if min((value for group in values for value in group), default=0) >= 0:
