@@ -247,7 +247,8 @@ def test_kinds_of_perception_may_follow_the_question():
     source, _ = scenes("kinds={read:region,there:none}")
     for index in range(40):
         kind, looks = source.posed(index).kind, len(source[index].images[TOWER])
-        assert looks == (1 if kind in ("there", "colour") else 2)  # those that are not named are drawn from data.actions
+        # Of those that are not named, conf/data/scenes.yaml names `colour`; the others are drawn from data.actions.
+        assert looks == (1 if kind in ("there", "colour") else 2)
 
 
 BAD_OPTIONS = {
