@@ -36,7 +36,8 @@ def load(path: str | Path, *, device: str = "auto") -> Parts:
     target = choose_device(device)
     released = ReleasedCheckpoint.at(path)
     if released:
-        parts = build(released_config(released))
+        with reading(released.folder, "it is no released checkpoint, or a damaged one: copy or download it again"):
+            parts = build(released_config(released))
     else:
         found = checkpoint.find(path)
         seal.check(found)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from vpt.config import EncoderConfig, ModelConfig, TrainConfig
-from vpt.errors import CheckpointError, ConfigError
+from vpt.errors import CheckpointError, ConfigError, reading
 from vpt.model import VPTModel
 from vpt.sizes import Sizes
 from vpt.weights import TensorFolder, fill
@@ -103,7 +103,9 @@ class ReleasedCheckpoint:
             print(f"  {self.folder}: lm_head differs from the embedding, so the two are not tied", flush=True)
             qwen["tie_word_embeddings"] = False
         stored = self.config.get(SIZES, {})
-        return Sizes(qwen, {name: stored.get(name, node.sizes[node.size].config) for name, node in encoders.items()})
+        sizes = Sizes(qwen, {name: stored.get(name, node.sizes[node.size].config) for name, node in encoders.items()})
+        sizes.check(self.folder / "config.json", tensors=len(self.tensors))
+        return sizes
 
     def _is_tied(self) -> bool:
         """Tied weights may be stored twice; they count as tied while they are equal."""
@@ -150,10 +152,8 @@ def read_config(path: str | Path | None) -> dict[str, Any]:
     file = Path(path or "") / "config.json"
     if path is None or not file.is_file():
         return {}
-    try:
-        config = json.loads(file.read_text())
-    except json.JSONDecodeError as error:
-        raise CheckpointError(f"{file} is not valid JSON: {error}") from None
+    with reading(file, "copy or download it again"):
+        config = json.loads(file.read_text(encoding="utf-8"))
     return config if isinstance(config, dict) else {}
 
 

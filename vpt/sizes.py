@@ -51,20 +51,20 @@ class Sizes:
             raise CheckpointError(f"{folder / QWEN}.json is missing; {FIX}")
         return cls(found.pop(QWEN), found)
 
-    def check(self, folder: Path, *, tensors: int) -> None:
+    def check(self, where: Path, *, tensors: int) -> None:
         """Refuse what no model has, before anything is built of it. Raises CheckpointError.
 
         Args:
-            folder: what to call these sizes.
+            where: what to call these sizes.
             tensors: how many are stored; there are no more layers than that.
         """
         for part, config in {QWEN: self.qwen, **self.encoders}.items():
             for key, value in _entries(config):
                 if key in _NOT_SIZES:
-                    raise CheckpointError(f"{folder}/{part}.json: {key} says what code to run, not a size; remove it")
+                    raise CheckpointError(f"{where}, {part}: {key} says what code to run, not a size; remove it")
                 limit = tensors if "layers" in key or key == "depth" else MOST
                 if isinstance(value, int | float) and key not in _NO_COUNTS and not abs(value) <= limit:
-                    raise CheckpointError(f"{folder}/{part}.json: {key}={value:.3g} is beyond {limit:,}; {FIX}")
+                    raise CheckpointError(f"{where}, {part}: {key}={value:.3g} is beyond {limit:,}; {FIX}")
 
 
 def _entries(tree: Any, key: str = "") -> Iterator[tuple[str, Any]]:

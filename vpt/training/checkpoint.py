@@ -30,6 +30,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.checkpoint import HuggingFaceStorageReader
+from torch.distributed.checkpoint.api import CheckpointException
 from transformers import PreTrainedTokenizerBase, Qwen2Tokenizer
 
 from vpt.config import TrainConfig
@@ -173,7 +174,10 @@ def restore(checkpoint: Path, model: VPTModel, optimizer: torch.optim.Optimizer)
         tensors |= _begin_state(optimizer, stored)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "torch.distributed is disabled")
-            dcp.load(tensors, storage_reader=reader, no_dist=not dist.is_initialized())
+            try:
+                dcp.load(tensors, storage_reader=reader, no_dist=not dist.is_initialized())
+            except CheckpointException as error:  # no Exception; it holds one of each process that failed
+                raise next(iter(error.failures.values()))[0] from None
         progress = _read_progress(checkpoint)
     return progress
 
