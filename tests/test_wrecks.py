@@ -119,7 +119,7 @@ RELEASED = {
     "nesting": ("[" * 100_000, "config.json cannot be read"), "bytes": ("\x00", "config.json cannot be read"),
     "a word for a list": ('{"model_type": "qwen2_vl_vpt", "vision_encoder_ls": "dino"}', "cannot be read"),
     "an override": ('{"model_type": "qwen2_vl_vpt", "vision_encoder_ls": ["dino]", "hydra.run.dir=x"]}', "cannot be read"),
-    "no sizes": ('{"model_type": "qwen2_vl_vpt"}', "cannot be read"),
+    "no sizes": ('{"model_type": "qwen2_vl_vpt"}', "describes a model of"),
     "layers": ('{"model_type": "qwen2_vl_vpt", "num_hidden_layers": 1e9}', "num_hidden_layers=1e.09 is beyond"),
 }  # fmt: skip
 

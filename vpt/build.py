@@ -81,7 +81,9 @@ def build(
     """
     released = ReleasedCheckpoint.at(config.model.path) if sizes is None else None
     if released:
-        sizes = released.sizes(config.encoder)
+        sizes, tokenizer = released.sizes(config.encoder), tokenizer or build_tokenizer(config.model)
+        with torch.device("meta"):
+            released.check_size(build(config, tokenizer=tokenizer, sizes=sizes).model)
     spelling = {name: encoder.token for name, encoder in config.encoder.items()}
     if tokenizer is None:
         tokenizer = build_tokenizer(config.model)

@@ -8,6 +8,7 @@
 """
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from vpt.config import EncoderConfig, ModelConfig, TrainConfig
 from vpt.errors import CheckpointError, ConfigError, reading
 from vpt.model import VPTModel
 from vpt.sizes import Sizes
-from vpt.weights import TensorFolder, fill
+from vpt.weights import TensorFolder, fill, own_tensors
 
 MODEL_TYPE = "qwen2_vl_vpt"
 SIZES = "re_encoder_sizes"  # our addition to config.json: the released code knows its encoders' sizes by heart
@@ -127,6 +128,18 @@ class ReleasedCheckpoint:
         ]
         if wrong:
             raise ConfigError(f"the tokenizer in {self.folder} does not go with its config.json: {'; '.join(wrong)}")
+
+    def check_size(self, model: VPTModel) -> None:
+        """Raise CheckpointError where `config.json` asks for far more than the tensors hold: what it leaves out is
+        transformers' default, which is 72 B parameters. `load_into` compares one by one.
+        """
+        wanted = sum(tensor.numel() for tensor in own_tensors(model).values())
+        held = sum(map(math.prod, self.tensors.shapes.values()))
+        if wanted > 2 * held:
+            raise CheckpointError(
+                f"{self.folder}/config.json describes a model of {wanted:,} numbers, the tensors are {held:,}; copy or "
+                "download it again"
+            )
 
     def load_into(self, model: VPTModel) -> None:
         """Read every tensor into `model`. Raises CheckpointError that lists what is missing or unexpected.
