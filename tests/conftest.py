@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -28,8 +29,8 @@ SHARED = ROOT.parent / "shared"
 
 def pytest_configure() -> None:
     torch.set_num_threads(1)  # tiny tensors, and several test processes
-    settings.register_profile("untimed", deadline=None)  # how fast a machine is decides no test
-    settings.load_profile("untimed")
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job; programs would inherit that
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.setdefault("VPT_CACHE", tempfile.mkdtemp(prefix="vpt-cache-"))
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the programs that tests start
     settings.register_profile("untimed", deadline=None)  # a busy machine is no failure
