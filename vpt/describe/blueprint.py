@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig
 
-from vpt.build import Parts, build, load
+from vpt.backbone import load
+from vpt.build import Parts, build
 from vpt.config import EncoderConfig, ModelConfig, TrainConfig
 from vpt.errors import ConfigError
 from vpt.released import ReleasedCheckpoint, read_config
