@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all bench bench-gpu lint format clean
+.PHONY: help setup demo test test-all bench bench-gpu same-loss lint format clean
 
 help:  ## list what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
@@ -33,6 +33,10 @@ bench: setup  ## what things cost, in ratios: outputs/bench.json
 GPUS ?= 1
 bench-gpu: setup  ## training and answering at the published sizes, on GPUS=n: outputs/bench_gpu.json
 	$(BIN)/python -m $(if $(filter-out 1,$(GPUS)),torch.distributed.run --nproc-per-node=$(GPUS) -m )vpt.bench.gpu
+
+REF ?= HEAD
+same-loss: setup  ## ten steps of training have the losses of commit REF, to the last bit
+	$(BIN)/python tests/helpers/same_loss.py $(REF)
 
 lint: setup  ## ruff and mypy
 	$(BIN)/ruff check .
