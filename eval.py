@@ -13,18 +13,18 @@ from omegaconf import DictConfig
 from vpt import cli
 from vpt.config import EvalConfig
 from vpt.errors import UserError
-from vpt.freeze import freeze
+from vpt.freeze import resolve_config
 
 
 @hydra.main(config_path="conf", config_name="eval", version_base=None)
 def main(composed: DictConfig) -> None:
     try:
-        config = freeze(composed, EvalConfig)
+        config = resolve_config(composed, EvalConfig)
         from vpt.evaluation.run import evaluate_checkpoint
 
         evaluate_checkpoint(config)
     except UserError as error:
-        cli.fail(error)
+        cli.exit_with(error)
 
 
 if __name__ == "__main__":

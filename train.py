@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from vpt import cli
 from vpt.config import TrainConfig
 from vpt.errors import UserError
-from vpt.freeze import freeze, validate
+from vpt.freeze import resolve_config, validate
 from vpt.sweeping import forget_failure, in_sweep, note_failure
 
 
@@ -22,7 +22,7 @@ from vpt.sweeping import forget_failure, in_sweep, note_failure
 def main(composed: DictConfig) -> float | None:
     folder = HydraConfig.get().runtime.output_dir
     try:
-        config = freeze(composed, TrainConfig)
+        config = resolve_config(composed, TrainConfig)
         validate(config)
         from vpt.training.run import train  # the heavy part, after all that can be wrong has been checked
 
@@ -34,7 +34,7 @@ def main(composed: DictConfig) -> float | None:
             note_failure(error, Path(folder))
             return None
         if isinstance(error, UserError):
-            cli.fail(error)
+            cli.exit_with(error)
         raise
 
 

@@ -11,13 +11,13 @@ from pathlib import Path
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from vpt.data.images import ImageFolder
-from vpt.data.loader import StepBatches
-from vpt.data.mixture import mix
-from vpt.data.samples import SampleEncoder
+from vpt.data.images import MediaStore
+from vpt.data.loader import StepDataset
+from vpt.data.mixture import build_mixture
+from vpt.data.samples import Processor
 from vpt.data.sources import SourceContext
 from vpt.data.sources.records import RecordFile
-from vpt.data.template import Template
+from vpt.data.template import ChatTemplate
 from vpt.masking import Masking
 from vpt.tiny import tiny_tokenizer
 from vpt.tokens import PerceptionVocabulary
@@ -34,7 +34,7 @@ def proc(name: str, key: str) -> int:
 class Watched(Dataset):
     """The batches of steps, of which only the memory of the worker that made them comes back, in bytes."""
 
-    def __init__(self, batches: StepBatches) -> None:
+    def __init__(self, batches: StepDataset) -> None:
         self.batches = batches
 
     def __getitem__(self, step: int) -> int:
@@ -46,10 +46,10 @@ def main(root: Path, name: str) -> None:
     torch.set_num_threads(1)
     tokenizer = tiny_tokenizer()
     vocabulary = PerceptionVocabulary.from_tokenizer(tokenizer, {}, region_bins=0)
-    encoder = SampleEncoder(Template(tokenizer, vocabulary, {}, projector_scale=1), {})
+    encoder = Processor(ChatTemplate(tokenizer, vocabulary, {}, projector_scale=1), {})
     read, started = proc("io", "rchar"), time.perf_counter()
     source = RecordFile(SourceContext(root, {}, {}, True, True, 0, 0), path=name)
-    batches = StepBatches(mix([source], [1], 0), [ImageFolder(root)], encoder, Masking(), batch_size=ROWS,
+    batches = StepDataset(build_mixture([source], [1], 0), [MediaStore(root)], encoder, Masking(), batch_size=ROWS,
                           micro_batch_size=ROWS, steps=LATE + STEPS)  # fmt: skip
     batches[LATE]
     took, read = time.perf_counter() - started, proc("io", "rchar") - read

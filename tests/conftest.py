@@ -15,13 +15,13 @@ from hypothesis import settings
 from PIL import Image
 
 from vpt import cli  # noqa: F401  (registers the schema)
-from vpt.batch import TOWER
-from vpt.build import Parts, build
+from vpt.batch import VISION_TOWER
+from vpt.build import ModelBundle, build_model
 from vpt.config import EvalConfig, TrainConfig
-from vpt.data.images import ImageFolder
+from vpt.data.images import MediaStore
 from vpt.data.records import parse_record
 from vpt.data.samples import Sample
-from vpt.freeze import freeze, validate
+from vpt.freeze import resolve_config, validate
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
@@ -40,7 +40,7 @@ def pytest_configure() -> None:
 def compose_config(*overrides: str, conf: Path = ROOT / "conf") -> TrainConfig:
     """The frozen configuration of `python train.py OVERRIDES`."""
     with initialize_config_dir(str(conf), version_base=None):
-        config = freeze(compose("train", overrides=list(overrides)), TrainConfig)
+        config = resolve_config(compose("train", overrides=list(overrides)), TrainConfig)
     validate(config)
     return config
 
@@ -59,22 +59,22 @@ def losses(folder: Path) -> list[float]:
 def compose_eval(*overrides: str) -> EvalConfig:
     """The frozen configuration of `python eval.py OVERRIDES`."""
     with initialize_config_dir(str(ROOT / "conf"), version_base=None):
-        return freeze(compose("eval", overrides=list(overrides)), EvalConfig)
+        return resolve_config(compose("eval", overrides=list(overrides)), EvalConfig)
 
 
 @pytest.fixture(scope="session")
-def make_parts() -> Callable[..., Parts]:
+def make_parts() -> Callable[..., ModelBundle]:
     """Tiny parts for overrides; weights are the same for the same overrides."""
 
-    def make(*overrides: str) -> Parts:
+    def make(*overrides: str) -> ModelBundle:
         torch.manual_seed(0)
-        return build(compose_config(*overrides))
+        return build_model(compose_config(*overrides))
 
     return make
 
 
 @pytest.fixture(scope="session")
-def all_parts(make_parts) -> Parts:
+def all_parts(make_parts) -> ModelBundle:
     """One model with every kind of perception, for tests that change nothing in it."""
     return make_parts(*ALL)
 
@@ -84,7 +84,7 @@ FAMILIES = {"qwen2_vl": (), "qwen2_5_vl": ("model=tiny_2_5",)}
 
 
 @pytest.fixture(scope="session")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> ImageFolder:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> MediaStore:
     """Images of several sizes and a video of seven frames: smooth colours with noise, so that no two patches are alike."""
     root = tmp_path_factory.mktemp("images")
     generator = np.random.default_rng(0)
@@ -95,7 +95,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> ImageFolder:
     for number in range(7):
         pixels = np.roll(ramp[:48, :80], 11 * number, axis=1) + generator.integers(0, 56, (48, 80, 3))
         Image.fromarray(pixels.astype(np.uint8)).save(root / f"frame{number}.png")
-    return ImageFolder(root)
+    return MediaStore(root)
 
 
 def action_turns(token: str) -> list[dict]:
@@ -166,7 +166,7 @@ def mixed_records() -> list[dict]:
 TOKENS = {"dino": "detection", "sam": "seg", "clip": "clip"}
 
 
-def qwen_inputs(parts: Parts, sample: Sample, *, perceived_grids: bool = False) -> dict[str, torch.Tensor]:
+def qwen_inputs(parts: ModelBundle, sample: Sample, *, perceived_grids: bool = False) -> dict[str, torch.Tensor]:
     """What transformers' `get_rope_index` takes for a row: token types, and the grids of images and videos.
 
     `perceived_grids`: re-encoded tokens count as images, too.
@@ -175,23 +175,23 @@ def qwen_inputs(parts: Parts, sample: Sample, *, perceived_grids: bool = False) 
     grids: dict[int, list[tuple[int, int, int]]] = {1: [], 2: []}
     seconds = []
     for block in sample.row.blocks:
-        look = sample.looks[block.source][block.look][1]
-        if block.source != TOWER and not perceived_grids:
+        look = sample.images[block.source][block.image][1]
+        if block.source != VISION_TOWER and not perceived_grids:
             continue
         kind = 2 if look.seconds else 1
         types[block.start : block.start + block.length] = kind
-        side = round(look.tokens**0.5) * parts.encoder.numbering.merge
+        side = round(look.tokens**0.5) * parts.encoder.position_scheme.merge
         grids[kind].append(look.grid or (1, side, side))
         seconds += [look.seconds] if look.seconds else []
     inputs = {"input_ids": sample.ids[None], "mm_token_type_ids": types[None].int()}
     inputs |= {"image_grid_thw": torch.tensor(grids[1])} if grids[1] else {}
     inputs |= {"video_grid_thw": torch.tensor(grids[2])} if grids[2] else {}
-    timed = seconds and parts.encoder.numbering.tokens_per_second
+    timed = seconds and parts.encoder.position_scheme.tokens_per_second
     return inputs | ({"second_per_grid_ts": torch.tensor(seconds)} if timed else {})
 
 
-def samples_of(parts: Parts, folder: ImageFolder, raws: list[dict] | None = None) -> list:
+def samples_of(parts: ModelBundle, folder: MediaStore, raws: list[dict] | None = None) -> list:
     """Encode records (all kinds by default)."""
     raws = mixed_records() if raws is None else raws
     records = [parse_record(raw, where=f"record {i}", encoder_tokens=TOKENS) for i, raw in enumerate(raws)]
-    return [parts.encoder.encode(record, folder) for record in records]
+    return [parts.encoder.encode_conversation(record, folder) for record in records]

@@ -9,12 +9,12 @@ from dataclasses import replace
 
 import torch
 
-from vpt.asking import Asking
-from vpt.batch import TOWER, Action
-from vpt.data.packing import pack
+from vpt.asking import PerceptionParser
+from vpt.batch import VISION_TOWER, Action
+from vpt.data.packing import collate
 from vpt.data.records import Message
-from vpt.data.template import Draft
-from vpt.inner_forward import StageCache
+from vpt.data.template import EncodedConversation
+from vpt.inner_forward import StagedKVCache
 from vpt.sampling import Sampling
 
 
@@ -25,15 +25,17 @@ class FromScratch:
         self.parts, self.record, self.folder, self.limit, self.actions = parts, record, folder, limit, actions
         self.script, self.margin = list(script), margin
         self.sampling = sampling or Sampling()
-        self.dice = self.sampling.dice(number)
-        self.asking = Asking(parts.model.vocabulary, device=parts.model.device)
+        self.dice = self.sampling.rng_for(number)
+        self.asking = PerceptionParser(parts.model.vocabulary, device=parts.model.device)
         users = [i for i, message in enumerate(record.messages) if message.role == "user"]
-        first, *_ = record.images[TOWER]
-        self.image = first.still
-        self.looks = {TOWER: list(parts.encoder.look({TOWER: (first,)}, folder, where="")[TOWER])}
-        self.draft = Draft()
-        parts.encoder.template.write(self.draft, record.messages[: users[0] + 1], self.tokens())
-        parts.encoder.template.open_answer(self.draft)
+        first, *_ = record.images[VISION_TOWER]
+        self.image = first.frame
+        self.looks = {
+            VISION_TOWER: list(parts.encoder.process_images({VISION_TOWER: (first,)}, folder, where="")[VISION_TOWER])
+        }
+        self.draft = EncodedConversation()
+        parts.encoder.chat_template.encode(self.draft, record.messages[: users[0] + 1], self.tokens())
+        parts.encoder.chat_template.add_generation_prompt(self.draft)
 
     def tokens(self):
         return {source: [look.tokens for _, look in looks] for source, looks in self.looks.items()}
@@ -41,20 +43,20 @@ class FromScratch:
     def logits(self):
         """[1, vocabulary] after everything so far."""
         model = self.parts.model
-        sample = self.parts.encoder.finish(self.draft, self.looks, self.record)
-        batch = pack([sample])
-        passes, model.passes = model.passes, replace(model.passes, inner_forward="full")
+        sample = self.parts.encoder.build_sample(self.draft, self.looks, self.record)
+        batch = collate([sample])
+        passes, model.forward_config = model.forward_config, replace(model.forward_config, inner_forward="full")
         try:
-            tokens, walk = model.project(model.look(batch.looks), batch), model.plan(batch)
-            hidden, _ = model.walk(batch, walk, tokens, StageCache())
+            tokens, walk = model.project_features(model.encode_images(batch.images), batch), model.plan_forward(batch)
+            hidden, _ = model.run_stages(batch, walk, tokens, StagedKVCache())
         finally:
-            model.passes = passes
-        return model.logits(hidden[walk.hidden[-1:]])
+            model.forward_config = passes
+        return model.logits(hidden[walk.output_index[-1:]])
 
     @torch.no_grad()
     def decode(self):
         """All ids that it says, forced control tokens included."""
-        vocabulary, scale = self.parts.model.vocabulary, self.parts.model.passes.projector_scale
+        vocabulary, scale = self.parts.model.vocabulary, self.parts.model.forward_config.projector_scale
         ids, turn = [], []
         while len(ids) < self.limit:
             chosen = self.choose(ids, turn)  # drawn for each token, whether it is used or not
@@ -84,23 +86,23 @@ class FromScratch:
         settled = {vocabulary.region_end, *(action.start for action in vocabulary.actions.values())}
         if sum(token in self.asking.starts for token in ids) >= self.actions or settled & {*turn}:
             logits[:, [*self.asking.starts]] = -torch.inf
-        return self.sampling.choose(logits, [self.dice])[0]
+        return self.sampling.sample(logits, [self.dice])[0]
 
     def show(self, turn):
         """Append the user turn that shows what `turn` asked for; False where it asked for nothing."""
-        request = self.asking.shown(self.asking.requests(turn))
+        request = self.asking.select(self.asking.parse(turn))
         if request is None:
             return False
         encoder = self.parts.encoder
-        encoder.template.close_turn(self.draft, loss=True)
-        source = TOWER if request.region else request.kind
+        encoder.chat_template.end_turn(self.draft, loss=True)
+        source = VISION_TOWER if request.region else request.kind
         image = self.image
         if request.region:
-            size = self.folder.full(image, where="").size
+            size = self.folder.full_resolution(image, where="").size
             image = replace(image, crop=request.region.to_box(size, bins=8, margin=self.margin))
-        look = encoder.look({source: (image,)}, self.folder, where="")[source][0]
+        look = encoder.process_images({source: (image,)}, self.folder, where="")[source][0]
         self.looks.setdefault(source, []).append(look)
-        name = "image" if request.region else f"{encoder.template.encoder_tokens[source]}_image"
-        encoder.template.write(self.draft, (Message("user", f"<{name}>"),), self.tokens())
-        encoder.template.open_answer(self.draft)
+        name = "image" if request.region else f"{encoder.chat_template.encoder_tokens[source]}_image"
+        encoder.chat_template.encode(self.draft, (Message("user", f"<{name}>"),), self.tokens())
+        encoder.chat_template.add_generation_prompt(self.draft)
         return True

@@ -19,21 +19,21 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
-from vpt.attention import SEGMENTS
-from vpt.batch import TOWER, Action, Batch, Block, Looks, Row
-from vpt.data.images import ImageFolder
+from vpt.attention import SEGMENT_ATTENTION
+from vpt.batch import VISION_TOWER, Action, Batch, ImageInputs, PlaceholderSpan, Row
+from vpt.data.images import MediaStore
 from vpt.data.records import Record
-from vpt.data.samples import Sample, SampleEncoder
-from vpt.encoders.base import BuildContext, Look, ReEncoder, View
-from vpt.encoders.clip import TowerEncoder
+from vpt.data.samples import Processor, Sample
+from vpt.encoders.base import BuildContext, ImageTransform, ProcessedImage, ReEncoder
+from vpt.encoders.clip import QwenViTEncoder
 from vpt.encoders.dino import DinoEncoder
 from vpt.encoders.sam import SamEncoder
 from vpt.generate import Generator
 from vpt.masking import Masking
-from vpt.model import InnerPasses, Output, VPTModel
+from vpt.model import InnerForwardConfig, Output, VPTModel
 from vpt.positions import GridSpan, row_positions
-from vpt.released import RELEASED_TOKENS, our_name
-from vpt.speaker import Limits
+from vpt.released import UPSTREAM_PREFIXES, from_upstream_name
+from vpt.speaker import GenerationLimits
 from vpt.tokens import ActionIds, PerceptionVocabulary
 
 TOLERANCES = {"loss": 1e-6, "logits": 5e-5, "grads": 1e-4}
@@ -54,12 +54,12 @@ def noise(name: str, shape: list[int], seed: int) -> Tensor:
     return torch.from_numpy(state.standard_normal(shape).astype(np.float32))
 
 
-class PixelsAsGiven(View):
+class PixelsAsGiven(ImageTransform):
     """The cases store pixels, not images: the tower's view is never asked."""
 
-    name = TOWER
+    name = VISION_TOWER
 
-    def prepare(self, image: object) -> Look:
+    def __call__(self, image: object) -> ProcessedImage:
         raise NotImplementedError
 
 
@@ -84,17 +84,17 @@ class Case:
         return [self.spec["encoder"]] if self.spec["encoder"] else list(self.config["vision_encoder_ls"])
 
     def model(self, inner_forward: str) -> VPTModel:
-        config = Qwen2VLConfig(**self.config, attn_implementation=SEGMENTS)
+        config = Qwen2VLConfig(**self.config, attn_implementation=SEGMENT_ATTENTION)
         qwen = Qwen2VLForConditionalGeneration(config)
         encoders = {name: self._encoder(name) for name in self.encoder_names}
-        passes = InnerPasses(
+        passes = InnerForwardConfig(
             inner_forward=inner_forward,
             num_inner_forward_run=self.config["num_inner_forward_run"],
             projector_scale=self.config["projector_scale"],
         )
-        model = VPTModel(qwen, encoders, vocabulary=self.vocabulary(), passes=passes)
+        model = VPTModel(qwen, encoders, vocabulary=self.vocabulary(), forward_config=passes)
         weights = {n: regenerate(n, shape, self.spec["seed"]) for n, shape in self.spec["weights"].items()}
-        state = {our_name(name): tensor for name, tensor in weights.items()}
+        state = {from_upstream_name(name): tensor for name, tensor in weights.items()}
         missing, unexpected = model.load_state_dict(state, strict=False)
         if config.tie_word_embeddings:
             qwen.tie_weights()
@@ -103,7 +103,7 @@ class Case:
         return model
 
     def _encoder(self, name: str) -> ReEncoder:
-        classes = {"dino": DinoEncoder, "sam": SamEncoder, "clip": TowerEncoder}
+        classes = {"dino": DinoEncoder, "sam": SamEncoder, "clip": QwenViTEncoder}
         sizes = self.spec["encoder_config"] or {}
         options = {"side": sizes["image_size"]} if name == "dino" else {}
         context = BuildContext(name, self.config["hidden_size"], PixelsAsGiven(), self.config["projector_scale"])
@@ -113,7 +113,7 @@ class Case:
         config = self.config
         actions = {}
         for name in self.encoder_names:
-            token = RELEASED_TOKENS[name]
+            token = UPSTREAM_PREFIXES[name]
             start, control, pad = (config[f"{token}_{key}_id"] for key in ("action_start", "action", "image_token"))
             actions[name] = ActionIds(start, control, control + 1, pad)
         return PerceptionVocabulary(
@@ -133,7 +133,7 @@ class Case:
             labels=torch.cat([torch.tensor(x)[k] for x, k in zip(self.spec["labels"], kept)]),
             positions=torch.cat([builder.positions(row, positions) for row in rows], dim=1),
             rows=[replace(row, start=int(start)) for row, start in zip(rows, starts)],
-            looks=builder.looks(),
+            images=builder.looks(),
         )
 
 
@@ -142,12 +142,12 @@ class _RowBuilder:
 
     def __init__(self, case: Case) -> None:
         self.case, self.vocabulary = case, case.vocabulary()
-        self.seen = dict.fromkeys([TOWER, *case.encoder_names], 0)
+        self.seen = dict.fromkeys([VISION_TOWER, *case.encoder_names], 0)
         self.masking = Masking(case.config["para_mask_id"], case.config["para_mask_ratio"])
 
     def row(self, ids: list[int], mask: list[int]) -> Row:
         ids = ids[: sum(mask)]
-        pads = {self.vocabulary.image_pad: TOWER} | {a.pad: n for n, a in self.vocabulary.actions.items()}
+        pads = {self.vocabulary.image_pad: VISION_TOWER} | {a.pad: n for n, a in self.vocabulary.actions.items()}
         controls = {a.control: n for n, a in self.vocabulary.actions.items()}
         blocks, actions = [], []
         for start, stop in _runs(ids, set(pads)):
@@ -156,7 +156,7 @@ class _RowBuilder:
             self.seen[source] += 1
             if source == "clip":
                 look += len(self.case.spec["image_grid_thw"])  # the tower sees the plain images first
-            blocks.append(Block(start, stop - start, source, look))
+            blocks.append(PlaceholderSpan(start, stop - start, source, look))
         for start, stop in _runs(ids, set(controls)):
             name = controls[ids[start]]
             steered = [i for i, b in enumerate(blocks) if b.source == name and b.start > start]
@@ -171,27 +171,27 @@ class _RowBuilder:
         grids = self.case.spec["image_grid_thw"]
         merge = self.case.config["vision_config"]["spatial_merge_size"]
         spans = [
-            GridSpan(b.start, grids[b.look][0], grids[b.look][1] // merge, grids[b.look][2] // merge)
+            GridSpan(b.start, grids[b.image][0], grids[b.image][1] // merge, grids[b.image][2] // merge)
             for b in row.blocks
-            if b.source == TOWER
+            if b.source == VISION_TOWER
         ]
         return row_positions(row.length, spans if kind == "mrope" else [])
 
-    def looks(self) -> dict[str, Looks]:
+    def looks(self) -> dict[str, ImageInputs]:
         spec, merge = self.case.spec, self.case.config["vision_config"]["spatial_merge_size"]
         pixels = {name: noise(f"input.{name}", shape, spec["seed"]) for name, shape in spec["inputs"].items()}
         grids = [tuple(grid) for grid in spec["image_grid_thw"]]
         again = "clip_pixel_values" in pixels
         tower = torch.cat([pixels["pixel_values"], pixels["clip_pixel_values"]]) if again else pixels["pixel_values"]
         grids = grids * 2 if again else grids
-        looks = {TOWER: Looks(tower, [t * h * w // merge**2 for t, h, w in grids], grids)}
+        looks = {VISION_TOWER: ImageInputs(tower, [t * h * w // merge**2 for t, h, w in grids], grids)}
         if "detection_images" in pixels:
             sizes = spec["encoder_config"]
             tokens = (sizes["image_size"] // sizes["patch_size"]) ** 2
-            looks["dino"] = Looks(pixels["detection_images"], [tokens] * len(pixels["detection_images"]))
+            looks["dino"] = ImageInputs(pixels["detection_images"], [tokens] * len(pixels["detection_images"]))
         if "seg_images" in pixels:
             images = pixels["seg_images"].repeat_interleave(16, -1).repeat_interleave(16, -2)
-            looks["sam"] = Looks(images, [256] * len(images))
+            looks["sam"] = ImageInputs(images, [256] * len(images))
         return looks
 
 
@@ -211,7 +211,7 @@ def check(case: Case, inner_forward: str) -> dict[str, float]:
     model = case.model(inner_forward)
     batch = case.batch(positions=case.spec["position_ids"])
     out: Output = model(batch, keep_logits=True)
-    loss = out.loss_sum / batch.label_count
+    loss = out.loss_sum / batch.num_labels
     loss.backward()
     want = case.expected
     errors = {
@@ -233,33 +233,33 @@ def decoded(case: Case, inner_forward: str) -> list[int]:
     model, batch = case.model(inner_forward).eval(), case.batch(positions="mrope")
     wanted, length = case.spec["generate"]["new_ids"], case.spec["generate"]["prompt_len"]
     looks = {
-        view: [((view, str(i)), look) for i, look in enumerate(_apart(view, x))] for view, x in batch.looks.items()
+        view: [((view, str(i)), look) for i, look in enumerate(_apart(view, x))] for view, x in batch.images.items()
     }
     row = replace(batch.rows[0], length=length, masked=())
     sources = {block.source for block in row.blocks}
-    views = {source: model.view_of(source) for source in sources}
+    views = {source: model.transform_of(source) for source in sources}
     record = Record((), {}, case.name)
     sample = Sample(
         batch.input_ids[:length], batch.labels[:length], batch.positions[:, :length], row,
         {source: looks[views[source]] for source in sources}, views, record,
     )  # fmt: skip
-    limits = Limits(max_new_tokens=len(wanted), released=True)
-    generator = Generator(model, SampleEncoder(None, {}), lambda ids: "", limits)
-    return generator.answer([sample], [ImageFolder(Path())])[0].ids
+    limits = GenerationLimits(max_new_tokens=len(wanted), upstream=True)
+    generator = Generator(model, Processor(None, {}), lambda ids: "", limits)
+    return generator.generate([sample], [MediaStore(Path())])[0].ids
 
 
-def _apart(view: str, looks: Looks) -> list[Look]:
+def _apart(view: str, looks: ImageInputs) -> list[ProcessedImage]:
     """Stacked looks, one by one."""
     if not looks.grids:
-        return [Look(pixels, tokens) for pixels, tokens in zip(looks.pixels, looks.tokens)]
+        return [ProcessedImage(pixels, tokens) for pixels, tokens in zip(looks.pixels, looks.tokens)]
     patches = [t * h * w for t, h, w in looks.grids]
-    return [Look(*parts) for parts in zip(looks.pixels.split(patches), looks.tokens, looks.grids)]
+    return [ProcessedImage(*parts) for parts in zip(looks.pixels.split(patches), looks.tokens, looks.grids)]
 
 
 def _gradient_error(model: VPTModel, case: Case) -> float:
     parameters, worst = dict(model.named_parameters()), 0.0
     for name, want in zip(case.spec["grad_names"], case.expected["grads"]):
-        gradient = parameters[our_name(name)].grad.flatten()
+        gradient = parameters[from_upstream_name(name)].grad.flatten()
         got = torch.cat([gradient.norm()[None], gradient[torch.linspace(0, len(gradient) - 1, 8).long()]])
         worst = max(worst, ((got - want).abs().max() / want.abs().max()).item())
     return worst

@@ -48,13 +48,13 @@ def started(size: int, function: Callable[..., Any], *arguments: Any, folder: Pa
 
 
 def _rank(rank: int, size: int, port: int, folder: Path, function: Callable[..., Any], arguments: tuple) -> None:
-    from vpt.world import joined
+    from vpt.world import init_process_group
 
     torch.set_num_threads(1)
     os.environ |= {
         "RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port), "TQDM_DISABLE": "1",
     }  # fmt: skip
-    with joined(device="cpu") as world:
+    with init_process_group(device="cpu") as world:
         result = function(world, *arguments)
         (folder / f"rank{rank}.json").write_text(json.dumps(result))

@@ -7,14 +7,14 @@ import sys
 import pytest
 
 from conftest import ROOT
-from vpt.allocator import keep_freed_memory
+from vpt.allocator import keep_freed_heap
 
 GROWTH = """
 import sys, torch
 from pathlib import Path
-from vpt.allocator import keep_freed_memory
+from vpt.allocator import keep_freed_heap
 if sys.argv[1] == "keep":
-    assert keep_freed_memory()
+    assert keep_freed_heap()
 size = lambda: int(Path("/proc/self/statm").read_text().split()[0])  # pages of address space
 torch.ones(1)
 before = size()
@@ -38,4 +38,4 @@ def test_freed_blocks_stay():
 
 def test_another_library_is_left_alone(monkeypatch):
     monkeypatch.setattr("ctypes.CDLL", lambda name: object())
-    assert not keep_freed_memory()
+    assert not keep_freed_heap()

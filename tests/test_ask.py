@@ -11,15 +11,15 @@ from PIL import Image
 
 from conftest import ALL, ROOT, TOKENS, action_turns, compose_config, conversation, samples_of
 from vpt.ask import main, read_arguments
-from vpt.data.packing import pack
+from vpt.data.packing import collate
 from vpt.data.records import REENCODE_PROMPT, REGION_PROMPT
-from vpt.encoders.views import PaddedView, SquareView
+from vpt.encoders.views import ResizeLongestSide, SquareTransform
 from vpt.errors import ConfigError, DataError, UserError
 from vpt.freeze import generation_settings
-from vpt.inner_forward import StageCache
-from vpt.listener import Listener
-from vpt.reply import ask, chosen_settings, hint
-from vpt.speaker import IGNORED, Answer, Step
+from vpt.inner_forward import StagedKVCache
+from vpt.listener import AnswerStreamer
+from vpt.reply import action_prompt, ask, parse_settings
+from vpt.speaker import IGNORED, Answer, PerceptionStep
 from vpt.training.checkpoint import save_weights
 
 
@@ -37,9 +37,9 @@ def image(folder):
 
 
 VIEWS = {
-    "whole": SquareView("v", 56, 16, (0.0,) * 3, (1.0,) * 3, "whole"),
-    "centre": SquareView("v", 56, 16, (0.0,) * 3, (1.0,) * 3, "centre", 64),
-    "padded": PaddedView("v", 64, 16),
+    "whole": SquareTransform("v", 56, 16, (0.0,) * 3, (1.0,) * 3, "whole"),
+    "centre": SquareTransform("v", 56, 16, (0.0,) * 3, (1.0,) * 3, "centre", 64),
+    "padded": ResizeLongestSide("v", 64, 16),
 }
 
 
@@ -48,7 +48,7 @@ VIEWS = {
 def test_the_extent_of_a_view(name, size):
     """A white patch at a cell of the extent is what the encoder sees brightest at that cell."""
     view = VIEWS[name]
-    x0, y0, x1, y1 = view.seen(size)
+    x0, y0, x1, y1 = view.coverage(size)
     wide, high = (x1 - x0) / 4, (y1 - y0) / 4
     checked = 0
     for row, column in np.ndindex(4, 4):
@@ -57,7 +57,7 @@ def test_the_extent_of_a_view(name, size):
             continue  # in the padding
         picture = Image.new("RGB", size)
         picture.paste("white", tuple(box))
-        pixels = view.prepare(picture).pixels.mean(dim=0)
+        pixels = view(picture).pixels.mean(dim=0)
         side = pixels.shape[0] // 4
         cells = pixels.unfold(0, side, side).unfold(1, side, side).mean(dim=(2, 3))
         others = cells.flatten().sort(descending=True).values
@@ -77,16 +77,16 @@ def test_the_map_is_what_training_adds(make_parts, folder, image, kind, scale):
     token = TOKENS[kind]
     raw = conversation("3.png", action_turns(token), **{f"{token}_images": ["3.png"]})
     with torch.no_grad():
-        batch, model = pack(samples_of(parts, folder, [raw])), parts.model
-        tokens, walk = model.project(model.look(batch.looks), batch), model.plan(batch)
-        _, states = model.walk(batch, walk, tokens, StageCache())
-        (perceived,) = [one for stage in walk.stages for one in stage.perceived if one.states is not None]
-        moved = model.steer(perceived, tokens, states) - tokens[kind][perceived.tokens]
-        direction = model.encoder(kind).projector.direction(states[perceived.states])[0]
+        batch, model = collate(samples_of(parts, folder, [raw])), parts.model
+        tokens, walk = model.project_features(model.encode_images(batch.images), batch), model.plan_forward(batch)
+        _, states = model.run_stages(batch, walk, tokens, StagedKVCache())
+        (perceived,) = [one for stage in walk.stages for one in stage.inserts if one.states is not None]
+        moved = model.condition(perceived, tokens, states) - tokens[kind][perceived.tokens]
+        direction = model.encoder(kind).projector.condition_vector(states[perceived.states])[0]
     expected = (moved @ direction) / direction.square().sum()
     torch.testing.assert_close(torch.from_numpy(found.values).flatten(), expected, rtol=1e-4, atol=1e-4)
-    assert found.values.shape == ((4, 4) if kind != "clip" else parts.encoder.numbering.cells(
-        parts.encoder.prepare("clip", folder.limit(reply.question.image))
+    assert found.values.shape == ((4, 4) if kind != "clip" else parts.encoder.position_scheme.grid_shape(
+        parts.encoder.apply_transform("clip", folder.resize(reply.question.image))
     ))  # fmt: skip
 
 
@@ -118,7 +118,7 @@ def test_a_picture_of_every_kind_and_of_none(all_parts, image, tmp_path):
 def test_the_sentence_that_training_asked_with():
     def of(*overrides, action="free", prompted=None):
         config = compose_config("encoder=[dino,sam]", *overrides)
-        return hint(config, generation_settings(config, chosen_settings({"action": action})), prompted=prompted)
+        return action_prompt(config, generation_settings(config, parse_settings({"action": action})), prompted=prompted)
 
     dino, both = "data.actions={none:0,dino:1}", "data.actions={none:0,dino:1,region:1}"
     assert of(dino) == of(both, action="sam") == REENCODE_PROMPT
@@ -130,7 +130,7 @@ def test_the_sentence_that_training_asked_with():
 
 def test_it_prints_while_it_answers(all_parts, image, capsys):
     """Words come out round by round, each act of perception before the words that follow it."""
-    listener, pieces = Listener(all_parts.tokenizer), []
+    listener, pieces = AnswerStreamer(all_parts.tokenizer), []
 
     def listen(speaker):
         listener(speaker)
@@ -194,8 +194,8 @@ def test_a_gpu_that_is_not_there(checkpoint, image, monkeypatch):
 
 
 def test_an_answer_without_words_is_told(all_parts, capsys):
-    listener = Listener(all_parts.tokenizer)
-    listener.end(Answer("", [], [Step("region", status=IGNORED)], complete=True))
+    listener = AnswerStreamer(all_parts.tokenizer)
+    listener.end(Answer("", [], [PerceptionStep("region", status=IGNORED)], complete=True))
     printed = capsys.readouterr().out
     assert "region: ignored; it cannot be read" in printed and "(no answer)" in printed and "cut off" not in printed
 

@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 from conftest import ALL, samples_of
 from vpt import varlen
-from vpt.attention import Layout, segment_attention, similar
-from vpt.data.packing import pack
+from vpt.attention import AttentionLayout, bucket_by_size, segment_attention
+from vpt.data.packing import collate
 from vpt.masking import Masking
 
 
@@ -37,7 +37,7 @@ def varlen_attn(query, key, value, cu_q, cu_k, max_q, max_k, *, scale, window_si
 def kernel(monkeypatch):
     """The variable-length path, on a CPU."""
     monkeypatch.setattr(varlen, "varlen_attn", varlen_attn)
-    monkeypatch.setattr(varlen, "serves", lambda values: True)
+    monkeypatch.setattr(varlen, "is_supported", lambda values: True)
     monkeypatch.setattr(varlen, "_OPTIONS", {"window_size", "enable_gqa"})
 
 
@@ -47,7 +47,7 @@ def test_the_kernel_is_told_what_the_mask_says(make_parts, folder, monkeypatch, 
     parts = make_parts(*ALL, "model.projector_scale=2", *MODEST)
     samples = samples_of(parts, folder)
     masked = [Masking(1, 1.0).spans(s.row) if mask != "off" and i % 2 == 0 else () for i, s in enumerate(samples)]
-    batch, mode = pack(samples, masked=masked), "bottleneck" if mask == "bottleneck" else "zero"
+    batch, mode = collate(samples, masked=masked), "bottleneck" if mask == "bottleneck" else "zero"
     padded = losses_and_gradients(parts, batch, "shared", mask_mode=mode)
     request.getfixturevalue("kernel")
     packed = losses_and_gradients(parts, batch, "shared", mask_mode=mode)
@@ -64,21 +64,21 @@ def test_heads_that_share_keys(kernel, monkeypatch, options):
         )
     torch.manual_seed(0)
     query, key, value = torch.randn(1, 6, 5, 8), torch.randn(1, 2, 9, 8), torch.randn(1, 2, 9, 8)
-    layout = Layout([2, 3], [np.array([0, 1, 5, 6]), np.array([2, 3, 4, 7, 8])], device="cpu")
+    layout = AttentionLayout([2, 3], [np.array([0, 1, 5, 6]), np.array([2, 3, 4, 7, 8])], device="cpu")
     got, _ = segment_attention(None, query, key, value, None, layout=layout, scaling=0.3)
-    monkeypatch.setattr(varlen, "serves", lambda values: False)
+    monkeypatch.setattr(varlen, "is_supported", lambda values: False)
     want, _ = segment_attention(None, query, key, value, None, layout=layout, scaling=0.3)
     torch.testing.assert_close(got, want)
 
 
 def test_no_kernel_on_a_cpu():
-    assert not varlen.serves(torch.zeros(1, dtype=torch.bfloat16))
+    assert not varlen.is_supported(torch.zeros(1, dtype=torch.bfloat16))
 
 
 def test_what_later_queries_do_not_see_is_padded(kernel):
     """The reference for masking has a mask that the kernel cannot say."""
-    layout = Layout([3], [np.arange(3)], device="cpu", hidden=[(1, 0, 1)])
-    assert layout.runs is None
+    layout = AttentionLayout([3], [np.arange(3)], device="cpu", hidden=[(1, 0, 1)])
+    assert layout.varlen_index is None
     assert layout.groups[0].mask.tolist() == [[[[True, False, False], [False, True, False], [False, True, True]]]]
 
 
@@ -87,12 +87,12 @@ def test_segments_of_a_size_share_a_call(seed):
     generator = np.random.default_rng(seed)
     lengths = generator.integers(1, 900, 40).tolist()
     counts = [length + past for length, past in zip(lengths, generator.integers(0, 500, 40).tolist())]
-    groups = similar(lengths, counts)
+    groups = bucket_by_size(lengths, counts)
     assert sorted(number for group in groups for number in group) == list(range(40))
     exact = sum(length * count for length, count in zip(lengths, counts))
     padded = sum(len(g) * max(lengths[i] for i in g) * max(counts[i] for i in g) for g in groups)
     assert padded <= 1.2 * exact + len(groups) * 2**14
-    assert similar([7] * 64, [7] * 64) == [list(range(64))]
+    assert bucket_by_size([7] * 64, [7] * 64) == [list(range(64))]
 
 
 def test_one_query_for_each_row(monkeypatch):
@@ -100,7 +100,7 @@ def test_one_query_for_each_row(monkeypatch):
     torch.manual_seed(0)
     query, key, value = torch.randn(1, 6, 4, 8), torch.randn(4, 2, 9, 8), torch.randn(4, 2, 9, 8)
     counts = [9, 4, 1, 6]
-    layout = Layout([1] * 4, counts, device="cpu")
+    layout = AttentionLayout([1] * 4, counts, device="cpu")
     got, _ = segment_attention(None, query, key, value, None, layout=layout, scaling=0.3)
     for row, count in enumerate(counts):
         k, v = (x[row, :, :count].repeat_interleave(3, dim=0) for x in (key, value))
@@ -113,7 +113,7 @@ def test_a_row_that_perceives_beside_rows_that_speak():
     torch.manual_seed(0)
     lengths, counts = [1, 300, 1], [400, 390, 350]
     query, key, value = torch.randn(1, 4, 302, 8), torch.randn(3, 2, 400, 8), torch.randn(3, 2, 400, 8)
-    layout = Layout(lengths, counts, device="cpu")
+    layout = AttentionLayout(lengths, counts, device="cpu")
     assert [group.shape for group in layout.groups] == [(2, 1, 400), (1, 300, 390)]
     got, _ = segment_attention(None, query, key, value, None, layout=layout, scaling=0.3)
     start = 0
@@ -131,8 +131,8 @@ def test_a_bottleneck_takes_two_stages(make_parts, folder):
     samples = samples_of(parts, folder)[6:8]  # one action each
     model = parts.model
     for mode, tokens in (("bottleneck", 1), ("zero", 2)):
-        model.passes = replace(model.passes, mask_mode=mode, inner_forward="shared")
-        batch = pack(samples, masked=[Masking(1, 1.0).spans(sample.row) for sample in samples])
-        stages = model.plan(batch).stages
+        model.forward_config = replace(model.forward_config, mask_mode=mode, inner_forward="shared")
+        batch = collate(samples, masked=[Masking(1, 1.0).spans(sample.row) for sample in samples])
+        stages = model.plan_forward(batch).stages
         assert len(stages) == 2
         assert (sum(len(stage.tokens) for stage in stages) == len(batch.input_ids)) == (tokens == 1)

@@ -10,9 +10,9 @@ import torch
 from conftest import ROOT
 from vpt.bench import __main__ as bench
 from vpt.bench import answering, arithmetic, figures, loading, models, rows, seeing
-from vpt.bench.figures import Figure, median_ratio, worst
+from vpt.bench.figures import Measurement, median_ratio, worst_of
 from vpt.bench.memory import peak_bytes
-from vpt.bench.talks import Talk, batch_of
+from vpt.bench.talks import SyntheticRow, synthetic_batch
 
 FIGURES = {
     "passes": {"shared_vs_plain", "full_vs_shared", "bottleneck_vs_plain", "zero_vs_plain"},
@@ -41,10 +41,10 @@ def tiny(monkeypatch):
     monkeypatch.setattr(seeing, "TOWER_SIZES", {**seeing.TOWER_SIZES, "depth": 1, "embed_dim": 32})
     for name, value in (("STEPS", 3), ("WARM_UP", 1)):
         monkeypatch.setattr(loading, name, value)
-    once = figures.seconds
+    once = figures.time_in_turns
     monkeypatch.setattr(figures, "ROUNDS", 1)
     for module in (figures, sys.modules["vpt.bench.passes"], arithmetic):
-        monkeypatch.setattr(module, "seconds", lambda sides, rounds=1: once(sides, rounds=1))
+        monkeypatch.setattr(module, "time_in_turns", lambda sides, rounds=1: once(sides, rounds=1))
 
 
 def test_every_group_is_tested():
@@ -66,11 +66,11 @@ def test_runs_to_its_end(group, tiny, tmp_path, monkeypatch):
 
 
 def test_figures_know_their_bounds():
-    assert Figure("a", 1.0, 1.0).ok
-    assert not Figure("a", 1.1, 1.0).ok
-    assert Figure("a", 1.0, 1.0, "higher").ok
-    assert not Figure("a", 0.9, 1.0, "higher").ok
-    whole, *parts = worst("a", {"x": 0.9, "y": 1.2}, bound=1.0, better="higher")
+    assert Measurement("a", 1.0, 1.0).ok
+    assert not Measurement("a", 1.1, 1.0).ok
+    assert Measurement("a", 1.0, 1.0, "higher").ok
+    assert not Measurement("a", 0.9, 1.0, "higher").ok
+    whole, *parts = worst_of("a", {"x": 0.9, "y": 1.2}, bound=1.0, better="higher")
     assert (whole.value, [part.name for part in parts]) == (0.9, ["a.x", "a.y"])
     assert median_ratio([1.0, 4.0, 9.0], [1.0, 2.0, 3.0]) == 2.0
 
@@ -86,8 +86,8 @@ def test_peak_memory_is_that_of_the_tensors():
 
 
 def test_peak_memory_does_not_depend_on_what_was_measured_before(tiny):
-    model = models.medium()
-    batch = batch_of(model, [Talk()])
+    model = models.build_50m()
+    batch = synthetic_batch(model, [SyntheticRow()])
     step = figures.training_step(model, lambda: model(batch).loss_sum)
     peaks = [peak_bytes(model, step) for _ in range(3)]
     assert max(peaks) <= 1.02 * min(peaks)
@@ -95,10 +95,10 @@ def test_peak_memory_does_not_depend_on_what_was_measured_before(tiny):
 
 def test_rows_are_as_long_as_they_say(tiny):
     """64 image, 40 question, 256 re-encoded, 30 answer tokens; a mix of 80 to 900; padding changes no loss."""
-    model = models.medium()
-    row = batch_of(model, [Talk(perceives=True)]).rows[0]
+    model = models.build_50m()
+    row = synthetic_batch(model, [SyntheticRow(perceives=True)]).rows[0]
     assert [block.length for block in row.blocks] == [64, 256]
-    mix = batch_of(model, rows.MIX)
+    mix = synthetic_batch(model, rows.MIX)
     lengths = [row.length for row in mix.rows]
     assert 70 <= min(lengths) <= 90
     assert 880 <= max(lengths) <= 920

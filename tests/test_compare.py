@@ -27,11 +27,11 @@ def test_runs_that_differ_in_the_seed_are_one_line(tmp_path):
     for seed, accuracy in enumerate((0.5, 0.7)):
         write_run(tmp_path / f"a{seed}", f"seed={seed}", f"run_name=a{seed}", accuracy=accuracy)
     write_run(tmp_path / "b", "optim.lr=0.1", accuracy=0.9)
-    lines = compare.compare(find_runs([tmp_path]), ["accuracy", "accuracy_by_type.shape"])
+    lines = compare.compare_runs(find_runs([tmp_path]), ["accuracy", "accuracy_by_type.shape"])
     assert [dict(line.label) for line in lines] == [{"optim.lr": 0.1}, {"optim.lr": 0.0008}]
     assert lines[1].cell("accuracy") == "0.600 ± 0.141"  # sample deviation of 0.5 and 0.7
     assert lines[0].cell("accuracy_by_type.shape") == "0.450"
-    text = compare.table(lines, ["accuracy"])
+    text = compare.runs_table(lines, ["accuracy"])
     assert text.splitlines()[2].startswith("a0, a1 ")
     assert text.splitlines()[0].split() == ["run", "optim.lr", "runs", "accuracy"]
 
@@ -40,7 +40,7 @@ def test_a_branch_that_some_lack_is_one_column(tmp_path):
     for name, encoders in {"none": "encoder=[]", "dino": "encoder=[dino]", "whole": "encoder=[dino]"}.items():
         view = ["encoder.dino.options.view=whole"] if name == "whole" else []
         write_run(tmp_path / name, encoders, *view, accuracy=0.5)
-    labels = [dict(line.label) for line in compare.compare(find_runs([tmp_path]), ["accuracy"])]
+    labels = [dict(line.label) for line in compare.compare_runs(find_runs([tmp_path]), ["accuracy"])]
     assert {frozenset(label) for label in labels} == {frozenset({"encoder.dino", "encoder.dino.options.view"})}
     assert sorted(label["encoder.dino"] for label in labels) == ["-", "yes", "yes"]
 
@@ -74,4 +74,4 @@ def test_errors_say_what_there_is(tmp_path):
         find_runs([tmp_path])
     write_run(tmp_path / "a", accuracy=0.5)
     with pytest.raises(ConfigError, match=r"has the metric acuracy; did you mean accuracy"):
-        compare.compare(find_runs([tmp_path]), ["acuracy"])
+        compare.compare_runs(find_runs([tmp_path]), ["acuracy"])

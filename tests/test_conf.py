@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from conftest import REGION_TURNS, ROOT, action_turns, compose_config, compose_eval, conversation, mixed_records
-from vpt.build import build
+from vpt.build import build_model
 from vpt.config import TrainConfig
 from vpt.evaluation.run import evaluate_checkpoint
 from vpt.freeze import RE_ENCODER, locate
@@ -46,7 +46,7 @@ def weights(tmp_path_factory) -> Path:
     """Folders of weights as a hub would have them, tiny, for the full-size model files."""
     root = tmp_path_factory.mktemp("weights")
     for family, model in (("2", "tiny"), ("2_5", "tiny_2_5")):
-        parts = build(compose_config(f"model={model}", "encoder=[]", "model.region_bins=0"))
+        parts = build_model(compose_config(f"model={model}", "encoder=[]", "model.region_bins=0"))
         parts.model.qwen.save_pretrained(root / family)
         parts.tokenizer.save_pretrained(root / family)
     return root
@@ -159,6 +159,6 @@ def test_full_sizes_are_accepted_by_transformers():
 def test_the_view_of_dino_is_its_size_s_own_unless_one_is_asked_for(size, asked, crop):
     overrides = ("encoder=[dino]", f"encoder.dino.size={size}", f"encoder.dino.options.view={asked}")
     tiny = ("encoder.dino.sizes.full.config={hidden_size:64,num_hidden_layers:1,num_attention_heads:4}",)
-    parts = build(compose_config(*overrides, *tiny, "encoder.dino.sizes.full.weights=null"))
-    view = parts.encoder.views["dino"]
+    parts = build_model(compose_config(*overrides, *tiny, "encoder.dino.sizes.full.weights=null"))
+    view = parts.encoder.transforms["dino"]
     assert (view.crop, view.side) == (crop, {"tiny": 56, "full": 224}[size])

@@ -12,7 +12,7 @@ from test_viscot import METADATA, VISCOT, benchmark, metadata, real
 
 from vpt.data.convert import main
 from vpt.data.records import parse_record
-from vpt.data.viscot import BOX_PROMPT, convert
+from vpt.data.viscot import BOX_PROMPT, convert_record
 
 
 def write_lines(path: Path, *records: Any) -> Path:
@@ -43,10 +43,10 @@ def test_lines_and_list_are_the_same(tmp_path: Path, capsys: pytest.CaptureFixtu
         run(source, tmp_path / "out.json")
         records = json.loads((tmp_path / "out.json").read_text())
         assert records == [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
-        assert records == [convert(raw) for raw in raws]
+        assert records == [convert_record(raw) for raw in raws]
     assert "wrote 3 records to" in capsys.readouterr().out
     run(lines, tmp_path / "out.json", "--limit", 1, "--kind", "seg", "--no-prompt", "--prefix", "cot")
-    expected = convert(metadata(), kind="seg", prompted=False, prefix="cot")
+    expected = convert_record(metadata(), kind="seg", action_prompt=False, prefix="cot")
     assert json.loads((tmp_path / "out.json").read_text()) == [expected]
 
 

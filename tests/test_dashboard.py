@@ -39,7 +39,7 @@ def test_curves_are_those_of_the_file(runs):
     curves = dashboard.read_curves(runs[1])
     assert curves["train/loss"] == [(line["step"], line["train/loss"]) for line in lines if "train/loss" in line]
     panel = SECTIONS["train"][0]
-    axis = dashboard.draw(panel, {"a": curves}).axes[0]
+    axis = dashboard.draw_panel(panel, {"a": curves}).axes[0]
     assert list(axis.lines[0].get_ydata()) == [value for _, value in curves["train/loss"]]
 
 
@@ -48,7 +48,7 @@ def test_a_legend_hides_no_curve_and_zeros_leave_gaps(runs):
     panel = next(panel for panel in SECTIONS["train"] if panel.title == "gradient norm")
     curves = {"train/gradient_norm": [(1, 2.0), (2, 1.0)], "train/gradient_norm/dino": [(1, 0.0), (2, 0.5)]}
     for shown in ({"a": curves}, {"a": curves, "b": curves}):
-        figure = dashboard.draw(panel, shown)
+        figure = dashboard.draw_panel(panel, shown)
         figure.canvas.draw()
         [legend], [axis] = figure.legends, figure.axes
         assert legend.get_window_extent().y1 < axis.get_window_extent().y0

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from conftest import ALL, TOKENS, action_turns, compose_config, conversation, mixed_records, samples_of
-from vpt.batch import IGNORE
+from vpt.batch import IGNORE_INDEX
 from vpt.data.build import build_sources
-from vpt.data.images import ImageFolder
-from vpt.data.mixture import mix
-from vpt.data.packing import pack
+from vpt.data.images import MediaStore
+from vpt.data.mixture import build_mixture
+from vpt.data.packing import collate
 from vpt.data.records import ImageRef, parse_record
 from vpt.data.shuffle import FeistelPermutation, permutation
 from vpt.errors import ConfigError, DataError
@@ -48,7 +48,7 @@ def test_the_template_is_qwens_chat_format(make_parts, folder):
 def test_labels_are_what_the_assistant_says(make_parts, folder):
     parts = make_parts(*ALL, "model.projector_scale=2")
     sample = samples_of(parts, folder, [conversation("0.png", action_turns("clip"), clip_images=["0.png"])])[0]
-    said = spelt(parts, sample.labels[sample.labels != IGNORE])
+    said = spelt(parts, sample.labels[sample.labels != IGNORE_INDEX])
     assert said == "<|clip_action_start|><|clip_action_end|><|im_end|>yes<|im_end|>"
     assert sample.row.actions[0].count == 2
 
@@ -67,7 +67,7 @@ def test_what_a_user_types_cannot_act(make_parts, folder):
 @settings(max_examples=200)
 @given(text=st.text(max_size=60))
 def test_any_text_survives_beside_perception_tokens(all_parts, text):
-    ids = all_parts.encoder.template.plain(text)
+    ids = all_parts.encoder.chat_template.plain(text)
     assert max(ids, default=0) < all_parts.model.vocabulary.end_of_text  # never a special token
     assert all_parts.tokenizer.decode(ids) == unicodedata.normalize("NFC", text)
 
@@ -75,7 +75,7 @@ def test_any_text_survives_beside_perception_tokens(all_parts, text):
 def test_equal_images_are_prepared_once(make_parts, folder):
     parts = make_parts(*ALL)
     twice = samples_of(parts, folder, [conversation("0.png", action_turns("clip"), clip_images=["0.png"])] * 2)
-    looks = pack(twice).looks
+    looks = collate(twice).images
     assert list(looks) == ["image"] and len(looks["image"].tokens) == 1
 
 
@@ -85,9 +85,9 @@ def test_positions_are_those_of_transformers(make_parts, folder):
     record = conversation("1.png", answer="brown")
     record["messages"][0]["content"] = "<image> and <image>\nare they alike?"
     record["images"] = ["1.png", "3.png"]
-    batch = pack(samples_of(parts, folder, [record]))
+    batch = collate(samples_of(parts, folder, [record]))
     types = (batch.input_ids == parts.model.vocabulary.image_pad).int()[None]
-    grids = torch.tensor(batch.looks["image"].grids)
+    grids = torch.tensor(batch.images["image"].grids)
     want, _ = parts.model.qwen.model.get_rope_index(batch.input_ids[None], types, image_grid_thw=grids)
     assert torch.equal(batch.positions, want[:, 0])
 
@@ -133,7 +133,7 @@ def test_bad_images_say_path_and_record(tmp_path, name):
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (30, 30, 3)).astype(np.uint8)).save(tmp_path / "ok.png")
     make(tmp_path / "a.png")
     with pytest.raises(DataError, match=message) as error:
-        ImageFolder(tmp_path).load(ImageRef.parse(reference), where="train.jsonl:7")
+        MediaStore(tmp_path).image(ImageRef.parse(reference), where="train.jsonl:7")
     assert "train.jsonl:7" in str(error.value) and "a.png" in str(error.value)
 
 
@@ -143,29 +143,29 @@ def test_a_link_out_of_the_root_is_refused(tmp_path):
     (tmp_path / "root").mkdir()
     (tmp_path / "root" / "a.png").symlink_to(outside)
     with pytest.raises(DataError, match="a link that leaves"):
-        ImageFolder(tmp_path / "root").load(ImageRef("a.png"), where="r")
+        MediaStore(tmp_path / "root").image(ImageRef("a.png"), where="r")
 
 
 def test_rows_over_the_limit(make_parts, folder):
     parts = make_parts(*ALL)
     encoder = parts.encoder
     record = samples_of(parts, folder, mixed_records()[:1])[0].record
-    whole = encoder.encode(record, folder)
+    whole = encoder.encode_conversation(record, folder)
     try:
         encoder.max_length = len(whole.ids) - 1
         with pytest.raises(DataError, match=f"has {len(whole.ids)} tokens, data.max_length is {len(whole.ids) - 1}"):
-            encoder.encode(record, folder)
-        encoder.on_too_long = "cut"
-        first_answer = int((whole.labels != IGNORE).nonzero()[0]) + 2
+            encoder.encode_conversation(record, folder)
+        encoder.overflow = "cut"
+        first_answer = int((whole.labels != IGNORE_INDEX).nonzero()[0]) + 2
         for limit in range(first_answer, len(whole.ids)):
             encoder.max_length = limit
-            cut = encoder.encode(record, folder)
+            cut = encoder.encode_conversation(record, folder)
             assert len(cut.ids) <= limit
             assert torch.equal(cut.ids, whole.ids[: len(cut.ids)])
             assert all(block.start + block.length < len(cut.ids) for block in cut.row.blocks)
-            parts.model.plan(pack([cut]))
+            parts.model.plan_forward(collate([cut]))
     finally:
-        encoder.max_length, encoder.on_too_long = 512, "raise"
+        encoder.max_length, encoder.overflow = 512, "raise"
 
 
 def test_easy_vqa_boxes_and_kinds():
@@ -177,7 +177,7 @@ def test_easy_vqa_boxes_and_kinds():
     for index in range(60):
         record = source[index]
         x0, y0, x1, y1 = record.box
-        pixels = np.asarray(folders[0].open(ImageRef(record.images["image"][0].path), where="")).astype(int)
+        pixels = np.asarray(folders[0].original(ImageRef(record.images["image"][0].path), where="")).astype(int)
         background = pixels[[0, 0, -1, -1], [0, -1, 0, -1]]
         background = background[np.argmax([(background == b).all(1).sum() for b in background])]
         outside = (pixels != background).any(-1)
@@ -230,15 +230,15 @@ class Numbers(list):
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=4), st.integers(0, 99), st.data())
 def test_every_record_once_an_epoch_in_its_share(lengths, seed, data):
     weights = data.draw(st.lists(st.integers(1, 5), min_size=len(lengths), max_size=len(lengths)))
-    mixture = mix([Numbers(range(n)) for n in lengths], weights, seed)
-    places = [mixture.place(number) for number in range(1000)]
+    mixture = build_mixture([Numbers(range(n)) for n in lengths], weights, seed)
+    places = [mixture.sample_at(number) for number in range(1000)]
     for source, (length, weight) in enumerate(zip(lengths, weights)):
         mine = [place for place in places if place.source == source]
         assert abs(len(mine) - 1000 * weight / sum(weights)) <= 1
         for epoch in range(len(mine) // length):
             indices = [place.index for place in mine if place.epoch == epoch]
             assert sorted(indices) == list(range(length))
-    assert mix([Numbers(range(n)) for n in lengths], weights, seed).place(777) == places[777]
+    assert build_mixture([Numbers(range(n)) for n in lengths], weights, seed).sample_at(777) == places[777]
 
 
 def test_the_system_prompt_is_the_published_one(make_parts, folder):
@@ -251,10 +251,10 @@ def test_the_system_prompt_is_the_published_one(make_parts, folder):
 @settings(max_examples=40)
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=4), st.integers(0, 99))
 def test_every_record_of_every_source_once_an_epoch(lengths, seed):
-    mixture = mix([Numbers(range(n)) for n in lengths], [1] * len(lengths), seed, "exhaust")
+    mixture = build_mixture([Numbers(range(n)) for n in lengths], [1] * len(lengths), seed, "exhaust")
     whole = {(source, index) for source, length in enumerate(lengths) for index in range(length)}
     for epoch in range(3):
-        places = [mixture.place(epoch * len(whole) + number) for number in range(len(whole))]
+        places = [mixture.sample_at(epoch * len(whole) + number) for number in range(len(whole))]
         assert {(place.source, place.index) for place in places} == whole
         assert {place.epoch for place in places} == {epoch}
 
@@ -262,8 +262,8 @@ def test_every_record_of_every_source_once_an_epoch(lengths, seed):
 def test_to_exhaustion_there_are_no_weights():
     sources = [Numbers(range(3)), Numbers(range(4))]
     with pytest.raises(ConfigError, match=r"weights of data\.train are \[1, 2\].*type data\.mixing=weights"):
-        mix(sources, [1, 2], 0, "exhaust")
-    assert {mix(sources, [0, 1], 0, "exhaust").place(number).source for number in range(9)} == {1}
+        build_mixture(sources, [1, 2], 0, "exhaust")
+    assert {build_mixture(sources, [0, 1], 0, "exhaust").sample_at(number).source for number in range(9)} == {1}
 
 
 @settings(max_examples=40)

@@ -16,28 +16,28 @@ from torch.utils._pytree import tree_leaves
 from transformers import Dinov2Config
 
 from conftest import ROOT, TOKENS, action_turns, compose_config, conversation, samples_of
-from vpt.build import build
+from vpt.build import build_model
 from vpt.config import OptimConfig
-from vpt.data.images import ImageFolder
-from vpt.data.packing import pack
+from vpt.data.images import MediaStore
+from vpt.data.packing import collate
 from vpt.describe import example as assumed
 from vpt.describe.__main__ import compose_description, main
-from vpt.describe.blueprint import blueprint
-from vpt.describe.example import Example, examples
-from vpt.describe.load import load_of
-from vpt.describe.memory import Types, predict, state_bytes
-from vpt.describe.plan import pace, spread
-from vpt.describe.spread import Spread
+from vpt.describe.blueprint import build_on_meta
+from vpt.describe.example import TypicalSample, typical_samples
+from vpt.describe.load import workload_of
+from vpt.describe.memory import DTypeBytes, predict_memory, state_bytes
+from vpt.describe.plan import sharding_plan, throughput
+from vpt.describe.spread import ShardingPlan
 from vpt.errors import ConfigError
 from vpt.flops import FlopMeter
 from vpt.masking import Masking
-from vpt.model import InnerPasses
+from vpt.model import InnerForwardConfig
 from vpt.training.loop import Trainer
-from vpt.training.optimizer import build_optimizer, choose_trained
+from vpt.training.optimizer import build_optimizer, set_trainable
 
 
 def sizes_of(*overrides: str):
-    return blueprint(compose_description(list(overrides))).model
+    return build_on_meta(compose_description(list(overrides))).model
 
 
 def parameters(module) -> int:
@@ -83,8 +83,8 @@ def test_pretrained_towers_are_frozen():
 def test_the_blueprint_is_what_a_run_builds(experiment):
     """The same names, sizes and choice of what is trained, for the tiny model."""
     config = compose_config(f"+experiment={experiment}")
-    run = build(config).model
-    choose_trained(run, config.optim, tower_pretrained=False)
+    run = build_model(config).model
+    set_trainable(run, config.optim, tower_pretrained=False)
     described = sizes_of(f"+experiment={experiment}")
     assert {n: (p.shape, p.requires_grad) for n, p in described.named_parameters()} == {
         n: (p.shape, p.requires_grad) for n, p in run.named_parameters()
@@ -159,7 +159,7 @@ def test_an_example_is_built_as_a_record_is(kind, make_parts, folder, monkeypatc
     if kind == "region":
         raw["images"].append("3.png_0,0,100,75")
     [sample] = samples_of(parts, folder, [raw])
-    plain = parts.encoder.template.plain
+    plain = parts.encoder.chat_template.plain
     monkeypatch.setattr(assumed, "SYSTEM", len(plain("system\nYou are a helpful assistant.")))
     monkeypatch.setattr(assumed, "ROLE", {"user": len(plain("user\n")), "assistant": len(plain("assistant\n"))})
     config = compose_description([
@@ -167,9 +167,9 @@ def test_an_example_is_built_as_a_record_is(kind, make_parts, folder, monkeypatc
         f"describe.question={len(plain('is it red?'))}", f"describe.answer={len(plain('brown'))}",
         f"describe.actions={{none:0,{kind}:1}}", "masking=none",
     ])  # fmt: skip
-    [example] = examples(config, parts.encoder.views)
-    assert example.row == pack([sample]).rows[0]
-    assert example.batch.label_count == pack([sample]).label_count
+    [example] = typical_samples(config, parts.encoder.transforms)
+    assert example.row == collate([sample]).rows[0]
+    assert example.batch.num_labels == collate([sample]).num_labels
 
 
 def assumed_region() -> str:
@@ -186,7 +186,7 @@ def test_constants_of_the_chat_format():
 
 def test_masked_samples_come_as_often_as_they_are_drawn():
     config = compose_description(["+experiment=all", "masking=paper", "describe.actions={none:1,dino:2,region:1}"])
-    found = examples(config, blueprint(config).encoder.views)
+    found = typical_samples(config, build_on_meta(config).encoder.transforms)
     shares = {(example.kind, bool(example.row.masked)): example.share for example in found}
     assert shares == {("none", False): 0.25, ("region", False): 0.25, ("dino", False): 0.25, ("dino", True): 0.25}
 
@@ -195,12 +195,12 @@ def test_masked_samples_come_as_often_as_they_are_drawn():
 
 
 @pytest.fixture(scope="module")
-def looked_at(tmp_path_factory) -> ImageFolder:
+def looked_at(tmp_path_factory) -> MediaStore:
     """Four images of one size, so that one sample stands for all."""
     root, generator = tmp_path_factory.mktemp("equal"), np.random.default_rng(0)
     for number in range(4):
         Image.fromarray(generator.integers(0, 255, (200, 160, 3)).astype(np.uint8)).save(root / f"{number}.png")
-    return ImageFolder(root)
+    return MediaStore(root)
 
 
 TRAINED = {
@@ -220,7 +220,7 @@ def prepared(make_parts, looked_at):
         if trained == "adapters":
             pytest.importorskip("peft")
         parts = make_parts("encoder=[dino]", *overrides)
-        choose_trained(parts.model, optim, tower_pretrained=True)
+        set_trainable(parts.model, optim, tower_pretrained=True)
         records = [
             conversation(f"{i}.png", action_turns("detection"), answer="teal, or red", detection_images=[f"{i}.png"])
             for i in range(4)
@@ -233,7 +233,7 @@ def prepared(make_parts, looked_at):
 def micro_batch(parts, samples, *, masked):
     """A batch of all samples, and the example that each of them is."""
     spans = [Masking(1, 1.0).spans(sample.row) if masked else () for sample in samples]
-    return pack(samples, masked=spans), Example("dino", 1.0, pack(samples[:1], masked=spans[:1]))
+    return collate(samples, masked=spans), TypicalSample("dino", 1.0, collate(samples[:1], masked=spans[:1]))
 
 
 class Kept:
@@ -260,7 +260,7 @@ class Peak(TorchDispatchMode):
 
     def __init__(self, model, batch) -> None:
         super().__init__()
-        there = (*model.parameters(), *(looks.pixels for looks in batch.looks.values()))
+        there = (*model.parameters(), *(looks.pixels for looks in batch.images.values()))
         self.known = {tensor.untyped_storage()._cdata for tensor in there}
         self.alive, self.bytes = {}, 0
 
@@ -276,12 +276,12 @@ class Peak(TorchDispatchMode):
 
 
 WALKS = {
-    "plain": InnerPasses(num_inner_forward_run=1),
-    "shared": InnerPasses(),
-    "full": InnerPasses(inner_forward="full"),
-    "zero": InnerPasses(mask_mode="zero"),
-    "bottleneck": InnerPasses(mask_mode="bottleneck"),
-    "checkpointing": InnerPasses(checkpointing=True),
+    "plain": InnerForwardConfig(num_inner_forward_run=1),
+    "shared": InnerForwardConfig(),
+    "full": InnerForwardConfig(inner_forward="full"),
+    "zero": InnerForwardConfig(mask_mode="zero"),
+    "bottleneck": InnerForwardConfig(mask_mode="bottleneck"),
+    "checkpointing": InnerForwardConfig(checkpointing=True),
 }
 
 
@@ -294,11 +294,11 @@ def test_activations_and_peak(prepared, walk, trained, precision):
     """What is kept for the backward pass within 5 %, and the peak of a second micro-batch within 10 %."""
     parts, samples = prepared(trained)
     model = parts.model
-    model.passes = WALKS[walk]
+    model.forward_config = WALKS[walk]
     batch, example = micro_batch(parts, samples, masked=walk in ("zero", "bottleneck"))
     autocast = precision == "bf16"
-    types = Types.of(model, autocast=autocast, packed=False)
-    expected = predict(model, load_of(FlopMeter(model), [example], len(samples)), Spread(), types)
+    types = DTypeBytes.of(model, autocast=autocast, packed=False)
+    expected = predict_memory(model, workload_of(FlopMeter(model), [example], len(samples)), ShardingPlan(), types)
 
     def forward():
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
@@ -321,14 +321,14 @@ def test_activations_and_peak(prepared, walk, trained, precision):
 def test_weights_gradients_and_optimizer_states(prepared):
     parts, samples = prepared()
     model = parts.model
-    model.passes = InnerPasses()
+    model.forward_config = InnerForwardConfig()
     batch, example = micro_batch(parts, samples, masked=False)
     model.zero_grad()
     model(batch).loss_sum.backward()
     optimizer = build_optimizer(model, OptimConfig())
     optimizer.step()
-    types = Types.of(model, autocast=False, packed=False)
-    expected = predict(model, load_of(FlopMeter(model), [example], len(samples)), Spread(), types)
+    types = DTypeBytes.of(model, autocast=False, packed=False)
+    expected = predict_memory(model, workload_of(FlopMeter(model), [example], len(samples)), ShardingPlan(), types)
     moments = [
         state[key] for state in optimizer.state.values() for key in ("exp_avg", "exp_avg_sq")
     ]  # fmt: skip
@@ -361,23 +361,28 @@ def tensors_in(path) -> int:
 def test_shards_divide_the_state():
     model = sizes_of("+experiment=dino", "model=qwen2_vl_2b")
     config = compose_description(["+experiment=dino", "model=qwen2_vl_2b", "gpus=64", "strategy=fsdp"])
-    views = blueprint(config).encoder.views
-    load, types = load_of(FlopMeter(model), examples(config, views), 8), Types.of(model, autocast=True, packed=True)
-    alone = predict(model, load, Spread(), types)
+    views = build_on_meta(config).encoder.transforms
+    load, types = (
+        workload_of(FlopMeter(model), typical_samples(config, views), 8),
+        DTypeBytes.of(model, autocast=True, packed=True),
+    )
+    alone = predict_memory(model, load, ShardingPlan(), types)
     for overrides, shards in ((["strategy=fsdp"], 64), (["strategy=hybrid"], 8), (["strategy=ddp"], 1)):
-        how = spread(compose_description(["+experiment=dino", "model=qwen2_vl_2b", "gpus=64", *overrides]), model)
-        memory = predict(model, load, how, types)
+        how = sharding_plan(
+            compose_description(["+experiment=dino", "model=qwen2_vl_2b", "gpus=64", *overrides]), model
+        )
+        memory = predict_memory(model, load, how, types)
         assert how.shards == shards
         for part in ("weights", "gradients", "optimizer"):
             assert getattr(memory, part) == pytest.approx(getattr(alone, part) / shards)
         assert memory.activations == alone.activations
         assert memory.exchange > 0 == alone.exchange
-    gathered = predict(model, load, replace(how, kind="fsdp", shards=64, reshard=False), types).exchange
-    assert gathered > predict(model, load, replace(how, kind="fsdp", shards=64), types).exchange
+    gathered = predict_memory(model, load, replace(how, kind="fsdp", shards=64, reshard=False), types).exchange
+    assert gathered > predict_memory(model, load, replace(how, kind="fsdp", shards=64), types).exchange
 
 
 def test_pace():
     config = compose_description(["gpus=4", "describe.peak_tflops=100", "describe.utilisation=0.5"])
-    going = pace(config, flops=1e12, tokens=300.0)
+    going = throughput(config, flops=1e12, tokens=300.0)
     assert going.samples_a_second == 200 and going.tokens_a_second == 60_000
     assert going.days(200 * 86_400 * 3) == 3

@@ -13,14 +13,14 @@ from safetensors.torch import load_file, save_file
 
 from conftest import ROOT, compose_config, logged, losses, samples_of
 from vpt.batch import Batch
-from vpt.data.balance import Cost, balanced
-from vpt.data.images import ImageFolder
-from vpt.data.packing import pack
+from vpt.data.balance import SampleCost, balance
+from vpt.data.images import MediaStore
+from vpt.data.packing import collate
 from vpt.errors import ConfigError
 from vpt.evaluation.predictions import read_predictions
 from vpt.training.loop import Trainer
 from vpt.training.strategy import build_strategy
-from vpt.weights import full
+from vpt.weights import full_tensor
 from vpt.world import World
 
 STRATEGIES = {
@@ -59,7 +59,7 @@ def gradients(world: World, case: str, strategy: str, root: str, to: str) -> flo
     """Save the gradients of one step of a case; return its loss."""
     overrides, rounds = CASES[case]
     trainer = Trainer(compose_config(*overrides, *STRATEGIES.get(strategy, [])), Path(to).parent / "run", world)
-    samples = samples_of(trainer.parts, ImageFolder(Path(root)))
+    samples = samples_of(trainer.bundle, MediaStore(Path(root)))
     if world.size == 1:
         rounds = [[[row for shares in rounds for share in shares for row in share]]]
     mine = [shares[world.rank] for shares in rounds]
@@ -67,12 +67,12 @@ def gradients(world: World, case: str, strategy: str, root: str, to: str) -> flo
 
     def keep() -> None:
         named = ((n, p.grad) for n, p in trainer.model.named_parameters() if p.grad is not None)
-        found.update({name: full(grad).clone() for name, grad in named})
+        found.update({name: full_tensor(grad).clone() for name, grad in named})
 
     trainer.optimizer.step = keep
-    batches = [pack([samples[row] for row in share]) if share else Batch.empty() for share in mine]
+    batches = [collate([samples[row] for row in share]) if share else Batch.empty() for share in mine]
     metrics = trainer.train_step(batches, 0)
-    if world.main:
+    if world.is_main:
         save_file(found, to)
     return metrics["train/loss"]
 
@@ -158,7 +158,7 @@ def test_torchrun(tmp_path):
     run = tmp_path / "dino"
     python("eval.py", f"checkpoint={run}", "pictures=false")
     shared, alone = (
-        [(item.record, item.answer, item.chosen) for item in read_predictions(run / place / "predictions.jsonl")]
+        [(item.record, item.answer, item.actions) for item in read_predictions(run / place / "predictions.jsonl")]
         for place in ("predictions", "eval/test")
     )
     assert shared == alone and len(shared) == 5
@@ -167,7 +167,7 @@ def test_torchrun(tmp_path):
 def test_costs_are_spread_evenly():
     """Image-heavy rows first; no bin above its capacity; every row once."""
     costs = [float(cost) for cost in (*([1200] * 5), *([600] * 9), *([90] * 18))]
-    bins = balanced(costs, bins=8, capacity=4)
+    bins = balance(costs, bins=8, capacity=4)
     assert sorted(index for chosen in bins for index in chosen) == list(range(32))
     loads = [sum(costs[index] for index in chosen) for chosen in bins]
     in_order = [sum(costs[start : start + 4]) for start in range(0, 32, 4)]
@@ -180,9 +180,9 @@ def test_ranks_share_a_step_and_masking_counts(tmp_path):
     overrides = ["+experiment=all", *QUIET, "training.batch_size=32", "training.micro_batch_size=4"]
     config = compose_config(*overrides, "masking.para_mask_ratio=1.0")
     alone = Trainer(config, tmp_path / "run")
-    cost = Cost.measure(alone.parts.encoder, alone.batches.mixture.sources, alone.batches.folders)
-    whole = [name for batch in alone.batches[0] for name in batch.ids]
-    shares = [replace(alone.batches, rank=rank, ranks=4, cost=cost)[0] for rank in range(4)]
+    cost = SampleCost.estimate(alone.bundle.encoder, alone.dataset.mixture.sources, alone.dataset.folders)
+    whole = [name for batch in alone.dataset[0] for name in batch.ids]
+    shares = [replace(alone.dataset, rank=rank, ranks=4, cost=cost)[0] for rank in range(4)]
     assert sorted(name for share in shares for batch in share for name in batch.ids) == sorted(whole)
     assert [len(share) for share in shares] == [2] * 4
     weights = [sum((1 + bool(r.masked)) * r.length for r in batch.rows) for share in shares for batch in share]
@@ -227,10 +227,10 @@ FROZEN_TOWERS = ["+experiment=dino", *QUIET, "optim.freeze=['*visual*','*vision*
 def kept_features(world: World, to: str) -> list[int]:
     """Three runs: without a cache, one that fills it, and one in which rank 0 alone finds it full."""
     looked = []
-    for name, store in (("none", None), ("filling", "shared"), ("uneven", "shared" if world.main else "own")):
+    for name, store in (("none", None), ("filling", "shared"), ("uneven", "shared" if world.is_main else "own")):
         kept = [f"data.feature_cache={to}/{store}"] if store else []
         trainer = Trainer(compose_config(*FROZEN_TOWERS, *STRATEGIES["fsdp"], *kept), Path(to) / name, world)
-        looked.append(sum(len(look.fresh) for batch in trainer.batches[0] for look in batch.looks.values()))
+        looked.append(sum(len(look.uncached) for batch in trainer.dataset[0] for look in batch.images.values()))
         trainer.fit()
     return looked
 

@@ -19,9 +19,9 @@ from vpt.data.records import parse_record
 from vpt.errors import ConfigError, DataError
 from vpt.evaluation import compare
 from vpt.evaluation.predictions import Prediction, PredictionLog, read_predictions
-from vpt.evaluation.questions import asked_kinds
+from vpt.evaluation.questions import expected_actions
 from vpt.evaluation.run import Evaluation, evaluate_checkpoint
-from vpt.pretrained import digest
+from vpt.pretrained import weights_digest
 from vpt.training.run import train
 
 SMALL = ("+debug=two_steps", "+experiment=all", "tracking=none", "training.final_questions=8")
@@ -84,7 +84,7 @@ def test_what_was_answered_is_not_asked_again(runs, monkeypatch):
     ask = [f"checkpoint={run}", "name=twice", "data.limit=6", "pictures=false"]
     evaluate_checkpoint(compose_eval(*ask))
     first = told(run / "eval" / "twice")
-    monkeypatch.setattr("vpt.evaluation.runner.answer", None)  # an answer would end in an error
+    monkeypatch.setattr("vpt.evaluation.runner.answer_batch", None)  # an answer would end in an error
     evaluate_checkpoint(compose_eval(*ask, "generation.batch_size=1", "data.metrics=[anls]"))
     assert told(run / "eval" / "twice") == first
     summary = json.loads((run / "eval" / "twice" / "summary.json").read_text())
@@ -105,7 +105,7 @@ def test_other_settings_begin_anew_and_nothing_is_lost(runs, capsys):
     assert "with other settings (generation): kept as earlier_predictions.jsonl; begins anew" in said
     kept = read_predictions(run / "eval" / "changed" / "earlier_predictions.jsonl")
     assert [item.answer for item in kept] == [item.answer for item in first]
-    assert all(item.chosen[0] == "dino" for item in told(run / "eval" / "changed"))
+    assert all(item.actions[0] == "dino" for item in told(run / "eval" / "changed"))
 
 
 def line(record: str) -> Prediction:
@@ -163,7 +163,7 @@ def test_a_judge_of_an_evaluation(runs, tmp_path):
 
 
 def test_weights_are_told_apart(runs):
-    digests = {digest(runs / f"seed_{seed}") for seed in (0, 1)}
+    digests = {weights_digest(runs / f"seed_{seed}") for seed in (0, 1)}
     assert len(digests) == 2
 
 
@@ -183,11 +183,11 @@ def test_controls_beside_a_baseline(runs, capsys):
     summary = json.loads((folder / "summary.json").read_text())
     assert list(summary["controls"]) == ["features_zeroed", "features_noise", "features_other_image", "baseline"]
     for found in summary["controls"].values():
-        assert found["questions"] == 12 and found["plain"] == summary["accuracy"]
+        assert found["questions"] == 12 and found["reference"] == summary["accuracy"]
         assert found["difference"]["low"] <= found["difference"]["value"] <= found["difference"]["high"]
-        assert found["difference"]["value"] == pytest.approx(found["changed"] - found["plain"])
+        assert found["difference"]["value"] == pytest.approx(found["ablated"] - found["reference"])
     other = json.loads((runs / "seed_1" / "eval" / "controlled" / "summary.json").read_text())
-    assert summary["controls"]["baseline"]["changed"] == other["accuracy"]
+    assert summary["controls"]["baseline"]["ablated"] == other["accuracy"]
     assert (folder / "controls.png").stat().st_size > 10_000
     assert "perceived features zeroed" in capsys.readouterr().out
 
@@ -218,7 +218,7 @@ def test_comparing_two_runs(runs, tmp_path, capsys):
     rows = json.loads((tmp_path / "table.json").read_text())
     assert [row["metric"] for row in rows] == ["exact_match", "anls"]
     ours, theirs = (read_predictions(runs / f"seed_{seed}" / "predictions" / "predictions.jsonl") for seed in (0, 1))
-    assert rows[0]["a"] == sum(item.right for item in ours) / 8
+    assert rows[0]["a"] == sum(item.correct for item in ours) / 8
     assert rows[0]["difference"]["value"] == pytest.approx(rows[0]["b"] - rows[0]["a"])
     with pytest.raises(DataError, match="no question in common"):
         compare.pair(ours, [replace(item, record="another") for item in theirs])
@@ -254,7 +254,7 @@ def test_records_say_what_is_right_and_where(folder):
 def test_what_a_record_asks_for():
     """Regions in tokens or in numbers, re-encodings; a further image that nobody asked for is none of them."""
     by_name = [parse_record(raw, where="", encoder_tokens=TOKENS) for raw in mixed_records()]
-    found = [asked_kinds(record, TOKENS) for record in by_name]
+    found = [expected_actions(record, TOKENS) for record in by_name]
     assert found == [
         ["dino", "clip", "dino"], ["clip"], ["region"], ["region", "sam"], [], [], ["dino"], ["sam"],
         ["dino", "clip"], ["region", "sam"],
@@ -263,4 +263,4 @@ def test_what_a_record_asks_for():
              {"role": "assistant", "content": "so?"}, {"role": "user", "content": "<image>"}]  # fmt: skip
     raw = conversation("0.png", turns)
     raw["images"] = ["0.png"] * 3
-    assert asked_kinds(parse_record(raw, where="", encoder_tokens=TOKENS), TOKENS) == ["region"]
+    assert expected_actions(parse_record(raw, where="", encoder_tokens=TOKENS), TOKENS) == ["region"]

@@ -11,11 +11,11 @@ from test_inner_forward import assert_same, losses_and_gradients
 
 from conftest import ALL, action_turns, compose_config, conversation, losses, samples_of
 from vpt.config import DataConfig
-from vpt.data.images import ImageFolder
-from vpt.data.packing import pack
+from vpt.data.images import MediaStore
+from vpt.data.packing import collate
 from vpt.data.references import ImageRef
-from vpt.encoders.base import Look
-from vpt.features import FeatureStore
+from vpt.encoders.base import ProcessedImage
+from vpt.features import FeatureCache
 from vpt.model import VPTModel
 from vpt.training.loop import Trainer
 from vpt.training.run import train
@@ -27,7 +27,7 @@ def parts(make_parts):
     parts = make_parts(*ALL)
     freeze(parts.model)
     yield parts
-    parts.model.store = None
+    parts.model.feature_cache = None
 
 
 def freeze(model):
@@ -37,14 +37,14 @@ def freeze(model):
 
 
 def opened(parts, root, *, gigabytes=1.0, precision="fp32"):
-    store = FeatureStore.open(DataConfig(feature_cache=str(root), feature_cache_gb=gigabytes), parts.model,
+    store = FeatureCache.open(DataConfig(feature_cache=str(root), feature_cache_gb=gigabytes), parts.model,
                               precision=precision)  # fmt: skip
-    parts.model.store = store
-    return store, replace(parts, encoder=parts.encoder.keeping(store))
+    parts.model.feature_cache = store
+    return store, replace(parts, encoder=parts.encoder.with_feature_cache(store))
 
 
 def batch_through(parts, folder):
-    return pack(samples_of(parts, folder))
+    return collate(samples_of(parts, folder))
 
 
 def count_calls(module):
@@ -59,15 +59,15 @@ def test_known_features_change_nothing(parts, folder, tmp_path):
     first = batch_through(keeping, folder)
     written = losses_and_gradients(parts, first, "shared")
     assert_same(written, want, loss=0, gradients=0, rounding=0)
-    store.finish()
+    store.flush()
     _, again = opened(parts, tmp_path)
     second = batch_through(again, folder)
-    assert set(second.looks) == {"image", "dino", "sam"}
-    for view, looks in second.looks.items():
-        videos = [grid for grid in first.looks[view].grids if grid[0] > 1]
-        assert looks.known
+    assert set(second.images) == {"image", "dino", "sam"}
+    for view, looks in second.images.items():
+        videos = [grid for grid in first.images[view].grids if grid[0] > 1]
+        assert looks.cached
         assert looks.grids == videos  # these are always looked at anew
-        assert len(looks.fresh) == len(videos)
+        assert len(looks.uncached) == len(videos)
     calls = count_calls(parts.model.encoder("dino").vision)
     assert_same(losses_and_gradients(parts, second, "shared"), want)
     assert not calls
@@ -78,33 +78,33 @@ def test_some_known_and_some_not(parts, folder, tmp_path):
     want = losses_and_gradients(parts, batch_through(parts, folder), "shared")
     store, keeping = opened(parts, tmp_path)
     losses_and_gradients(parts, batch_through(keeping, folder), "shared")
-    store.finish()
+    store.flush()
     for number, path in enumerate(sorted(tmp_path.glob("*/*.safetensors"))):
         if number % 2:
             path.unlink()
     _, again = opened(parts, tmp_path)
     mixed = batch_through(again, folder)
-    assert any(looks.known and looks.fresh for looks in mixed.looks.values())
+    assert any(looks.cached and looks.uncached for looks in mixed.images.values())
     assert_same(losses_and_gradients(parts, mixed, "shared"), want)
 
 
 def test_what_an_entry_is_named_by(parts, folder, tmp_path):
     """The image's bytes, crop, limits, transform; the encoder's weights and precision."""
     store, _ = opened(parts, tmp_path / "store")
-    view = parts.encoder.views["dino"]
+    view = parts.encoder.transforms["dino"]
     shutil.copy(folder.root / "1.png", tmp_path / "same.png")
     shutil.copy(folder.root / "2.png", tmp_path / "other.png")
-    elsewhere = ImageFolder(tmp_path)
+    elsewhere = MediaStore(tmp_path)
     base = store.key(view, ImageRef("1.png"), folder)
     assert base == store.key(view, ImageRef("same.png"), elsewhere)  # the same bytes under another name
     others = [
         store.key(view, ImageRef("other.png"), elsewhere),
         store.key(view, ImageRef("1.png", (0, 0, 20, 20)), folder),
-        store.key(view, ImageRef("1.png", turn=1), folder),
+        store.key(view, ImageRef("1.png", transpose=1), folder),
         store.key(view, ImageRef("1.png"), replace(folder, max_side=32)),
         store.key(view, ImageRef("1.png"), replace(folder, resample="bicubic")),
         store.key(replace(view, side=view.side // 2), ImageRef("1.png"), folder),
-        store.key(parts.encoder.views["sam"], ImageRef("1.png"), folder),
+        store.key(parts.encoder.transforms["sam"], ImageRef("1.png"), folder),
         opened(parts, tmp_path, precision="bf16")[0].key(view, ImageRef("1.png"), folder),
     ]
     weight = parts.model.encoder("dino").vision.layernorm.weight
@@ -119,14 +119,14 @@ def test_what_an_entry_is_named_by(parts, folder, tmp_path):
 def test_what_is_trained_is_not_kept(parts, folder, tmp_path):
     parts.model.encoder("dino").vision.layernorm.weight.requires_grad_(True)
     store, keeping = opened(parts, tmp_path)
-    assert set(store.stamps) == {"image", "sam"}
+    assert set(store.fingerprints) == {"image", "sam"}
     losses_and_gradients(parts, batch_through(keeping, folder), "shared")
-    store.finish()
+    store.flush()
     _, again = opened(parts, tmp_path)
-    looks = batch_through(again, folder).looks
-    assert not looks["dino"].known
-    assert looks["sam"].known
-    assert not looks["sam"].fresh
+    looks = batch_through(again, folder).images
+    assert not looks["dino"].cached
+    assert looks["sam"].cached
+    assert not looks["sam"].uncached
     freeze(parts.model)
 
 
@@ -140,9 +140,9 @@ def kept(store, name, values=2560):
 def test_a_broken_entry_is_removed(parts, tmp_path):
     store, _ = opened(parts, tmp_path)
     key = kept(store, "a")
-    store.finish()
+    store.flush()
     path = store._path(key)
-    assert isinstance(store.get(key), Look)
+    assert isinstance(store.get(key), ProcessedImage)
     path.write_bytes(path.read_bytes()[:-100])
     assert store.get(key) is None
     assert not path.exists()
@@ -154,7 +154,7 @@ def test_the_folder_keeps_its_limit(parts, tmp_path):
     keys = []
     for name in "0123456789abcdef":
         keys.append(kept(store, name))  # 10,240 bytes and a header
-        store.finish()
+        store.flush()
         store.get(keys[0])  # used again and again
     held = sum(path.stat().st_size for path in tmp_path.glob("*/*"))
     assert 50_000 < held <= 100_000
@@ -171,16 +171,16 @@ def test_a_full_disk_ends_no_run(parts, tmp_path, monkeypatch, capsys):
     store, _ = opened(parts, tmp_path)
     kept(store, "a")
     kept(store, "b")
-    store.finish()
+    store.flush()
     assert capsys.readouterr().out == "features are not kept: no space left on device\n"
 
 
 def write_many(root, order):
     torch.set_num_threads(1)
-    store = FeatureStore(root, 60_000, {})
+    store = FeatureCache(root, 60_000, {})
     for name in order * 5:
         key = kept(store, name)
-        store.finish()
+        store.flush()
         look = store.get(key)
         assert look is None or look.features.eq(1.0).all()  # whole or absent
 
@@ -228,14 +228,14 @@ def test_answers_of_a_second_run_encode_nothing(tmp_path, folder, monkeypatch):
         "+debug=two_steps", "data=vpt", f"data.root={records}", "optim.freeze=['*visual*','*vision*']",
         f"data.feature_cache={tmp_path / 'store'}", "data.workers=0", "generation.action=dino",
     )  # fmt: skip
-    seen, see = [], VPTModel._see
+    seen, see = [], VPTModel._encode_uncached
 
     def noting(self, view, images):
-        seen.append((view, len(images.fresh)))
+        seen.append((view, len(images.uncached)))
         return see(self, view, images)
 
-    monkeypatch.setattr(VPTModel, "_see", noting)
-    monkeypatch.setattr("vpt.training.run.keep_examples", lambda *_, **__: None)  # maps look for themselves
+    monkeypatch.setattr(VPTModel, "_encode_uncached", noting)
+    monkeypatch.setattr("vpt.training.run.save_examples", lambda *_, **__: None)  # maps look for themselves
     looks = []
     for run in range(2):
         train(config, tmp_path / f"run{run}")

@@ -10,14 +10,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from conftest import ALL, FAMILIES, action_turns, conversation, samples_of
 from vpt.config import OptimConfig
-from vpt.data.packing import pack
-from vpt.flops import Cost, FlopMeter
+from vpt.data.packing import collate
+from vpt.flops import FlopCost, FlopMeter
 from vpt.flops.cost import DecoderCost
 from vpt.flops.meter import count_pairs
 from vpt.flops.vision import split_counts
 from vpt.masking import Masking
-from vpt.model import InnerPasses
-from vpt.training.optimizer import choose_trained
+from vpt.model import InnerForwardConfig
+from vpt.training.optimizer import set_trainable
 
 WALKS = {
     "plain": {"num_inner_forward_run": 1},
@@ -48,7 +48,7 @@ def record():
 def one_row(parts, folder, *, masked):
     """A batch of one row."""
     [sample] = samples_of(parts, folder, [record()])
-    return pack([sample], masked=[Masking(1, 1.0).spans(sample.row) if masked else ()])
+    return collate([sample], masked=[Masking(1, 1.0).spans(sample.row) if masked else ()])
 
 
 def counted(model, batch) -> tuple[int, int, int]:
@@ -61,8 +61,8 @@ def counted(model, batch) -> tuple[int, int, int]:
     return *split_counts(forward), backward.get_total_flops()
 
 
-def total(costs: dict[str, Cost]) -> Cost:
-    return sum(costs.values(), Cost())
+def total(costs: dict[str, FlopCost]) -> FlopCost:
+    return sum(costs.values(), FlopCost())
 
 
 @pytest.fixture(scope="module")
@@ -76,17 +76,17 @@ def parts_of(make_parts):
 @pytest.fixture(autouse=True)
 def _nothing_is_padded(monkeypatch):
     """Every segment attends in a call of its own: padding is computed, but no formula counts it."""
-    monkeypatch.setattr("vpt.attention.similar", lambda lengths, counts: [[i] for i in range(len(lengths))])
+    monkeypatch.setattr("vpt.attention.bucket_by_size", lambda lengths, counts: [[i] for i in range(len(lengths))])
 
 
 @pytest.mark.parametrize("walk", WALKS)
 def test_formula_equals_the_counter(parts_of, folder, walk):
     parts = parts_of(scale=WALKS[walk].get("projector_scale", 1))
     model = parts.model
-    model.passes = InnerPasses(**WALKS[walk])
-    choose_trained(model, TRAINED["no tower"], tower_pretrained=False)
+    model.forward_config = InnerForwardConfig(**WALKS[walk])
+    set_trainable(model, TRAINED["no tower"], tower_pretrained=False)
     batch = one_row(parts, folder, masked=walk.startswith(("zero", "bottleneck")))
-    cost = total(FlopMeter(model, pairs="computed").step(batch))
+    cost = total(FlopMeter(model, pairs="dense").step(batch))
     assert (cost.linear, cost.attention, cost.backward + cost.recomputed) == counted(model, batch)
 
 
@@ -95,10 +95,10 @@ def test_formula_equals_the_counter(parts_of, folder, walk):
 )
 def test_what_is_frozen_runs_forward_only(parts_of, folder, family, trained):
     parts = parts_of(family)
-    parts.model.passes = InnerPasses()
-    choose_trained(parts.model, TRAINED[trained], tower_pretrained=False)
+    parts.model.forward_config = InnerForwardConfig()
+    set_trainable(parts.model, TRAINED[trained], tower_pretrained=False)
     batch = one_row(parts, folder, masked=False)
-    cost = total(FlopMeter(parts.model, pairs="computed").step(batch))
+    cost = total(FlopMeter(parts.model, pairs="dense").step(batch))
     assert (cost.linear, cost.attention, cost.backward) == counted(parts.model, batch)
 
 
@@ -106,10 +106,10 @@ def test_what_is_frozen_runs_forward_only(parts_of, folder, family, trained):
 def test_adapters_are_counted(make_parts, folder, checkpointing):
     pytest.importorskip("peft")
     parts = make_parts(*ALL, "model.lora.rank=4")
-    parts.model.passes = InnerPasses(checkpointing=checkpointing)
-    choose_trained(parts.model, OptimConfig(), tower_pretrained=True)
+    parts.model.forward_config = InnerForwardConfig(checkpointing=checkpointing)
+    set_trainable(parts.model, OptimConfig(), tower_pretrained=True)
     batch = one_row(parts, folder, masked=False)
-    cost = total(FlopMeter(parts.model, pairs="computed").step(batch))
+    cost = total(FlopMeter(parts.model, pairs="dense").step(batch))
     assert (cost.linear, cost.attention, cost.backward + cost.recomputed) == counted(parts.model, batch)
 
 
@@ -118,10 +118,12 @@ def test_adapters_are_counted(make_parts, folder, checkpointing):
 def test_pairs_are_those_that_the_mask_lets_through(parts_of, folder, mode, mask):
     parts = parts_of()
     model = parts.model
-    model.passes = InnerPasses(inner_forward=mode, mask_mode="bottleneck" if mask == "bottleneck" else "zero")
+    model.forward_config = InnerForwardConfig(
+        inner_forward=mode, mask_mode="bottleneck" if mask == "bottleneck" else "zero"
+    )
     batch = one_row(parts, folder, masked=mask != "off")
-    [segments] = model.cut(batch.rows)
-    groups = [group for stage in model.plan(batch).stages for group in stage.layout.groups]
+    [segments] = model.split_segments(batch.rows)
+    groups = [group for stage in model.plan_forward(batch).stages for group in stage.layout.groups]
     for segment, group in zip(segments, groups, strict=True):
         _, length, keys = group.shape
         unmasked = keys if length == 1 else length * (length + 1) // 2  # one query sees all keys
@@ -131,16 +133,16 @@ def test_pairs_are_those_that_the_mask_lets_through(parts_of, folder, mode, mask
 def test_what_is_known_is_not_seen_again(parts_of, folder):
     parts = parts_of()
     model = parts.model
-    model.passes = InnerPasses()
-    choose_trained(model, TRAINED["no tower"], tower_pretrained=True)
+    model.forward_config = InnerForwardConfig()
+    set_trainable(model, TRAINED["no tower"], tower_pretrained=True)
     batch = one_row(parts, folder, masked=False)
-    meter = FlopMeter(model, pairs="computed")
+    meter = FlopMeter(model, pairs="dense")
     before = meter.step(batch)
     with torch.no_grad():
-        seen = model.look(batch.looks)
-    batch.looks = {
-        view: replace(looks, pixels=torch.empty(0), grids=[], known=dict(enumerate(looks.split(seen[view]))))
-        for view, looks in batch.looks.items()
+        seen = model.encode_images(batch.images)
+    batch.images = {
+        view: replace(looks, pixels=torch.empty(0), grids=[], cached=dict(enumerate(looks.split(seen[view]))))
+        for view, looks in batch.images.items()
     }
     after = meter.step(batch)
     assert {part for part in after if after[part] != before[part]} == {
@@ -156,28 +158,28 @@ def test_two_passes_cost_what_one_costs(parts_of, folder):
     But for the last MLP: it sees each control state that is read, and the labels in the last pass only.
     """
     parts = parts_of()
-    choose_trained(parts.model, OptimConfig(), tower_pretrained=True)
+    set_trainable(parts.model, OptimConfig(), tower_pretrained=True)
     batch = one_row(parts, folder, masked=False)
     meter, language = FlopMeter(parts.model), {}
     for walk in ("plain", "shared", "full"):
-        parts.model.passes = InnerPasses(**WALKS[walk])
+        parts.model.forward_config = InnerForwardConfig(**WALKS[walk])
         language[walk] = meter.step(batch)["qwen.model.language_model"]
     states = DecoderCost(parts.model.language.layers, carries=True).cost(0, 2, 0, again=False)
-    labels = DecoderCost(parts.model.language.layers, carries=True).cost(0, batch.label_count, 0, again=False)
+    labels = DecoderCost(parts.model.language.layers, carries=True).cost(0, batch.num_labels, 0, again=False)
     assert language["shared"] == language["plain"] + states
     assert language["full"] + labels * 2 == language["plain"] * 3 + states
 
 
 def test_rows_of_a_batch_add_up(parts_of, folder):
     parts = parts_of()
-    parts.model.passes = InnerPasses()
-    choose_trained(parts.model, OptimConfig(), tower_pretrained=True)
+    parts.model.forward_config = InnerForwardConfig()
+    set_trainable(parts.model, OptimConfig(), tower_pretrained=True)
     samples = samples_of(parts, folder)
     meter = FlopMeter(parts.model)
-    together = meter.step(pack(samples))
-    alone = [meter.step(pack([sample])) for sample in samples]
+    together = meter.step(collate(samples))
+    alone = [meter.step(collate([sample])) for sample in samples]
     for part, cost in together.items():
-        apart = sum((costs[part] for costs in alone), Cost())
+        apart = sum((costs[part] for costs in alone), FlopCost())
         if part in ("qwen.model.visual", "encoders.dino.vision"):
             assert 0 < cost.total < apart.total  # equal images are seen once
         elif part.startswith("qwen"):

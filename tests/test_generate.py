@@ -20,15 +20,15 @@ from conftest import (
     video_conversation,
 )
 from decoding import FromScratch
-from vpt.asking import Asking
-from vpt.batch import TOWER
-from vpt.data.images import ImageFolder
-from vpt.data.packing import pack
+from vpt.asking import PerceptionParser
+from vpt.batch import VISION_TOWER
+from vpt.data.images import MediaStore
+from vpt.data.packing import collate
 from vpt.errors import ConfigError
 from vpt.generate import Generator
 from vpt.regions import Region
 from vpt.sampling import Sampling
-from vpt.speaker import Limits
+from vpt.speaker import GenerationLimits
 from vpt.tokens import stop_ids
 
 REGION = Region(1, 2, 5, 6)
@@ -42,7 +42,7 @@ class Scripted(Generator):
         self.logits = {}
         self.scripts = {sample.record.where: script_of(parts, sample) for sample in samples}
 
-    def _choose(self, speakers, logits):
+    def _sample(self, speakers, logits):
         chosen = []
         for speaker, row in zip(speakers, logits, strict=True):
             where = speaker.sample.record.where
@@ -85,10 +85,10 @@ def test_generating_step_by_step_equals_one_forward(make_parts, folder, family, 
     parts = make_parts(*ALL, *FAMILIES[family], f"model.projector_scale={scale}", f"model.{positions}")
     samples = samples_of(parts, folder, records())
     with torch.no_grad():
-        want = parts.model(pack(samples), keep_logits=True)
-    generator = Scripted(parts, samples, Limits(200, 5))
-    prompts = [parts.encoder.prompt(sample.record, folder) for sample in samples]
-    answers = generator.answer(prompts, [folder] * len(prompts))
+        want = parts.model(collate(samples), keep_logits=True)
+    generator = Scripted(parts, samples, GenerationLimits(200, 5))
+    prompts = [parts.encoder.encode_prompt(sample.record, folder) for sample in samples]
+    answers = generator.generate(prompts, [folder] * len(prompts))
     got = torch.cat([torch.stack(generator.logits[sample.record.where]) for sample in samples])
     torch.testing.assert_close(got, want.logits, rtol=1e-4, atol=2e-4)
     assert [len(answer.trace) for answer in answers] == [3, 1, 2, 0, 3]
@@ -105,14 +105,14 @@ class Opening(Generator):
         super().__init__(parts.model.eval(), parts.encoder, parts.tokenizer.decode, limits, sampling)
         self.scripts = scripts
 
-    def _choose(self, speakers, logits):
-        free = super()._choose(speakers, logits)
+    def _sample(self, speakers, logits):
+        free = super()._sample(speakers, logits)
         left = [self.scripts.get(speaker.sample.record.where, []) for speaker in speakers]
         return [script.pop(0) if script else token for script, token in zip(left, free, strict=True)]
 
 
 def prompts_of(parts, folder, raws):
-    return [parts.encoder.prompt(sample.record, folder) for sample in samples_of(parts, folder, raws)]
+    return [parts.encoder.encode_prompt(sample.record, folder) for sample in samples_of(parts, folder, raws)]
 
 
 def free(parts, limits, sampling=None):
@@ -122,9 +122,9 @@ def free(parts, limits, sampling=None):
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(1.5, top_k=40, top_p=0.9, seed=7)], ids=["greedy", "drawn"])
 def test_alone_in_any_batch_and_from_scratch(all_parts, folder, sampling):
     """A row's ids depend neither on its neighbours nor on the cache; actions come first, then free text."""
-    parts, limits, raws = all_parts, Limits(20, 5), [*records(), *mixed_records()[5:8]]
+    parts, limits, raws = all_parts, GenerationLimits(20, 5), [*records(), *mixed_records()[5:8]]
     samples = samples_of(parts, folder, raws)
-    prompts = [parts.encoder.prompt(sample.record, folder) for sample in samples]
+    prompts = [parts.encoder.encode_prompt(sample.record, folder) for sample in samples]
 
     def scripts():  # up to the end of the first turn, where something is asked for
         turns = [script_of(parts, sample) for sample in samples]
@@ -135,7 +135,7 @@ def test_alone_in_any_batch_and_from_scratch(all_parts, folder, sampling):
         }
 
     def ids(numbers):
-        answers = Opening(parts, scripts(), limits, sampling).answer(
+        answers = Opening(parts, scripts(), limits, sampling).generate(
             [prompts[i] for i in numbers], [folder] * len(numbers), numbers=numbers
         )
         return {i: answer.ids for i, answer in zip(numbers, answers, strict=True)}
@@ -144,7 +144,7 @@ def test_alone_in_any_batch_and_from_scratch(all_parts, folder, sampling):
     assert together == ids([4, 7, 1, 0]) | ids([6, 5, 3, 2]), "another batch, another order"
     assert together == {i: alone for number in range(len(raws)) for i, alone in ids([number]).items()}
     for number, sample in enumerate(samples):
-        if TOWER in sample.record.images:
+        if VISION_TOWER in sample.record.images:
             script = scripts()[sample.record.where]
             scratch = FromScratch(
                 parts, sample.record, folder, limit=20, actions=5, script=script, sampling=sampling, number=number
@@ -164,14 +164,14 @@ def test_it_equals_prompting_again_with_the_perceived_turn(make_parts, folder, k
         raw = conversation("1.png", action_turns(TOKENS[kind]), **{f"{TOKENS[kind]}_images": ["1.png"]})
     turns = len(raw["messages"]) // 2
     sample = samples_of(parts, folder, [raw])[0]
-    prompt = parts.encoder.prompt(sample.record, folder)
-    again = parts.encoder.prompt(sample.record, folder, turns=turns)
+    prompt = parts.encoder.encode_prompt(sample.record, folder)
+    again = parts.encoder.encode_prompt(sample.record, folder, turns=turns)
     script = script_of(parts, sample)
     asking = script[: last_index(script[:-1], parts.model.vocabulary.im_end) + 1]
 
-    once = Opening(parts, {sample.record.where: [*asking]}, Limits(40, 3)).answer([prompt], [folder])[0]
+    once = Opening(parts, {sample.record.where: [*asking]}, GenerationLimits(40, 3)).generate([prompt], [folder])[0]
     told = len(asking) + scale * sum(step.kind != "region" for step in once.trace[: turns - 1])
-    twice = free(parts, Limits(40 - told, 3 - (turns - 1))).answer([again], [folder])[0]
+    twice = free(parts, GenerationLimits(40 - told, 3 - (turns - 1))).generate([again], [folder])[0]
     scratch = FromScratch(parts, sample.record, folder, limit=40, actions=3, script=asking).decode()
     assert [step.kind for step in once.trace[: turns - 1]] == kind.split(" + ")
     assert once.ids[told:] == twice.ids and len(twice.ids) > 3
@@ -187,17 +187,17 @@ def test_a_wider_crop_equals_prompting_with_it(make_parts, folder):
     def scratch(margin):
         return FromScratch(parts, sample.record, folder, limit=24, script=script, margin=margin).decode()
 
-    generator = Opening(parts, {sample.record.where: [*script]}, Limits(24, 3, crop_margin=1))
-    answer = generator.answer([parts.encoder.prompt(sample.record, folder)], [folder])[0]
+    generator = Opening(parts, {sample.record.where: [*script]}, GenerationLimits(24, 3, crop_margin=1))
+    answer = generator.generate([parts.encoder.encode_prompt(sample.record, folder)], [folder])[0]
     assert answer.ids == scratch(1) != scratch(0)
 
 
 @pytest.mark.parametrize("action", ["none", "region", "dino"])
 def test_a_forced_action_is_the_same_alone_and_in_a_batch(all_parts, folder, action):
     prompts = prompts_of(all_parts, folder, [*records(), *mixed_records()[5:8]])
-    generator = free(all_parts, Limits(16, 2, action=action))
-    together = [answer.ids for answer in generator.answer(prompts, [folder] * len(prompts))]
-    assert together == [generator.answer([prompt], [folder])[0].ids for prompt in prompts]
+    generator = free(all_parts, GenerationLimits(16, 2, action=action))
+    together = [answer.ids for answer in generator.generate(prompts, [folder] * len(prompts))]
+    assert together == [generator.generate([prompt], [folder])[0].ids for prompt in prompts]
     assert len({*map(tuple, together)}) > 1
 
 
@@ -213,7 +213,7 @@ def test_control_states_steer_what_is_seen(make_parts, folder):
     script = script_of(parts, sample)[:3]
     logits = []
     for passes in (2, 1):
-        parts.model.passes = replace(parts.model.passes, num_inner_forward_run=passes)
+        parts.model.forward_config = replace(parts.model.forward_config, num_inner_forward_run=passes)
         reference = FromScratch(parts, sample.record, folder, limit=5, script=script)
         reference.decode()
         logits.append(reference.logits())
@@ -223,8 +223,8 @@ def test_control_states_steer_what_is_seen(make_parts, folder):
 class Insistent(Generator):
     """Asks whenever it may, and ends its turn otherwise."""
 
-    def _choose(self, speakers, logits):
-        self.asking.restrict(logits, speakers)
+    def _sample(self, speakers, logits):
+        self.parser.restrict(logits, speakers)
         start, end = self.vocabulary.actions["dino"].start, self.vocabulary.im_end
         return [start if row[start] > -torch.inf else end for row in logits]
 
@@ -233,8 +233,8 @@ class Insistent(Generator):
 def test_actions_are_bounded(make_parts, folder, most):
     """After `max_actions` the tokens that ask are forbidden, and so within a turn: no answer perceives for ever."""
     parts = make_parts("encoder=[dino]")
-    generator = Insistent(parts.model.eval(), parts.encoder, parts.tokenizer.decode, Limits(100, most))
-    answer = generator.answer(prompts_of(parts, folder, [conversation("0.png")]), [folder])[0]
+    generator = Insistent(parts.model.eval(), parts.encoder, parts.tokenizer.decode, GenerationLimits(100, most))
+    answer = generator.generate(prompts_of(parts, folder, [conversation("0.png")]), [folder])[0]
     assert [step.kind for step in answer.trace] == ["dino"] * most
     assert answer.complete
 
@@ -244,13 +244,13 @@ def test_a_loop_in_one_turn_ends(make_parts, folder):
     parts = make_parts("encoder=[]")
 
     class Looping(Generator):
-        def _choose(self, speakers, logits):
-            self.asking.restrict(logits, speakers)
+        def _sample(self, speakers, logits):
+            self.parser.restrict(logits, speakers)
             start, x = self.vocabulary.region_start, self.vocabulary.x[0]
             return [start if row[start] > -torch.inf else x for row in logits]
 
-    generator = Looping(parts.model.eval(), parts.encoder, parts.tokenizer.decode, Limits(12, 2))
-    answer = generator.answer(prompts_of(parts, folder, [conversation("0.png")]), [folder])[0]
+    generator = Looping(parts.model.eval(), parts.encoder, parts.tokenizer.decode, GenerationLimits(12, 2))
+    answer = generator.generate(prompts_of(parts, folder, [conversation("0.png")]), [folder])[0]
     assert len(answer.ids) == 12 and not answer.complete
     assert [(step.kind, step.status) for step in answer.trace] == [("region", "ignored")] * 2
 
@@ -260,7 +260,9 @@ def test_actions_are_forced_and_forbidden(make_parts, folder, action):
     parts = make_parts("encoder=[dino,clip]", "model.projector_scale=2")
     vocabulary = parts.model.vocabulary
     raws = [conversation("0.png"), mixed_records()[5], conversation("3.png")]
-    first, text, last = free(parts, Limits(30, 3, action=action)).answer(prompts_of(parts, folder, raws), [folder] * 3)
+    first, text, last = free(parts, GenerationLimits(30, 3, action=action)).generate(
+        prompts_of(parts, folder, raws), [folder] * 3
+    )
     assert not text.trace, "a question without an image has nothing to look at"
     allowed = {action} if action != "none" else set()
     for answer in (first, last):
@@ -271,7 +273,7 @@ def test_actions_are_forced_and_forbidden(make_parts, folder, action):
     }
     if action in starts:
         assert first.ids[: len(starts[action])] == starts[action]
-        assert first.trace[0].status in ("seen", "mended")
+        assert first.trace[0].status in ("done", "repaired")
         assert (first.trace[0].box is None) == (action != "region")
 
 
@@ -281,12 +283,12 @@ def test_a_control_token_is_never_said(make_parts, folder):
     control = parts.model.vocabulary.actions["dino"].control
 
     class Longing(Generator):
-        def _choose(self, speakers, logits):
+        def _sample(self, speakers, logits):
             logits[:, control] = 1e6
-            return super()._choose(speakers, logits)
+            return super()._sample(speakers, logits)
 
-    generator = Longing(parts.model.eval(), parts.encoder, parts.tokenizer.decode, Limits(12, 0))
-    assert control not in generator.answer(prompts_of(parts, folder, [conversation("0.png")]), [folder])[0].ids
+    generator = Longing(parts.model.eval(), parts.encoder, parts.tokenizer.decode, GenerationLimits(12, 0))
+    assert control not in generator.generate(prompts_of(parts, folder, [conversation("0.png")]), [folder])[0].ids
 
 
 @pytest.mark.parametrize("action", ["none", "region", "clip"])
@@ -299,22 +301,24 @@ def test_no_part_of_a_forbidden_action_is_said(make_parts, folder, action):
     foreign = [token for kind, tokens in own.items() if kind != action for token in tokens]
 
     class Longing(Generator):
-        def _choose(self, speakers, logits):
+        def _sample(self, speakers, logits):
             logits[:, foreign] = 1e6
-            return super()._choose(speakers, logits)
+            return super()._sample(speakers, logits)
 
-    generator = Longing(parts.model.eval(), parts.encoder, parts.tokenizer.decode, Limits(14, 1, action=action))
-    answer = generator.answer(prompts_of(parts, folder, [conversation("0.png")]), [folder])[0]
+    generator = Longing(
+        parts.model.eval(), parts.encoder, parts.tokenizer.decode, GenerationLimits(14, 1, action=action)
+    )
+    answer = generator.generate(prompts_of(parts, folder, [conversation("0.png")]), [folder])[0]
     assert len(answer.ids) > 6 and not {*answer.ids} & {*foreign}
 
 
 def test_stop_tokens(make_parts, folder):
     parts = make_parts("encoder=[]")
     prompts = prompts_of(parts, folder, [conversation("0.png")])
-    whole = free(parts, Limits(10, 0)).answer(prompts, [folder])[0]
+    whole = free(parts, GenerationLimits(10, 0)).generate(prompts, [folder])[0]
     assert not whole.complete
     stop = whole.ids[4]
-    short = free(parts, Limits(10, 0, stop=(stop,))).answer(prompts, [folder])[0]
+    short = free(parts, GenerationLimits(10, 0, stop=(stop,))).generate(prompts, [folder])[0]
     assert short.complete and short.ids == whole.ids[: whole.ids.index(stop) + 1]
     assert short.text == parts.tokenizer.decode(short.ids[:-1]).strip()
     with pytest.raises(ConfigError, match=r"'red circle' is 2 tokens|'red circle' is \d+ tokens"):
@@ -323,7 +327,7 @@ def test_stop_tokens(make_parts, folder):
 
 
 @pytest.mark.parametrize(
-    ("said", "region", "mended"),
+    ("said", "region", "repaired"),
     [
         ("s x1 y2 x5 y6 e", Region(1, 2, 5, 6), False),
         ("s x5 y6 x1 y2 e", Region(1, 2, 5, 6), True),  # corners swapped
@@ -338,16 +342,16 @@ def test_stop_tokens(make_parts, folder):
         ("s x3 y3 x3 y3 e", Region(3, 3, 3, 3), False),  # one cell
     ],
 )
-def test_malformed_regions(all_parts, said, region, mended):
+def test_malformed_regions(all_parts, said, region, repaired):
     v = all_parts.model.vocabulary
     ids = {"s": v.region_start, "e": v.region_end, "a": 70} | {f"x{i}": t for i, t in enumerate(v.x)}
     ids |= {f"y{i}": t for i, t in enumerate(v.y)}
-    asking = Asking(v, device=all_parts.model.device)
-    request = asking.requests([70, *(ids[word] for word in said.split()), v.im_end])[0]
-    assert (request.region, request.mended) == (region, mended)
-    assert asking.requests([ids[word] for word in said.split()[1:]]) == [], "nothing is asked for without a start"
-    twice = asking.requests([ids[word] for word in f"s x1 {said}".split()])
-    assert len(twice) == 2 and asking.shown(twice) == (twice[1] if region else None)
+    asking = PerceptionParser(v, device=all_parts.model.device)
+    request = asking.parse([70, *(ids[word] for word in said.split()), v.im_end])[0]
+    assert (request.region, request.repaired) == (region, repaired)
+    assert asking.parse([ids[word] for word in said.split()[1:]]) == [], "nothing is asked for without a start"
+    twice = asking.parse([ids[word] for word in f"s x1 {said}".split()])
+    assert len(twice) == 2 and asking.select(twice) == (twice[1] if region else None)
 
 
 def test_the_trace_tells_what_was_mended_and_ignored(make_parts, folder):
@@ -360,17 +364,17 @@ def test_the_trace_tells_what_was_mended_and_ignored(make_parts, folder):
         "record 3": [v.actions["dino"].start, v.actions["dino"].end, v.im_end],
     }
     raws = [conversation("3.png")] * 4
-    answers = Opening(parts, {key: [*value] for key, value in scripts.items()}, Limits(12, 4)).answer(
+    answers = Opening(parts, {key: [*value] for key, value in scripts.items()}, GenerationLimits(12, 4)).generate(
         prompts_of(parts, folder, raws), [folder] * 4
     )
     steps = [[(step.kind, step.status) for step in answer.trace] for answer in answers]
-    assert steps[0][:2] == [("region", "ignored"), ("region", "mended")]
+    assert steps[0][:2] == [("region", "ignored"), ("region", "repaired")]
     assert steps[1] == steps[2] == [("region", "ignored")] and answers[1].complete and answers[2].complete
-    assert steps[3][0] == ("dino", "seen")
-    mended, seen = answers[0].trace[1], answers[3].trace[0]
-    assert mended.box == Region(1, 2, 5, 6).to_box((200, 150), bins=8) and mended.visual_tokens > 0
-    assert mended.said == "<|region_token_start|><|x_5|><|y_6|><|x_1|><|y_2|><|region_token_end|>"
-    assert mended.seconds > 0 and mended.state_norm is None
+    assert steps[3][0] == ("dino", "done")
+    repaired, seen = answers[0].trace[1], answers[3].trace[0]
+    assert repaired.box == Region(1, 2, 5, 6).to_box((200, 150), bins=8) and repaired.visual_tokens > 0
+    assert repaired.requested == "<|region_token_start|><|x_5|><|y_6|><|x_1|><|y_2|><|region_token_end|>"
+    assert repaired.seconds > 0 and repaired.state_norm is None
     assert seen.state_norm == pytest.approx(answers[3].states[0].norm(dim=-1).mean().item()) and seen.seconds > 0
 
 
@@ -380,22 +384,22 @@ def test_crops_come_from_the_original_at_full_resolution(make_parts, tmp_path):
     pixels = np.zeros((256, 512, 3), dtype=np.uint8)
     pixels[:64, :128] = np.random.default_rng(0).integers(0, 255, (64, 128, 3))
     Image.fromarray(pixels).save(tmp_path / "large.png")
-    folder = ImageFolder(tmp_path, max_side=64)
+    folder = MediaStore(tmp_path, max_side=64)
     v = parts.model.vocabulary
     seen = []
 
     class Watching(Opening):
-        def _perceive(self, sights):
-            seen.extend(sight.look for group in sights.values() for sight in group)
-            return super()._perceive(sights)
+        def _encode_visual_inputs(self, sights):
+            seen.extend(sight.image for group in sights.values() for sight in group)
+            return super()._encode_visual_inputs(sights)
 
     for margin, box in ((0, (0, 0, 128, 64)), (1, (0, 0, 192, 96))):
         script = [v.region_start, v.x[0], v.y[0], v.x[1], v.y[1], v.region_end, v.im_end]
-        generator = Watching(parts, {"record 0": script}, Limits(9, 1, crop_margin=margin))
-        answer = generator.answer(prompts_of(parts, folder, [conversation("large.png")]), [folder])[0]
+        generator = Watching(parts, {"record 0": script}, GenerationLimits(9, 1, crop_margin=margin))
+        answer = generator.generate(prompts_of(parts, folder, [conversation("large.png")]), [folder])[0]
         assert answer.trace[0].box == box
-        crop = folder.limit(Image.fromarray(pixels).crop(box))
-        assert torch.equal(seen[-1].pixels, parts.encoder.prepare(TOWER, crop).pixels)
+        crop = folder.resize(Image.fromarray(pixels).crop(box))
+        assert torch.equal(seen[-1].pixels, parts.encoder.apply_transform(VISION_TOWER, crop).pixels)
 
 
 def test_training_goes_on_after_answering(make_parts, folder):
@@ -403,8 +407,10 @@ def test_training_goes_on_after_answering(make_parts, folder):
     parts = make_parts("encoder=[dino]", *FAMILIES["qwen2_5_vl"])
     record = conversation("1.png", action_turns("detection"), detection_images=["1.png"])
     [sample] = samples_of(parts, folder, [record])
-    Generator(parts.model.eval(), parts.encoder, parts.tokenizer.decode, Limits(4)).answer([sample], [folder])
+    Generator(parts.model.eval(), parts.encoder, parts.tokenizer.decode, GenerationLimits(4)).generate(
+        [sample], [folder]
+    )
     assert not torch.is_inference_mode_enabled()
     parts.model.train()
-    parts.model(pack([sample])).loss_sum.backward()
+    parts.model(collate([sample])).loss_sum.backward()
     assert all(p.grad is not None for p in parts.model.qwen.model.visual.blocks.parameters())

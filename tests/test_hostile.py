@@ -14,17 +14,17 @@ from PIL import Image
 from conftest import ALL, TOKENS, action_turns, compose_config, conversation, mixed_records, samples_of
 from hostile import PIECES, RANDOM, damaged, fuzz, mutated, refusing, seed_images, upset
 from vpt.config import TrainConfig
-from vpt.data.images import FLATTEST, ImageFolder
-from vpt.data.packing import pack
+from vpt.data.images import FLATTEST, MediaStore
+from vpt.data.packing import collate
 from vpt.data.records import ImageRef, parse_record
 from vpt.data.sources import SourceContext
 from vpt.data.sources.records import RecordFile
 from vpt.data.store import RecordStore
 from vpt.errors import ConfigError, DataError
-from vpt.features import FeatureStore
-from vpt.freeze import freeze, validate
+from vpt.features import FeatureCache
+from vpt.freeze import resolve_config, validate
 from vpt.regions import Region
-from vpt.reply import read_question
+from vpt.reply import build_question
 
 TYPED = st.lists(st.sampled_from(PIECES) | st.text(max_size=5), max_size=8).map("".join)
 
@@ -36,7 +36,7 @@ def examples(few: int, many: int) -> pytest.MarkDecorator:
 
 @examples(150, 20_000)
 def test_damaged_images(tmp_path, count):
-    folder, files = ImageFolder(tmp_path, max_side=24, max_pixels=4_000_000), seed_images()
+    folder, files = MediaStore(tmp_path, max_side=24, max_pixels=4_000_000), seed_images()
 
     def check(name, random, times):
         data = files[name]
@@ -44,7 +44,7 @@ def test_damaged_images(tmp_path, count):
             data = damaged(data, random) if data else data
         (tmp_path / "a.png").write_bytes(data)
         with refusing(DataError, r"train\.json: record 7: .*a\.png"):
-            image = folder.load(ImageRef("a.png"), where="train.json: record 7")
+            image = folder.image(ImageRef("a.png"), where="train.json: record 7")
             assert image.mode == "RGB" and 0 < min(image.size) <= max(image.size) <= 24
 
     fuzz(count, check, name=st.sampled_from(sorted(files)), random=RANDOM, times=st.integers(0, 2))
@@ -54,7 +54,7 @@ class OneRecord(RecordFile):
     """A file that holds one decoded record."""
 
     def __init__(self, context: SourceContext, raw: object) -> None:
-        self.context, self.root, self._folder, self._serving = context, context.root, ImageFolder(context.root), None
+        self.context, self.root, self._folder, self._serving = context, context.root, MediaStore(context.root), None
         self._stores, self._ends, self._count = [[("train.json: record 7", raw)]], [1], 1
 
 
@@ -69,13 +69,13 @@ def test_damaged_records(all_parts, folder, count):
     def check(raw, random, context):
         source = OneRecord(context, mutated(mutated(raw, random), random))
         with refusing(DataError, r"train\.json: record 7"):
-            passed.append(sample := all_parts.encoder.encode(source[0], folder))
+            passed.append(sample := all_parts.encoder.encode_conversation(source[0], folder))
             trains(sample)
 
     def trains(sample):
         masked = tuple(sample.row.paragraphs[1:2]) if sample.row.actions else ()
-        batch = pack([sample], masked=[masked])
-        all_parts.model.plan(batch)
+        batch = collate([sample], masked=[masked])
+        all_parts.model.plan_forward(batch)
         if len(passed) % 50 == 1:
             with torch.no_grad():
                 assert torch.isfinite(all_parts.model(batch).loss_sum)
@@ -110,7 +110,7 @@ def test_upset_configurations(count):
 
     def check(base, random):
         with refusing(ConfigError, r"\S"):
-            validate(freeze(OmegaConf.create(upset(base, random)), TrainConfig))
+            validate(resolve_config(OmegaConf.create(upset(base, random)), TrainConfig))
 
     fuzz(count, check, base=st.sampled_from(bases), random=RANDOM)
 
@@ -133,11 +133,11 @@ def test_nothing_that_a_user_types_acts(all_parts, folder, count):
         raw = conversation("0.png", action_turns("detection"), detection_images=["0.png"])
         raw["messages"][0]["content"] = f"<image>\n{text}"
         record = parse_record(raw, where="r", encoder_tokens=TOKENS)
-        asked = read_question(all_parts.config, folder.root / "0.png", f"x{text}", "")
+        asked = build_question(all_parts.config, folder.root / "0.png", f"x{text}", "")
         return (
-            encoder.encode(record, folder),
-            encoder.prompt(record, folder),
-            encoder.prompt(asked.record, asked.folder),
+            encoder.encode_conversation(record, folder),
+            encoder.encode_prompt(record, folder),
+            encoder.encode_prompt(asked.record, asked.folder),
         )
 
     plain = [structure(sample) for sample in samples("what?")]
@@ -159,7 +159,7 @@ def test_whatever_an_assistant_says_can_be_trained_on(all_parts, folder, count):
         raw = conversation("0.png", [{"role": "assistant", "content": said}, {"role": "user", "content": "and?"}],
                            answer=answer)  # fmt: skip
         with refusing(DataError, r"record 0: .*data\.max_length"), torch.no_grad():
-            assert torch.isfinite(all_parts.model(pack(samples_of(all_parts, folder, [raw]))).loss_sum)
+            assert torch.isfinite(all_parts.model(collate(samples_of(all_parts, folder, [raw]))).loss_sum)
 
     fuzz(count, check, said=TYPED, answer=TYPED)
 
@@ -180,7 +180,7 @@ def test_any_text_is_read_for_regions(count):
 def saved(folder, name: str, image: Image.Image, **options: object) -> Image.Image:
     """As it is read back."""
     image.save(folder / name, **options)
-    return ImageFolder(folder, max_side=400).load(ImageRef(name), where="r")
+    return MediaStore(folder, max_side=400).image(ImageRef(name), where="r")
 
 
 def test_modes_become_the_colours_that_they_mean(tmp_path):
@@ -209,12 +209,12 @@ def test_an_animation_is_its_first_frame(tmp_path):
 def test_a_line_of_pixels_can_be_looked_at(all_parts, tmp_path):
     """By every encoder; and a crop of it, as a model may select one."""
     Image.new("RGB", (1, 10_000), "red").save(tmp_path / "a.png")
-    folder = ImageFolder(tmp_path)
-    assert folder.load(ImageRef("a.png"), where="r").size == (3, 512)  # 512 / 200, rounded up
-    assert folder.load(ImageRef("a.png", (0, 0, 1, 400)), where="r").size == (400 // FLATTEST, 400)
+    folder = MediaStore(tmp_path)
+    assert folder.image(ImageRef("a.png"), where="r").size == (3, 512)  # 512 / 200, rounded up
+    assert folder.image(ImageRef("a.png", (0, 0, 1, 400)), where="r").size == (400 // FLATTEST, 400)
     record = conversation("a.png", action_turns("detection"), action_turns("seg"), action_turns("clip"),
                           detection_images=["a.png"], seg_images=["a.png"], clip_images=["a.png_0,0,1,10000"])  # fmt: skip
-    assert torch.isfinite(all_parts.model(pack(samples_of(all_parts, folder, [record]))).loss_sum)
+    assert torch.isfinite(all_parts.model(collate(samples_of(all_parts, folder, [record]))).loss_sum)
 
 
 def test_exif_turns_an_image_where_that_is_asked_for(tmp_path):
@@ -222,7 +222,9 @@ def test_exif_turns_an_image_where_that_is_asked_for(tmp_path):
     exif = image.getexif()
     exif[0x0112] = 6  # turn by 90 degrees clockwise
     image.save(tmp_path / "a.png", exif=exif)
-    stored, upright = (ImageFolder(tmp_path, upright=way).load(ImageRef("a.png"), where="r") for way in (False, True))
+    stored, upright = (
+        MediaStore(tmp_path, apply_exif_rotation=way).image(ImageRef("a.png"), where="r") for way in (False, True)
+    )
     assert np.array_equal(np.asarray(stored), np.asarray(image))
     assert np.array_equal(np.asarray(upright), np.rot90(np.asarray(image), -1))
 
@@ -259,9 +261,9 @@ def test_files_that_are_no_images(tmp_path, name):
     make, message = FILES[name]
     (tmp_path / "root").mkdir()
     make(tmp_path / "root" / "a.png")
-    folder = ImageFolder(tmp_path / "root")
+    folder = MediaStore(tmp_path / "root")
     with pytest.raises(DataError, match=f"^train.jsonl:7: .*a.png.*({message})"):
-        folder.load(ImageRef("a.png"), where="train.jsonl:7")
+        folder.image(ImageRef("a.png"), where="train.jsonl:7")
 
 
 def test_a_linked_folder_leaves_the_root_too(tmp_path, all_parts):
@@ -269,11 +271,11 @@ def test_a_linked_folder_leaves_the_root_too(tmp_path, all_parts):
     (tmp_path / "root").mkdir()
     Image.new("RGB", (9, 9)).save(tmp_path / "secret.png")
     (tmp_path / "root" / "in").symlink_to(tmp_path)
-    folder, reference = ImageFolder(tmp_path / "root"), ImageRef("in/secret.png")
+    folder, reference = MediaStore(tmp_path / "root"), ImageRef("in/secret.png")
     with pytest.raises(DataError, match="a link that leaves"):
-        folder.load(reference, where="r")
-    view = all_parts.encoder.views["dino"]
-    assert FeatureStore(tmp_path / "kept", 1 << 20, {view.name: ""}).key(view, reference, folder) is None
+        folder.image(reference, where="r")
+    view = all_parts.encoder.transforms["dino"]
+    assert FeatureCache(tmp_path / "kept", 1 << 20, {view.name: ""}).key(view, reference, folder) is None
 
 
 def test_record_files_below_the_root_only(tmp_path):
@@ -289,7 +291,7 @@ def test_record_files_below_the_root_only(tmp_path):
 
 
 def test_text_that_no_row_could_hold_is_not_even_encoded(all_parts, folder, monkeypatch):
-    monkeypatch.setattr(type(all_parts.encoder.template.plain), "_encode", lambda *_: pytest.fail("encoded"))
+    monkeypatch.setattr(type(all_parts.encoder.chat_template.plain), "_encode", lambda *_: pytest.fail("encoded"))
     record = conversation("0.png")
     record["messages"][0]["content"] += "a" * 10_000_000
     with pytest.raises(DataError, match=r"record 0: its text has 10,000,\d+ characters, data\.max_length=512 tokens"):
@@ -304,9 +306,7 @@ def test_cells_beyond_the_grid(folder):
         OneRecord(SourceContext(folder.root, TOKENS, {}, True, True, 8, 0), record)[0]
 
 
-@pytest.mark.parametrize(
-    "target", ["os.system", "subprocess.Popen", "vpt.data.images.ImageFolder", "vpt.encoders.dino"]
-)
+@pytest.mark.parametrize("target", ["os.system", "subprocess.Popen", "vpt.data.images.MediaStore", "vpt.encoders.dino"])
 def test_a_target_is_what_it_should_be(target):
     """A configuration, also that of a checkpoint, can make nothing but what its place is for."""
     with pytest.raises(ConfigError, match="is not a"):

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from conftest import ALL, FAMILIES, action_turns, conversation, samples_of
-from vpt.data.packing import pack
-from vpt.inner_forward import StageCache
+from vpt.data.packing import collate
+from vpt.inner_forward import StagedKVCache
 from vpt.masking import Masking
 
 # Wider weights let (f . c) c amplify float32's rounding through three actions in a row.
@@ -17,10 +17,10 @@ MODEST = ("model.config.initializer_range=0.04", "model.config.vision_config.ini
 
 def losses_and_gradients(parts, batch, inner_forward, **changes):
     model = parts.model
-    model.passes = replace(model.passes, inner_forward=inner_forward, **changes)
+    model.forward_config = replace(model.forward_config, inner_forward=inner_forward, **changes)
     model.zero_grad()
     out = model(batch)
-    (out.loss_sum / batch.label_count).backward()
+    (out.loss_sum / batch.num_labels).backward()
     return out, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
@@ -44,7 +44,7 @@ def test_shared_equals_full(make_parts, folder, family, scale, mask):
     masking = Masking(2 if mask == "zero" else 1, 1.0)
     # every second row is masked, so that masked and other rows share a batch
     masked = [masking.spans(s.row) if mask != "off" and i % 2 == 0 else () for i, s in enumerate(samples)]
-    batch = pack(samples, masked=masked)
+    batch = collate(samples, masked=masked)
     mode = "bottleneck" if mask == "bottleneck" else "zero"
     full = losses_and_gradients(parts, batch, "full", mask_mode=mode)
     shared = losses_and_gradients(parts, batch, "shared", mask_mode=mode)
@@ -55,16 +55,16 @@ def test_shared_equals_full(make_parts, folder, family, scale, mask):
 def test_packed_equals_row_by_row(make_parts, folder, scale):
     parts = make_parts(*ALL, f"model.projector_scale={scale}")
     samples = samples_of(parts, folder)
-    packed = parts.model(pack(samples)).nll
-    alone = torch.cat([parts.model(pack([sample])).nll for sample in samples])
+    packed = parts.model(collate(samples)).nll
+    alone = torch.cat([parts.model(collate([sample])).nll for sample in samples])
     torch.testing.assert_close(packed, alone, rtol=1e-5, atol=2e-6)
 
 
 def test_order_and_grouping_of_rows_change_nothing(make_parts, folder):
     parts = make_parts(*ALL)
     samples = samples_of(parts, folder)
-    forward = parts.model(pack(samples))
-    backward = parts.model(pack(samples[::-1]))
+    forward = parts.model(collate(samples))
+    backward = parts.model(collate(samples[::-1]))
     counts = [sum(int(label != -100) for label in sample.labels[1:]) for sample in samples]
     pieces = backward.nll.split(counts[::-1])[::-1]
     torch.testing.assert_close(forward.nll, torch.cat(pieces), rtol=1e-5, atol=2e-6)
@@ -76,7 +76,7 @@ def test_checkpointing_changes_nothing(make_parts, folder, inner_forward, mask):
     """To the last bit: a recomputed layer finds the keys that it found the first time."""
     parts = make_parts(*ALL)
     samples = samples_of(parts, folder)
-    batch = pack(samples, masked=[Masking(1, 1.0).spans(s.row) if mask != "off" else () for s in samples])
+    batch = collate(samples, masked=[Masking(1, 1.0).spans(s.row) if mask != "off" else () for s in samples])
     mode = "bottleneck" if mask == "bottleneck" else "zero"
     kept = losses_and_gradients(parts, batch, inner_forward, mask_mode=mode, checkpointing=False)
     recomputed = losses_and_gradients(parts, batch, inner_forward, mask_mode=mode, checkpointing=True)
@@ -86,7 +86,7 @@ def test_checkpointing_changes_nothing(make_parts, folder, inner_forward, mask):
 def test_one_pass_conditions_nothing(make_parts, folder):
     """The alignment stage: no control state reaches the projector's condition."""
     parts = make_parts(*ALL)
-    batch = pack(samples_of(parts, folder))
+    batch = collate(samples_of(parts, folder))
     _, gradients = losses_and_gradients(parts, batch, "shared", num_inner_forward_run=1)
     assert not any("condition" in name for name in gradients)
     assert any("linear_feature" in name for name in gradients)
@@ -95,7 +95,7 @@ def test_one_pass_conditions_nothing(make_parts, folder):
 def test_the_control_state_steers_the_answer(make_parts, folder):
     """With two passes the question reaches the re-encoded tokens; with one it does not."""
     parts = make_parts(*ALL)
-    batch = pack(samples_of(parts, folder))
+    batch = collate(samples_of(parts, folder))
     _, gradients = losses_and_gradients(parts, batch, "shared", num_inner_forward_run=2)
     for name in ("dino", "sam", "clip"):
         assert gradients[f"encoders.{name}.projector.linear_condition.weight"].abs().max() > 0
@@ -105,18 +105,20 @@ def test_the_control_state_steers_the_answer(make_parts, folder):
 def test_a_masked_answer_sees_the_image_through_the_control_state_alone(make_parts, folder, mode):
     parts = make_parts("encoder=[dino]")
     model = parts.model
-    model.passes = replace(model.passes, mask_mode=mode)
+    model.forward_config = replace(model.forward_config, mask_mode=mode)
     record = conversation("2.png", action_turns("detection"), answer="teal", detection_images=["2.png"])
     [sample] = samples_of(parts, folder, [record])
     spans = Masking(1, 1.0).spans(sample.row)
     for masked in ((), spans):
-        batch = pack([sample], masked=[masked])
-        tokens = model.project(model.look(batch.looks), batch)
+        batch = collate([sample], masked=[masked])
+        tokens = model.project_features(model.encode_images(batch.images), batch)
         tokens["image"] = tokens["image"].detach().requires_grad_()
-        walk = model.plan(batch)
+        walk = model.plan_forward(batch)
         with states_detached(model):
-            hidden, states = model.walk(batch, walk, tokens, StageCache())
-            out = model.predict(batch, hidden[walk.hidden][batch.predicting], states, keep_logits=False)
+            hidden, states = model.run_stages(batch, walk, tokens, StagedKVCache())
+            out = model.compute_outputs(
+                batch, hidden[walk.output_index][batch.loss_positions], states, keep_logits=False
+            )
         gradient = torch.autograd.grad(out.nll[-1], tokens["image"], allow_unused=True)[0]
         seen = 0.0 if gradient is None else gradient.abs().max().item()
         assert (seen == 0.0) == bool(masked and mode == "zero")
@@ -125,10 +127,10 @@ def test_a_masked_answer_sees_the_image_through_the_control_state_alone(make_par
 @contextmanager
 def states_detached(model):
     """Cut the gradient through control states, so that only attention can carry it."""
-    compose = model.compose
-    model.compose = lambda ids, stage, tokens, states: compose(ids, stage, tokens, states.detach())
+    compose = model.embed_inputs
+    model.embed_inputs = lambda ids, stage, tokens, states: compose(ids, stage, tokens, states.detach())
     yield
-    del model.compose
+    del model.embed_inputs
 
 
 @pytest.mark.parametrize("mode", ["shared", "full"])
@@ -137,15 +139,19 @@ def test_nothing_is_computed_that_nobody_reads(make_parts, folder, mode):
     a walk that returns every position."""
     parts = make_parts(*ALL)
     model = parts.model
-    model.passes = replace(model.passes, inner_forward=mode)
-    batch = pack(samples_of(parts, folder))
+    model.forward_config = replace(model.forward_config, inner_forward=mode)
+    batch = collate(samples_of(parts, folder))
     seen = []
     hook = model.language.layers[-1].mlp.register_forward_hook(lambda _, given, out: seen.append(given[0].shape[1]))
     out = model(batch)
     hook.remove()
     states = sum(action.count for row in batch.rows for action in row.actions)
-    assert sum(seen) == batch.label_count + states
-    walk = model.plan(batch)
-    hidden, _ = model.walk(batch, walk, model.project(model.look(batch.looks), batch), StageCache())
-    everywhere = model.predict(batch, hidden[walk.hidden][batch.predicting], out.states, keep_logits=False)
+    assert sum(seen) == batch.num_labels + states
+    walk = model.plan_forward(batch)
+    hidden, _ = model.run_stages(
+        batch, walk, model.project_features(model.encode_images(batch.images), batch), StagedKVCache()
+    )
+    everywhere = model.compute_outputs(
+        batch, hidden[walk.output_index][batch.loss_positions], out.control_states, keep_logits=False
+    )
     torch.testing.assert_close(out.nll, everywhere.nll)

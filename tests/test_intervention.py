@@ -8,7 +8,7 @@ from test_generate import Scripted
 from conftest import ALL, REGION_TURNS, action_turns, conversation, samples_of
 from vpt.intervention import Intervention
 from vpt.regions import Region
-from vpt.speaker import Limits
+from vpt.speaker import GenerationLimits
 
 
 def records():
@@ -22,9 +22,9 @@ def records():
 def said(parts, folder, intervention):
     """Logits of every scripted token, [rows][tokens, vocabulary], and the answers."""
     samples = samples_of(parts, folder, records())
-    generator = Scripted(parts, samples, Limits(200, 5), intervention)
-    prompts = [parts.encoder.prompt(sample.record, folder) for sample in samples]
-    answers = generator.answer(prompts, [folder] * len(prompts))
+    generator = Scripted(parts, samples, GenerationLimits(200, 5), intervention)
+    prompts = [parts.encoder.encode_prompt(sample.record, folder) for sample in samples]
+    answers = generator.generate(prompts, [folder] * len(prompts))
     return [torch.stack(generator.logits[sample.record.where]) for sample in samples], answers
 
 

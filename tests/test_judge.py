@@ -91,7 +91,7 @@ def test_it_is_asked_as_in_the_paper_and_nothing_twice(serve, tmp_path, monkeypa
 def test_the_first_questions_only(serve, tmp_path):
     server = serve(REPLIES)
     found = judge_of(server, tmp_path, questions=2).measure(ITEMS)
-    assert len(server.requests) == 2 and len(found["judge"].part) == 3 and found["judge"].questions == 2
+    assert len(server.requests) == 2 and len(found["judge"].numerator) == 3 and found["judge"].questions == 2
 
 
 def test_what_fails_for_a_moment_is_asked_again(serve, tmp_path):

@@ -11,15 +11,15 @@ from safetensors.torch import load_file
 from conftest import compose_config, losses, samples_of
 from vpt import freeze
 from vpt.config import LoraConfig
-from vpt.data.packing import pack
+from vpt.data.packing import collate
 from vpt.errors import ConfigError
 from vpt.lora import merged
 from vpt.pretrained import load
 from vpt.training import checkpoint
 from vpt.training.chance import seed_step
 from vpt.training.loop import Trainer
-from vpt.training.optimizer import choose_trained
-from vpt.weights import full, own_tensors
+from vpt.training.optimizer import set_trainable
+from vpt.weights import full_tensor, unique_state_dict
 from vpt.world import World
 
 ENCODERS = "encoder=[dino,sam,clip]"
@@ -39,7 +39,7 @@ def stir(model: torch.nn.Module) -> None:
 
 def logits(parts, folder) -> torch.Tensor:
     with torch.no_grad():
-        return parts.model.eval()(pack(samples_of(parts, folder)), keep_logits=True).logits
+        return parts.model.eval()(collate(samples_of(parts, folder)), keep_logits=True).logits
 
 
 def test_adapters_begin_at_nothing_and_merge_into_what_they_compute(make_parts, folder):
@@ -59,7 +59,7 @@ def test_shared_equals_full(make_parts, folder):
     for inner in ("shared", "full"):
         parts = make_parts(ENCODERS, *LORA, f"model.inner_forward={inner}")
         stir(parts.model)
-        loss = parts.model(pack(samples_of(parts, folder))).loss_sum
+        loss = parts.model(collate(samples_of(parts, folder))).loss_sum
         loss.backward()
         layer = parts.model.language.layers[0].self_attn.q_proj.lora_A.default
         losses.append((loss.item(), layer.weight.grad))
@@ -71,7 +71,7 @@ def test_shared_equals_full(make_parts, folder):
 def test_what_is_trained_is_what_was_published(make_parts, untied):
     """Adapters on every linear layer, the projector, lm_head and the token embedding; nothing else."""
     parts = make_parts("encoder=[clip]", *LORA, *([UNTIED] if untied else []))
-    choose_trained(parts.model, compose_config().optim, tower_pretrained=True)
+    set_trainable(parts.model, compose_config().optim, tower_pretrained=True)
     trained = {name for name, parameter in parts.model.named_parameters() if parameter.requires_grad}
     condition = [f"encoders.clip.projector.*_condition.{kind}" for kind in ("weight", "bias")]
     published = ["*.lora_?.default.weight", "*.embed_tokens.weight", "qwen.lm_head.weight", *condition]
@@ -114,7 +114,7 @@ def test_a_dropped_run_goes_on_to_the_last_bit(tmp_path):
     for name, tensor in after.items():
         if "language_model.layers" in name:
             assert torch.equal(tensor, before[name]) == ("lora_" not in name), name
-    saved = load_file(checkpoint.find(whole.folder) / "model.safetensors")
+    saved = load_file(checkpoint.find_checkpoint(whole.folder) / "model.safetensors")
     assert saved.keys() == after.keys() - {"qwen.lm_head.weight"}  # tied: once
     parts = load(whole.folder)
     assert all(torch.equal(after[name], tensor) for name, tensor in parts.model.state_dict().items())
@@ -126,8 +126,8 @@ def dropped_and_whole(world: World, to: str, strategy: str) -> list[list[float]]
     run(Path(to) / "dropped", *drawing, until=3, world=world)
     torch.manual_seed(world.rank)  # whoever goes on has another past
     runs = [run(Path(to) / name, *drawing, world=world) for name in ("dropped", "whole")]
-    ours, whole = (own_tensors(trainer.model) for trainer in runs)
-    assert all(torch.equal(full(tensor), full(whole[name])) for name, tensor in ours.items())
+    ours, whole = (unique_state_dict(trainer.model) for trainer in runs)
+    assert all(torch.equal(full_tensor(tensor), full_tensor(whole[name])) for name, tensor in ours.items())
     return [losses(trainer.folder) for trainer in runs]
 
 

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 
 from vpt.errors import ConfigError
 from vpt.evaluation.metrics import METRICS, build_metrics
-from vpt.evaluation.metrics.perception import PERCEPTION, Choice, RegionQuality, confusion, iogt, iou
+from vpt.evaluation.metrics.perception import PERCEPTION, ActionChoice, RegionQuality, confusion, iogt, iou
 from vpt.evaluation.metrics.vqa import normalise as vqa_normalise
 from vpt.evaluation.predictions import Prediction
 from vpt.evaluation.statistics import Ratio, difference, estimates, mcnemar
 from vpt.evaluation.summary import summarise
-from vpt.speaker import IGNORED, MENDED, Step
+from vpt.speaker import IGNORED, REPAIRED, PerceptionStep
 
 
 def said(answer: str, *accepted: str, **more) -> Prediction:
@@ -117,10 +117,10 @@ def test_boxes_equal_counting_pixels(a, b):
 
 def test_region_quality_counts_regions_with_a_true_box():
     items = [
-        said("", "x", box=(0, 0, 2, 2), trace=[Step("dino"), Step("region", box=(0, 0, 4, 2))]),
-        said("", "x", box=(0, 0, 2, 2), trace=[Step("dino")]),
-        said("", "x", trace=[Step("region", box=(0, 0, 4, 2))]),
-        said("", "x", box=(0, 0, 2, 2), trace=[Step("region", status=IGNORED)]),
+        said("", "x", box=(0, 0, 2, 2), trace=[PerceptionStep("dino"), PerceptionStep("region", box=(0, 0, 4, 2))]),
+        said("", "x", box=(0, 0, 2, 2), trace=[PerceptionStep("dino")]),
+        said("", "x", trace=[PerceptionStep("region", box=(0, 0, 4, 2))]),
+        said("", "x", box=(0, 0, 2, 2), trace=[PerceptionStep("region", status=IGNORED)]),
     ]
     found = RegionQuality().measure(items)
     assert found["region_iou"].value == 0.5 and found["region_iogt"].value == 1
@@ -129,11 +129,11 @@ def test_region_quality_counts_regions_with_a_true_box():
 
 def test_free_choice():
     def item(asked, chosen):
-        return said("", "x", asked=asked, trace=[Step(kind) for kind in chosen])
+        return said("", "x", expected_actions=asked, trace=[PerceptionStep(kind) for kind in chosen])
 
     items = [item(["region"], ["region"]), item(["region"], ["dino"]), item(["dino"], []), item([], ["dino"]),
              item([], [])]  # fmt: skip
-    found = {name: ratio.value for name, ratio in Choice().measure(items).items()}
+    found = {name: ratio.value for name, ratio in ActionChoice().measure(items).items()}
     assert found == pytest.approx({"acting_precision": 2 / 3, "acting_recall": 2 / 3, "same_kind": 2 / 5})
     assert confusion(items) == {
         "dino": {"none": 1}, "none": {"dino": 1, "none": 1}, "region": {"dino": 1, "region": 1},
@@ -141,8 +141,8 @@ def test_free_choice():
 
 
 def test_what_was_mended_ignored_and_cut_off_is_counted():
-    items = [said("", "x", trace=[Step("region", status=MENDED), Step("region", status=IGNORED)]),
-             said("", "x", complete=False, trace=[Step("dino"), Step("region", status=IGNORED)])]  # fmt: skip
+    items = [said("", "x", trace=[PerceptionStep("region", status=REPAIRED), PerceptionStep("region", status=IGNORED)]),
+             said("", "x", complete=False, trace=[PerceptionStep("dino"), PerceptionStep("region", status=IGNORED)])]  # fmt: skip
     summary = summarise([replace(item, source="test") for item in items], {"test": [METRICS["exact_match"]()]})
     assert [summary[key] for key in ("requests_mended", "requests_ignored", "cut_off")] == [1, 2, 1]
     assert summary["perceptions"] == {"region": 1, "dino": 1}
@@ -150,8 +150,8 @@ def test_what_was_mended_ignored_and_cut_off_is_counted():
 
 def test_what_perceiving_costs():
     """Tokens of what was seen, not of what was ignored; time of every question."""
-    items = [said("", "x", seconds=0.5, trace=[Step("dino", visual_tokens=16), Step("region", visual_tokens=4)]),
-             said("", "x", seconds=1.0, trace=[Step("region", status=IGNORED, visual_tokens=4)])]  # fmt: skip
+    items = [said("", "x", seconds=0.5, trace=[PerceptionStep("dino", visual_tokens=16), PerceptionStep("region", visual_tokens=4)]),
+             said("", "x", seconds=1.0, trace=[PerceptionStep("region", status=IGNORED, visual_tokens=4)])]  # fmt: skip
     found = {name: ratio.value for metric in PERCEPTION for name, ratio in metric.measure(items).items()}
     assert (found["perceived_tokens"], found["seconds"]) == (10, 0.75)
 
@@ -160,13 +160,13 @@ def test_what_perceiving_costs():
 def test_every_metric_takes_no_questions_and_empty_answers(name):
     (metric,) = build_metrics([name], key="data.metrics")
     assert all(math.isnan(ratio.value) for ratio in metric.measure([]).values())
-    assert all(len(ratio.part) == 2 for ratio in metric.measure([said("", "yes"), said("", "a cat")]).values())
+    assert all(len(ratio.numerator) == 2 for ratio in metric.measure([said("", "yes"), said("", "a cat")]).values())
 
 
 def test_a_missing_package_and_a_wrong_name_say_what_to_type(monkeypatch):
     with pytest.raises(ConfigError, match=r"exact_mach is not a metric; did you mean exact_match"):
         build_metrics(["exact_mach"], key="data.metrics")
-    with pytest.raises(ConfigError, match="is not a Metric"):
+    with pytest.raises(ConfigError, match="is no Metric"):
         build_metrics(["vpt.regions.Region"], key="data.metrics")
     assert build_metrics(["vpt.evaluation.metrics.vqa.VQAAccuracy"], key="data.metrics")
     monkeypatch.setitem(__import__("sys").modules, "rapidfuzz", None)
@@ -206,5 +206,5 @@ def test_mcnemar(won, lost, p):
     one = Ratio.mean([0.0] * won + [1.0] * lost + [1.0, 0.0] * 5)
     two = Ratio.mean([1.0] * won + [0.0] * lost + [1.0, 0.0] * 5)
     assert mcnemar(one, two) == pytest.approx(p)
-    assert mcnemar(one, Ratio.mean([0.5] * len(one.part))) is None
-    assert mcnemar(one, Ratio.mean([None] + [1.0] * (len(one.part) - 1))) is None
+    assert mcnemar(one, Ratio.mean([0.5] * len(one.numerator))) is None
+    assert mcnemar(one, Ratio.mean([None] + [1.0] * (len(one.numerator) - 1))) is None

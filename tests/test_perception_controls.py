@@ -7,24 +7,24 @@ import pytest
 import torch
 
 from conftest import ALL, compose_config, compose_eval
-from vpt.batch import TOWER
-from vpt.build import build
+from vpt.batch import VISION_TOWER
+from vpt.build import build_model
 from vpt.errors import ConfigError
-from vpt.evaluation.controls.base import Setting
-from vpt.evaluation.controls.features import FeaturesNoise, FeaturesOfAnotherImage, FeaturesZeroed, MarkersAlone
-from vpt.evaluation.controls.regions import RegionRandom, RegionTrue, RegionWhole
-from vpt.evaluation.controls.run import Compared, check_controls, compare_runs, run_controls, table
+from vpt.evaluation.controls.base import AblationContext
+from vpt.evaluation.controls.features import FeaturesNoise, FeaturesSwapped, FeaturesZeroed, MarkersOnly
+from vpt.evaluation.controls.regions import RegionOracle, RegionRandom, RegionWhole
+from vpt.evaluation.controls.run import Comparison, ablation_table, check_ablations, compare_answers, run_ablations
 from vpt.evaluation.controls.states import StateShuffled, StateZeroed
 from vpt.evaluation.predictions import read_predictions
 from vpt.evaluation.questions import questions
-from vpt.evaluation.runner import predict
+from vpt.evaluation.runner import answer_questions
 from vpt.evaluation.statistics import Ratio
 from vpt.evaluation.summary import metrics_of
 from vpt.regions import Region
 
-FEATURES = (FeaturesZeroed, FeaturesNoise, FeaturesOfAnotherImage, MarkersAlone)
+FEATURES = (FeaturesZeroed, FeaturesNoise, FeaturesSwapped, MarkersOnly)
 STATES = (StateZeroed, StateShuffled)
-REGIONS = (RegionRandom, RegionWhole, RegionTrue)
+REGIONS = (RegionRandom, RegionWhole, RegionOracle)
 NODES = compose_eval("checkpoint=x", "+controls=all").controls
 QUESTIONS = 16  # of two images
 
@@ -35,14 +35,14 @@ class Bench:
     def __init__(self, action, folder):
         self.config = compose_config(*ALL, f"generation.action={action}", "generation.max_new_tokens=14")
         torch.manual_seed(0)
-        self.parts = build(self.config)
+        self.parts = build_model(self.config)
         self.asked = questions(self.config, limit=QUESTIONS)
-        self.plain = predict(self.parts, self.config, self.asked, folder, weights="w")
-        self.setting = Setting(self.parts, self.config, self.asked, self.plain)
+        self.plain = answer_questions(self.parts, self.config, self.asked, folder, weights="w")
+        self.setting = AblationContext(self.parts, self.config, self.asked, self.plain)
 
     def run(self, folder, *, batch_size=256, nodes=NODES):
         config = replace(self.config, generation=replace(self.config.generation, batch_size=batch_size))
-        return run_controls(
+        return run_ablations(
             self.parts, config, self.asked, self.plain, folder, nodes=nodes, metrics=metrics_of(config.data),
             weights="w",
         )  # fmt: skip
@@ -65,12 +65,12 @@ def test_they_concern_answers_that_perceive_in_their_way(benches, action, concer
     bench = benches[action]
     for kind in (*FEATURES, *STATES, *REGIONS):
         control = kind(bench.setting)
-        assert all(control.concerns(item) for item in bench.plain) == (kind in concerned)
+        assert all(control.applies_to(item) for item in bench.plain) == (kind in concerned)
     compared = bench.run(tmp_path)
     assert {name for name, found in compared.items() if found.questions == QUESTIONS} == {
         name for name, node in NODES.items() if node.target.rpartition(".")[2] in {kind.__name__ for kind in concerned}
     }
-    assert len(table(compared)) == 1 + len(NODES)
+    assert len(ablation_table(compared)) == 1 + len(NODES)
 
 
 @pytest.mark.parametrize("action", ["dino", "region"])
@@ -97,13 +97,13 @@ def test_regions_that_are_shown(benches, tmp_path):
 
 def test_another_image_is_another_image(benches):
     bench = benches["dino"]
-    control = FeaturesOfAnotherImage(bench.setting)
+    control = FeaturesSwapped(bench.setting)
     assert len(control.images) == 2
     for question in bench.asked:
-        own = question.folder.open(question.record.images[TOWER][0], where="")
+        own = question.folder.original(question.record.images[VISION_TOWER][0], where="")
         assert control.image(own, record=question.record).tobytes() != own.tobytes()
-    alone = Setting(bench.parts, bench.config, bench.asked[:1], bench.plain[:1])
-    assert not FeaturesOfAnotherImage(alone).concerns(bench.plain[0])
+    alone = AblationContext(bench.parts, bench.config, bench.asked[:1], bench.plain[:1])
+    assert not FeaturesSwapped(alone).applies_to(bench.plain[0])
 
 
 def test_noise_has_the_moments_of_the_features(benches):
@@ -126,7 +126,7 @@ def test_shuffled_states_are_those_of_another_question(benches):
     control = StateShuffled(bench.setting)
     records = [question.record for question in bench.asked]
     with torch.no_grad():
-        control.before(records)
+        control.on_batch(records)
         given = {record.where: control.states(torch.zeros(1, 1), kind="dino", record=record) for record in records}
         own = {}
         for question, said in zip(bench.asked, control_free_answers(bench), strict=True):
@@ -137,20 +137,20 @@ def test_shuffled_states_are_those_of_another_question(benches):
 
 
 def control_free_answers(bench):
-    from vpt.evaluation.runner import answer
+    from vpt.evaluation.runner import answer_batch
 
-    return answer(StateShuffled(bench.setting).generator, bench.asked)
+    return answer_batch(StateShuffled(bench.setting).generator, bench.asked)
 
 
 def test_what_is_no_control_stops_before_anything_runs():
     nodes = compose_eval("checkpoint=x", "+controls=all").controls
-    check_controls(nodes)
+    check_ablations(nodes)
     nodes["features_noise"].options = {"imges": 3}
     with pytest.raises(ConfigError, match=r"features_noise.options.imges is not an option.*did you mean images"):
-        check_controls(nodes)
+        check_ablations(nodes)
     nodes["features_noise"].target = "vpt.regions.Region"
-    with pytest.raises(ConfigError, match="is not a Control"):
-        check_controls(nodes)
+    with pytest.raises(ConfigError, match="is no Ablation"):
+        check_ablations(nodes)
     with pytest.raises(ConfigError, match=r"controls.x.traget is not a key"):
         compose_eval("checkpoint=x", "+controls.x={traget: a.b}")
 
@@ -158,10 +158,10 @@ def test_what_is_no_control_stops_before_anything_runs():
 def test_a_difference_is_of_the_same_questions(benches):
     bench = benches["dino"]
     metrics = metrics_of(bench.config.data)
-    same = compare_runs("itself", bench.plain, bench.plain[::-1], metrics)
+    same = compare_answers("itself", bench.plain, bench.plain[::-1], metrics)
     assert (same.difference.value, same.p, same.questions) == (0.0, 1.0, QUESTIONS)
     with pytest.raises(ConfigError, match="does not answer 1 of the 16 questions"):
-        compare_runs("another", bench.plain, bench.plain[1:], metrics)
-    found = Compared.of("", Ratio.mean([1.0] * 12 + [0.0] * 8), Ratio.mean([1.0] * 2 + [0.0] * 18))
+        compare_answers("another", bench.plain, bench.plain[1:], metrics)
+    found = Comparison.of("", Ratio.mean([1.0] * 12 + [0.0] * 8), Ratio.mean([1.0] * 2 + [0.0] * 18))
     assert found.difference.value == -0.5 and found.difference.high < 0 and found.p == pytest.approx(2 / 2**10)
     assert json.loads(json.dumps(found.p))

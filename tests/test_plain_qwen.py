@@ -6,9 +6,9 @@ from torch.nn import functional as F
 
 from conftest import FAMILIES, conversation, qwen_inputs, samples_of, video, video_conversation
 from vpt import vision
-from vpt.attention import SEGMENTS
-from vpt.data.packing import pack
-from vpt.vision import see
+from vpt.attention import SEGMENT_ATTENTION
+from vpt.data.packing import collate
+from vpt.vision import vision_forward
 
 # Windows of 8x8 patches, as published; the images then have 8x8, 12x6, 10x14 and 24x18 patches, a frame 10x6.
 WINDOWS = ("model=tiny_2_5", "model.config.vision_config.window_size=64")
@@ -46,19 +46,19 @@ ROWS = {
 
 def both(parts, sample):
     """(logits, gradients) at labelled positions: ours and transformers'."""
-    model, batch = parts.model, pack([sample])
+    model, batch = parts.model, collate([sample])
     model.zero_grad()
     out = model(batch, keep_logits=True)
     out.loss_sum.backward()
     ours = (out.logits, gradients(model))
     inputs = qwen_inputs(parts, sample)
     for pad, key in ((model.vocabulary.image_pad, "pixel_values"), (model.vocabulary.video_pad, "pixel_values_videos")):
-        looks = [sample.looks[b.source][b.look][1] for b in sample.row.blocks if sample.ids[b.start] == pad]
+        looks = [sample.images[b.source][b.image][1] for b in sample.row.blocks if sample.ids[b.start] == pad]
         inputs |= {key: torch.cat([look.pixels for look in looks])} if looks else {}
     model.zero_grad()
     model.qwen.set_attn_implementation("eager")
-    logits = model.qwen(**inputs).logits[0, out.at].float()
-    model.qwen.set_attn_implementation(SEGMENTS)
+    logits = model.qwen(**inputs).logits[0, out.positions].float()
+    model.qwen.set_attn_implementation(SEGMENT_ATTENTION)
     F.cross_entropy(logits, out.targets, reduction="sum").backward()
     return ours, (logits, gradients(model))
 
@@ -86,7 +86,7 @@ def test_logits_and_gradients_equal_transformers(make_parts, folder, variant, ro
 def test_packed_rows_equal_transformers_row_by_row(make_parts, folder, family):
     parts = make_parts("encoder=[]", *FAMILIES[family], *MODEST)
     samples = samples_of(parts, folder, list(ROWS.values()))
-    packed = parts.model(pack(samples), keep_logits=True).logits
+    packed = parts.model(collate(samples), keep_logits=True).logits
     alone = torch.cat([both(parts, sample)[1][0] for sample in samples])
     torch.testing.assert_close(packed, alone, rtol=1e-5, atol=1e-5)
 
@@ -94,22 +94,22 @@ def test_packed_rows_equal_transformers_row_by_row(make_parts, folder, family):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_tower_equals_transformers(make_parts, folder, variant):
     parts = make_parts("encoder=[]", *VARIANTS[variant])
-    images = pack(samples_of(parts, folder, list(ROWS.values()))).looks["image"]
+    images = collate(samples_of(parts, folder, list(ROWS.values()))).images["image"]
     assert {grid[0] for grid in images.grids} == {1, 2, 4}
     visual = parts.model.qwen.model.visual
     visual.set_attn_implementation("eager")
     want = visual(images.pixels, grid_thw=torch.tensor(images.grids)).pooler_output
-    torch.testing.assert_close(see(visual, images.pixels, images.grids), want, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(vision_forward(visual, images.pixels, images.grids), want, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_frozen_tower_sees_a_bundle_at_a_time(make_parts, folder, family, monkeypatch):
     """Without gradients images go through in bundles of a shape; they come back in their own order."""
     parts = make_parts("encoder=[]", *FAMILIES[family])
-    images = pack(samples_of(parts, folder, list(ROWS.values()))).looks["image"]
+    images = collate(samples_of(parts, folder, list(ROWS.values()))).images["image"]
     visual = parts.model.qwen.model.visual
-    monkeypatch.setattr(vision, "BUNDLE", (64, 64))
-    assert len(list(vision._bundles(images.grids, limit=64))) > 2
+    monkeypatch.setattr(vision, "MICRO_BATCH_PATCHES", (64, 64))
+    assert len(list(vision._micro_batches(images.grids, limit=64))) > 2
     with torch.no_grad():
-        bundled = see(visual, images.pixels, images.grids)
-    torch.testing.assert_close(bundled, see(visual, images.pixels, images.grids), rtol=1e-4, atol=1e-5)
+        bundled = vision_forward(visual, images.pixels, images.grids)
+    torch.testing.assert_close(bundled, vision_forward(visual, images.pixels, images.grids), rtol=1e-4, atol=1e-5)

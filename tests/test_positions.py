@@ -6,10 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import ALL, FAMILIES, action_turns, mixed_records, qwen_inputs, samples_of, video, video_conversation
-from vpt.batch import TOWER, Block
-from vpt.data.packing import pack
-from vpt.data.samples import Numbering
-from vpt.encoders.base import Look
+from vpt.batch import VISION_TOWER, PlaceholderSpan
+from vpt.data.packing import collate
+from vpt.data.samples import PositionScheme
+from vpt.encoders.base import ProcessedImage
 from vpt.positions import GridSpan, row_positions
 
 
@@ -26,7 +26,7 @@ def records() -> list[dict]:
 def test_each_row_of_a_packed_batch_has_its_own(make_parts, folder, family, perceived):
     parts = make_parts(*ALL, *FAMILIES[family], f"model.perceived_positions={perceived}")
     samples = samples_of(parts, folder, records())
-    packed = pack(samples).positions.split([len(sample.ids) for sample in samples], dim=1)
+    packed = collate(samples).positions.split([len(sample.ids) for sample in samples], dim=1)
     for sample, got in zip(samples, packed):
         inputs = qwen_inputs(parts, sample, perceived_grids=perceived == "grid")
         want, _ = parts.model.qwen.model.get_rope_index(**inputs)
@@ -46,14 +46,14 @@ def test_sequential_counts_tokens(make_parts, folder):
 )  # fmt: skip
 def test_the_temporal_position_of_a_video_is_its_time(steps, fps, tokens_per_second):
     """Rounded down from float32, as the published processor hands seconds to the model."""
-    look = Look(torch.empty(0), steps * 6, (steps, 4, 6), seconds=2 / fps)
-    numbering = Numbering(tokens_per_second=tokens_per_second)
-    grid = numbering.grid_of(Block(5, steps * 6, TOWER, 0), look)
+    look = ProcessedImage(torch.empty(0), steps * 6, (steps, 4, 6), seconds=2 / fps)
+    numbering = PositionScheme(tokens_per_second=tokens_per_second)
+    grid = numbering.grid_span(PlaceholderSpan(5, steps * 6, VISION_TOWER, 0), look)
     times = torch.arange(steps) * (tokens_per_second * torch.tensor(2 / fps))
     positions = row_positions(grid.length + 7, [grid])
     assert torch.equal(positions[0, 5:-2].view(steps, 6)[:, 0], 5 + times.long())
     assert positions[:, -2:].tolist() == [[8, 9]] * 3  # 5 + max(2, 3), whatever the time
-    assert Numbering().grid_of(Block(5, steps * 6, TOWER, 0), look) == GridSpan(5, steps, 2, 3)
+    assert PositionScheme().grid_span(PlaceholderSpan(5, steps * 6, VISION_TOWER, 0), look) == GridSpan(5, steps, 2, 3)
 
 
 def test_fractions_of_a_second_as_transformers_has_them(make_parts, folder):

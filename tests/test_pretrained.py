@@ -12,15 +12,15 @@ from transformers import Qwen2VLForConditionalGeneration
 import vpt
 from conftest import ROOT, compose_config, conversation, mixed_records, samples_of
 from golden import Case
-from vpt.build import build
-from vpt.data.packing import pack
+from vpt.build import build_model
+from vpt.data.packing import collate
 from vpt.errors import CheckpointError, ConfigError
 from vpt.export import Export, export, parse
 from vpt.model import VPTModel
 from vpt.pretrained import load
-from vpt.released import ReleasedCheckpoint, our_name, released_name
+from vpt.released import UpstreamCheckpoint, from_upstream_name, to_upstream_name
 from vpt.training.checkpoint import save_weights
-from vpt.weights import TensorFolder, own_tensors
+from vpt.weights import LazyStateDict, unique_state_dict
 
 EVERY = "encoder=[dino,sam,clip]"
 UNTIED = "model.config.tie_word_embeddings=false"
@@ -72,7 +72,7 @@ def test_released_format_there_and_back(saved, tmp_path, overrides):
     assert config["model_type"] == "qwen2_vl_vpt"
     assert config["vision_encoder_ls"] == list(parts.model.encoders)
     torch.manual_seed(1)
-    again = build(compose_config(*overrides, f"model.path={theirs}"))
+    again = build_model(compose_config(*overrides, f"model.path={theirs}"))
     assert same(again.model, parts.model)
     assert all(again.model.encoder(name).pretrained for name in again.model.encoders)
     back = tmp_path / "back"
@@ -89,7 +89,7 @@ def test_a_released_folder_answers_without_a_configuration(saved, tmp_path, fold
     theirs = export(Export(str(ours), str(tmp_path / "theirs"), "released"))
     loaded = load(theirs, device="cpu")
     assert same(loaded.model, parts.model)
-    batch = pack(samples_of(parts, folder, mixed_records()))
+    batch = collate(samples_of(parts, folder, mixed_records()))
     with torch.no_grad():
         assert torch.equal(loaded.model(batch).nll, parts.model.eval()(batch).nll)
 
@@ -99,14 +99,14 @@ def test_golden_weights_load_as_a_released_folder(name, tmp_path, make_parts):
     """The released names and flat keys, as the golden cases hold them, reach every tensor of the model."""
     case = Case.load(ROOT / "tests" / "golden" / f"{name}.json")
     model = case.model("shared")
-    names = {our_name(released): released for released in case.spec["weights"]}
-    assert all(released_name(ours) == released for ours, released in names.items())
+    names = {from_upstream_name(released): released for released in case.spec["weights"]}
+    assert all(to_upstream_name(ours) == released for ours, released in names.items())
     save_file(
-        {names[ours]: tensor.contiguous() for ours, tensor in own_tensors(model).items()},
+        {names[ours]: tensor.contiguous() for ours, tensor in unique_state_dict(model).items()},
         tmp_path / "model.safetensors",
     )
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2_vl_vpt", **case.config}))
-    released = ReleasedCheckpoint.at(tmp_path)
+    released = UpstreamCheckpoint.at(tmp_path)
     other = case.model("shared")
     for parameter in other.parameters():
         torch.nn.init.zeros_(parameter)
@@ -139,7 +139,7 @@ def test_every_layout_of_weights(saved, tmp_path, kind):
     parts, folder = saved("encoder=[dino]")
     theirs = export(Export(str(folder), str(tmp_path / "theirs"), "released"))
     reshaped(theirs, kind)
-    assert same(build(compose_config("encoder=[dino]", f"model.path={theirs}")).model, parts.model)
+    assert same(build_model(compose_config("encoder=[dino]", f"model.path={theirs}")).model, parts.model)
 
 
 def _edit(folder: Path, change) -> None:
@@ -156,12 +156,12 @@ def test_released_errors_list_the_tensors(saved, tmp_path):
     config = compose_config("encoder=[dino]", f"model.path={theirs}")
     _edit(theirs, lambda tensors: tensors.update({query[:-6] + "extra": tensors.pop(query)}))
     with pytest.raises(CheckpointError, match=r"missing: encoders\.dino.*q_proj\.weight; unexpected: .*query\.extra"):
-        build(config)
+        build_model(config)
     _edit(theirs, lambda tensors: tensors.update({"audio.weight": torch.zeros(1)}))
     with pytest.raises(CheckpointError, match=r"audio\.weight.*belongs to no part"):
-        build(config)
+        build_model(config)
     with pytest.raises(ConfigError, match=r"has the re-encoders \['dino'\].*type encoder=\[dino\]"):
-        build(compose_config("encoder=[clip]", f"model.path={theirs}"))
+        build_model(compose_config("encoder=[clip]", f"model.path={theirs}"))
 
 
 def test_untied_head_of_a_checkpoint_that_says_tied(saved, tmp_path):
@@ -169,8 +169,8 @@ def test_untied_head_of_a_checkpoint_that_says_tied(saved, tmp_path):
     _, folder = saved("encoder=[dino]")
     theirs = export(Export(str(folder), str(tmp_path / "theirs"), "released"))
     _edit(theirs, lambda tensors: tensors["lm_head.weight"].add_(1))
-    model = build(compose_config("encoder=[dino]", f"model.path={theirs}")).model
-    assert torch.equal(model.qwen.lm_head.weight, TensorFolder(theirs)["lm_head.weight"])
+    model = build_model(compose_config("encoder=[dino]", f"model.path={theirs}")).model
+    assert torch.equal(model.qwen.lm_head.weight, LazyStateDict(theirs)["lm_head.weight"])
     assert not torch.equal(model.qwen.lm_head.weight, model.language.embed_tokens.weight)
 
 
@@ -181,7 +181,7 @@ def test_pickles_are_refused(saved, tmp_path):
     with (theirs / "pytorch_model.bin").open("wb") as file:
         pickle.dump({"model.norm.weight": Path("touched")}, file)
     with pytest.raises(CheckpointError, match=r"pytorch_model\.bin"):
-        build(compose_config("encoder=[dino]", f"model.path={theirs}"))
+        build_model(compose_config("encoder=[dino]", f"model.path={theirs}"))
 
 
 def test_qwen_format_is_transformers_own(saved, tmp_path, folder):
@@ -202,8 +202,8 @@ def test_adapters_are_merged_on_the_way_out(saved, tmp_path, folder):
                 parameter.normal_(std=0.2)
     save_weights(ours, model=parts.model, config=parts.config, tokenizer=parts.tokenizer)
     plain = export(Export(str(ours), str(tmp_path / "qwen"), "qwen"))
-    other = build(compose_config("encoder=[]", f"model.path={plain}"))
-    batch = pack(samples_of(parts, folder, [conversation("0.png")]))
+    other = build_model(compose_config("encoder=[]", f"model.path={plain}"))
+    batch = collate(samples_of(parts, folder, [conversation("0.png")]))
     with torch.no_grad():
         theirs, mine = other.model(batch).nll, parts.model.eval()(batch).nll
     assert torch.allclose(theirs, mine, atol=1e-5)

@@ -20,12 +20,12 @@ from vpt.evaluation.run import evaluate_checkpoint
 from vpt.pretrained import load
 from vpt.reply import ask
 from vpt.report import __main__ as command
-from vpt.report.examples import BEST, RANDOM, WORST, choose, read_examples
+from vpt.report.examples import BEST, RANDOM, WORST, read_examples, select_examples
 from vpt.report.found import REPORT
-from vpt.report.looks import SEEN, SIDE, looks
+from vpt.report.looks import SEEN, SIDE, answer_images
 from vpt.report.page import write_report
 from vpt.report.sections import results
-from vpt.speaker import Step
+from vpt.speaker import PerceptionStep
 from vpt.training.run import train
 
 NASTY = "<script>alert('x')</script><img src=http://evil.example/a.png onerror=alert(1)> $x_1$ & \"'"
@@ -86,7 +86,7 @@ def test_a_run_and_its_evaluation_show_what_they_have(run):
     assert {"Results", "Single answers", "Curves of training", "Settings"} <= set(page.headings)
     assert "Does the perception do the work?" in page.headings
     for item in summary["controls"].values():
-        assert item["about"] in page.text
+        assert item["description"] in page.text
         assert not item["difference"] or f"{item['difference']['value']:+.3f}" in page.text
 
 
@@ -123,7 +123,7 @@ def test_texts_cannot_run(run, tmp_path):
     """Every text of every file says something nasty."""
     evaluation = run / "eval" / "test"
     items = read_predictions(evaluation / "predictions.jsonl")
-    step = Step("region", NASTY, box=(1, 2, 30, 40), visual_tokens=4)
+    step = PerceptionStep("region", NASTY, box=(1, 2, 30, 40), visual_tokens=4)
     nasty = [replace(item, question=NASTY, answer=NASTY, target=NASTY, type=NASTY, trace=[step]) for item in items]
     (tmp_path / "predictions.jsonl").write_text("".join(json.dumps(asdict(item)) + "\n" for item in nasty))
     (tmp_path / "examples.json").write_text((evaluation / "examples.json").read_text())
@@ -131,7 +131,7 @@ def test_texts_cannot_run(run, tmp_path):
     summary["metrics"] = {NASTY: {NASTY: summary["metrics"]["easy_vqa"]["exact_match"]}}
     summary["accuracy_by_type"] = {NASTY: 0.5, "b": 0.5}
     summary["perception"]["confusion"] = {NASTY: {NASTY: 3}, "none": {"none": 2}}
-    summary["controls"] = {NASTY: summary["controls"]["features_zeroed"] | {"about": NASTY}}
+    summary["controls"] = {NASTY: summary["controls"]["features_zeroed"] | {"description": NASTY}}
     (tmp_path / "summary.json").write_text(json.dumps(summary))
     (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1, f"data/{NASTY}": 1.0, "data/b": 2.0}) + "\n")
     (tmp_path / "config.yaml").write_text(NASTY)
@@ -152,15 +152,15 @@ def prediction(right: bool, confidence: float) -> Prediction:
 
 def test_which_answers_are_shown():
     items = [prediction(n % 3 == 0, (n * 37 % 100) / 100) for n in range(100)]
-    chosen = choose(items, [float(item.right) for item in items])
+    chosen = select_examples(items, [float(item.correct) for item in items])
     by = {why: [n for given, n in chosen if given == why] for why in (RANDOM, WORST, BEST)}
     assert [len(found) for found in by.values()] == [6, 6, 6] and len({n for _, n in chosen}) == 18
     rest = [n for n in range(100) if n not in by[RANDOM]]
     for why, right in ((WORST, False), (BEST, True)):
-        among = sorted((n for n in rest if items[n].right == right), key=lambda n: -items[n].confidence)
+        among = sorted((n for n in rest if items[n].correct == right), key=lambda n: -items[n].confidence)
         assert [items[n].confidence for n in by[why]] == [items[n].confidence for n in among[:6]]
-    good = choose(items[:1], [1.0])
-    assert good == [(RANDOM, 0)] and choose([], []) == []
+    good = select_examples(items[:1], [1.0])
+    assert good == [(RANDOM, 0)] and select_examples([], []) == []
 
 
 def test_maps_are_those_of_a_reply(run, tmp_path):
@@ -174,7 +174,7 @@ def test_maps_are_those_of_a_reply(run, tmp_path):
     for example in examples[:2]:
         question = asked[example.number]
         path = tmp_path / "image.png"
-        question.folder.full(question.record.image, where="").save(path)
+        question.folder.full_resolution(question.record.image, where="").save(path)
         text = next(m.content for m in question.record.messages if m.role == "user").removeprefix("<image>\n")
         reply = ask(parts, path, text, prompted=False)
         assert str(reply) == items[example.number].answer
@@ -185,8 +185,10 @@ def test_maps_are_those_of_a_reply(run, tmp_path):
 
 def test_boxes_are_drawn_where_they_are():
     image = Image.new("RGB", (100, 50))
-    item = Prediction("r", "q", "t", "a", True, box=(60, 20, 80, 40), trace=[Step("region", box=(10, 10, 30, 30))])
-    whole, crop = looks(image, item, [])
+    item = Prediction(
+        "r", "q", "t", "a", True, box=(60, 20, 80, 40), trace=[PerceptionStep("region", box=(10, 10, 30, 30))]
+    )
+    whole, crop = answer_images(image, item, [])
     scale = SIDE / 100
     for x in (10, 30 - 1 / scale):
         assert whole.image.getpixel((round(x * scale), round(20 * scale))) == SEEN
@@ -198,19 +200,19 @@ def test_confidence_is_the_probability_of_the_answer(make_parts, folder):
     """Of the last turn: the product over its tokens of what a forward of training gives them."""
     from test_generate import Scripted
 
-    from vpt.speaker import Limits
+    from vpt.speaker import GenerationLimits
 
     parts = make_parts("encoder=[dino]", "model.region_bins=8")
     samples = samples_of(
         parts, folder, [conversation("0.png", answer="red"), conversation("1.png", answer="a blue one")]
     )
-    prompts = [parts.encoder.prompt(sample.record, folder) for sample in samples]
-    generator = Scripted(parts, samples, Limits())
-    for sample, said in zip(samples, generator.answer(prompts, [folder] * 2), strict=True):
-        from vpt.data.packing import pack
+    prompts = [parts.encoder.encode_prompt(sample.record, folder) for sample in samples]
+    generator = Scripted(parts, samples, GenerationLimits())
+    for sample, said in zip(samples, generator.generate(prompts, [folder] * 2), strict=True):
+        from vpt.data.packing import collate
 
         with torch.no_grad():
-            nll = parts.model(pack([sample])).nll
+            nll = parts.model(collate([sample])).nll
         assert said.confidence == pytest.approx(float((-nll.sum()).exp()), rel=1e-3)
 
 

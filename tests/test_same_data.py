@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import ALL, REGION_TURNS, TOKENS, action_turns, compose_config, conversation
-from vpt.batch import TOWER
-from vpt.data.baseline import PlainLook, without_perception, without_prompts
+from vpt.batch import VISION_TOWER
+from vpt.data.baseline import TokenMatchedImage, without_perception, without_prompts
 from vpt.data.build import build_sources
-from vpt.data.packing import pack
+from vpt.data.packing import collate
 from vpt.data.records import REENCODE_PROMPT, ImageRef, parse_record
 from vpt.encoders.views import nearest_grid
 from vpt.errors import ConfigError, DataError
@@ -44,7 +44,7 @@ def test_only_perception_goes():
     """Every other turn stays, also an image that nobody asked for; prompts go."""
     record = without_perception(record_of(long_record()), TOKENS)
     assert contents(record) == ["<image>\nwhat?", "red", "<image>", "and blue"]
-    assert record.images == {TOWER: (ImageRef("1.png"), ImageRef("2.png"))}
+    assert record.images == {VISION_TOWER: (ImageRef("1.png"), ImageRef("2.png"))}
     spelt = long_record()
     spelt["messages"][1]["content"] = "[1, 2, 5, 6]"
     assert without_perception(record_of(spelt), TOKENS) == record
@@ -66,13 +66,13 @@ def test_a_turn_that_cannot_go():
 
 
 def test_a_plain_look_takes_the_place_of_each_perception():
-    record = without_perception(record_of(long_record()), TOKENS, plain_looks=True)
+    record = without_perception(record_of(long_record()), TOKENS, token_matched_images=True)
     assert contents(record) == ["<image>\nwhat?\n<image>\n<image>", "red", "<image>", "and blue"]
     crop = ImageRef("1.png", (12, 12, 72, 42))
-    assert record.images[TOWER] == (
+    assert record.images[VISION_TOWER] == (
         ImageRef("1.png"),
-        PlainLook("1.png", source=TOWER, like=crop),
-        PlainLook("1.png", source="dino", like=ImageRef("1.png")),
+        TokenMatchedImage("1.png", source=VISION_TOWER, like=crop),
+        TokenMatchedImage("1.png", source="dino", like=ImageRef("1.png")),
         ImageRef("2.png"),
     )
 
@@ -86,18 +86,18 @@ def test_plain_looks_have_as_many_tokens(make_parts, folder, image):
         detection_images=[image], seg_images=[image], clip_images=[image],
     )  # fmt: skip
     with_all["images"].append(f"{image}_8,8,40,30")
-    treated = parts.encoder.encode(record_of(with_all), folder)
-    plain = without_perception(record_of(with_all), TOKENS, plain_looks=True)
-    control = parts.encoder.encode(plain, folder)
+    treated = parts.encoder.encode_conversation(record_of(with_all), folder)
+    plain = without_perception(record_of(with_all), TOKENS, token_matched_images=True)
+    control = parts.encoder.encode_conversation(plain, folder)
     wanted = [block.length for block in treated.row.blocks]
     found = [block.length for block in control.row.blocks]
-    assert {block.source for block in control.row.blocks} == {TOWER} and not control.row.actions
+    assert {block.source for block in control.row.blocks} == {VISION_TOWER} and not control.row.actions
     assert len(found) == len(wanted) and found[0] == wanted[0]
     assert all(abs(a - b) <= 0.13 * b for a, b in zip(found, wanted, strict=True)), (found, wanted)
     if image == "0.png":
         assert found[:4] == wanted[:4]  # a square comes out even
-    assert parts.model(pack([control])).loss_sum > 0
-    prompt = parts.encoder.prompt(plain, folder)  # what it is asked when it is tested
+    assert parts.model(collate([control])).loss_sum > 0
+    prompt = parts.encoder.encode_prompt(plain, folder)  # what it is asked when it is tested
     assert [block.length for block in prompt.row.blocks] == found
 
 
@@ -132,9 +132,9 @@ def test_easy_vqa_and_files_alike(folder, tmp_path):
             build_sources(config.data.test, config, split="test")[0][0][0]
             for config in (compose_config(*overrides, *more) for more in ((), looks[:1], looks))
         ]
-        assert treated.images.keys() == {TOWER, "dino"} and plain.images.keys() == {TOWER}
+        assert treated.images.keys() == {VISION_TOWER, "dino"} and plain.images.keys() == {VISION_TOWER}
         assert treated.answer == plain.answer == looking.answer and treated.question == plain.question
-        assert [type(image) for image in looking.images[TOWER]] == [ImageRef, PlainLook]
+        assert [type(image) for image in looking.images[VISION_TOWER]] == [ImageRef, TokenMatchedImage]
         assert len(plain.messages) == len(looking.messages) == 3
     config = compose_config("data=vpt", f"data.root={tmp_path}", *looks, "encoder=[]")
     with pytest.raises(DataError, match=r"needs a re-encoder spelt 'detection'.*encoder=\[...\]"):

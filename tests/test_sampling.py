@@ -21,21 +21,21 @@ LOGITS = torch.tensor([[0.5, 0.2, 0.0, 0.15, 0.1, 0.05]]).log()
 
 
 def drawn(sampling, logits=LOGITS, count=4000):
-    dice = sampling.dice(3)
-    chosen = sampling.choose(logits.expand(count, -1), [dice] * count)
+    dice = sampling.rng_for(3)
+    chosen = sampling.sample(logits.expand(count, -1), [dice] * count)
     return np.bincount(chosen, minlength=logits.shape[1]) / count
 
 
 def test_greedy_takes_the_likeliest():
-    assert Sampling(top_k=3, seed=5).choose(LOGITS, [Fixed(0.99)]) == [0]
-    assert Sampling(temperature=5.0, top_k=1).choose(LOGITS, [Fixed(0.99)]) == [0]
+    assert Sampling(top_k=3, seed=5).sample(LOGITS, [Fixed(0.99)]) == [0]
+    assert Sampling(temperature=5.0, top_k=1).sample(LOGITS, [Fixed(0.99)]) == [0]
 
 
 @pytest.mark.parametrize("value", [0.0, 0.5, 1 - 2**-53])
 def test_a_token_of_probability_zero_is_never_drawn(value):
     logits = torch.full((1, 1000), -torch.inf)
     logits[0, [10, 500]] = 0.0
-    assert Sampling(1.0).choose(logits, [Fixed(value)])[0] in (10, 500)
+    assert Sampling(1.0).sample(logits, [Fixed(value)])[0] in (10, 500)
 
 
 @pytest.mark.parametrize(
@@ -59,8 +59,8 @@ def test_rows_draw_by_seed_and_number():
 
     def row(seed, number):
         sampling = Sampling(1.0, seed=seed)
-        dice = sampling.dice(number)
-        return [sampling.choose(logits, [dice])[0] for _ in range(8)]
+        dice = sampling.rng_for(number)
+        return [sampling.sample(logits, [dice])[0] for _ in range(8)]
 
     assert row(0, 1) == row(0, 1)
     assert len({tuple(row(seed, number)) for seed in (0, 1) for number in (0, 1, 2)}) == 6

@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vpt.data.balance import Cost
-from vpt.data.images import ImageFolder
-from vpt.data.loader import StepBatches
-from vpt.data.mixture import mix
-from vpt.data.samples import SampleEncoder
+from vpt.data.balance import SampleCost
+from vpt.data.images import MediaStore
+from vpt.data.loader import StepDataset
+from vpt.data.mixture import build_mixture
+from vpt.data.samples import Processor
 from vpt.data.sources import Source, SourceContext
 from vpt.data.sources.records import RecordFile
-from vpt.data.template import Template
+from vpt.data.template import ChatTemplate
 from vpt.errors import DataError
 from vpt.masking import Masking
 from vpt.tiny import tiny_tokenizer
@@ -23,11 +23,11 @@ from vpt.tokens import PerceptionVocabulary
 
 
 @pytest.fixture(scope="module")
-def encoder() -> SampleEncoder:
+def encoder() -> Processor:
     """For text alone."""
     tokenizer = tiny_tokenizer()
     vocabulary = PerceptionVocabulary.from_tokenizer(tokenizer, {}, region_bins=0)
-    return SampleEncoder(Template(tokenizer, vocabulary, {}, projector_scale=1), {})
+    return Processor(ChatTemplate(tokenizer, vocabulary, {}, projector_scale=1), {})
 
 
 def written(folder, name: str, count: int) -> RecordFile:
@@ -84,10 +84,10 @@ def test_every_record_once_an_epoch_by_one_rank(encoder, files, lengths, broken,
     for step in range(steps):
         size = ranks[step >= change]
         for rank in range(size):
-            mine = StepBatches(
-                mix(sources, [1] * len(sources), seed, "exhaust"), [ImageFolder(f.root) for f in files], encoder,
+            mine = StepDataset(
+                build_mixture(sources, [1] * len(sources), seed, "exhaust"), [MediaStore(f.root) for f in files], encoder,
                 Masking(), batch_size=batch, micro_batch_size=micro, steps=steps, rank=rank, ranks=size,
-                cost=Cost(0.3, {}), on_error="skip",
+                cost=SampleCost(0.3, {}), on_error="skip",
             )[step]  # fmt: skip
             assert all(len(packed.rows) <= micro for packed in mine)
             seen += [
@@ -107,8 +107,8 @@ def test_step_one_million_reads_its_records_alone(encoder, files, monkeypatch):
     pread = os.pread
     monkeypatch.setattr(os, "pread", lambda *arguments: reads.append(arguments[1]) or pread(*arguments))
     for by in ("weights", "exhaust"):
-        mixture = mix(files, [1] * len(files), 0, by)
-        batches = StepBatches(mixture, [ImageFolder(f.root) for f in files], encoder, Masking(), batch_size=64,
+        mixture = build_mixture(files, [1] * len(files), 0, by)
+        batches = StepDataset(mixture, [MediaStore(f.root) for f in files], encoder, Masking(), batch_size=64,
                               micro_batch_size=16, steps=2_000_000)  # fmt: skip
         reads.clear()
         packed = batches[1_000_000]

@@ -20,7 +20,7 @@ from vpt.errors import ConfigError
 from vpt.pretrained import load
 from vpt.training import checkpoint
 from vpt.training.loop import Trainer
-from vpt.weights import TensorFolder, own_tensors
+from vpt.weights import LazyStateDict, unique_state_dict
 from vpt.world import World
 
 SMALL = (
@@ -37,7 +37,7 @@ def until(world: World, folder: str, strategy: str, stop: int) -> int:
 
     def told(batches, number):
         if number == stop - 1 and stop < 8 and world.rank == world.size - 1:
-            trainer.signals.code = PREEMPTED
+            trainer.preemption.code = PREEMPTED
         return step(batches, number)
 
     trainer.train_step = told
@@ -56,15 +56,15 @@ def assert_worlds_continue_each_other(tmp_path: Path, worlds: list[tuple[int, st
         else:
             codes = on_ranks(size, until, str(run), strategy, stop, folder=tmp_path)
         assert codes == [PREEMPTED if stop < 8 else 0] * size
-        found = checkpoint.find(run)
+        found = checkpoint.find_checkpoint(run)
         assert found.name == f"step_{stop:08d}" and (run / "checkpoints" / checkpoint.LATEST).resolve() == found
         files = [path.name for path in found.glob("model*.safetensors")]
         assert len(files) == size and (size > 1 or files == ["model.safetensors"])
         whole = load(run).model.state_dict()  # by one process, whatever number has saved
-        assert all(torch.equal(tensor, whole[name]) for name, tensor in TensorFolder(found).items())
+        assert all(torch.equal(tensor, whole[name]) for name, tensor in LazyStateDict(found).items())
     until(World(), str(tmp_path / "alone"), "single", 8)
     assert losses(run) == pytest.approx(losses(tmp_path / "alone"), rel=1e-5)
-    ours, whole = (dict(TensorFolder(checkpoint.find(folder))) for folder in (run, tmp_path / "alone"))
+    ours, whole = (dict(LazyStateDict(checkpoint.find_checkpoint(folder))) for folder in (run, tmp_path / "alone"))
     torch.testing.assert_close(ours, whole, rtol=1e-3, atol=1e-4)
 
 
@@ -91,19 +91,19 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, monkeypatch):
 
     monkeypatch.setattr(HuggingFaceStorageWriter, "write_data", waiting)
     trainer = trainer_at(tmp_path / "run")
-    trainer.train_step(trainer.batches[0], 0)
-    trainer.progress.step = 1
-    before = {name: tensor.clone() for name, tensor in own_tensors(trainer.model).items()}
+    trainer.train_step(trainer.dataset[0], 0)
+    trainer.state.step = 1
+    before = {name: tensor.clone() for name, tensor in unique_state_dict(trainer.model).items()}
     moments = {name: tensor.clone() for name, tensor in checkpoint.optimizer_tensors(trainer.optimizer).items()}
     trainer.save()
-    trainer.train_step(trainer.batches[1], 1)
-    assert not checkpoint.steps(tmp_path / "run" / "checkpoints")
+    trainer.train_step(trainer.dataset[1], 1)
+    assert not checkpoint.list_checkpoints(tmp_path / "run" / "checkpoints")
     gate.set()
     trainer.saver.wait()
-    [found] = checkpoint.steps(tmp_path / "run" / "checkpoints")
-    stored = TensorFolder(found)
+    [found] = checkpoint.list_checkpoints(tmp_path / "run" / "checkpoints")
+    stored = LazyStateDict(found)
     assert all(torch.equal(stored[name], tensor) for name, tensor in before.items())
-    assert not all(torch.equal(stored[name], tensor) for name, tensor in own_tensors(trainer.model).items())
+    assert not all(torch.equal(stored[name], tensor) for name, tensor in unique_state_dict(trainer.model).items())
     again = trainer_at(tmp_path / "run")
     held = checkpoint.optimizer_tensors(again.optimizer)
     assert held.keys() == moments.keys() and all(torch.equal(held[name], moments[name]) for name in moments)
@@ -117,10 +117,13 @@ def test_the_last_and_the_best_stay(tmp_path):
     trainer.evaluate = lambda: {"eval/token_accuracy": next(accuracies)}
     trainer.fit()
     folder = tmp_path / "run" / "checkpoints"
-    assert [path.name for path in checkpoint.steps(folder)] == ["step_00000003", "step_00000009"]
+    assert [path.name for path in checkpoint.list_checkpoints(folder)] == ["step_00000003", "step_00000009"]
     assert os.readlink(folder / "best") == "step_00000003" and os.readlink(folder / "latest") == "step_00000009"
-    assert checkpoint.find(folder / "best").name == "best" and checkpoint.find(tmp_path / "run").name == "step_00000009"
-    assert trainer_at(tmp_path / "run", "training.steps=9").progress.best == 0.9
+    assert (
+        checkpoint.find_checkpoint(folder / "best").name == "best"
+        and checkpoint.find_checkpoint(tmp_path / "run").name == "step_00000009"
+    )
+    assert trainer_at(tmp_path / "run", "training.steps=9").state.best == 0.9
 
 
 def test_a_metric_that_does_not_exist_is_named(tmp_path):
@@ -141,7 +144,7 @@ def test_signals_save_and_are_handed_on(tmp_path, number):
         return step(batches, at)
 
     trainer.train_step = told
-    before = signal.signal(number, lambda *_: seen.append(checkpoint.find(tmp_path / "run").name))
+    before = signal.signal(number, lambda *_: seen.append(checkpoint.find_checkpoint(tmp_path / "run").name))
     try:
         with pytest.raises(SystemExit) as left:
             trainer.fit()
@@ -154,7 +157,7 @@ def test_no_pickle_is_written_or_read(tmp_path, monkeypatch):
     """Not even where a stranger has put one beside the tensors."""
     trainer = trainer_at(tmp_path / "run", "training.steps=2")
     trainer.fit()
-    found = checkpoint.find(tmp_path / "run")
+    found = checkpoint.find_checkpoint(tmp_path / "run")
     kinds = {path.suffix for path in found.rglob("*") if path.is_file()}
     assert kinds <= {".safetensors", ".json", ".yaml", ".jinja", ".txt", ""}
     assert (found / checkpoint.COMPLETE).read_bytes() == b""
@@ -166,7 +169,7 @@ def test_no_pickle_is_written_or_read(tmp_path, monkeypatch):
     monkeypatch.setattr(pickle, "load", refuse)
     monkeypatch.setattr(pickle, "loads", refuse)
     monkeypatch.setattr(pickle, "Unpickler", refuse)
-    assert trainer_at(tmp_path / "run", "training.steps=2").progress.step == 2
+    assert trainer_at(tmp_path / "run", "training.steps=2").state.step == 2
 
 
 def launched(folder: Path, *overrides: str) -> subprocess.Popen:
@@ -187,7 +190,7 @@ def test_torchrun_hands_signals_and_exit_codes_on(tmp_path, number):
     _, said = program.communicate(timeout=PATIENCE)
     assert program.returncode == PREEMPTED, said
     assert "saved; type the same command to go on" in said
-    assert checkpoint.find(tmp_path / "dino").name == f"step_{len(losses(tmp_path / 'dino')):08d}"
+    assert checkpoint.find_checkpoint(tmp_path / "dino").name == f"step_{len(losses(tmp_path / 'dino')):08d}"
 
 
 @pytest.mark.slow

@@ -9,13 +9,13 @@ from PIL import Image
 from sklearn.neighbors import KNeighborsClassifier
 
 from conftest import compose_config
-from vpt.batch import TOWER
-from vpt.build import build
+from vpt.batch import VISION_TOWER
+from vpt.build import build_model
 from vpt.data.build import build_sources
-from vpt.data.images import ImageFolder
+from vpt.data.images import MediaStore
 from vpt.data.records import ImageRef, Record
-from vpt.data.sources.canvas import Glyph, Scene, draw, texture_bank
-from vpt.data.sources.scene_questions import PLURALS, QUESTIONS, Posed
+from vpt.data.sources.canvas import Glyph, Scene, render_scene, texture_bank
+from vpt.data.sources.scene_questions import PLURALS, QUESTIONS, SceneQuestion
 from vpt.data.sources.scenes import Scenes, load_digits
 from vpt.errors import DataError
 from vpt.regions import Region
@@ -38,7 +38,7 @@ HARD = (
 
 def scenes(
     *overrides: str, split: str = "train", questions: str = EVERY, hard: bool = True
-) -> tuple[Scenes, ImageFolder]:
+) -> tuple[Scenes, MediaStore]:
     """A source of scenes and its images; those of conf/data/scenes.yaml where they are not `hard`."""
     options = {option.partition("=")[0]: option for option in (*(HARD if hard else ()), *overrides)}
     config = compose_config(
@@ -53,14 +53,14 @@ def test_the_same_seed_and_number_make_the_same_scene_in_any_order():
     one, images = scenes()
     other, images_too = scenes()
     for index in (7, 3, 7):
-        assert other.posed(index) == one.posed(index)
+        assert other.question(index) == one.question(index)
         assert other[index].messages == one[index].messages
-    order = [one[index].images[TOWER][0] for index in range(6)]
-    first = [np.asarray(images.open(image, where="")) for image in order]
+    order = [one[index].images[VISION_TOWER][0] for index in range(6)]
+    first = [np.asarray(images.original(image, where="")) for image in order]
     for image, pixels in reversed(list(zip(order, first))):
-        assert np.array_equal(np.asarray(images_too.open(image, where="")), pixels)
+        assert np.array_equal(np.asarray(images_too.original(image, where="")), pixels)
     unpickled = pickle.loads(pickle.dumps(images))  # as a data worker may get it
-    assert np.array_equal(np.asarray(unpickled.open(order[2], where="")), first[2])
+    assert np.array_equal(np.asarray(unpickled.original(order[2], where="")), first[2])
 
 
 def test_the_scenes_seed_changes_them_and_the_runs_seed_does_not():
@@ -68,7 +68,7 @@ def test_the_scenes_seed_changes_them_and_the_runs_seed_does_not():
     config = compose_config("data=scenes", "encoder=[]", "seed=5", f"data.train.scenes.options.questions={EVERY}")
     (source, _), _ = build_sources(config.data.train, config, split="train")
     other, _ = scenes("seed=5", hard=False)
-    assert source.posed(0).scene == plain.posed(0).scene != other.posed(0).scene
+    assert source.question(0).scene == plain.question(0).scene != other.question(0).scene
     assert (
         len({str(source.root) for source in (plain, other, scenes(questions=READ)[0])}) == 3
     )  # or caches would mix them up
@@ -92,13 +92,13 @@ def test_boxes_hold_the_digits_and_nothing_else_does(split):
         source.seed, ("train", "test").index(split), contrast=source.texture, brightness=source.brightness
     )
     for index in range(16):
-        posed = source.posed(index)
+        posed = source.question(index)
         scene = posed.scene
-        whole = np.asarray(images.open(source[index].images[TOWER][0], where="")).astype(int)
+        whole = np.asarray(images.original(source[index].images[VISION_TOWER][0], where="")).astype(int)
         assert whole.shape == (scene.side, scene.side, 3) and 336 <= scene.side <= 672
         for glyph in scene.glyphs:
             without = Scene(scene.side, scene.ground, tuple(g for g in scene.glyphs if g != glyph), scene.frames)
-            change = np.abs(whole - np.asarray(draw(without, source.images, tiles)).astype(int)).sum(-1)
+            change = np.abs(whole - np.asarray(render_scene(without, source.images, tiles)).astype(int)).sum(-1)
             x0, y0, x1, y1 = glyph.box
             inside = change[y0:y1, x0:x1]
             assert inside.any() and inside.sum() == change.sum()
@@ -117,7 +117,7 @@ def framed(scene: Scene, colour: str) -> Glyph:
     return glyph
 
 
-def answer_of(posed: Posed) -> tuple[str, tuple[int, int, int, int]]:
+def answer_of(posed: SceneQuestion) -> tuple[str, tuple[int, int, int, int]]:
     """Answer and evidence, from nothing but the question's words and what is on the canvas."""
     scene, question = posed.scene, posed.question
     if match := re.fullmatch(r"Which digit is in the (\w+) frame\?", question):
@@ -155,7 +155,7 @@ def test_answers_and_boxes_follow_from_the_scene(grid):
     for split in ("train", "test"):
         source, _ = scenes(f"grid={grid}", "crowd=2", "cluster=0.6", split=split)
         for index in range(400):
-            posed = source.posed(index)
+            posed = source.question(index)
             assert (posed.answer, posed.box) == answer_of(posed), posed
             assert all(source.values[glyph.image] == glyph.value for glyph in posed.scene.glyphs)
             assert all(inside(thing.box, (0, 0, posed.scene.side, posed.scene.side))
@@ -169,7 +169,7 @@ def test_no_answer_can_be_guessed():
     answers = {}
     source, _ = scenes()
     for index in range(6000):
-        posed = source.posed(index)
+        posed = source.question(index)
         answers.setdefault(posed.kind, []).append(posed.answer)
     assert set(answers) == set(QUESTIONS)
     for kind, expected in {"read": 10, "count": 4, "compare": 2, "there": 2, "colour": 6}.items():
@@ -183,7 +183,7 @@ def test_the_first_look_shows_no_digit_and_the_crop_does(hard):
     """A nearest-neighbour classifier that is told where the digit stands reads it in the crop, not at first look."""
     looks, values = {}, {}
     pixels = ("data.image.min_pixels=4096", "data.image.max_pixels=4096") if hard else ()
-    parts = build(compose_config("data=scenes", "encoder=[]", *pixels))
+    parts = build_model(compose_config("data=scenes", "encoder=[]", *pixels))
     for split, count in (("train", 400), ("test", 200)):
         source, folder = scenes(split=split, questions=READ, hard=hard)
         pairs = [evidence(parts, source[index], folder) for index in range(count)]
@@ -196,12 +196,12 @@ def test_the_first_look_shows_no_digit_and_the_crop_does(hard):
     assert first < 0.3 and crop > 0.75
 
 
-def evidence(parts, record: Record, folder: ImageFolder) -> list[np.ndarray]:
+def evidence(parts, record: Record, folder: MediaStore) -> list[np.ndarray]:
     """The digit as the tower gets it in the whole image and in the crop, each as 64 values, light on dark."""
     features = []
-    for reference in record.images[TOWER]:
-        seen = folder.load(reference, where="")
-        look = parts.encoder.prepare(TOWER, seen)
+    for reference in record.images[VISION_TOWER]:
+        seen = folder.image(reference, where="")
+        look = parts.encoder.apply_transform(VISION_TOWER, seen)
         assert look.grid in ((1, 8, 8), (1, 4, 4)) if reference.crop is None else look.tokens <= 20
         left, top = (0, 0) if reference.crop is None else reference.crop[:2]
         width, height = look.grid[2] * 8, look.grid[1] * 8
@@ -216,12 +216,12 @@ def evidence(parts, record: Record, folder: ImageFolder) -> list[np.ndarray]:
 def test_crops_come_from_the_canvas_itself():
     source, folder = scenes(questions=READ)
     record = source[3]
-    image, crop = record.images[TOWER]
-    side = source.posed(3).scene.side
+    image, crop = record.images[VISION_TOWER]
+    side = source.question(3).scene.side
     region = Region.from_text(record.messages[2].content)
     assert crop == ImageRef(image.path, region.to_box((side, side), bins=8))
     assert inside(record.box, crop.crop)
-    assert np.array_equal(folder.load(crop, where=""), np.asarray(folder.open(image, where=""))[
+    assert np.array_equal(folder.image(crop, where=""), np.asarray(folder.original(image, where=""))[
         crop.crop[1] : crop.crop[3], crop.crop[0] : crop.crop[2]])  # fmt: skip
 
 
@@ -229,7 +229,7 @@ def test_digits_in_the_middle_of_cells():
     """With `grid`, a region of one cell shows the digit asked about, centred."""
     source, _ = scenes("grid=8", questions="{read:1,compare:1,count:0,there:0,colour:0}")
     for index in range(100):
-        posed = source.posed(index)
+        posed = source.question(index)
         for glyph in posed.scene.glyphs:
             for low, high in ((glyph.box[0], glyph.box[2]), (glyph.box[1], glyph.box[3])):
                 assert abs((low + high) / 2 / posed.scene.side * 8 % 1 - 0.5) < 0.04
@@ -240,13 +240,13 @@ def test_digits_in_the_middle_of_cells():
 
 def test_ink():
     source, _ = scenes("dark=0.0")
-    assert not any(glyph.dark for index in range(20) for glyph in source.posed(index).scene.glyphs)
+    assert not any(glyph.dark for index in range(20) for glyph in source.question(index).scene.glyphs)
 
 
 def test_kinds_of_perception_may_follow_the_question():
     source, _ = scenes("kinds={read:region,there:none}")
     for index in range(40):
-        kind, looks = source.posed(index).kind, len(source[index].images[TOWER])
+        kind, looks = source.question(index).kind, len(source[index].images[VISION_TOWER])
         # Of those that are not named, conf/data/scenes.yaml names `colour`; the others are drawn from data.actions.
         assert looks == (1 if kind in ("there", "colour") else 2)
 
@@ -276,7 +276,7 @@ def test_images_of_another_source_are_refused():
     _, folder = scenes("count=10")
     for path in ("test/3", "train/10", "train/x", "0.png"):
         with pytest.raises(DataError, match="not one of the 10 scenes of split train"):
-            folder.open(ImageRef(path), where="")
+            folder.original(ImageRef(path), where="")
 
 
 def test_the_baseline_with_the_same_tokens_looks_twice_at_the_whole(make_parts):
@@ -286,9 +286,9 @@ def test_the_baseline_with_the_same_tokens_looks_twice_at_the_whole(make_parts):
         overrides = (f"+experiment=scenes/{name}", f"data.train.scenes.options.questions={READ}")
         config, parts = compose_config(*overrides), make_parts(*overrides)
         (source, _), (folder, _) = build_sources(config.data.train, config, split="train")
-        samples = [parts.encoder.encode(source[index], folder) for index in range(12)]
-        counts[name] = [[look.tokens for _, look in sample.looks[TOWER]] for sample in samples]
-    assert all(sample.record.images[TOWER][1].crop is None for sample in samples)
+        samples = [parts.encoder.encode_conversation(source[index], folder) for index in range(12)]
+        counts[name] = [[look.tokens for _, look in sample.images[VISION_TOWER]] for sample in samples]
+    assert all(sample.record.images[VISION_TOWER][1].crop is None for sample in samples)
     assert {first for look in counts.values() for first, _ in look} == {4}
     second = {name: np.array([tokens for _, tokens in looks]) for name, looks in counts.items()}
     assert np.abs(second["region"] - second["baseline_same_tokens"]).max() <= 2  # 3x3 is next to 2x5

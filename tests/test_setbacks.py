@@ -16,8 +16,8 @@ from conftest import compose_config
 from vpt.errors import DataError, TrainingError
 from vpt.training import checkpoint
 from vpt.training.loop import Trainer
-from vpt.training.optimizer import rate
-from vpt.weights import full, own_tensors
+from vpt.training.optimizer import lr_factor
+from vpt.weights import full_tensor, unique_state_dict
 
 RECORDS, BROKEN = 40, {3: "no such file", 11: "not an image", 25: "counts differ"}
 
@@ -93,7 +93,7 @@ def test_skipped_records_are_counted_and_named_and_resuming_is_exact(tmp_path, d
         skipped = lines(run.folder, "setbacks.jsonl")
         named = sorted(line["skipped"].split(": ")[1] for line in skipped)
         assert named == sorted([f"record {number}" for number in BROKEN] * 2)
-        assert lines(run.folder, "metrics.jsonl")[-2]["data/skipped_records"] == run.progress.skipped == 6
+        assert lines(run.folder, "metrics.jsonl")[-2]["data/skipped_records"] == run.state.skipped == 6
     assert lines(whole.folder, "setbacks.jsonl") == lines(again.folder, "setbacks.jsonl")
     assert same(state(whole), state(again))
 
@@ -107,10 +107,10 @@ def test_too_many_skipped_records_end_the_run(tmp_path, data):
 def test_a_micro_batch_of_nothing_but_broken_records(tmp_path, data):
     config = config_of(data, "data.on_error=skip", "data.max_skipped=0.5", "training.micro_batch_size=1")
     run = fitted(config, tmp_path / "run")
-    assert run.progress.step == 10 and run.progress.skipped == 6
+    assert run.state.step == 10 and run.state.skipped == 6
     (data / "train.json").write_text(json.dumps([{"messages": []}] * 8))
     nothing = fitted(replace(config, training=replace(config.training, steps=2)), tmp_path / "nothing")
-    assert nothing.progress.skipped == 16
+    assert nothing.state.skipped == 16
 
 
 def _spoilt_gradient(nll: torch.Tensor) -> torch.Tensor:
@@ -131,7 +131,7 @@ def poisoned(trainer: Trainer, steps: set[int], spoil=SPOILT["loss"]) -> Trainer
         return run(batches, number)
 
     class Poisoned:
-        name, micro_batch = forward.name, staticmethod(forward.micro_batch)
+        name, grad_sync = forward.name, staticmethod(forward.grad_sync)
 
         def __call__(self, batch):
             out = forward(batch)
@@ -165,7 +165,7 @@ def test_a_step_that_is_not_finite_changes_nothing(tmp_path, data):
     metrics = [line for line in lines(run.folder, "metrics.jsonl") if "train/lost_steps" in line]
     assert [line["train/lost_steps"] for line in metrics] == [0, 0, 1, 1, 1, 2]
     optim = config.optim
-    rates = [optim.lr * rate(step, steps=6, warmup=optim.warmup, final=optim.final_lr) for step in range(6)]
+    rates = [optim.lr * lr_factor(step, steps=6, warmup=optim.warmup, final=optim.final_lr) for step in range(6)]
     assert [line["train/learning_rate"] for line in metrics] == rates  # the schedule goes on
 
 
@@ -177,13 +177,13 @@ def test_too_many_in_a_row_leave_a_checkpoint_from_before(tmp_path, data):
     run = poisoned(Trainer(config, tmp_path / "run"), {2, 3, 4})
     with pytest.raises(TrainingError, match=r"the last 3 steps in a row .* checkpoint of step 2 is from before them"):
         run.fit()
-    assert [path.name for path in checkpoint.steps(run.folder / "checkpoints")] == ["step_00000002"]
+    assert [path.name for path in checkpoint.list_checkpoints(run.folder / "checkpoints")] == ["step_00000002"]
     again = fitted(config, run.folder)
-    assert again.progress.lost == 0 and same(state(sound), state(again))
+    assert again.state.nonfinite_steps == 0 and same(state(sound), state(again))
     assert all("lost" not in line for line in lines(run.folder, "setbacks.jsonl"))
     few = poisoned(Trainer(config, tmp_path / "few"), {1, 2, 4, 5})
     few.fit()
-    assert few.progress.lost == 4 and few.progress.lost_in_a_row == 0
+    assert few.state.nonfinite_steps == 4 and few.state.consecutive_nonfinite == 0
 
 
 def test_a_run_that_has_lost_every_step_so_far_is_saved_too(tmp_path, data):
@@ -191,13 +191,13 @@ def test_a_run_that_has_lost_every_step_so_far_is_saved_too(tmp_path, data):
     config = config_of(data, "data.on_error=skip", "data.max_skipped=0.1", "training.steps=2")
     poisoned(Trainer(config, tmp_path / "run"), {0, 1}).fit()
     again = Trainer(config, tmp_path / "run")
-    assert again.progress.step == again.progress.lost == 2 and not again.optimizer.state
+    assert again.state.step == again.state.nonfinite_steps == 2 and not again.optimizer.state
 
 
 def whole(trainer: Trainer) -> dict[str, torch.Tensor]:
     """Weights and the optimizer's moments, whatever this process holds of them."""
-    tensors = own_tensors(trainer.model) | checkpoint.optimizer_tensors(trainer.optimizer)
-    return {name: full(tensor).clone() for name, tensor in tensors.items()}
+    tensors = unique_state_dict(trainer.model) | checkpoint.optimizer_tensors(trainer.optimizer)
+    return {name: full_tensor(tensor).clone() for name, tensor in tensors.items()}
 
 
 def _on_a_rank(world, config, folder: str, spoil: str) -> dict:
@@ -213,11 +213,16 @@ def _on_a_rank(world, config, folder: str, spoil: str) -> dict:
     with pytest.raises(TrainingError) as ended:
         run.fit()
     held.append(whole(run))
-    if world.main:
+    if world.is_main:
         save_file(held[7], Path(folder) / "before.safetensors")
     changed = [before.keys() != after.keys() or not same(before, after) for before, after in pairwise(held)]
-    progress = run.setbacks.progress
-    return {"error": str(ended.value), "lost": progress.lost, "skipped": progress.skipped, "changed": changed}
+    progress = run.failures.progress
+    return {
+        "error": str(ended.value),
+        "lost": progress.nonfinite_steps,
+        "skipped": progress.skipped,
+        "changed": changed,
+    }
 
 
 @pytest.mark.parametrize(("strategy", "spoil"), [
@@ -236,7 +241,7 @@ def test_all_ranks_skip_and_stop_together(tmp_path, data, strategy, spoil):
     lost = [line for line in written if "lost" in line]
     assert [line["step"] for line in lost] == [2, 8, 9]
     for line in lost:  # those of both ranks
-        assert sorted(line["records"]) == sorted(n for batch in alone.batches[line["step"] - 1] for n in batch.ids)
-    assert alone.progress.step == 7 and alone.progress.lost == 1
+        assert sorted(line["records"]) == sorted(n for batch in alone.dataset[line["step"] - 1] for n in batch.ids)
+    assert alone.state.step == 7 and alone.state.nonfinite_steps == 1
     before, after = load_file(tmp_path / "before.safetensors"), whole(alone)
     assert before.keys() == after.keys() and same(before, after)

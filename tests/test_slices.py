@@ -12,16 +12,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from conftest import compose_config, losses
-from vpt.build import build
+from vpt.build import build_model
 from vpt.errors import CheckpointError
 from vpt.export import Export, export
 from vpt.training import checkpoint
 from vpt.training.checkpoint import save_weights
 from vpt.training.loop import Trainer
 from vpt.training.optimizer import build_optimizer
-from vpt.training.start import begin
-from vpt.weights import own_tensors
-from vpt.world import World, joined
+from vpt.training.start import build_training
+from vpt.weights import unique_state_dict
+from vpt.world import World, init_process_group
 
 
 class Alive(TorchDispatchMode):
@@ -58,10 +58,10 @@ def from_files(world: World, weights: str, to: str) -> dict[str, float]:
     name = "fsdp" if world.size > 1 else "single"
     config = settings(weights, "model.lora.rank=2", f"strategy={name}")
     Trainer(config, Path(to) / name, world).fit()
-    found, shares = checkpoint.find(Path(to) / name), {}
+    found, shares = checkpoint.find_checkpoint(Path(to) / name), {}
     for moment, place in (("begun", None), ("resumed", found)):
         with Alive() as memory:
-            model = begin(config, place, world, torch.device("cpu"))[0].model
+            model = build_training(config, place, world, torch.device("cpu"))[0].model
             if place:
                 checkpoint.restore(place, model, build_optimizer(model, config.optim))
         shares[moment] = memory.most / sum(parameter.nbytes for parameter in model.parameters())
@@ -70,7 +70,7 @@ def from_files(world: World, weights: str, to: str) -> dict[str, float]:
 
 def plain(folder: Path) -> Path:
     """Weights as Qwen's are laid out, of a vocabulary that must grow."""
-    parts = build(compose_config("encoder=[]", "model.region_bins=0"))
+    parts = build_model(compose_config("encoder=[]", "model.region_bins=0"))
     parts.model.qwen.resize_token_embeddings(len(parts.tokenizer))
     parts.model.qwen.save_pretrained(folder / "weights")
     parts.tokenizer.save_pretrained(folder / "weights")
@@ -79,7 +79,7 @@ def plain(folder: Path) -> Path:
 
 def released(folder: Path) -> Path:
     """The same in the released format, with DINOv2 and its projector."""
-    parts = build(compose_config("encoder=[dino]", "model.region_bins=0"))
+    parts = build_model(compose_config("encoder=[dino]", "model.region_bins=0"))
     parts.model.qwen.resize_token_embeddings(len(parts.tokenizer))
     ours = folder / "ours"
     ours.mkdir()
@@ -106,12 +106,12 @@ def test_a_sharded_model_is_never_whole(tmp_path, written, most):
 def test_a_released_checkpoint_in_slices_is_the_one_that_is_read_whole(tmp_path):
     """Every tensor and what is frozen; and what is missing or left over is named."""
     weights = released(tmp_path)
-    with joined(device="cpu", always=True) as world:
+    with init_process_group(device="cpu", always=True) as world:
         whole, sliced = (
-            begin(settings(str(weights), f"strategy={kind}"), None, world, torch.device("cpu"))[0].model
+            build_training(settings(str(weights), f"strategy={kind}"), None, world, torch.device("cpu"))[0].model
             for kind in ("single", "fsdp")
         )
-        ours, theirs = own_tensors(whole), own_tensors(sliced)
+        ours, theirs = unique_state_dict(whole), unique_state_dict(sliced)
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(tensor, theirs[name].full_tensor()) for name, tensor in ours.items())
         trained = [{n for n, p in model.named_parameters() if p.requires_grad} for model in (whole, sliced)]
@@ -120,4 +120,4 @@ def test_a_released_checkpoint_in_slices_is_the_one_that_is_read_whole(tmp_path)
         tensors["model.norm.extra"] = tensors.pop("model.norm.weight")
         save_file(tensors, weights / "model.safetensors")
         with pytest.raises(CheckpointError, match=r"missing: qwen\..*norm\.weight; unexpected: model\.norm\.extra"):
-            begin(settings(str(weights), "strategy=fsdp"), None, world, torch.device("cpu"))
+            build_training(settings(str(weights), "strategy=fsdp"), None, world, torch.device("cpu"))

@@ -5,10 +5,10 @@ import torch
 from test_generate import Scripted, records
 
 from conftest import ALL, compose_config, conversation, samples_of
-from vpt.data.packing import pack
+from vpt.data.packing import collate
 from vpt.errors import ConfigError
 from vpt.regions import Region
-from vpt.speaker import Limits
+from vpt.speaker import GenerationLimits
 
 TEXT = ("encoder=[dino]", "model.region_bins=1000", "model.region_format=text")
 REGION = Region(125, 250, 749, 874)
@@ -28,7 +28,7 @@ def looking(*answers: str):
 def answer(parts, folder, raw, limits):
     sample = samples_of(parts, folder, [raw])[0]
     generator = Scripted(parts, [sample], limits)
-    found = generator.answer([parts.encoder.prompt(sample.record, folder)], [folder])[0]
+    found = generator.generate([parts.encoder.encode_prompt(sample.record, folder)], [folder])[0]
     return sample, generator, found
 
 
@@ -36,30 +36,30 @@ def answer(parts, folder, raw, limits):
 def test_a_box_in_text_leads_to_the_crop(make_parts, folder, spelling):
     """As with region tokens: what is generated is what one forward computes over the whole text."""
     parts = make_parts(*TEXT)
-    sample, generator, found = answer(parts, folder, looking(spelling, "yes"), Limits(60, 3))
+    sample, generator, found = answer(parts, folder, looking(spelling, "yes"), GenerationLimits(60, 3))
     assert (found.text, found.complete) == ("yes", True)
-    assert [(step.kind, step.status, step.box) for step in found.trace] == [("region", "seen", CROP)]
-    assert found.trace[0].said == "[125, 250, 749, 874]"
+    assert [(step.kind, step.status, step.box) for step in found.trace] == [("region", "done", CROP)]
+    assert found.trace[0].requested == "[125, 250, 749, 874]"
     with torch.no_grad():
-        want = parts.model(pack([sample]), keep_logits=True).logits
+        want = parts.model(collate([sample]), keep_logits=True).logits
     torch.testing.assert_close(torch.stack(generator.logits[sample.record.where]), want, rtol=1e-4, atol=2e-4)
 
 
 def test_swapped_corners_are_mended_and_other_text_is_an_answer(make_parts, folder):
     parts = make_parts(*TEXT)
-    found = answer(parts, folder, looking("[749, 874, 125, 250]", "yes"), Limits(60, 3))[2]
-    assert [(step.status, step.box) for step in found.trace] == [("mended", CROP)]
+    found = answer(parts, folder, looking("[749, 874, 125, 250]", "yes"), GenerationLimits(60, 3))[2]
+    assert [(step.status, step.box) for step in found.trace] == [("repaired", CROP)]
     for text in ("[125, 250, 749]", "[125, 250, 749, 1000]", "at [125, 250, 749, 874]"):
-        found = answer(parts, folder, looking(text), Limits(60, 3))[2]
+        found = answer(parts, folder, looking(text), GenerationLimits(60, 3))[2]
         assert (found.text, found.trace, found.complete) == (text, [], True)
 
 
 def test_a_box_that_is_one_too_many_or_forbidden_is_the_answer(make_parts, folder):
     parts, numbers = make_parts(*TEXT), REGION.to_numbers()
-    found = answer(parts, folder, looking(numbers, numbers, "yes"), Limits(60, 1))[2]
-    assert [step.status for step in found.trace] == ["seen", "ignored"] and found.text == numbers
+    found = answer(parts, folder, looking(numbers, numbers, "yes"), GenerationLimits(60, 1))[2]
+    assert [step.status for step in found.trace] == ["done", "ignored"] and found.text == numbers
     for action in ("none", "dino"):
-        limits = Limits(60, 3, action=action)
+        limits = GenerationLimits(60, 3, action=action)
         found = answer(parts, folder, looking(numbers, "yes"), limits)[2]
         assert [step.status for step in found.trace] == ["ignored"] and found.text == numbers
     with pytest.raises(ConfigError, match="for models with region tokens"):
@@ -72,8 +72,10 @@ def test_without_control_states_generating_equals_one_forward(make_parts, folder
     parts = make_parts(*ALL, "model.num_inner_forward_run=1", f"model.projector_scale={scale}")
     samples = samples_of(parts, folder, records())
     with torch.no_grad():
-        want = parts.model(pack(samples), keep_logits=True).logits
-    generator = Scripted(parts, samples, Limits(200, 5))
-    generator.answer([parts.encoder.prompt(sample.record, folder) for sample in samples], [folder] * len(samples))
+        want = parts.model(collate(samples), keep_logits=True).logits
+    generator = Scripted(parts, samples, GenerationLimits(200, 5))
+    generator.generate(
+        [parts.encoder.encode_prompt(sample.record, folder) for sample in samples], [folder] * len(samples)
+    )
     got = torch.cat([torch.stack(generator.logits[sample.record.where]) for sample in samples])
     torch.testing.assert_close(got, want, rtol=1e-4, atol=2e-4)

@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from conftest import ALL
-from vpt.tokens import action_tokens, grow_embedding, grow_tokenizer, pad_token, region_tokens
+from vpt.tokens import action_tokens, add_perception_tokens, pad_token, region_tokens, resize_token_embeddings
 
 
 def test_growing_twice_changes_nothing(make_parts):
     parts = make_parts(*ALL)
     before = parts.tokenizer.get_vocab()
-    assert grow_tokenizer(parts.tokenizer, ["detection", "seg", "clip"], region_bins=8) == 0
+    assert add_perception_tokens(parts.tokenizer, ["detection", "seg", "clip"], region_bins=8) == 0
     assert parts.tokenizer.get_vocab() == before
 
 
@@ -19,7 +19,7 @@ def test_one_encoder_adds_the_22_published_tokens(make_parts):
 
     tokenizer = tiny_tokenizer()
     size = len(tokenizer)
-    assert grow_tokenizer(tokenizer, ["detection"], region_bins=8) == 22
+    assert add_perception_tokens(tokenizer, ["detection"], region_bins=8) == 22
     order = [pad_token("detection"), *region_tokens(8), *action_tokens("detection")]
     assert tokenizer.convert_tokens_to_ids(order) == list(range(size, size + 22))
 
@@ -36,12 +36,12 @@ def test_a_short_table_grows_and_never_shrinks(make_parts, tied):
     parts = make_parts("encoder=[]", f"model.config.tie_word_embeddings={str(tied).lower()}")
     qwen = parts.model.qwen
     before = qwen.get_input_embeddings().weight.detach().clone()
-    grow_embedding(qwen, 600)
+    resize_token_embeddings(qwen, 600)
     table = qwen.get_input_embeddings().weight
     assert table.shape[0] == 640 and qwen.get_output_embeddings().weight.shape[0] == 640
     assert torch.equal(table[:576], before)
     torch.testing.assert_close(table[600], before.mean(dim=0))
     assert (qwen.get_output_embeddings().weight is table) == tied
-    grow_embedding(qwen, 10)
+    resize_token_embeddings(qwen, 10)
     assert qwen.get_input_embeddings().weight.shape[0] == 640
     assert qwen.config.text_config.vocab_size == 640

@@ -13,7 +13,7 @@ from conftest import compose_config
 from vpt.flops import FlopMeter
 from vpt.provenance import code_version
 from vpt.training.loop import Trainer
-from vpt.training.optimizer import part_of
+from vpt.training.optimizer import module_of
 from vpt.training.run import train
 from vpt.training.tracking import GROUPS
 
@@ -58,10 +58,10 @@ def test_a_resumed_run_goes_on_in_the_same_one(tmp_path):
     trainer.train_step = stopping
     with pytest.raises(KeyError, match="dropped"):
         trainer.fit()
-    trainer.books.close()
+    trainer.run_logger.close()
     again = Trainer(config, tmp_path / "run")
     again.fit()
-    again.books.close()
+    again.run_logger.close()
     kept = wandb_file.read(tmp_path / "run")
     assert len(kept["ids"]) == 2 and len(set(kept["ids"])) == 1
     steps = [item["step"] for item in kept["history"] if "train/loss" in item]
@@ -74,26 +74,26 @@ def step(tmp_path_factory):
     config = compose_config(*SMALL, "masking.para_mask_id=1", "masking.para_mask_ratio=0.5", "tracking=none",
                             "data.actions={none:1,region:1,dino:2,sam:2,clip:2}", "optim.lr_scale={encoders.*: 0.5}")  # fmt: skip
     trainer = Trainer(config, tmp_path_factory.mktemp("runs") / "run")
-    batches, outputs, forward = trainer.batches[0], [], trainer.strategy
+    batches, outputs, forward = trainer.dataset[0], [], trainer.strategy
     norms = {}
 
     class Watching:
-        name, micro_batch = forward.name, staticmethod(forward.micro_batch)
+        name, grad_sync = forward.name, staticmethod(forward.grad_sync)
 
         def __call__(self, batch):
             outputs.append(forward(batch))
             return outputs[-1]
 
-    clip = trainer._clip
+    clip = trainer._clip_gradients
 
     def watching():
         for group in trainer.optimizer.param_groups:
             for name, p in zip(group["names"], group["params"]):
                 if p.grad is not None:
-                    norms[part_of(name)] = norms.get(part_of(name), 0.0) + float(p.grad.double().square().sum())
+                    norms[module_of(name)] = norms.get(module_of(name), 0.0) + float(p.grad.double().square().sum())
         return clip()
 
-    trainer.strategy, trainer._clip = Watching(), watching
+    trainer.strategy, trainer._clip_gradients = Watching(), watching
     return trainer, batches, outputs, norms, trainer.train_step(batches, 0)
 
 
@@ -123,7 +123,7 @@ def test_perception_is_counted_as_it_was(step):
     assert acting and 0 < metrics["masking/share_of_acting_rows"] == sum(bool(r.masked) for r in acting) / len(acting)
     assert metrics["masking/share_of_rows"] == sum(bool(r.masked) for r in rows) / len(rows)
     assert metrics["perception/actions_per_row"] == sum(len(r.actions) for r in rows) / len(rows)
-    states = torch.cat([out.states for out in outputs])
+    states = torch.cat([out.control_states for out in outputs])
     assert metrics["perception/control_state_norm"] == pytest.approx(
         float(states.detach().norm(dim=-1).mean()), rel=1e-5
     )
@@ -135,9 +135,9 @@ def test_perception_is_counted_as_it_was(step):
 
 def test_utilisation_is_the_work_of_the_formulas_over_the_peak(step):
     trainer, batches, _, _, metrics = step
-    speed = trainer.gauges.speed(metrics, tokens=100, waited=1.0, took=4.0)
+    speed = trainer.step_metrics.speed(metrics, tokens=100, waited=1.0, took=4.0)
     flops = sum(cost.useful for batch in batches for cost in FlopMeter(trainer.model).step(batch).values())
-    assert speed["perf/utilisation"] == pytest.approx(flops / (4.0 * trainer.gauges.peak))
+    assert speed["perf/utilisation"] == pytest.approx(flops / (4.0 * trainer.step_metrics.peak))
     assert (speed["perf/tokens_per_second"], speed["perf/samples_per_second"]) == (25, 2)
     assert speed["perf/share_waiting_for_data"] == 0.25 and speed["perf/memory_gib"] > 0.1
 
@@ -155,7 +155,7 @@ def test_logging_changes_nothing(tmp_path):
 def _logged(world, folder: str, strategy: str) -> list[dict]:
     config = compose_config(*SMALL, "tracking=none", f"strategy={strategy}", "training.eval_rows=0")
     Trainer(config, Path(folder), world).fit()
-    return lines(Path(folder)) if world.main else []
+    return lines(Path(folder)) if world.is_main else []
 
 
 @pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])

@@ -16,10 +16,10 @@ from safetensors.torch import load_file
 
 from conftest import ROOT, compose_config, logged, losses
 from vpt.errors import CheckpointError, ConfigError, DataError
-from vpt.seal import SEAL
+from vpt.seal import CHECKSUMS
 from vpt.training import checkpoint
 from vpt.training.loop import Trainer
-from vpt.training.optimizer import build_optimizer, choose_trained, rate
+from vpt.training.optimizer import build_optimizer, lr_factor, set_trainable
 from vpt.training.run import train
 
 SMALL = (
@@ -105,7 +105,7 @@ def test_killed_and_interrupted_by_hand(tmp_path):
     assert "type the same command to go on" in said
     steps = [line["step"] for line in logged(tmp_path / "stopped", "train/loss")]
     assert steps == list(range(1, steps[-1] + 1)) and steps[-1] >= 25
-    assert checkpoint.find(tmp_path / "stopped").name == checkpoint.STEP_FOLDER.format(steps[-1])
+    assert checkpoint.find_checkpoint(tmp_path / "stopped").name == checkpoint.STEP_FOLDER.format(steps[-1])
 
 
 def test_another_configuration_is_refused_with_the_difference(tmp_path):
@@ -118,15 +118,15 @@ def test_another_configuration_is_refused_with_the_difference(tmp_path):
 def test_a_checkpoint_is_complete_or_absent(tmp_path):
     run = trained(tmp_path / "run", until=3)
     folder = run.folder / "checkpoints"
-    shutil.copytree(checkpoint.steps(folder)[-1], folder / ".writing_step_00000009")
-    assert checkpoint.find(run.folder).name == "step_00000002"
-    broken = checkpoint.find(run.folder) / "model.safetensors"
+    shutil.copytree(checkpoint.list_checkpoints(folder)[-1], folder / ".writing_step_00000009")
+    assert checkpoint.find_checkpoint(run.folder).name == "step_00000002"
+    broken = checkpoint.find_checkpoint(run.folder) / "model.safetensors"
     broken.write_bytes(broken.read_bytes()[:1000])
     with pytest.raises(
         CheckpointError, match=r"model\.safetensors is not what was written there; .*remove \S+00000002"
     ):
         Trainer(compose_config(*SMALL), run.folder)
-    (broken.parent / SEAL).unlink()
+    (broken.parent / CHECKSUMS).unlink()
     with pytest.raises(CheckpointError, match="cannot be read"):
         Trainer(compose_config(*SMALL), run.folder)
 
@@ -135,11 +135,11 @@ def test_a_missing_tensor_is_named(tmp_path):
     from safetensors.torch import save_file
 
     run = trained(tmp_path / "run", until=3)
-    path = checkpoint.find(run.folder) / "model.safetensors"
+    path = checkpoint.find_checkpoint(run.folder) / "model.safetensors"
     tensors = load_file(path)
     del tensors["encoders.sam.projector.conv_feature.bias"]
     save_file(tensors, path)
-    (path.parent / SEAL).unlink()
+    (path.parent / CHECKSUMS).unlink()
     with pytest.raises(CheckpointError, match=r"missing: encoders\.sam\.projector\.conv_feature\.bias"):
         Trainer(compose_config(*SMALL), run.folder)
 
@@ -154,7 +154,7 @@ def test_starting_from_another_run(tmp_path, capsys):
             tmp_path / "x",
         )
     second = Trainer(config, tmp_path / "second")
-    saved = load_file(checkpoint.find(first.folder) / "model.safetensors")
+    saved = load_file(checkpoint.find_checkpoint(first.folder) / "model.safetensors")
     assert torch.equal(second.model.state_dict()["encoders.dino.projector.linear_feature.weight"],
                        saved["encoders.dino.projector.linear_feature.weight"])  # fmt: skip
 
@@ -163,7 +163,7 @@ def test_groups_are_disjoint_and_complete(make_parts):
     model = make_parts("+experiment=all").model
     optim = compose_config("+experiment=all").optim
     optim = replace(optim, lr_scale={"encoders.dino.*": 0.1, "*projector*": 2.0}, freeze=["qwen.model.visual.*"])
-    choose_trained(model, optim, tower_pretrained=False)
+    set_trainable(model, optim, tower_pretrained=False)
     groups = build_optimizer(model, optim).param_groups
     names = [name for group in groups for name in group["names"]]
     assert sorted(names) == sorted(n for n, p in model.named_parameters() if p.requires_grad)
@@ -178,20 +178,20 @@ def test_groups_are_disjoint_and_complete(make_parts):
 def test_pretrained_towers_are_frozen_and_random_ones_trained(make_parts):
     model = make_parts("+experiment=dino").model
     optim = compose_config("+experiment=dino").optim
-    choose_trained(model, optim, tower_pretrained=False)
+    set_trainable(model, optim, tower_pretrained=False)
     assert model.encoders["dino"].vision.layernorm.weight.requires_grad
     model.encoders["dino"].pretrained = True
-    choose_trained(model, optim, tower_pretrained=True)
+    set_trainable(model, optim, tower_pretrained=True)
     trained_now = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert not any(".vision." in name or ".visual." in name for name in trained_now)
-    choose_trained(model, replace(optim, freeze=["*"], unfreeze=["*.projector.*"]), tower_pretrained=True)
+    set_trainable(model, replace(optim, freeze=["*"], unfreeze=["*.projector.*"]), tower_pretrained=True)
     assert all(".projector." in name for name, p in model.named_parameters() if p.requires_grad)
     with pytest.raises(ConfigError, match="matches no parameter"):
-        choose_trained(model, replace(optim, unfreeze=["*.projektor.*"]), tower_pretrained=True)
+        set_trainable(model, replace(optim, unfreeze=["*.projektor.*"]), tower_pretrained=True)
 
 
 def test_the_rate_warms_up_and_falls_along_a_cosine():
-    rates = [rate(step, steps=100, warmup=0.1, final=0.2) for step in range(101)]
+    rates = [lr_factor(step, steps=100, warmup=0.1, final=0.2) for step in range(101)]
     assert rates[0] == pytest.approx(0.1) and rates[9] == pytest.approx(1.0) and max(rates) == pytest.approx(1.0)
     assert rates[55] == pytest.approx(0.6) and rates[100] == pytest.approx(0.2)
 

@@ -27,11 +27,11 @@ from conftest import (
     video_conversation,
 )  # fmt: skip
 from vpt.data.baseline import without_perception
-from vpt.data.images import ImageFolder
+from vpt.data.images import MediaStore
 from vpt.data.rebin import rebin
 from vpt.data.records import parse_record
 from vpt.data.references import ImageRef, VideoRef
-from vpt.data.videos import Footage, FrameSampling
+from vpt.data.videos import FrameSampling, VideoClip
 from vpt.encoders.views import CLIP_MEAN, CLIP_STD
 from vpt.errors import DataError
 from vpt.training.run import train
@@ -49,7 +49,7 @@ def test_images_and_videos_keep_the_order_of_their_placeholders():
     seen = read(record).images["image"]
     assert seen == (ImageRef("0.png"), frames, ImageRef("1.png", (1, 2, 3, 4)), VideoRef((ImageRef("a.mp4"),)))
     assert [reference.as_json() for reference in seen] == ["0.png", video(2), "1.png_1,2,3,4", "a.mp4"]
-    assert [str(reference.still) for reference in seen] == ["0.png", "frame1.png", "1.png_1,2,3,4", "a.mp4"]
+    assert [str(reference.frame) for reference in seen] == ["0.png", "frame1.png", "1.png_1,2,3,4", "a.mp4"]
 
 
 def test_the_baselines_keep_the_video():
@@ -57,7 +57,7 @@ def test_the_baselines_keep_the_video():
     plain = without_perception(record, TOKENS)
     assert [message.role for message in plain.messages] == ["system", "user", "assistant"]
     assert plain.images == {"image": record.images["image"]}
-    looks = without_perception(record, TOKENS, plain_looks=True).images["image"]
+    looks = without_perception(record, TOKENS, token_matched_images=True).images["image"]
     assert looks[0] == record.images["image"][0] and looks[1].path == "frame3.png"
 
 
@@ -66,10 +66,10 @@ def test_a_region_is_answered_by_its_crop(folder):
     record["messages"][2]["content"] = "<video>"
     record["videos"] = [video(), video(2)]
     with pytest.raises(DataError, match="a video follows, not its crop"):
-        rebin(read(record), TOKENS, folder, written=8, bins=4)
+        rebin(read(record), TOKENS, folder, source_bins=8, bins=4)
     record["messages"][2]["content"] = "<image>"
     record |= {"videos": [video()], "images": ["frame3.png_0,0,80,48"]}
-    _, crop = rebin(read(record), TOKENS, folder, written=8, bins=4).images["image"]
+    _, crop = rebin(read(record), TOKENS, folder, source_bins=8, bins=4).images["image"]
     assert crop == ImageRef("frame3.png", (0, 12, 60, 48))  # columns 0 to 2, rows 1 to 3 of 4 x 4 over 80 x 48
 
 
@@ -102,7 +102,7 @@ def test_bad_videos_say_where_and_what(name):
 
 @given(st.integers(1, 5000), st.floats(0.1, 240), st.floats(0.1, 60), st.integers(1, 64))
 def test_sampled_frames_are_spread_evenly(total, rate, wanted, most):
-    numbers, fps = FrameSampling(wanted, most).choose(total, rate)
+    numbers, fps = FrameSampling(wanted, most).frame_indices(total, rate)
     assert 1 <= len(numbers) <= min(total, most) and numbers[0] == 0 and numbers[-1] < total
     steps = {b - a for a, b in pairwise(numbers)}
     assert not steps or (min(steps) >= 1 and max(steps) - min(steps) <= 1)
@@ -117,9 +117,9 @@ def test_sampled_frames_are_spread_evenly(total, rate, wanted, most):
 @pytest.mark.parametrize("model", ["tiny", "tiny_2_5"])
 def test_patches_hold_the_frames_in_turn(make_parts, count, model):
     """Put together again, patches show every frame, the last one twice where the count is odd."""
-    view = make_parts("encoder=[]", f"model={model}").encoder.views["image"]
+    view = make_parts("encoder=[]", f"model={model}").encoder.transforms["image"]
     frames = np.random.default_rng(0).integers(0, 255, (count, 64, 96, 3)).astype(np.uint8)
-    look = view.watch(Footage([Image.fromarray(frame) for frame in frames], fps=4.0))
+    look = view.video(VideoClip([Image.fromarray(frame) for frame in frames], fps=4.0))
     steps = (count + 1) // 2
     assert look.grid == (steps, 8, 12) and look.tokens == steps * 4 * 6 and look.seconds == 0.5
     got = rearrange(
@@ -133,10 +133,10 @@ def test_patches_hold_the_frames_in_turn(make_parts, count, model):
 def test_frames_follow_the_first_ones_size_and_the_limits(make_parts, folder):
     parts = make_parts("encoder=[]", "data.video.max_pixels=4096", "data.video.min_pixels=256")
     shown = {"frames": ["frame0.png", "3.png", "0.png"], "fps": 1}
-    sizes = [frame.size for frame in folder.watch(read(video_conversation(shown)).images["image"][0], where="").frames]
+    sizes = [frame.size for frame in folder.video(read(video_conversation(shown)).images["image"][0], where="").frames]
     assert sizes == [(80, 48)] * 3
     [sample] = samples_of(parts, folder, [video_conversation(shown)])
-    time, height, width = sample.looks["image"][0][1].grid
+    time, height, width = sample.images["image"][0][1].grid
     assert time == 2 and height * width * 64 <= 4096
     text = parts.tokenizer.decode(sample.ids)
     assert "<|vision_start|><|video_pad|>" in text and text.count("<|video_pad|>") == time * height * width // 4
@@ -154,7 +154,7 @@ def write_video(path: Path, frames: list[Image.Image], rate: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def filmed(tmp_path_factory, folder) -> ImageFolder:
+def filmed(tmp_path_factory, folder) -> MediaStore:
     """The folder's frames, and the same as video files."""
     root = tmp_path_factory.mktemp("videos")
     for path in Path(folder.root).iterdir():
@@ -162,7 +162,7 @@ def filmed(tmp_path_factory, folder) -> ImageFolder:
     frames = [Image.open(root / f"frame{number}.png") for number in range(7)]
     write_video(root / "a.mkv", frames, 2)
     write_video(root / "fast.avi", [frame for frame in frames for _ in range(5)], 10)
-    return ImageFolder(root)
+    return MediaStore(root)
 
 
 @pytest.mark.parametrize("name", ["a.mkv", "fast.avi"])
@@ -170,17 +170,17 @@ def test_a_file_is_its_frames(make_parts, filmed, name):
     """Sampled to `data.video.fps`, whatever its own rate."""
     parts = make_parts("encoder=[]", "model=tiny_2_5")
     listed, file = samples_of(parts, filmed, [video_conversation(video()), video_conversation(name)])
-    (_, a), (_, b) = listed.looks["image"][0], file.looks["image"][0]
+    (_, a), (_, b) = listed.images["image"][0], file.images["image"][0]
     assert a.grid == b.grid and a.seconds == pytest.approx(b.seconds)
     assert torch.equal(a.pixels, b.pixels) and torch.equal(listed.positions, file.positions)
-    still = filmed.open(VideoRef((ImageRef(name),)).still, where="")
-    middle = filmed.open(ImageRef("frame3.png"), where="")
+    still = filmed.original(VideoRef((ImageRef(name),)).frame, where="")
+    middle = filmed.original(ImageRef("frame3.png"), where="")
     assert np.array_equal(np.asarray(still), np.asarray(middle))
 
 
 def test_max_frames_bounds_a_file(filmed):
-    folder = ImageFolder(filmed.root, sampling=FrameSampling(fps=10, max_frames=3))
-    footage = folder.watch(VideoRef((ImageRef("fast.avi"),)), where="")
+    folder = MediaStore(filmed.root, sampling=FrameSampling(fps=10, max_frames=3))
+    footage = folder.video(VideoRef((ImageRef("fast.avi"),)), where="")
     assert len(footage.frames) == 3 and footage.fps == pytest.approx(3 / 3.5)
 
 
@@ -206,24 +206,24 @@ def test_bad_files_say_path_and_record(tmp_path, name):
     write_video(tmp_path / "ok.mkv", [Image.new("RGB", (64, 64), (i, 9, 9)) for i in range(20)], 2)
     make(tmp_path / "a.mkv")
     with pytest.raises(DataError, match=message) as error:
-        ImageFolder(tmp_path).watch(VideoRef.read("a.mkv", ""), where="train.jsonl:7")
+        MediaStore(tmp_path).video(VideoRef.read("a.mkv", ""), where="train.jsonl:7")
     assert "train.jsonl:7" in str(error.value) and "a.mkv" in str(error.value)
 
 
 def test_missing_frames_large_frames_and_links_are_refused(tmp_path, filmed):
     with pytest.raises(DataError, match=r"frame9\.png does not exist"):
-        filmed.watch(VideoRef.read({"frames": ["frame9.png"], "fps": 1}, ""), where="r")
+        filmed.video(VideoRef.read({"frames": ["frame9.png"], "fps": 1}, ""), where="r")
     with pytest.raises(DataError, match="80x48 pixels, allowed are 1 to 100"):
-        ImageFolder(filmed.root, max_pixels=100).watch(VideoRef.read("a.mkv", ""), where="r")
+        MediaStore(filmed.root, max_pixels=100).video(VideoRef.read("a.mkv", ""), where="r")
     (tmp_path / "a.mkv").symlink_to(Path(filmed.root) / "a.mkv")
     with pytest.raises(DataError, match="a link that leaves"):
-        ImageFolder(tmp_path).watch(VideoRef.read("a.mkv", ""), where="r")
+        MediaStore(tmp_path).video(VideoRef.read("a.mkv", ""), where="r")
 
 
 def test_without_pyav_the_error_says_what_to_install(filmed, monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(DataError, match=r"train\.jsonl:7: .*a\.mkv needs PyAV; type: pip install av"):
-        filmed.watch(VideoRef.read("a.mkv", ""), where="train.jsonl:7")
+        filmed.video(VideoRef.read("a.mkv", ""), where="train.jsonl:7")
 
 
 def test_a_run_on_videos(filmed, tmp_path):

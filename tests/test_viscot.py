@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from vpt.data.records import REENCODE_PROMPT, REGION_PROMPT, ImageRef, parse_record
-from vpt.data.viscot import BOX_PROMPT, convert
+from vpt.data.viscot import BOX_PROMPT, convert_record
 from vpt.data.viscot_boxes import image_sizes
 from vpt.errors import DataError
 from vpt.regions import Box, Region
@@ -68,7 +68,7 @@ def contents(record: dict[str, Any]) -> list[str]:
 
 
 def test_region_of_metadata() -> None:
-    record = convert(metadata(), prefix="cot/vsr")
+    record = convert_record(metadata(), prefix="cot/vsr")
     assert contents(record) == [
         f"<image>\nWhat is left? {REGION_PROMPT}",
         "<|region_token_start|><|x_1|><|y_1|><|x_3|><|y_2|><|region_token_end|>", "<image>", "A cat",
@@ -81,7 +81,7 @@ def test_region_of_metadata() -> None:
 
 @pytest.mark.parametrize("kind", ["detection", "seg", "clip", "siglip"])
 def test_reencoding(kind: str) -> None:
-    record = convert(metadata(), kind=kind)
+    record = convert_record(metadata(), kind=kind)
     turns = [f"<|{kind}_action_start|><|{kind}_action|><|{kind}_action_end|>", f"<{kind}_image>"]
     assert contents(record) == [f"<image>\nWhat is left? {REENCODE_PROMPT}", *turns, "A cat"]
     assert record["images"] == record[f"{kind}_images"] == ["a.jpg"]
@@ -89,37 +89,37 @@ def test_reencoding(kind: str) -> None:
 
 
 def test_none_and_free_choice() -> None:
-    assert contents(convert(metadata(), kind="none")) == ["<image>\nWhat is left?", "A cat"]
+    assert contents(convert_record(metadata(), kind="none")) == ["<image>\nWhat is left?", "A cat"]
     for kind in ("region", "detection"):
-        assert contents(convert(metadata(), kind=kind, prompted=False))[0] == "<image>\nWhat is left?"
+        assert contents(convert_record(metadata(), kind=kind, action_prompt=False))[0] == "<image>\nWhat is left?"
 
 
 def test_only_regions_need_a_box() -> None:
     for kind in ("none", "seg"):
-        convert(metadata(bboxs=None, width=None, height=None), kind=kind)
+        convert_record(metadata(bboxs=None, width=None, height=None), kind=kind)
 
 
 def test_several_boxes_are_united() -> None:
-    several = convert(metadata(bboxs=[[12.5, 30, 20, 59.5], [15, 25, 31, 40]]))
-    assert several == convert(metadata())
+    several = convert_record(metadata(bboxs=[[12.5, 30, 20, 59.5], [15, 25, 31, 40]]))
+    assert several == convert_record(metadata())
 
 
 def test_crop_margin_widens_the_crop_only() -> None:
-    narrow, wide = convert(metadata()), convert(metadata(), crop_margin=1)
+    narrow, wide = convert_record(metadata()), convert_record(metadata(), crop_margin=1)
     assert region_of(narrow) == region_of(wide)
     assert (crop_of(narrow), crop_of(wide)) == ((10, 20, 40, 60), (0, 0, 50, 80))
 
 
 def test_bins() -> None:
-    record = convert(metadata(), bins=16)
+    record = convert_record(metadata(), bins=16)
     assert (region_of(record), crop_of(record)) == (Region(2, 2, 6, 5), (10, 20, 35, 60))
 
 
 def test_slight_overhang_is_clipped() -> None:
     notes: Counter[str] = Counter()
-    record = convert(metadata(bboxs=[[-1.5, 0, 81, 162]]), notes=notes)
+    record = convert_record(metadata(bboxs=[[-1.5, 0, 81, 162]]), notes=notes)
     assert (crop_of(record), notes["clipped"]) == ((0, 0, 80, 160), 1)
-    convert(metadata(), notes=notes)
+    convert_record(metadata(), notes=notes)
     assert notes["clipped"] == 1
 
 
@@ -129,7 +129,7 @@ def test_crop_holds_the_box(bins: int) -> None:
     for _ in range(300):
         size = draw.randint(20, 700), draw.randint(20, 700)
         (x0, x1), (y0, y1) = (sorted(draw.uniform(0, extent) for _ in range(2)) for extent in size)
-        record = convert(metadata(width=size[0], height=size[1], bboxs=[[x0, y0, x1, y1]]), bins=bins)
+        record = convert_record(metadata(width=size[0], height=size[1], bboxs=[[x0, y0, x1, y1]]), bins=bins)
         assert_holds(crop_of(record), (x0, y0, x1, y1))
         assert_inside(crop_of(record), size)
 
@@ -148,7 +148,7 @@ def test_size_from_both_spellings(size: tuple[int, int]) -> None:
         assert padded
         assert size in sizes
         notes: Counter[str] = Counter()
-        record = convert(raw, notes=notes)
+        record = convert_record(raw, notes=notes)
         assert_holds(crop_of(record), box)
         assert_inside(crop_of(record), size)
         if not notes["unsure"]:
@@ -156,30 +156,33 @@ def test_size_from_both_spellings(size: tuple[int, int]) -> None:
 
 
 def test_benchmark_record() -> None:
-    record = convert(benchmark((100.4, 50.2, 300.9, 400.1), (640, 480)))
+    record = convert_record(benchmark((100.4, 50.2, 300.9, 400.1), (640, 480)))
     assert contents(record)[::3] == [f"<image>\nWhat is left? {REGION_PROMPT}", "A cat"]
     assert (record["images"][0], record["question_id"]) == ("cot/a.jpg", 7)
-    assert contents(convert(benchmark((1, 2, 30, 40), (64, 48)), kind="none")) == ["<image>\nWhat is left?", "A cat"]
+    assert contents(convert_record(benchmark((1, 2, 30, 40), (64, 48)), kind="none")) == [
+        "<image>\nWhat is left?",
+        "A cat",
+    ]
 
 
 def test_benchmark_pixels_may_be_floats() -> None:
     raw = benchmark((100.4, 50.2, 300.9, 400.1), (640, 480))
     floats = raw | {"image": ["cot/a.jpg", "cot/a.jpg###[100.4, 50.2, 300.9, 400.1]"]}
-    assert convert(floats) == convert(raw)
+    assert convert_record(floats) == convert_record(raw)
 
 
 def test_unpadded_fractions_give_their_cells() -> None:
     """Fractions of the image itself, where the padded square fits no size."""
     raw = benchmark((100.4, 50.2, 300.9, 400.1), (640, 480), padded=False)
     fractions = json.loads(raw["conversations"][1]["value"])
-    assert region_of(convert(raw)) == Region.from_box(tuple(fractions), (1, 1), bins=8)
+    assert region_of(convert_record(raw)) == Region.from_box(tuple(fractions), (1, 1), bins=8)
 
 
 def test_benchmark_overhang() -> None:
     notes: Counter[str] = Counter()
-    record = convert(benchmark((100.4, 50.2, 641.9, 400.1), (640, 480)), notes=notes)
+    record = convert_record(benchmark((100.4, 50.2, 641.9, 400.1), (640, 480)), notes=notes)
     assert (notes["clipped"], region_of(record)) == (1, Region(1, 0, 7, 6))
-    assert region_of(convert(benchmark((-1.9, 50.2, 333.3, 400.1), (640, 480)))) == Region(0, 0, 4, 6)
+    assert region_of(convert_record(benchmark((-1.9, 50.2, 333.3, 400.1), (640, 480)))) == Region(0, 0, 4, 6)
 
 
 @pytest.mark.parametrize(
@@ -211,14 +214,14 @@ def test_benchmark_overhang() -> None:
 )
 def test_wrong_records(raw: Any, words: str) -> None:
     with pytest.raises(DataError, match=f"^in.jsonl:3: .*{words}"):
-        convert(raw, "in.jsonl:3")
+        convert_record(raw, "in.jsonl:3")
 
 
 @real
 @pytest.mark.parametrize("name", METADATA)
 def test_real_crops_hold_their_boxes(name: str) -> None:
     for raw in map(json.loads, (VISCOT / name).open()):
-        assert_holds(crop_of(convert(raw)), raw["bboxs"][0])
+        assert_holds(crop_of(convert_record(raw)), raw["bboxs"][0])
 
 
 @real
@@ -230,12 +233,12 @@ def test_benchmark_agrees_with_metadata() -> None:
     compared, notes = 0, Counter[str]()
     for raw in json.loads((VISCOT / "vsr_benchmark.json").read_text()):
         path, listed = raw["image"][1].split("###")
-        record = convert(raw, notes=notes)
+        record = convert_record(raw, notes=notes)
         assert_holds(crop_of(record), tuple(json.loads(listed)))
         twin = known.get((path.rsplit("/", 1)[1], listed))
         if twin is not None:
             compared += 1
-            there, here = convert(twin), record
+            there, here = convert_record(twin), record
             assert region_of(here) == region_of(there)
             assert max(abs(a - b) for a, b in zip(crop_of(here), crop_of(there), strict=True)) <= 4
             assert_inside(crop_of(here), (twin["width"], twin["height"]))

@@ -14,8 +14,8 @@ from transformers import Qwen2Tokenizer
 from transformers.convert_slow_tokenizer import TikTokenConverter
 
 from vpt.data.records import parse_record
-from vpt.data.template import Draft, Template
-from vpt.tokens import PerceptionVocabulary, action_tokens, grow_tokenizer, pad_token, region_tokens
+from vpt.data.template import ChatTemplate, EncodedConversation
+from vpt.tokens import PerceptionVocabulary, action_tokens, add_perception_tokens, pad_token, region_tokens
 
 # In the order of Qwen2-VL's ids, from 151643 on.
 PUBLISHED = [
@@ -46,15 +46,15 @@ def qwen(merges) -> Qwen2Tokenizer:
 
 @pytest.fixture(scope="module")
 def grown(qwen) -> Qwen2Tokenizer:
-    assert grow_tokenizer(qwen, ["detection"], region_bins=8) == 22
+    assert add_perception_tokens(qwen, ["detection"], region_bins=8) == 22
     return qwen
 
 
 @pytest.fixture(scope="module")
-def template(grown) -> Template:
+def template(grown) -> ChatTemplate:
     spelling = {"dino": "detection"}
     vocabulary = PerceptionVocabulary.from_tokenizer(grown, spelling, region_bins=8)
-    return Template(grown, vocabulary, spelling, projector_scale=1)
+    return ChatTemplate(grown, vocabulary, spelling, projector_scale=1)
 
 
 def test_special_tokens_have_their_published_ids(template):
@@ -81,7 +81,7 @@ def test_text_is_encoded_as_by_tiktoken(template, reference, text):
     assert template.plain(text) == reference.encode(text, allowed_special=set(), disallowed_special=())
 
 
-def written(template: Template, messages: list[dict], lengths: list[int], *, prompt: bool) -> list[int]:
+def written(template: ChatTemplate, messages: list[dict], lengths: list[int], *, prompt: bool) -> list[int]:
     """Ids of a conversation whose n-th image or video takes `lengths[n]` tokens."""
     users = [message["content"] for message in messages if message["role"] == "user"]
     kinds = {kind: sum(text.count(f"<{kind}>") for text in users) for kind in ("image", "video")}
@@ -91,10 +91,10 @@ def written(template: Template, messages: list[dict], lengths: list[int], *, pro
         "videos": [{"frames": ["a.png"], "fps": 1}] * kinds["video"],
     }
     turns = parse_record(raw, where="", encoder_tokens={"dino": "detection"}).messages
-    draft = Draft()
-    template.write(draft, turns[:-1] if prompt else turns, {"image": lengths})
+    draft = EncodedConversation()
+    template.encode(draft, turns[:-1] if prompt else turns, {"image": lengths})
     if prompt:
-        template.open_answer(draft)
+        template.add_generation_prompt(draft)
     return draft.ids
 
 

@@ -14,9 +14,9 @@ from conftest import compose_config
 from hostile import RANDOM, fuzz
 from vpt.errors import UserError
 from vpt.pretrained import load
-from vpt.seal import SEAL, seal
+from vpt.seal import CHECKSUMS, write_checksums
 from vpt.training.loop import Trainer
-from vpt.weights import own_tensors
+from vpt.weights import unique_state_dict
 from wrecks import copied, wreck
 
 RUN = ("+experiment=dino", "+debug=easy_vqa", "run_name=run", "model.config.num_hidden_layers=1",
@@ -39,7 +39,7 @@ def run(tmp_path_factory) -> tuple[Path, dict[str, torch.Tensor]]:
     trainer = Trainer(compose_config(*RUN), folder)
     trainer.fit()
     sys.addaudithook(_watch)
-    return folder, {name: tensor.clone() for name, tensor in own_tensors(trainer.model).items()}
+    return folder, {name: tensor.clone() for name, tensor in unique_state_dict(trainer.model).items()}
 
 
 def resumed(folder: Path) -> torch.nn.Module:
@@ -65,7 +65,7 @@ def test_wrecked_checkpoints(run, tmp_path, monkeypatch, take, count):
         name, way = wreck(found, random, outside)
         sealing = random.choice(["as it was", "as it was", "gone", "anew"])
         if sealing != "as it was":
-            (found / SEAL).unlink()
+            (found / CHECKSUMS).unlink()
         if sealing == "anew":
             _seal_anew(found)
         what = f"{name} {way} sealed {sealing}"
@@ -78,7 +78,7 @@ def test_wrecked_checkpoints(run, tmp_path, monkeypatch, take, count):
             return
         assert way not in ("_link", "_pipe", "_pickle") or name.startswith("optimizer"), what
         if sealing == "as it was" or not name.startswith("model"):
-            own = own_tensors(result)
+            own = unique_state_dict(result)
             assert own.keys() == weights.keys() and all(torch.equal(own[key], weights[key]) for key in own), what
 
     fuzz(count, check, random=RANDOM)
@@ -89,9 +89,9 @@ def test_wrecked_checkpoints(run, tmp_path, monkeypatch, take, count):
 
 def _seal_anew(folder: Path) -> None:
     try:
-        seal(folder)
+        write_checksums(folder)
     except OSError:  # a pipe or a circle: nobody can seal those
-        (folder / SEAL).unlink(missing_ok=True)
+        (folder / CHECKSUMS).unlink(missing_ok=True)
 
 
 def _outcome(take, found: Path, outside: Path) -> torch.nn.Module | str:

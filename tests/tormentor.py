@@ -112,7 +112,7 @@ class Tormentor:
 
     def last(self) -> int:
         """The step of the last checkpoint."""
-        return max((int(path.name[5:]) for path in checkpoint.steps(self.checkpoints)), default=0)
+        return max((int(path.name[5:]) for path in checkpoint.list_checkpoints(self.checkpoints)), default=0)
 
     def _largest_file(self) -> int:
         return max(file.stat().st_size for file in self.checkpoints.glob("step_*/*.safetensors"))
@@ -147,12 +147,14 @@ def history(folder: Path) -> list[tuple]:
 def assert_same_run(tormented: Path, whole: Path) -> None:
     """To the last bit: what was logged, weights, moments, progress, and which checkpoints are left."""
     assert history(tormented) == history(whole)
-    ones, others = (_stored(checkpoint.find(folder)) for folder in (tormented, whole))
+    ones, others = (_stored(checkpoint.find_checkpoint(folder)) for folder in (tormented, whole))
     assert ones.keys() == others.keys()
     for file, one in ones.items():
         assert one.keys() == others[file].keys()
         assert all(torch.equal(one[name], others[file][name]) for name in one)
-    states = [json.loads((checkpoint.find(folder) / "state.json").read_text()) for folder in (tormented, whole)]
+    states = [
+        json.loads((checkpoint.find_checkpoint(folder) / "state.json").read_text()) for folder in (tormented, whole)
+    ]
     assert states[0] == states[1]
     kept = [sorted(path.name for path in (folder / "checkpoints").iterdir()) for folder in (tormented, whole)]
     assert kept[0] == kept[1]

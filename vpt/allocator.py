@@ -15,7 +15,7 @@ _LARGEST_TRIM = 2**31 - 1
 _LARGEST_IN_HEAP = 2**25
 
 
-def keep_freed_memory() -> bool:
+def keep_freed_heap() -> bool:
     """Ask glibc to keep what this process frees, for as long as it runs. Returns whether there was a glibc to ask."""
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -31,7 +31,7 @@ from omegaconf import DictConfig, OmegaConf
 from vpt import cli
 from vpt.config import AskConfig
 from vpt.errors import ConfigError, UserError
-from vpt.freeze import freeze, generation_settings
+from vpt.freeze import generation_settings, resolve_config
 
 SETTING = re.compile(r"^[\w.]+=")
 
@@ -42,19 +42,19 @@ def main(arguments: Sequence[str]) -> None:
         print(__doc__)
         return
     image, question, config = read_arguments(arguments)
-    from vpt.listener import Listener  # what takes seconds to import, after the command line has been checked
-    from vpt.pretrained import configuration, load
-    from vpt.reply import check_picture, hint, read_question, reply
+    from vpt.listener import AnswerStreamer  # what takes seconds to import, after the command line has been checked
+    from vpt.pretrained import load, load_any_config
+    from vpt.reply import action_prompt, build_question, check_output_path, reply
 
-    trained = configuration(config.checkpoint)
+    trained = load_any_config(config.checkpoint)
     generation = generation_settings(trained, config.generation)
-    sentence = hint(trained, generation, prompted=config.data.prompted)
-    asked = read_question(trained, Path(image), question, sentence)  # all that can be wrong comes before the weights
+    sentence = action_prompt(trained, generation, prompted=config.data.prompted)
+    asked = build_question(trained, Path(image), question, sentence)  # all that can be wrong comes before the weights
     if config.out:
-        check_picture(Path(config.out))
+        check_output_path(Path(config.out))
     parts = load(config.checkpoint, device=config.device)
     parts.encoder.max_length = config.data.max_length or parts.encoder.max_length
-    listener = Listener(parts.tokenizer)
+    listener = AnswerStreamer(parts.tokenizer)
     answered = reply(parts, asked, generation, listener=listener)
     listener.end(answered.answer)
     if config.out:
@@ -73,7 +73,7 @@ def read_arguments(arguments: Sequence[str]) -> tuple[str, str, AskConfig]:
     composed = OmegaConf.create(OmegaConf.to_container(OmegaConf.structured(AskConfig)))
     composed.merge_with(OmegaConf.from_dotlist(settings))
     assert isinstance(composed, DictConfig)
-    config = freeze(composed, AskConfig)
+    config = resolve_config(composed, AskConfig)
     if len(texts) != 2:
         raise ConfigError(
             f"{len(texts)} of IMAGE and QUESTION given ({', '.join(map(repr, texts))}); type: python -m vpt.ask "
@@ -90,4 +90,4 @@ if __name__ == "__main__":
     try:
         main(sys.argv[1:])
     except UserError as error:
-        cli.fail(error)
+        cli.exit_with(error)

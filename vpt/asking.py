@@ -22,7 +22,7 @@ from vpt.regions import Region
 from vpt.tokens import PerceptionVocabulary
 
 if TYPE_CHECKING:
-    from vpt.speaker import Speaker
+    from vpt.speaker import RowState
 
 REGION = "region"
 FREE, NONE = "free", "none"
@@ -41,12 +41,12 @@ class Request:
     """
 
     kind: str
-    said: tuple[int, ...]
+    token_ids: tuple[int, ...]
     region: Region | None = None
-    mended: bool = False
+    repaired: bool = False
 
 
-class Asking:
+class PerceptionParser:
     """The perception vocabulary as a model says it."""
 
     def __init__(self, vocabulary: PerceptionVocabulary, action: str = FREE, *, device: torch.device) -> None:
@@ -86,33 +86,33 @@ class Asking:
         action = v.actions[self.action]
         return [(action.start,), (action.end,), (v.im_end,)]
 
-    def restrict(self, logits: Tensor, speakers: Sequence["Speaker"]) -> None:
+    def restrict(self, logits: Tensor, speakers: Sequence["RowState"]) -> None:
         """Write -inf into [n, vocabulary] for what each row may not say now.
 
         Nobody says control tokens, which are forced, or asks for a kind that is forbidden. A row whose turn has asked,
         or that has asked often enough, cannot ask again; one with an opening says that.
         """
         logits[:, self._never] = -torch.inf
-        spent = [row for row, speaker in enumerate(speakers) if speaker.has_asked or speaker.may_ask <= 0]
+        spent = [row for row, speaker in enumerate(speakers) if speaker.requested or speaker.actions_left <= 0]
         if spent:
             logits[self._indices(spent)[:, None], self._asking] = -torch.inf
         for row, speaker in enumerate(speakers):
-            if speaker.opening:
-                among = self._indices(speaker.opening.pop(0))
+            if speaker.forced_prefix:
+                among = self._indices(speaker.forced_prefix.pop(0))
                 kept = logits[row, among]
                 logits[row] = -torch.inf
                 logits[row, among] = kept
 
-    def settles(self, token: int) -> bool:
+    def completes(self, token: int) -> bool:
         """Whether a turn that says `token` has asked for what it will be shown."""
         return token == self.vocabulary.region_end or self.starts.get(token, REGION) != REGION
 
-    def requests(self, said: Sequence[int]) -> list[Request]:
+    def parse(self, said: Sequence[int]) -> list[Request]:
         """Everything that a turn asked for, in order: one request for each start token."""
         at = [i for i, token in enumerate(said) if token in self.starts]
         return [self._request(said[start:stop]) for start, stop in pairwise([*at, len(said)])]
 
-    def shown(self, requests: Sequence[Request]) -> Request | None:
+    def select(self, requests: Sequence[Request]) -> Request | None:
         """The request that a finished turn is shown, if any."""
         encoded = [request for request in requests if request.kind != REGION]
         return encoded[-1] if encoded else next((request for request in requests if request.region), None)
@@ -121,7 +121,7 @@ class Asking:
         kind = self.starts[said[0]]
         if kind != REGION:
             end = self.vocabulary.actions[kind].end
-            return Request(kind, _up_to(end, said), mended=end not in said)
+            return Request(kind, _up_to(end, said), repaired=end not in said)
         v = self.vocabulary
         assert v.region_end is not None
         said = _up_to(v.region_end, said)
@@ -131,7 +131,7 @@ class Asking:
             return Request(kind, said)
         region = Region(min(x), min(y), max(x), max(y))
         proper = (v.region_start, v.x[region.x0], v.y[region.y0], v.x[region.x1], v.y[region.y1], v.region_end)
-        return Request(kind, said, region, mended=said != proper)
+        return Request(kind, said, region, repaired=said != proper)
 
     def _indices(self, values: Sequence[int]) -> Tensor:
         return torch.tensor(values, dtype=torch.long, device=self.device)

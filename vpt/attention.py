@@ -20,7 +20,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from vpt import varlen
 
-SEGMENTS = "vpt_segments"
+SEGMENT_ATTENTION = "vpt_segments"
 
 Hidden = tuple[int, int, int]  # queries from the first number on do not see keys between the other two
 
@@ -29,7 +29,7 @@ _PADDING_SHARE, _PADDING_SCORES = 0.2, 2**14
 
 
 @dataclass(frozen=True)
-class Group:
+class PaddedGroup:
     """Segments that attend in one padded call.
 
     Attributes:
@@ -47,7 +47,7 @@ class Group:
     mask: Tensor | None
 
 
-class Layout:
+class AttentionLayout:
     """Who attends to whom in one stage."""
 
     def __init__(
@@ -68,20 +68,20 @@ class Layout:
         self.counts: list[int] = [key if isinstance(key, int) else len(key) for key in keys]
 
     @property
-    def by_row(self) -> bool:
+    def keys_by_row(self) -> bool:
         """Whether keys arrive as [R, kv heads, K, d], one row for each segment."""
         return isinstance(self.keys[0], int)
 
     @cached_property
-    def runs(self) -> varlen.Runs | None:
+    def varlen_index(self) -> varlen.VarlenIndex | None:
         """The stage for the variable-length kernel; None where it cannot say what is seen."""
-        if self.by_row or self.hidden is not None:
+        if self.keys_by_row or self.hidden is not None:
             return None
         index = self._unless_in_order(np.concatenate(self.keys))  # type: ignore[arg-type]
-        return varlen.Runs(self.lengths, self.counts, index, device=self.device)
+        return varlen.VarlenIndex(self.lengths, self.counts, index, device=self.device)
 
     @cached_property
-    def groups(self) -> list[Group]:
+    def groups(self) -> list[PaddedGroup]:
         """The stage as padded calls."""
         return [self._group(members) for members in self._members]
 
@@ -95,16 +95,16 @@ class Layout:
 
     @cached_property
     def _members(self) -> list[list[int]]:
-        return similar(self.lengths, self.counts)
+        return bucket_by_size(self.lengths, self.counts)
 
-    def _group(self, members: list[int]) -> Group:
+    def _group(self, members: list[int]) -> PaddedGroup:
         queries = self._padded_queries(members)
         alone = len(members) == len(self.lengths)
-        if self.by_row:
+        if self.keys_by_row:
             keys = None if alone else self._tensor(members)
         else:
             keys = self._unless_in_order(_padded([self.keys[i] for i in members]).reshape(-1))  # type: ignore[misc]
-        return Group(
+        return PaddedGroup(
             (len(members), max(self.lengths[i] for i in members), max(self.counts[i] for i in members)),
             queries=None if alone and _in_order(queries) else self._tensor(queries),
             keys=keys,
@@ -140,7 +140,7 @@ class Layout:
         return torch.from_numpy(index).to(self.device, non_blocking=True)
 
 
-def similar(lengths: Sequence[int], counts: Sequence[int]) -> list[list[int]]:
+def bucket_by_size(lengths: Sequence[int], counts: Sequence[int]) -> list[list[int]]:
     """Segments of about the same size together, so that padding them costs little: numbers, ascending in each group."""
     groups: list[list[int]] = []
     exact = longest = 0
@@ -159,7 +159,7 @@ def similar(lengths: Sequence[int], counts: Sequence[int]) -> list[list[int]]:
 @torch.compiler.disable
 def segment_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, *,
-    layout: Layout, scaling: float, dropout: float = 0.0, **_: object,
+    layout: AttentionLayout, scaling: float, dropout: float = 0.0, **_: object,
 ) -> tuple[Tensor, None]:  # fmt: skip
     """The attention function that transformers' decoder layers call (`attn_implementation="vpt_segments"`).
 
@@ -171,16 +171,22 @@ def segment_attention(
         ([1, N, heads, d], None)
     """
     packed = query[0].transpose(0, 1)  # [N, heads, d]
-    if varlen.serves(value) and not dropout and layout.runs is not None:
+    if varlen.is_supported(value) and not dropout and layout.varlen_index is not None:
         key, value = (x[0].transpose(0, 1) for x in (key, value))
-        return varlen.attend(packed, key, value, layout.runs, causal=True, scale=scaling)[None], None
+        return varlen.varlen_attention(packed, key, value, layout.varlen_index, causal=True, scale=scaling)[None], None
     outs = [_padded_call(packed, key, value, layout, group, scaling, dropout) for group in layout.groups]
     out = outs[0] if len(outs) == 1 else torch.cat(outs)
     return (out if layout.order is None else out.index_select(0, layout.order))[None], None
 
 
 def _padded_call(
-    packed: Tensor, key: Tensor, value: Tensor, layout: Layout, group: Group, scaling: float, dropout: float
+    packed: Tensor,
+    key: Tensor,
+    value: Tensor,
+    layout: AttentionLayout,
+    group: PaddedGroup,
+    scaling: float,
+    dropout: float,
 ) -> Tensor:
     """[N, heads, d] packed -> [R * Q, heads, d], the queries of one group with their padding."""
     if group.queries is not None:
@@ -200,10 +206,10 @@ def _padded_call(
     return out.reshape(rows, heads, length, -1).transpose(1, 2).flatten(0, 1)
 
 
-def _keys_of(cached: Tensor, layout: Layout, group: Group) -> Tensor:
+def _keys_of(cached: Tensor, layout: AttentionLayout, group: PaddedGroup) -> Tensor:
     """The keys (or values) of a group, [R, kv heads, K, d]."""
     rows, _, count = group.shape
-    if layout.by_row:
+    if layout.keys_by_row:
         cached = cached[:, :, :count]
         return cached if group.keys is None else cached.index_select(0, group.keys)
     picked = cached[0].transpose(0, 1)
@@ -228,4 +234,4 @@ def _in_order(index: np.ndarray) -> bool:
     return bool((index == np.arange(len(index))).all())
 
 
-ALL_ATTENTION_FUNCTIONS.register(SEGMENTS, segment_attention)
+ALL_ATTENTION_FUNCTIONS.register(SEGMENT_ATTENTION, segment_attention)

@@ -22,11 +22,11 @@ from transformers import (
 )
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from vpt.attention import SEGMENTS
+from vpt.attention import SEGMENT_ATTENTION
 from vpt.config import ImageConfig, ModelConfig, VideoConfig
 from vpt.errors import ConfigError
-from vpt.released import ReleasedCheckpoint
-from vpt.sizes import Sizes
+from vpt.released import UpstreamCheckpoint
+from vpt.sizes import Architecture
 from vpt.tiny import tiny_tokenizer
 from vpt.tokens import CHAT_TOKENS, PerceptionVocabulary
 
@@ -43,8 +43,8 @@ def build_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     if config.path is None:
         return tiny_tokenizer()
     # AutoTokenizer would warn about the model type of a released checkpoint.
-    kind = Qwen2Tokenizer if ReleasedCheckpoint.at(config.path) else AutoTokenizer
-    tokenizer = load(config.path, "model.path", lambda path: kind.from_pretrained(path))
+    kind = Qwen2Tokenizer if UpstreamCheckpoint.at(config.path) else AutoTokenizer
+    tokenizer = from_pretrained_or_hub(config.path, "model.path", lambda path: kind.from_pretrained(path))
     missing = [token for token in CHAT_TOKENS if token not in tokenizer.get_vocab()]
     if missing:
         raise ConfigError(f"the tokenizer in model.path={config.path} lacks {', '.join(missing)}: not a Qwen2-VL model")
@@ -52,7 +52,7 @@ def build_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
 
 
 def build_qwen(
-    config: ModelConfig, vocabulary: PerceptionVocabulary, sizes: Sizes | None, *, bare: bool = False
+    config: ModelConfig, vocabulary: PerceptionVocabulary, sizes: Architecture | None, *, bare: bool = False
 ) -> PreTrainedModel:  # fmt: skip
     """transformers' own Qwen2-VL or Qwen2.5-VL: with weights from `path`, or random ones of `sizes` or `config`.
 
@@ -62,9 +62,11 @@ def build_qwen(
     dtype = getattr(torch, config.dtype)
     if sizes is not None:
         with torch.device("meta") if bare else nullcontext():
-            return model_class(config_class(**deepcopy(sizes.qwen), attn_implementation=SEGMENTS)).to(dtype)
+            return model_class(config_class(**deepcopy(sizes.qwen), attn_implementation=SEGMENT_ATTENTION)).to(dtype)
     if config.path is not None:
-        qwen = load(config.path, "model.path", partial(_qwen_shapes if bare else _qwen_weights, dtype=dtype))
+        qwen = from_pretrained_or_hub(
+            config.path, "model.path", partial(_qwen_shapes if bare else _qwen_weights, dtype=dtype)
+        )
         if qwen.config.model_type != config.family:
             raise ConfigError(
                 f"model.path={config.path} holds a {qwen.config.model_type}, model.family is {config.family}; "
@@ -78,20 +80,20 @@ def build_qwen(
     }  # fmt: skip
     try:
         # a copy: transformers writes into nested dictionaries
-        sizes = config_class(**{**deepcopy(config.config), **ids}, attn_implementation=SEGMENTS)
+        sizes = config_class(**{**deepcopy(config.config), **ids}, attn_implementation=SEGMENT_ATTENTION)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"model.config is not accepted by {config_class.__name__}: {error}") from None
     return model_class(sizes).to(dtype)
 
 
 def _qwen_weights(path: str, *, dtype: torch.dtype) -> PreTrainedModel:
-    return AutoModelForImageTextToText.from_pretrained(path, dtype=dtype, attn_implementation=SEGMENTS)
+    return AutoModelForImageTextToText.from_pretrained(path, dtype=dtype, attn_implementation=SEGMENT_ATTENTION)
 
 
 def _qwen_shapes(path: str, *, dtype: torch.dtype) -> PreTrainedModel:
     with torch.device("meta"):
         sizes = AutoConfig.from_pretrained(path)
-        return AutoModelForImageTextToText.from_config(sizes, dtype=dtype, attn_implementation=SEGMENTS)
+        return AutoModelForImageTextToText.from_config(sizes, dtype=dtype, attn_implementation=SEGMENT_ATTENTION)
 
 
 def build_processor(qwen: PreTrainedModel, limits: ImageConfig) -> Qwen2VLImageProcessorPil:
@@ -110,7 +112,7 @@ def pixel_limits(limits: ImageConfig | VideoConfig) -> dict[str, int]:
     return {"shortest_edge": limits.min_pixels, "longest_edge": limits.max_pixels}
 
 
-def load(path: str | None, key: str, loader: Callable[[str | None], Loaded]) -> Loaded:
+def from_pretrained_or_hub(path: str | None, key: str, loader: Callable[[str | None], Loaded]) -> Loaded:
     """Call a loader of transformers; say what to type where a folder is no model or a hub cannot be reached."""
     if path is not None and not Path(path).is_dir():
         print(f"fetching {path} from the hub ({key}=FOLDER takes a local copy)", flush=True)

@@ -14,14 +14,14 @@ from torch import Tensor
 
 from vpt.vision import Grid
 
-TOWER = "image"  # the view that Qwen's own visual tower looks through
-IGNORE = -100  # the label of a position that carries no loss
+VISION_TOWER = "image"  # the view that Qwen's own visual tower looks through
+IGNORE_INDEX = -100  # the label of a position that carries no loss
 
 Span = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Block:
+class PlaceholderSpan:
     """A run of placeholder tokens.
 
     Attributes:
@@ -33,7 +33,7 @@ class Block:
     start: int
     length: int
     source: str
-    look: int
+    image: int
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Row:
     """
 
     length: int
-    blocks: tuple[Block, ...] = ()
+    blocks: tuple[PlaceholderSpan, ...] = ()
     actions: tuple[Action, ...] = ()
     paragraphs: tuple[Span, ...] = ()
     masked: tuple[Span, ...] = ()
@@ -66,7 +66,7 @@ class Row:
 
 
 @dataclass
-class Looks:
+class ImageInputs:
     """Images prepared for one view, each of them once however often it is referred to.
 
     Attributes:
@@ -81,37 +81,37 @@ class Looks:
     pixels: Tensor
     tokens: list[int]
     grids: list[Grid] = field(default_factory=list)
-    known: dict[int, Tensor] = field(default_factory=dict)
-    keys: list[str | None] = field(default_factory=list)
+    cached: dict[int, Tensor] = field(default_factory=dict)
+    cache_keys: list[str | None] = field(default_factory=list)
 
     @property
-    def fresh(self) -> list[int]:
+    def uncached(self) -> list[int]:
         """Tokens of each image among `pixels`."""
-        return [count for number, count in enumerate(self.tokens) if number not in self.known]
+        return [count for number, count in enumerate(self.tokens) if number not in self.cached]
 
-    def with_known(self, seen: Tensor | None) -> Tensor:
+    def merge_cached(self, seen: Tensor | None) -> Tensor:
         """[positions, feature_dim], image after image: the known, and those that have been `seen` just now."""
-        if not self.known:
+        if not self.cached:
             assert seen is not None
             return seen
         parts = iter(self.split(seen) if seen is not None else ())
-        return torch.cat([self.known[n] if n in self.known else next(parts) for n in range(len(self.tokens))])
+        return torch.cat([self.cached[n] if n in self.cached else next(parts) for n in range(len(self.tokens))])
 
     def split(self, seen: Tensor) -> tuple[Tensor, ...]:
         """The features of each image among `pixels`."""
-        positions = len(seen) // sum(self.fresh)  # of a token: a projector may make one of several positions
-        return seen.split([count * positions for count in self.fresh])
+        positions = len(seen) // sum(self.uncached)  # of a token: a projector may make one of several positions
+        return seen.split([count * positions for count in self.uncached])
 
-    def moved(self, move: Callable[[Tensor], Tensor]) -> "Looks":
+    def map(self, move: Callable[[Tensor], Tensor]) -> "ImageInputs":
         """The same with every tensor moved."""
-        return replace(self, pixels=move(self.pixels), known={n: move(seen) for n, seen in self.known.items()})
+        return replace(self, pixels=move(self.pixels), cached={n: move(seen) for n, seen in self.cached.items()})
 
-    def joined(self, other: "Looks") -> "Looks":
+    def concat(self, other: "ImageInputs") -> "ImageInputs":
         """The images of both, those of `other` last."""
-        pixels = torch.cat([self.pixels, other.pixels.to(self.pixels)]) if self.fresh else other.pixels
-        known = self.known | {number + len(self.tokens): seen for number, seen in other.known.items()}
-        keys = (self.keys or [None] * len(self.fresh)) + (other.keys or [None] * len(other.fresh))
-        return Looks(pixels, self.tokens + other.tokens, self.grids + other.grids, known, keys)
+        pixels = torch.cat([self.pixels, other.pixels.to(self.pixels)]) if self.uncached else other.pixels
+        known = self.cached | {number + len(self.tokens): seen for number, seen in other.cached.items()}
+        keys = (self.cache_keys or [None] * len(self.uncached)) + (other.cache_keys or [None] * len(other.uncached))
+        return ImageInputs(pixels, self.tokens + other.tokens, self.grids + other.grids, known, keys)
 
 
 @dataclass
@@ -134,16 +134,16 @@ class Batch:
     labels: Tensor
     positions: Tensor
     rows: list[Row]
-    looks: dict[str, Looks]
+    images: dict[str, ImageInputs]
     ids: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
-    predicting: np.ndarray = field(default=None, repr=False)  # type: ignore[arg-type]  # from the labels
+    loss_positions: np.ndarray = field(default=None, repr=False)  # type: ignore[arg-type]  # from the labels
 
     def __post_init__(self) -> None:
-        if self.predicting is None:
-            carries_loss = self.labels.numpy(force=True) != IGNORE
+        if self.loss_positions is None:
+            carries_loss = self.labels.numpy(force=True) != IGNORE_INDEX
             carries_loss[[row.start for row in self.rows]] = False
-            self.predicting = np.flatnonzero(carries_loss) - 1
+            self.loss_positions = np.flatnonzero(carries_loss) - 1
 
     @classmethod
     def empty(cls) -> "Batch":
@@ -152,9 +152,9 @@ class Batch:
         return cls(none, none, none.view(1, 0).expand(3, 0), [], {})
 
     @property
-    def label_count(self) -> int:
+    def num_labels(self) -> int:
         """How many tokens carry loss."""
-        return len(self.predicting)
+        return len(self.loss_positions)
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch with its tensors on `device`."""
@@ -170,5 +170,5 @@ class Batch:
             input_ids=move(self.input_ids),
             labels=move(self.labels),
             positions=move(self.positions),
-            looks={view: look.moved(move) for view, look in self.looks.items()},
+            images={view: look.map(move) for view, look in self.images.items()},
         )

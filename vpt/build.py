@@ -14,33 +14,33 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from vpt.backbone import build_processor, build_qwen, build_tokenizer, load, pixel_limits
-from vpt.batch import TOWER
+from vpt.backbone import build_processor, build_qwen, build_tokenizer, from_pretrained_or_hub, pixel_limits
+from vpt.batch import VISION_TOWER
 from vpt.config import ModelConfig, TrainConfig
-from vpt.data.samples import LookCache, Numbering, SampleEncoder
-from vpt.data.template import Template
-from vpt.encoders.base import BuildContext, ReEncoder, View
-from vpt.encoders.views import TowerView
+from vpt.data.samples import ImageCache, PositionScheme, Processor
+from vpt.data.template import ChatTemplate
+from vpt.encoders.base import BuildContext, ImageTransform, ReEncoder
+from vpt.encoders.views import QwenTransform
 from vpt.errors import ConfigError
 from vpt.freeze import RE_ENCODER, locate
 from vpt.lora import inject
-from vpt.model import InnerPasses, VPTModel
-from vpt.released import ReleasedCheckpoint
-from vpt.sizes import Sizes
-from vpt.tokens import PerceptionVocabulary, grow_embedding, grow_tokenizer, stop_ids
+from vpt.model import InnerForwardConfig, VPTModel
+from vpt.released import UpstreamCheckpoint
+from vpt.sizes import Architecture
+from vpt.tokens import PerceptionVocabulary, add_perception_tokens, resize_token_embeddings, stop_ids
 
 if TYPE_CHECKING:
     from vpt.reply import Reply
 
 
 @dataclass
-class Parts:
+class ModelBundle:
     """A model and what feeds it."""
 
     config: TrainConfig
     model: VPTModel
     tokenizer: PreTrainedTokenizerBase
-    encoder: SampleEncoder
+    encoder: Processor
 
     def ask(self, image: str | Path, question: str, **settings: Any) -> "Reply":
         """Answer one question about one image; `vpt.reply.ask` says what may be set."""
@@ -49,10 +49,10 @@ class Parts:
         return ask(self, image, question, **settings)
 
 
-def build(
-    config: TrainConfig, *, tokenizer: PreTrainedTokenizerBase | None = None, sizes: Sizes | None = None,
+def build_model(
+    config: TrainConfig, *, tokenizer: PreTrainedTokenizerBase | None = None, sizes: Architecture | None = None,
     bare: bool = False,
-) -> Parts:  # fmt: skip
+) -> ModelBundle:  # fmt: skip
     """Make everything that a configuration describes.
 
     Args:
@@ -63,48 +63,48 @@ def build(
             a checkpoint, ours or a released one) the re-encoders too.
     """
     tokenizer = tokenizer or build_tokenizer(config.model)
-    released = ReleasedCheckpoint.at(config.model.path) if sizes is None else None
+    released = UpstreamCheckpoint.at(config.model.path) if sizes is None else None
     if released:
         sizes = released.sizes(config.encoder)
         with torch.device("meta"):
-            released.check_size(build(config, tokenizer=tokenizer, sizes=sizes).model)
-    vocabulary = grow_vocabulary(config, tokenizer)
+            released.check_size(build_model(config, tokenizer=tokenizer, sizes=sizes).model)
+    vocabulary = extend_vocabulary(config, tokenizer)
     qwen = build_qwen(config.model, vocabulary, sizes, bare=bare)
-    tower_view = TowerView(build_processor(qwen, config.data.image), video_size=pixel_limits(config.data.video))
+    tower_view = QwenTransform(build_processor(qwen, config.data.image), video_size=pixel_limits(config.data.video))
     with torch.device("meta") if bare and sizes is not None else nullcontext():
         encoders = build_encoders(config, qwen, tower_view, sizes)
-    model = VPTModel(qwen, encoders, vocabulary=vocabulary, passes=inner_passes(config))
+    model = VPTModel(qwen, encoders, vocabulary=vocabulary, forward_config=forward_config(config))
     if released:
         released.check(config.model)
         if not bare:
             released.load_into(model)
         for module in encoders.values():
             module.pretrained = True
-    grow_embedding(qwen, len(tokenizer))
+    resize_token_embeddings(qwen, len(tokenizer))
     inject(qwen.model.language_model, config.model.lora)
-    views = {TOWER: tower_view, **{name: encoder.view for name, encoder in encoders.items()}}
-    return Parts(config, model, tokenizer, sample_encoder(config, model, tokenizer, views))
+    views = {VISION_TOWER: tower_view, **{name: encoder.transform for name, encoder in encoders.items()}}
+    return ModelBundle(config, model, tokenizer, sample_encoder(config, model, tokenizer, views))
 
 
-def grow_vocabulary(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> PerceptionVocabulary:
+def extend_vocabulary(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> PerceptionVocabulary:
     """Give a tokenizer the perception tokens of a configuration, and record their ids there."""
-    spelling, bins = spellings(config), config.model.region_bins
+    spelling, bins = token_prefixes(config), config.model.region_bins
     token_bins, text_bins = (bins, 0) if config.model.region_format == "tokens" else (0, bins)
-    grow_tokenizer(tokenizer, list(spelling.values()), region_bins=token_bins)
+    add_perception_tokens(tokenizer, list(spelling.values()), region_bins=token_bins)
     stop_ids(tokenizer, config.generation.stop)  # a wrong one is better found now than after training
     vocabulary = PerceptionVocabulary.from_tokenizer(tokenizer, spelling, region_bins=token_bins, text_bins=text_bins)
-    record_ids(config.model, vocabulary.released_ids(spelling))
+    record_token_ids(config.model, vocabulary.upstream_ids(spelling))
     return vocabulary
 
 
-def spellings(config: TrainConfig) -> dict[str, str]:
+def token_prefixes(config: TrainConfig) -> dict[str, str]:
     """How the tokens of each re-encoder are spelt."""
     return {name: encoder.token for name, encoder in config.encoder.items()}
 
 
-def inner_passes(config: TrainConfig) -> InnerPasses:
+def forward_config(config: TrainConfig) -> InnerForwardConfig:
     """How a configuration walks a conversation."""
-    return InnerPasses(
+    return InnerForwardConfig(
         inner_forward=config.model.inner_forward,  # type: ignore[arg-type]  # checked by freeze
         num_inner_forward_run=config.model.num_inner_forward_run,
         projector_scale=config.model.projector_scale,
@@ -114,27 +114,27 @@ def inner_passes(config: TrainConfig) -> InnerPasses:
 
 
 def sample_encoder(
-    config: TrainConfig, model: VPTModel, tokenizer: PreTrainedTokenizerBase, views: dict[str, View]
-) -> SampleEncoder:
+    config: TrainConfig, model: VPTModel, tokenizer: PreTrainedTokenizerBase, views: dict[str, ImageTransform]
+) -> Processor:
     """What turns records into rows for this model; `views` prepare the images of each source."""
     vision = model.qwen.config.vision_config
-    numbering = Numbering(
+    numbering = PositionScheme(
         config.model.positions,  # type: ignore[arg-type]
         config.model.perceived_positions,  # type: ignore[arg-type]
         vision.spatial_merge_size,
         getattr(vision, "tokens_per_second", None),
     )
-    return SampleEncoder(
-        Template(tokenizer, model.vocabulary, spellings(config), projector_scale=config.model.projector_scale),
+    return Processor(
+        ChatTemplate(tokenizer, model.vocabulary, token_prefixes(config), projector_scale=config.model.projector_scale),
         views,
         numbering,
         max_length=config.data.max_length,
-        on_too_long=config.data.on_too_long,  # type: ignore[arg-type]
-        cache=LookCache(config.data.cache_mb // max(config.data.workers, 1)),
+        overflow=config.data.on_too_long,  # type: ignore[arg-type]
+        image_cache=ImageCache(config.data.cache_mb // max(config.data.workers, 1)),
     )
 
 
-def record_ids(config: ModelConfig, ids: dict[str, int]) -> None:
+def record_token_ids(config: ModelConfig, ids: dict[str, int]) -> None:
     """Write the ids that the tokenizer gave into the configuration. Raises ConfigError where it holds others."""
     if config.token_ids and config.token_ids != ids:
         raise ConfigError(f"model.token_ids={config.token_ids}, but the tokenizer gives {ids}; leave the key out")
@@ -142,7 +142,7 @@ def record_ids(config: ModelConfig, ids: dict[str, int]) -> None:
 
 
 def build_encoders(
-    config: TrainConfig, qwen: PreTrainedModel, tower_view: TowerView, sizes: Sizes | None
+    config: TrainConfig, qwen: PreTrainedModel, tower_view: QwenTransform, sizes: Architecture | None
 ) -> dict[str, ReEncoder]:
     """The re-encoders of the configuration, by name; random ones of `sizes` where those are given.
 
@@ -158,7 +158,7 @@ def build_encoders(
         given = {key: value for key, value in settings.options.items() if value is not None}
         make = partial(target.build, context, config=arguments, **{**size.options, **given})  # type: ignore[attr-defined]
         source = weights if sizes is None else None
-        encoder: ReEncoder = load(source, f"encoder.{name}.path", partial(_with_weights, make))
+        encoder: ReEncoder = from_pretrained_or_hub(source, f"encoder.{name}.path", partial(_with_weights, make))
         encoder.pretrained = encoder.pretrained or weights is not None
         encoders[name] = encoder.to(qwen.dtype)
     return encoders

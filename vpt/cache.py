@@ -3,17 +3,17 @@
 import torch
 from torch import Tensor
 
-from vpt.inner_forward import StageCache
+from vpt.inner_forward import StagedKVCache
 
 
-class RowCache:
+class KVCache:
     """The cache of rows that decode together. It has the `update` of transformers' caches.
 
     Attributes:
         lengths: cached positions of each row; what lies beyond is scratch.
     """
 
-    def __init__(self, stages: StageCache, final: Tensor, lengths: list[int]) -> None:
+    def __init__(self, stages: StagedKVCache, final: Tensor, lengths: list[int]) -> None:
         """Take over what a walk over the prompts left behind.
 
         Args:
@@ -32,9 +32,9 @@ class RowCache:
             self.keys[layer] = key[:, padded].transpose(0, 1).contiguous()  # [R, kv heads, K, d]
             self.values[layer] = value[:, padded].transpose(0, 1).contiguous()
         self._slots: tuple[Tensor | slice, Tensor | slice] | None = None
-        self._shown = 0
+        self._visible = 0
 
-    def open_feed(self, counts: list[int]) -> None:
+    def reserve(self, counts: list[int]) -> None:
         """Make room for `counts` new positions of each row, to be written by the next `update` of every layer."""
         device = next(iter(self.keys.values())).device
         if len(set(self.lengths)) == len(set(counts)) == 1:  # the rows are level
@@ -43,10 +43,10 @@ class RowCache:
             rows = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
             slots = torch.cat([torch.arange(n, n + c) for n, c in zip(self.lengths, counts, strict=True)])
             self._slots = (rows.to(device), slots.to(device))
-        self._shown = max(n + c for n, c in zip(self.lengths, counts, strict=True))
+        self._visible = max(n + c for n, c in zip(self.lengths, counts, strict=True))
         capacity = next(iter(self.keys.values())).shape[2]
-        if self._shown > capacity:
-            extra = max(self._shown, 2 * capacity) - capacity
+        if self._visible > capacity:
+            extra = max(self._visible, 2 * capacity) - capacity
             for store in (self.keys, self.values):
                 for layer, tensor in store.items():
                     store[layer] = torch.nn.functional.pad(tensor, (0, 0, 0, extra))
@@ -61,13 +61,13 @@ class RowCache:
                 store[:, :, slots] = new.unflatten(1, (len(store), -1)).transpose(0, 1)
             else:
                 store[rows, :, slots] = new.transpose(0, 1)
-        return self.keys[layer][:, :, : self._shown], self.values[layer][:, :, : self._shown]
+        return self.keys[layer][:, :, : self._visible], self.values[layer][:, :, : self._visible]
 
-    def keep(self, counts: list[int]) -> None:
+    def commit(self, counts: list[int]) -> None:
         """Count the first `counts` fed positions of each row as cached; the rest is forgotten."""
         self.lengths = [n + c for n, c in zip(self.lengths, counts, strict=True)]
 
-    def select(self, rows: list[int]) -> None:
+    def select_rows(self, rows: list[int]) -> None:
         """Go on with these rows only."""
         index = torch.tensor(rows, device=next(iter(self.keys.values())).device)
         self.lengths = [self.lengths[row] for row in rows]

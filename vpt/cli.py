@@ -9,7 +9,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from vpt.config import EvalConfig, TrainConfig
-from vpt.errors import ConfigError, UserError, nearest
+from vpt.errors import ConfigError, UserError, did_you_mean
 from vpt.freeze import key_paths
 
 
@@ -57,7 +57,7 @@ def check_overrides(arguments: list[str], schema: type) -> None:
         if key in groups:
             _check_group(key, value, groups[key])
         elif not _is_known(key, known) and "@" not in key:
-            raise ConfigError(f"{key} is not a key of the configuration{nearest(key, [*known, *groups])}")
+            raise ConfigError(f"{key} is not a key of the configuration{did_you_mean(key, [*known, *groups])}")
 
 
 def _options(group: Path) -> list[str]:
@@ -69,7 +69,7 @@ def _check_group(group: str, value: str, options: list[str]) -> None:
         choice = choice.strip()
         if choice and choice not in options and choice != "null":
             raise ConfigError(
-                f"{group}={choice} does not exist{nearest(choice, options)}; there is {', '.join(options)}"
+                f"{group}={choice} does not exist{did_you_mean(choice, options)}; there is {', '.join(options)}"
             )
 
 
@@ -89,7 +89,7 @@ def run(main: Callable[[], None], schema: type) -> None:
     try:
         check_overrides(sys.argv[1:], schema)
     except UserError as error:
-        fail(error)
+        exit_with(error)
     try:
         main()
     except KeyboardInterrupt:
@@ -97,7 +97,7 @@ def run(main: Callable[[], None], schema: type) -> None:
         sys.exit(INTERRUPTED)
 
 
-def fail(error: UserError) -> None:
+def exit_with(error: UserError) -> None:
     """Print the message and exit."""
     print(f"error: {error}", file=sys.stderr)
     sys.exit(WRONG_INPUT)

@@ -17,29 +17,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vpt.cli import fail
-from vpt.errors import ConfigError, UserError, nearest
-from vpt.runs import ABSENT, Run, differing, failures, find_runs, unfinished
+from vpt.cli import exit_with
+from vpt.errors import ConfigError, UserError, did_you_mean
+from vpt.runs import ABSENT, RunSummary, config_diff, failures, find_runs, unfinished_runs
 
 
-def shown(value: object) -> str:
+def format_value(value: object) -> str:
     """A setting as tables and pictures have it; `compare.json` has all digits."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 @dataclass(frozen=True)
-class Line:
+class RunGroup:
     """Runs that differ in the seed alone: their `label` (what sets them apart) and the values of each metric."""
 
     label: Mapping[str, Any]
-    runs: Sequence[Run]
+    runs: Sequence[RunSummary]
     values: Mapping[str, list[float]]
 
     @property
     def name(self) -> str:
         """What sets the runs apart in a few words, or the run's own name."""
-        words = [f"{key.rpartition('.')[2]}={shown(value)}" for key, value in self.label.items() if value != ABSENT]
-        return ", ".join(words) or label_of(self)
+        words = [
+            f"{key.rpartition('.')[2]}={format_value(value)}" for key, value in self.label.items() if value != ABSENT
+        ]
+        return ", ".join(words) or group_label(self)
 
     def cell(self, metric: str) -> str:
         """`0.962`, or `0.962 ± 0.004` over several seeds."""
@@ -50,7 +52,7 @@ class Line:
         return f"{statistics.mean(values):.3f}{spread}"
 
 
-def compare(runs: Sequence[Run], metrics: Sequence[str]) -> list[Line]:
+def compare_runs(runs: Sequence[RunSummary], metrics: Sequence[str]) -> list[RunGroup]:
     """One line for each group of runs that differ in the seed alone, the best by the first metric on top.
 
     Raises:
@@ -59,20 +61,24 @@ def compare(runs: Sequence[Run], metrics: Sequence[str]) -> list[Line]:
     known = sorted({key for run in runs for key in run.results or ()})
     for metric in metrics if known else ():
         if metric not in known:
-            raise ConfigError(f"no run has the metric {metric}{nearest(metric, known)}; there is {', '.join(known)}")
-    columns = dict(differing([run.settings for run in runs]))
-    groups: dict[str, tuple[dict[str, Any], list[Run]]] = {}
+            raise ConfigError(
+                f"no run has the metric {metric}{did_you_mean(metric, known)}; there is {', '.join(known)}"
+            )
+    columns = dict(config_diff([run.settings for run in runs]))
+    groups: dict[str, tuple[dict[str, Any], list[RunSummary]]] = {}
     for number, run in enumerate(runs):
         label = {key: values[number] for key, values in columns.items()}
         groups.setdefault(repr(label), (label, []))[1].append(run)
     lines = [
-        Line(label, group, {m: [run.results[m] for run in group if run.results and m in run.results] for m in metrics})
+        RunGroup(
+            label, group, {m: [run.results[m] for run in group if run.results and m in run.results] for m in metrics}
+        )
         for label, group in groups.values()
     ]
     return sorted(lines, key=lambda line: -statistics.mean(line.values[metrics[0]] or [-1.0]))
 
 
-def label_of(line: Line) -> str:
+def group_label(line: RunGroup) -> str:
     """The run's name; of several, what their names share (`lr=0.1,seed=0` and `lr=0.1,seed=1`: `lr=0.1`), or all."""
     names = [run.folder.name for run in line.runs]
     first, *others = [name.split(",") for name in names]
@@ -81,11 +87,11 @@ def label_of(line: Line) -> str:
     return ",".join(shared) or ", ".join([*names[: 3 if more else 4], *more])
 
 
-def table(lines: Sequence[Line], metrics: Sequence[str]) -> str:
+def runs_table(lines: Sequence[RunGroup], metrics: Sequence[str]) -> str:
     """The lines as text: a column for each differing key, number of runs, metrics."""
     rows = [["run", *lines[0].label, "runs", *metrics]]
     for line in lines:
-        label = [label_of(line), *map(shown, line.label.values())]
+        label = [group_label(line), *map(format_value, line.label.values())]
         done = sum(run.results is not None for run in line.runs)
         count = str(done) if done == len(line.runs) else f"{done} of {len(line.runs)}"
         rows.append([*label, count, *(line.cell(metric) for metric in metrics)])
@@ -93,7 +99,7 @@ def table(lines: Sequence[Line], metrics: Sequence[str]) -> str:
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
 
 
-def draw(lines: Sequence[Line], metrics: Sequence[str], path: Path) -> Path:
+def draw_runs(lines: Sequence[RunGroup], metrics: Sequence[str], path: Path) -> Path:
     """Bars for every line and metric, whiskers one standard deviation, dots single runs."""
     import matplotlib
 
@@ -133,11 +139,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     metrics = options.metrics.split(",")
     try:
         runs = find_runs(options.folders)
-        lines = compare(runs, metrics)
+        lines = compare_runs(runs, metrics)
     except UserError as error:
-        fail(error)
-    print(table(lines, metrics))
-    for sentence in (*unfinished(runs), *failures(options.folders)):
+        exit_with(error)
+    print(runs_table(lines, metrics))
+    for sentence in (*unfinished_runs(runs), *failures(options.folders)):
         print(sentence)
     folder = options.to or options.folders[0]
     folder.mkdir(parents=True, exist_ok=True)
@@ -145,7 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         {"settings": dict(line.label), "runs": [str(run.folder) for run in line.runs], **line.values} for line in lines
     ]
     (folder / "compare.json").write_text(json.dumps(written, indent=1))
-    print(f"see {draw(lines, metrics, folder / 'compare.png')} and {folder / 'compare.json'}")
+    print(f"see {draw_runs(lines, metrics, folder / 'compare.png')} and {folder / 'compare.json'}")
 
 
 if __name__ == "__main__":

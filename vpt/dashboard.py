@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vpt import html
-from vpt.cli import fail
+from vpt.cli import exit_with
 from vpt.errors import CheckpointError, ConfigError, UserError
 from vpt.panels import SECTIONS, Panel
 
@@ -43,7 +43,7 @@ def read_curves(folder: Path) -> Curves:
     return curves
 
 
-def draw(panel: Panel, runs: Mapping[str, Curves]) -> "Figure | None":
+def draw_panel(panel: Panel, runs: Mapping[str, Curves]) -> "Figure | None":
     """One panel over all runs: a colour for each run, a dash for each metric. None where no run has any of it."""
     import matplotlib
 
@@ -105,7 +105,7 @@ def write_page(folders: Sequence[Path]) -> Path:
     runs = {folder.name: read_curves(folder) for folder in folders}
     sections = []
     for name, panels in SECTIONS.items():
-        drawn = [figure for panel in panels if (figure := draw(panel, runs)) is not None]
+        drawn = [figure for panel in panels if (figure := draw_panel(panel, runs)) is not None]
         if drawn:
             sections.append((name, html.panels(html.figure(figure) for figure in drawn)))
     sections.append(("results", _results(folders)))
@@ -121,7 +121,7 @@ def _results(folders: Sequence[Path]) -> str:
         summary = folder / "summary.json"
         reached = json.loads(summary.read_text()) if summary.is_file() else {}
         rows.append([folder.name, *(reached.get(key, "-") for key in ("accuracy", "questions", "steps"))])
-    return html.table(["run", "accuracy", "questions", "steps"], rows)
+    return html.html_table(["run", "accuracy", "questions", "steps"], rows)
 
 
 def workspace(project: str, entity: str, name: str = "vpt") -> Any:
@@ -173,7 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             entity, _, project = options.wandb.rpartition("/")
             print(f"see {workspace(project, entity).save().url}")
     except UserError as error:
-        fail(error)
+        exit_with(error)
 
 
 if __name__ == "__main__":

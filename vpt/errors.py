@@ -31,7 +31,7 @@ class TrainingError(UserError):
 
 
 @contextmanager
-def reading(path: Path, fix: str) -> Iterator[None]:
+def wrap_read_errors(path: Path, fix: str) -> Iterator[None]:
     """Whatever is raised in here is about the file or folder `path`, written by who knows whom: a CheckpointError.
 
     For code of other libraries that is given what stands there, and may raise anything. `fix` is what to do.
@@ -56,7 +56,7 @@ def require(module: str, extra: str, purpose: str) -> ModuleType:
         ) from None
 
 
-def nearest(path: str, known: list[str]) -> str:
+def did_you_mean(path: str, known: list[str]) -> str:
     """`; did you mean X?`, or nothing where nothing is near. The last part of a dotted key weighs most."""
     leaf = path.rpartition(".")[2]
     close = difflib.get_close_matches(path, known, n=3, cutoff=0.6)

@@ -16,14 +16,14 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
-from vpt.build import Parts
-from vpt.cli import fail
-from vpt.errors import ConfigError, UserError, nearest
+from vpt.build import ModelBundle
+from vpt.cli import exit_with
+from vpt.errors import ConfigError, UserError, did_you_mean
 from vpt.lora import merged
 from vpt.pretrained import load
-from vpt.released import flat_config, released_name
+from vpt.released import to_upstream_name, upstream_config
 from vpt.training.checkpoint import save_weights
-from vpt.weights import own_tensors
+from vpt.weights import unique_state_dict
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def export(wanted: Export) -> Path:
     """
     if wanted.format not in WRITERS:
         raise ConfigError(
-            f"format={wanted.format} is not one of {', '.join(WRITERS)}{nearest(wanted.format, [*WRITERS])}"
+            f"format={wanted.format} is not one of {', '.join(WRITERS)}{did_you_mean(wanted.format, [*WRITERS])}"
         )
     target = Path(wanted.to)
     if target.exists():
@@ -60,40 +60,40 @@ def export(wanted: Export) -> Path:
     return target
 
 
-def _write_vpt(parts: Parts, folder: Path) -> None:
+def _write_vpt(parts: ModelBundle, folder: Path) -> None:
     save_weights(folder, model=parts.model, config=parts.config, tokenizer=parts.tokenizer)
 
 
-def _write_released(parts: Parts, folder: Path) -> None:
+def _write_released(parts: ModelBundle, folder: Path) -> None:
     """Flat configuration, tensors by the released names; `lm_head` apart, even where it is tied; adapters merged."""
     if parts.config.model.family != "qwen2_vl":
         raise ConfigError(
             f"the released format holds Qwen2-VL only, this is a {parts.config.model.family}; type format=vpt"
         )
-    tensors = merged(own_tensors(parts.model), parts.config.model.lora)
+    tensors = merged(unique_state_dict(parts.model), parts.config.model.lora)
     if parts.model.qwen.config.tie_word_embeddings:
         tensors["qwen.lm_head.weight"] = parts.model.qwen.lm_head.weight.detach().clone()
     try:
-        renamed = {released_name(name): tensor.contiguous() for name, tensor in tensors.items()}
+        renamed = {to_upstream_name(name): tensor.contiguous() for name, tensor in tensors.items()}
     except KeyError as error:
         raise ConfigError(f"{error.args[0]}: it knows dino, sam and clip; type format=vpt") from None
     save_file(renamed, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(flat_config(parts.model, parts.config), indent=1))
+    (folder / "config.json").write_text(json.dumps(upstream_config(parts.model, parts.config), indent=1))
     parts.tokenizer.save_pretrained(folder)
 
 
-def _write_qwen(parts: Parts, folder: Path) -> None:
+def _write_qwen(parts: ModelBundle, folder: Path) -> None:
     """transformers' own layout: a language model and its tower, without re-encoders; adapters merged."""
     if len(parts.model.encoders):
         raise ConfigError(
             f"the re-encoders {', '.join(parts.model.encoders)} have no place in a plain Qwen folder; type format=vpt"
         )
-    tensors = merged(own_tensors(parts.model.qwen), parts.config.model.lora)
+    tensors = merged(unique_state_dict(parts.model.qwen), parts.config.model.lora)
     parts.model.qwen.save_pretrained(folder, state_dict=tensors)
     parts.tokenizer.save_pretrained(folder)
 
 
-WRITERS: dict[str, Callable[[Parts, Path], None]] = {
+WRITERS: dict[str, Callable[[ModelBundle, Path], None]] = {
     "vpt": _write_vpt, "released": _write_released, "qwen": _write_qwen,
 }  # fmt: skip
 
@@ -104,7 +104,7 @@ def parse(arguments: list[str]) -> Export:
     given = dict(argument.partition("=")[::2] for argument in arguments)
     for key in given:
         if key not in known:
-            raise ConfigError(f"{key} is not a key of vpt.export{nearest(key, known)}; keys: {', '.join(known)}")
+            raise ConfigError(f"{key} is not a key of vpt.export{did_you_mean(key, known)}; keys: {', '.join(known)}")
     missing = [key for key in ("checkpoint", "to") if not given.get(key)]
     if missing:
         raise ConfigError(f"{missing[0]} is missing; type python -m vpt.export checkpoint=outputs/RUN_NAME to=FOLDER")
@@ -119,7 +119,7 @@ def main() -> None:
     try:
         print(f"wrote {export(parse(sys.argv[1:]))}")
     except UserError as error:
-        fail(error)
+        exit_with(error)
 
 
 if __name__ == "__main__":

@@ -24,16 +24,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vpt.batch import TOWER, Looks
-from vpt.build import Parts
+from vpt.batch import VISION_TOWER, ImageInputs
+from vpt.build import ModelBundle
 from vpt.config import DataConfig
-from vpt.data.images import ImageFolder
+from vpt.data.images import MediaStore
 from vpt.data.references import ImageRef, Reference
-from vpt.encoders.base import Look, View
+from vpt.encoders.base import ImageTransform, ProcessedImage
 from vpt.errors import DataError
 from vpt.model import VPTModel
 from vpt.vision import Grid
-from vpt.weights import full
+from vpt.weights import full_tensor
 
 FORMAT = "2"  # of the entries, and of how their names are made
 SUFFIX = ".safetensors"
@@ -44,7 +44,7 @@ _numbers = count()
 
 
 @dataclass
-class FeatureStore:
+class FeatureCache:
     """A folder of features. Data workers carry it; it opens nothing until it is used.
 
     Attributes:
@@ -55,14 +55,14 @@ class FeatureStore:
 
     root: Path
     limit: int
-    stamps: dict[str, str]
+    fingerprints: dict[str, str]
     _unmeasured: float = inf  # bytes written since the folder was last measured; at first it never was
     _waiting: int = 0
     _broken: bool = False
     _writer: ThreadPoolExecutor | None = field(default=None, repr=False)
 
     @classmethod
-    def open(cls, config: DataConfig, model: VPTModel, *, precision: str) -> "FeatureStore | None":
+    def open(cls, config: DataConfig, model: VPTModel, *, precision: str) -> "FeatureCache | None":
         """A store for the frozen encoders of `model`, whose weights are final; all of them are read once for it.
 
         Args:
@@ -73,24 +73,28 @@ class FeatureStore:
         if config.feature_cache is None:
             return None
         encoders = map(model.encoder, model.encoders)
-        modules = {e.view.name: e.vision for e in encoders if e.vision is not None} | {TOWER: model.qwen.model.visual}
+        modules = {e.transform.name: e.vision for e in encoders if e.vision is not None} | {
+            VISION_TOWER: model.qwen.model.visual
+        }
         frozen = {v: m for v, m in modules.items() if not any(p.requires_grad for p in m.parameters())}
-        stamps = {view: stamp(module, precision) for view, module in frozen.items()}
+        stamps = {view: fingerprint(module, precision) for view, module in frozen.items()}
         return cls(Path(config.feature_cache), int(config.feature_cache_gb * 2**30), stamps)
 
-    def key(self, view: View, reference: Reference, folder: ImageFolder) -> str | None:
+    def key(self, view: ImageTransform, reference: Reference, folder: MediaStore) -> str | None:
         """The name of an image's entry; None where there can be none, or where the image cannot be read."""
-        if view.name not in self.stamps or type(reference) is not ImageRef:  # a video, or as many tokens as another
+        if (
+            view.name not in self.fingerprints or type(reference) is not ImageRef
+        ):  # a video, or as many tokens as another
             return None
         try:
-            content = folder.locate(reference, "").read_bytes()
+            content = folder.path(reference, "").read_bytes()
         except (OSError, DataError):
             return None  # opening the image will say what is wrong
-        done = (FORMAT, self.stamps[view.name], repr(view), reference.crop, reference.turn, folder.max_side,
-                folder.resample, folder.upright)  # fmt: skip
+        done = (FORMAT, self.fingerprints[view.name], repr(view), reference.crop, reference.transpose, folder.max_side,
+                folder.resample, folder.apply_exif_rotation)  # fmt: skip
         return blake2b(repr(done).encode() + content, digest_size=20).hexdigest()
 
-    def get(self, key: str) -> Look | None:
+    def get(self, key: str) -> ProcessedImage | None:
         """The entry as a look without pixels, or None. An entry that cannot be read is removed."""
         path = self._path(key)
         try:
@@ -105,14 +109,14 @@ class FeatureStore:
             path.unlink(missing_ok=True)
             return None
         shape = (grid[0], grid[1], grid[2]) if grid else None
-        return Look(torch.empty(0), int(about["tokens"]), shape, features=features)
+        return ProcessedImage(torch.empty(0), int(about["tokens"]), shape, features=features)
 
-    def keep(self, images: Looks, seen: Tensor) -> None:
+    def put(self, images: ImageInputs, seen: Tensor) -> None:
         """Write what has been `seen` of the images among `images.pixels`, [positions, feature_dim], on any device."""
-        for number, (key, features) in enumerate(zip(images.keys, images.split(seen), strict=True)):
+        for number, (key, features) in enumerate(zip(images.cache_keys, images.split(seen), strict=True)):
             if key is not None:
                 grid = images.grids[number] if images.grids else None
-                self._submit(key, features, images.fresh[number], grid)
+                self._submit(key, features, images.uncached[number], grid)
 
     def _submit(self, key: str, features: Tensor, tokens: int, grid: Grid | None) -> None:
         """Write an entry while the caller goes on."""
@@ -124,7 +128,7 @@ class FeatureStore:
         about = {"tokens": str(tokens), "grid": ",".join(map(str, grid or ()))}
         self._writer.submit(self._write, self._path(key), features.detach(), about)
 
-    def finish(self) -> None:
+    def flush(self) -> None:
         """Wait until everything is written."""
         if self._writer is not None:
             self._writer.shutdown()
@@ -173,30 +177,33 @@ class FeatureStore:
 
 
 @contextmanager
-def shared_features(parts: Parts, config: DataConfig) -> Iterator[None]:
+def shared_features(parts: ModelBundle, config: DataConfig) -> Iterator[None]:
     """Meanwhile `parts` answer (in float32) with what has been kept, and keep what they see anew.
 
     Args:
         parts: a model whose parameters say which of its encoders are frozen.
-        config: as for `FeatureStore.open`.
+        config: as for `FeatureCache.open`.
     """
-    store = FeatureStore.open(config, parts.model, precision="fp32")
+    store = FeatureCache.open(config, parts.model, precision="fp32")
     encoder = parts.encoder
-    parts.model.store, parts.encoder = store, encoder.keeping(store) if store is not None else encoder
+    parts.model.feature_cache, parts.encoder = (
+        store,
+        encoder.with_feature_cache(store) if store is not None else encoder,
+    )
     try:
         yield
     finally:
-        parts.model.store, parts.encoder = None, encoder
+        parts.model.feature_cache, parts.encoder = None, encoder
         if store is not None:
-            store.finish()
+            store.flush()
 
 
-def stamp(module: nn.Module, precision: str) -> str:
+def fingerprint(module: nn.Module, precision: str) -> str:
     """A digest of an encoder: what it computes from pixels depends on nothing else."""
     digest = blake2b(f"{module} {_settings(module)} {precision}".encode(), digest_size=20)
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(full(tensor.detach()).cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+        digest.update(full_tensor(tensor.detach()).cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

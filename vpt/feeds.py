@@ -6,25 +6,25 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from vpt.attention import Layout
-from vpt.batch import Block
+from vpt.attention import AttentionLayout
+from vpt.batch import PlaceholderSpan
 from vpt.data.records import Record
-from vpt.encoders.base import Look
-from vpt.stages import Perceived, Stage
+from vpt.encoders.base import ProcessedImage
+from vpt.stages import Stage, VisualInsert
 
 
 @dataclass
-class Sight:
+class VisualInput:
     """A block of a feed, what fills it, the control states that steer it ([s, D], or None for a crop), and for whom."""
 
-    block: Block
-    look: Look
-    steering: Tensor | None
+    span: PlaceholderSpan
+    image: ProcessedImage
+    control_states: Tensor | None
     record: Record
 
 
 @dataclass
-class Feed:
+class RowInput:
     """What one row feeds next.
 
     Attributes:
@@ -35,18 +35,18 @@ class Feed:
     """
 
     ids: list[int]
-    sight: Sight | None = None
+    visual: VisualInput | None = None
     states: Tensor | None = None
     keep: bool = True
 
     @property
-    def asked(self) -> int:
+    def num_outputs(self) -> int:
         """How many of its hidden states are wanted: the last one, or all where they are all there is to it."""
         return 1 if self.keep else len(self.ids)
 
 
 @dataclass
-class Round:
+class DecodeStep:
     """The feeds of all rows as one stage.
 
     Attributes:
@@ -58,11 +58,11 @@ class Round:
 
     ids: Tensor
     stage: Stage
-    sights: dict[str, list[Sight]]
+    visuals: dict[str, list[VisualInput]]
     states: Tensor
 
 
-def gather(feeds: Sequence[Feed], cached: Sequence[int], *, device: torch.device, like: Tensor) -> Round:
+def pack_inputs(inputs: Sequence[RowInput], cached: Sequence[int], *, device: torch.device, like: Tensor) -> DecodeStep:
     """Pack one feed of each row.
 
     Args:
@@ -71,23 +71,23 @@ def gather(feeds: Sequence[Feed], cached: Sequence[int], *, device: torch.device
         device: of the model.
         like: a tensor of the model's width and type, [..., D].
     """
-    counts = [len(feed.ids) for feed in feeds]
-    layout = Layout(counts, [n + c for n, c in zip(cached, counts, strict=True)], device=device)
+    counts = [len(feed.ids) for feed in inputs]
+    layout = AttentionLayout(counts, [n + c for n, c in zip(cached, counts, strict=True)], device=device)
     collector = _Collector(device, like)
     asked: list[int] = []
     offset = 0
-    for feed in feeds:
+    for feed in inputs:
         collector.add(feed, offset)
         offset += len(feed.ids)
-        asked.extend(range(offset - feed.asked, offset))
+        asked.extend(range(offset - feed.num_outputs, offset))
     none = torch.zeros(0, dtype=torch.long, device=device)
     stage = Stage(
-        none, layout, collector.tensor(collector.control_at), collector.tensor(collector.control_state),
-        collector.perceived, zeroed=none,
-        asked=collector.tensor(asked) if len(asked) < offset else None, reads=none,
+        none, layout, collector.tensor(collector.control_positions), collector.tensor(collector.control_sources),
+        collector.inserts, zeroed=none,
+        logits_to_keep=collector.tensor(asked) if len(asked) < offset else None, control_outputs=none,
     )  # fmt: skip
-    ids = collector.tensor([token for feed in feeds for token in feed.ids])
-    return Round(ids, stage, collector.sights, torch.cat(collector.bank))
+    ids = collector.tensor([token for feed in inputs for token in feed.ids])
+    return DecodeStep(ids, stage, collector.visuals, torch.cat(collector.states))
 
 
 @dataclass
@@ -96,39 +96,39 @@ class _Collector:
 
     device: torch.device
     like: Tensor
-    control_at: list[int] = field(default_factory=list)
-    control_state: list[int] = field(default_factory=list)
-    perceived: list[Perceived] = field(default_factory=list)
-    sights: dict[str, list[Sight]] = field(default_factory=dict)
-    bank: list[Tensor] = field(default_factory=list)
+    control_positions: list[int] = field(default_factory=list)
+    control_sources: list[int] = field(default_factory=list)
+    inserts: list[VisualInsert] = field(default_factory=list)
+    visuals: dict[str, list[VisualInput]] = field(default_factory=dict)
+    states: list[Tensor] = field(default_factory=list)
     banked: int = 0
 
     def __post_init__(self) -> None:
-        self.bank.append(self.like.new_zeros(0, self.like.shape[-1]))
+        self.states.append(self.like.new_zeros(0, self.like.shape[-1]))
 
-    def add(self, feed: Feed, offset: int) -> None:
+    def add(self, feed: RowInput, offset: int) -> None:
         """Take in the feed that begins at `offset` of the round."""
         if feed.states is not None:
-            self.control_at.extend(range(offset, offset + len(feed.states)))
-            self.control_state.extend(self._deposit(feed.states))
-        if feed.sight is not None:
-            block, source = feed.sight.block, feed.sight.block.source
-            seen = self.sights.setdefault(source, [])
-            first = sum(sight.look.tokens for sight in seen)
-            seen.append(feed.sight)
-            steering = feed.sight.steering
-            self.perceived.append(
-                Perceived(
+            self.control_positions.extend(range(offset, offset + len(feed.states)))
+            self.control_sources.extend(self._add_states(feed.states))
+        if feed.visual is not None:
+            block, source = feed.visual.span, feed.visual.span.source
+            seen = self.visuals.setdefault(source, [])
+            first = sum(sight.image.tokens for sight in seen)
+            seen.append(feed.visual)
+            steering = feed.visual.control_states
+            self.inserts.append(
+                VisualInsert(
                     source,
-                    at=self.tensor(range(offset + block.start, offset + block.start + block.length)),
+                    positions=self.tensor(range(offset + block.start, offset + block.start + block.length)),
                     tokens=self.tensor(range(first, first + block.length)),
                     block=self.tensor([0] * block.length),
-                    states=None if steering is None else self.tensor(self._deposit(steering))[None],
+                    states=None if steering is None else self.tensor(self._add_states(steering))[None],
                 )
             )
 
-    def _deposit(self, states: Tensor) -> range:
-        self.bank.append(states)
+    def _add_states(self, states: Tensor) -> range:
+        self.states.append(states)
         self.banked += len(states)
         return range(self.banked - len(states), self.banked)
 

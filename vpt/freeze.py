@@ -22,16 +22,16 @@ from vpt.config import (
     SourceConfig,
     TrainConfig,
 )
-from vpt.errors import ConfigError, nearest
+from vpt.errors import ConfigError, did_you_mean
 
 # What a `target` must be
 SOURCE, RE_ENCODER = "vpt.data.sources.Source", "vpt.encoders.base.ReEncoder"
-METRIC, CONTROL = "vpt.evaluation.metrics.base.Metric", "vpt.evaluation.controls.base.Control"
+METRIC, ABLATION = "vpt.evaluation.metrics.base.Metric", "vpt.evaluation.controls.base.Ablation"
 
 Schema = TypeVar("Schema", bound=TrainConfig | EvalConfig | AskConfig)
 
 
-def freeze(composed: DictConfig, schema: type[Schema]) -> Schema:
+def resolve_config(composed: DictConfig, schema: type[Schema]) -> Schema:
     """Merge what Hydra composed into a fresh schema.
 
     Raises:
@@ -52,7 +52,7 @@ def freeze(composed: DictConfig, schema: type[Schema]) -> Schema:
         config: Schema = OmegaConf.to_object(merged)  # type: ignore[assignment]
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key or 'configuration'}: {str(error).splitlines()[0]}") from None
-    _check_values(config, "")
+    check_values(config, "")
     return config
 
 
@@ -92,16 +92,18 @@ def _unknown_keys(plain: Any, schema: type, prefix: str = "") -> Iterator[str]:
 
 
 def _explain(path: str, known: list[str]) -> str:
-    return f"{path} is not a key of the configuration{nearest(path, known)}"
+    return f"{path} is not a key of the configuration{did_you_mean(path, known)}"
 
 
-def _check_values(config: Any, prefix: str) -> None:
+def check_values(config: Any, prefix: str) -> None:
     """Choices and ranges that the fields declare."""
     for item in fields(config):
         path, value = f"{prefix}{item.name}", getattr(config, item.name)
         choices, limits = item.metadata.get("choices"), item.metadata.get("range")
         if choices and value not in choices:
-            raise ConfigError(f"{path}={value} is not one of {', '.join(choices)}{nearest(str(value), list(choices))}")
+            raise ConfigError(
+                f"{path}={value} is not one of {', '.join(choices)}{did_you_mean(str(value), list(choices))}"
+            )
         if limits and value is not None and not limits[0] <= value <= limits[1]:
             raise ConfigError(f"{path}={value} must lie between {limits[0]} and {limits[1]}")
         expected = get_args(get_type_hints(type(config))[item.name])
@@ -112,11 +114,11 @@ def _check_values(config: Any, prefix: str) -> None:
         if isinstance(value, dict) and expected[1] in (int, float):
             _check_items([*value.values()], expected[1:], path)
         if is_dataclass(value):
-            _check_values(value, f"{path}.")
+            check_values(value, f"{path}.")
         elif isinstance(value, dict):
             for name, entry in value.items():
                 if is_dataclass(entry):
-                    _check_values(entry, f"{path}.{name}.")
+                    check_values(entry, f"{path}.{name}.")
 
 
 def _check_items(values: list[Any], expected: tuple[Any, ...], path: str) -> None:
@@ -144,7 +146,7 @@ def validate(config: TrainConfig) -> None:
         if kind not in kinds and config.data.actions[kind] > 0:
             raise ConfigError(
                 f"data.actions.{kind} asks for a kind of perception that this model lacks; it has {', '.join(kinds)}"
-                f"{nearest(kind, kinds)}"
+                f"{did_you_mean(kind, kinds)}"
             )
     _check_numbers(config)
     _check_action(config.generation, config)
@@ -190,7 +192,7 @@ def generation_settings(trained: TrainConfig, chosen: EvalGenerationConfig) -> G
     """
     given = {item.name: getattr(chosen, item.name) for item in fields(chosen)}
     merged = replace(trained.generation, **{key: value for key, value in given.items() if value is not None})
-    _check_values(merged, "generation.")
+    check_values(merged, "generation.")
     _check_action(merged, trained)
     return merged
 
@@ -200,7 +202,7 @@ def _check_action(generation: GenerationConfig, config: TrainConfig) -> None:
     if action not in actions:
         raise ConfigError(
             f"generation.action={action} is nothing that this model can do; it knows {', '.join(actions)}"
-            f"{nearest(action, actions)}"
+            f"{did_you_mean(action, actions)}"
         )
     if action == "region" and config.model.region_format == "text":
         raise ConfigError("generation.action=region is for models with region tokens; this one writes regions as text")
@@ -244,7 +246,7 @@ def check_arguments(
         if key not in allowed:
             raise ConfigError(
                 f"{path}.options.{key} is not an option of {node.target}; it takes {', '.join(allowed) or 'none'}"
-                f"{nearest(key, allowed)}"
+                f"{did_you_mean(key, allowed)}"
             )
 
 
@@ -254,7 +256,7 @@ def locate(target: str, path: str, contract: str) -> Any:
     if not isinstance(found, type):
         raise ConfigError(f"{path}={target} is not an importable class")
     if not issubclass(found, expected) or inspect.isabstract(found):
-        raise ConfigError(f"{path}={target} is not a {expected.__name__} ({expected.__module__})")
+        raise ConfigError(f"{path}={target} is no {expected.__name__} ({expected.__module__})")
     return found
 
 

@@ -65,7 +65,7 @@ class Raw(str):
     """HTML that is shown as it is; whoever makes one has escaped what it holds."""
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+def html_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """A table; numbers stand at the right, and wide ones scroll by themselves."""
     lines = [list(row) for row in rows]
     numbers = [all(_is_number(row[i]) for row in lines) and bool(lines) for i in range(len(header))]

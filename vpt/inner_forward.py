@@ -11,24 +11,24 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vpt.attention import Layout
+from vpt.attention import AttentionLayout
 
 KeyValues = dict[int, tuple[Tensor, Tensor]]  # layer -> keys and values, [1, kv heads, N, d] each
 
 
-class StageCache:
+class StagedKVCache:
     """Keys and values of every stage so far, kept as they were computed so that gradients reach them."""
 
     def __init__(self) -> None:
         self.stages: list[KeyValues] = []
 
-    def open_stage(self) -> "OpenStage":
+    def new_stage(self) -> "StageKV":
         """The cache that the next stage runs on."""
         self.stages.append({})
-        return OpenStage(self.stages[:-1], self.stages[-1])
+        return StageKV(self.stages[:-1], self.stages[-1])
 
 
-class OpenStage:
+class StageKV:
     """What one stage finds cached and what it adds. It has the `update` of transformers' caches.
 
     It goes on naming the same stages after later ones have run: a layer that is recomputed in the backward pass then
@@ -49,8 +49,8 @@ class OpenStage:
 
 
 def extend(
-    language: Any, cache: object, embeddings: Tensor, positions: Tensor, layout: Layout, *,
-    asked: Tensor | None = None, checkpointing: bool = False,
+    language: Any, cache: object, embeddings: Tensor, positions: Tensor, layout: AttentionLayout, *,
+    logits_to_keep: Tensor | None = None, checkpointing: bool = False,
 ) -> Tensor:  # fmt: skip
     """Run the decoder over packed embeddings, on top of what is cached.
 
@@ -71,24 +71,24 @@ def extend(
     for layer in language.layers:
         call = {"position_embeddings": rope, "past_key_values": cache, "layout": layout}
         if layer is language.layers[-1]:
-            call["asked"] = asked
+            call["logits_to_keep"] = logits_to_keep
         hidden = checkpoint(layer, hidden, use_reentrant=False, **call) if checkpointing else layer(hidden, **call)
     return language.norm(hidden)[0]
 
 
-def answer_where_asked(layer: nn.Module) -> None:
+def restrict_last_layer(layer: nn.Module) -> None:
     """Let the last decoder layer compute nothing that nobody reads.
 
-    Its keys and values are needed of every position, what comes after its attention only of those that are `asked` for:
+    Its keys and values are needed of every position, what comes after its attention only at positions in `logits_to_keep`:
     a fifth of the positions or less in training, one while a prompt is read. It stays transformers' layer in all else.
     """
     whole: Any = layer.forward
 
-    def forward(self: Any, hidden_states: Tensor, *, asked: Tensor | None = None, **call: Any) -> Tensor:
-        if asked is None:
+    def forward(self: Any, hidden_states: Tensor, *, logits_to_keep: Tensor | None = None, **call: Any) -> Tensor:
+        if logits_to_keep is None:
             return whole(hidden_states, **call)
         mixed, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **call)
-        hidden = (hidden_states + mixed).index_select(1, asked)
+        hidden = (hidden_states + mixed).index_select(1, logits_to_keep)
         return hidden + self.mlp(self.post_attention_layernorm(hidden))
 
     layer.forward = MethodType(forward, layer)  # type: ignore[method-assign]

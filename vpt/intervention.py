@@ -22,7 +22,7 @@ class Intervention:
 
     perceives = True
 
-    def before(self, records: Sequence[Record]) -> None:
+    def on_batch(self, records: Sequence[Record]) -> None:
         """These are about to be answered together."""
 
     def states(self, states: Tensor, *, kind: str, record: Record) -> Tensor:

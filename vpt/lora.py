@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from vpt.config import LoraConfig
-from vpt.errors import ConfigError, nearest
-from vpt.weights import like
+from vpt.errors import ConfigError, did_you_mean
+from vpt.weights import shard_like
 
 _BASE, _DOWN, _UP = ".base_layer.", ".lora_A.default.weight", ".lora_B.default.weight"
 
@@ -33,7 +33,9 @@ def inject(language: nn.Module, config: LoraConfig) -> None:
     layers = [name for name, module in language.named_modules() if isinstance(module, nn.Linear)]
     for pattern in config.targets:
         if not any(fnmatchcase(name, pattern) for name in layers):
-            raise ConfigError(f"model.lora.targets: pattern {pattern!r} matches no layer{nearest(pattern, layers)}")
+            raise ConfigError(
+                f"model.lora.targets: pattern {pattern!r} matches no layer{did_you_mean(pattern, layers)}"
+            )
     chosen = [name for name in layers if any(fnmatchcase(name, pattern) for pattern in config.targets)]
     alpha: Any = config.alpha  # peft takes a fraction, though it says int
     settings = peft.LoraConfig(r=config.rank, lora_alpha=alpha, lora_dropout=config.dropout, target_modules=chosen)
@@ -57,7 +59,7 @@ def reset_adapters(language: nn.Module, *, seed: int) -> None:
             if name.endswith(_DOWN):
                 drawn = torch.empty(parameter.shape)
                 nn.init.kaiming_uniform_(drawn, a=math.sqrt(5), generator=generator)
-                parameter.copy_(like(drawn.to(parameter.dtype), parameter.detach()))
+                parameter.copy_(shard_like(drawn.to(parameter.dtype), parameter.detach()))
             elif name.endswith(_UP):
                 parameter.zero_()
 

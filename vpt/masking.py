@@ -33,7 +33,7 @@ class Masking:
         chosen = PARAGRAPHS[self.para_mask_id]
         return tuple(row.paragraphs[number] for number in chosen if number < len(row.paragraphs))
 
-    def hits(self, *, seed: int, key: tuple[int, ...], training: bool) -> bool:
+    def selects(self, *, seed: int, key: tuple[int, ...], training: bool) -> bool:
         """Whether the draw that belongs to `key` (a sample, or a batch where `draw` is `batch`) falls on masking."""
         if not self.para_mask_id or not (training or self.draw == "batch"):
             return False

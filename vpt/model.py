@@ -12,22 +12,22 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from vpt.batch import TOWER, Batch, Looks, Row
+from vpt.batch import VISION_TOWER, Batch, ImageInputs, Row
 from vpt.encoders.base import ReEncoder
-from vpt.inner_forward import StageCache, answer_where_asked, extend
-from vpt.segments import InnerForward, MaskMode, Segment, cut
-from vpt.stages import Perceived, Planner, Stage, Walk
+from vpt.inner_forward import StagedKVCache, extend, restrict_last_layer
+from vpt.segments import InnerForward, MaskMode, Segment, split_segments
+from vpt.stages import ForwardPlan, ForwardPlanner, Stage, VisualInsert
 from vpt.tokens import PerceptionVocabulary
-from vpt.vision import Grid, see
+from vpt.vision import Grid, vision_forward
 
 if TYPE_CHECKING:
-    from vpt.features import FeatureStore
+    from vpt.features import FeatureCache
 
 LOGIT_CHUNK = 1024  # labelled positions whose logits exist at a time
 
 
 @dataclass(frozen=True)
-class InnerPasses:
+class InnerForwardConfig:
     """How a conversation is walked.
 
     Attributes:
@@ -60,17 +60,17 @@ class Output:
     """
 
     nll: Tensor
-    hits: Tensor
+    correct: Tensor
     targets: Tensor
-    at: Tensor
-    states: Tensor
+    positions: Tensor
+    control_states: Tensor
     logits: Tensor | None = None
-    anchor: Tensor | None = None
+    grad_anchor: Tensor | None = None
 
     @property
     def loss_sum(self) -> Tensor:
         """Sum over labelled tokens; divide by the count over the *global* batch, never take a mean of means."""
-        return self.nll.sum() if self.anchor is None else self.nll.sum() + self.anchor
+        return self.nll.sum() if self.grad_anchor is None else self.nll.sum() + self.grad_anchor
 
 
 class VPTModel(nn.Module):
@@ -84,18 +84,18 @@ class VPTModel(nn.Module):
             not, so that each process gathers and reduces the same layers in the same order.
     """
 
-    linked = False
+    uniform_backward = False
 
     def __init__(
         self, qwen: PreTrainedModel, encoders: dict[str, ReEncoder], *, vocabulary: PerceptionVocabulary,
-        passes: InnerPasses,
+        forward_config: InnerForwardConfig,
     ) -> None:  # fmt: skip
         super().__init__()
         self.qwen: Any = qwen
-        self.vocabulary, self.passes = vocabulary, passes
+        self.vocabulary, self.forward_config = vocabulary, forward_config
         self.encoders = nn.ModuleDict(encoders)
-        self.store: FeatureStore | None = None
-        answer_where_asked(self.language.layers[-1])
+        self.feature_cache: FeatureCache | None = None
+        restrict_last_layer(self.language.layers[-1])
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "VPTModel":
@@ -119,68 +119,76 @@ class VPTModel(nn.Module):
         super().train(mode)
         towers = [self.qwen.model.visual, *(e.vision for e in map(self.encoder, self.encoders) if e.vision is not None)]
         for tower in towers:
-            if not _is_trained(tower):
+            if not is_trained(tower):
                 tower.eval()
         return self
 
     def forward(self, batch: Batch, *, keep_logits: bool = False) -> Output:
         """The paper's figure: look at every image, walk the conversations with perception, predict."""
-        tokens = self.project(self.look(batch.looks), batch)
-        walk = self.plan(batch, batch.predicting)
-        hidden, states = self.walk(batch, walk, tokens, StageCache())
-        output = self.predict(batch, hidden[walk.hidden], states, keep_logits=keep_logits)
-        if self.linked:
-            output.anchor = 0.0 * (hidden[:, 0].sum() + self.logits(hidden[:1]).sum())
+        tokens = self.project_features(self.encode_images(batch.images), batch)
+        walk = self.plan_forward(batch, batch.loss_positions)
+        hidden, states = self.run_stages(batch, walk, tokens, StagedKVCache())
+        output = self.compute_outputs(batch, hidden[walk.output_index], states, keep_logits=keep_logits)
+        if self.uniform_backward:
+            output.grad_anchor = 0.0 * (hidden[:, 0].sum() + self.logits(hidden[:1]).sum())
         return output
 
-    def look(self, looks: dict[str, Looks]) -> dict[str, Tensor]:
+    def encode_images(self, looks: dict[str, ImageInputs]) -> dict[str, Tensor]:
         """Features of every image, once for each view: view -> [positions, feature_dim]."""
-        return {view: images.with_known(self._see(view, images)) for view, images in sorted(looks.items())}
+        return {
+            view: images.merge_cached(self._encode_uncached(view, images)) for view, images in sorted(looks.items())
+        }
 
-    def _see(self, view: str, images: Looks) -> Tensor | None:
+    def _encode_uncached(self, view: str, images: ImageInputs) -> Tensor | None:
         """Features of the images that are not known yet."""
-        if not images.fresh:
+        if not images.uncached:
             return None
-        module = self.qwen.model.visual if view == TOWER else self._encoder_of(view).vision
-        with torch.set_grad_enabled(torch.is_grad_enabled() and _is_trained(module)):
-            if view == TOWER:
-                seen = self.see(images.pixels, images.grids)
+        module = self.qwen.model.visual if view == VISION_TOWER else self._encoder_with(view).vision
+        with torch.set_grad_enabled(torch.is_grad_enabled() and is_trained(module)):
+            if view == VISION_TOWER:
+                seen = self.run_vision_tower(images.pixels, images.grids)
             else:
-                seen = self._encoder_of(view).features(images.pixels)
-        if self.store is not None:
-            self.store.keep(images, seen)
+                seen = self._encoder_with(view).forward_features(images.pixels)
+        if self.feature_cache is not None:
+            self.feature_cache.put(images, seen)
         return seen
 
-    def see(self, pixels: Tensor, grids: list[Grid]) -> Tensor:
+    def run_vision_tower(self, pixels: Tensor, grids: list[Grid]) -> Tensor:
         """Image tokens through Qwen's own tower, [tokens, D]."""
-        return see(self.qwen.model.visual, pixels, grids)
+        return vision_forward(self.qwen.model.visual, pixels, grids)
 
-    def project(self, features: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+    def project_features(self, features: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         """Unconditioned tokens of every source that the batch refers to: source -> [tokens, D]."""
         sources = {block.source for row in batch.rows for block in row.blocks}
         return {
-            source: features[TOWER]
-            if source == TOWER
-            else self.encoder(source).projector.project(features[self.view_of(source)])
+            source: features[VISION_TOWER]
+            if source == VISION_TOWER
+            else self.encoder(source).projector.project(features[self.transform_of(source)])
             for source in sorted(sources)
         }
 
-    def plan(self, batch: Batch, asked: np.ndarray | None = None) -> Walk:
+    def plan_forward(self, batch: Batch, logits_to_keep: np.ndarray | None = None) -> ForwardPlan:
         """Lay out the stages; `asked` are the positions whose hidden states are wanted, ascending, all by default."""
         sources = {block.source for row in batch.rows for block in row.blocks}
-        offsets = {source: [0, *accumulate(batch.looks[self.view_of(source)].tokens)] for source in sources}
-        segments = self.cut(batch.rows)
-        return Planner(batch.rows, segments, offsets, asked=asked, device=batch.input_ids.device).walk()
+        offsets = {source: [0, *accumulate(batch.images[self.transform_of(source)].tokens)] for source in sources}
+        segments = self.split_segments(batch.rows)
+        return ForwardPlanner(
+            batch.rows, segments, offsets, logits_to_keep=logits_to_keep, device=batch.input_ids.device
+        ).plan()
 
-    def cut(self, rows: list[Row]) -> list[list[Segment]]:
+    def split_segments(self, rows: list[Row]) -> list[list[Segment]]:
         """Cut each row into segments."""
-        passes = self.passes
+        passes = self.forward_config
         return [
-            cut(row, inner_forward=passes.inner_forward, passes=passes.num_inner_forward_run, mode=passes.mask_mode)
+            split_segments(
+                row, inner_forward=passes.inner_forward, passes=passes.num_inner_forward_run, mode=passes.mask_mode
+            )
             for row in rows
         ]
 
-    def walk(self, batch: Batch, walk: Walk, tokens: dict[str, Tensor], cache: StageCache) -> tuple[Tensor, Tensor]:
+    def run_stages(
+        self, batch: Batch, plan: ForwardPlan, tokens: dict[str, Tensor], cache: StagedKVCache
+    ) -> tuple[Tensor, Tensor]:
         """Extend, read the control states, perceive, extend, ...
 
         Returns:
@@ -188,39 +196,39 @@ class VPTModel(nn.Module):
         """
         hidden: list[Tensor] = []
         states = batch.positions.new_zeros((0, self.language.config.hidden_size), dtype=torch.float32)
-        for stage in walk.stages:
-            embeddings = self.compose(batch.input_ids[stage.tokens], stage, tokens, states)
-            if self.linked and torch.is_grad_enabled() and not embeddings.requires_grad:
+        for stage in plan.stages:
+            embeddings = self.embed_inputs(batch.input_ids[stage.tokens], stage, tokens, states)
+            if self.uniform_backward and torch.is_grad_enabled() and not embeddings.requires_grad:
                 embeddings.requires_grad_()
             positions = batch.positions[:, stage.tokens]
             out = extend(
-                self.language, cache.open_stage(), embeddings, positions, stage.layout,
-                asked=stage.asked, checkpointing=self.passes.checkpointing,
+                self.language, cache.new_stage(), embeddings, positions, stage.layout,
+                logits_to_keep=stage.logits_to_keep, checkpointing=self.forward_config.checkpointing,
             )  # fmt: skip
-            states = torch.cat([states.to(out.dtype), out[stage.reads]])
+            states = torch.cat([states.to(out.dtype), out[stage.control_outputs]])
             hidden.append(out)
         return torch.cat(hidden), states
 
-    def compose(self, ids: Tensor, stage: Stage, tokens: dict[str, Tensor], states: Tensor) -> Tensor:
+    def embed_inputs(self, ids: Tensor, stage: Stage, tokens: dict[str, Tensor], states: Tensor) -> Tensor:
         """The embeddings of a stage: text, control states, what has been perceived, zeros where it is masked."""
         x = self.language.embed_tokens(ids)
-        if len(stage.control_at):
-            x = x.index_copy(0, stage.control_at, states[stage.control_state].to(x.dtype))
-        for perceived in stage.perceived:
-            x = x.index_copy(0, perceived.at, self.steer(perceived, tokens, states).to(x.dtype))
+        if len(stage.control_positions):
+            x = x.index_copy(0, stage.control_positions, states[stage.control_sources].to(x.dtype))
+        for perceived in stage.inserts:
+            x = x.index_copy(0, perceived.positions, self.condition(perceived, tokens, states).to(x.dtype))
         if len(stage.zeroed):
             x = x.index_fill(0, stage.zeroed, 0.0)
         return x
 
-    def steer(self, perceived: Perceived, tokens: dict[str, Tensor], states: Tensor) -> Tensor:
+    def condition(self, insert: VisualInsert, tokens: dict[str, Tensor], states: Tensor) -> Tensor:
         """Tokens of a source, conditioned on their control states where they have any."""
-        chosen = tokens[perceived.source][perceived.tokens]
-        if perceived.states is None:
+        chosen = tokens[insert.source][insert.tokens]
+        if insert.states is None:
             return chosen
-        projector = self.encoder(perceived.source).projector
-        return projector(chosen, projector.direction(states[perceived.states])[perceived.block])
+        projector = self.encoder(insert.source).projector
+        return projector(chosen, projector.condition_vector(states[insert.states])[insert.block])
 
-    def predict(self, batch: Batch, hidden: Tensor, states: Tensor, *, keep_logits: bool) -> Output:
+    def compute_outputs(self, batch: Batch, hidden: Tensor, states: Tensor, *, keep_logits: bool) -> Output:
         """Next-token predictions where there is a label, and only there: the vocabulary is 152 k wide.
 
         Args:
@@ -229,14 +237,14 @@ class VPTModel(nn.Module):
             states: the control states.
             keep_logits: whether the logits are wanted too.
         """
-        at = torch.from_numpy(batch.predicting).to(hidden.device, non_blocking=True)
+        at = torch.from_numpy(batch.loss_positions).to(hidden.device, non_blocking=True)
         targets = batch.labels[at + 1]
         nll, hits, logits = [], [], []
         for part, target in zip(hidden.split(LOGIT_CHUNK), targets.split(LOGIT_CHUNK), strict=True):
             if len(at) > LOGIT_CHUNK and not keep_logits and torch.is_grad_enabled():
-                scores = checkpoint(self._score, part, target, use_reentrant=False)
+                scores = checkpoint(self._token_loss, part, target, use_reentrant=False)
             else:
-                scores = self._score(part, target)
+                scores = self._token_loss(part, target)
             nll.append(scores[0])
             hits.append(scores[1])
             if keep_logits:
@@ -244,10 +252,10 @@ class VPTModel(nn.Module):
         empty = hidden.new_zeros(0)
         return Output(
             nll=torch.cat(nll) if nll else empty,
-            hits=torch.cat(hits) if hits else empty.bool(),
+            correct=torch.cat(hits) if hits else empty.bool(),
             targets=targets,
-            at=at,
-            states=states,
+            positions=at,
+            control_states=states,
             logits=torch.cat(logits) if logits else None,
         )
 
@@ -255,21 +263,21 @@ class VPTModel(nn.Module):
         """[n, D] -> [n, vocabulary], in float32."""
         return self.qwen.lm_head(hidden).float()
 
-    def _score(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def _token_loss(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         logits = self.logits(hidden)
         return F.cross_entropy(logits, targets, reduction="none"), logits.argmax(dim=-1) == targets
 
-    def view_of(self, source: str) -> str:
+    def transform_of(self, source: str) -> str:
         """The view through which a source looks."""
-        return TOWER if source == TOWER else self.encoder(source).view.name
+        return VISION_TOWER if source == VISION_TOWER else self.encoder(source).transform.name
 
     def encoder(self, name: str) -> ReEncoder:
         """A re-encoder by its name."""
         return self.encoders[name]  # type: ignore[return-value]  # a ModuleDict knows modules only
 
-    def _encoder_of(self, view: str) -> ReEncoder:
-        return next(e for e in map(self.encoder, self.encoders) if e.view.name == view)
+    def _encoder_with(self, view: str) -> ReEncoder:
+        return next(e for e in map(self.encoder, self.encoders) if e.transform.name == view)
 
 
-def _is_trained(module: nn.Module) -> bool:
+def is_trained(module: nn.Module) -> bool:
     return any(parameter.requires_grad for parameter in module.parameters())

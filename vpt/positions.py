@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 PositionKind = Literal["mrope", "sequential"]
-PerceivedPositions = Literal["sequential", "grid"]
+ReencodedPositions = Literal["sequential", "grid"]
 
 
 @dataclass(frozen=True)

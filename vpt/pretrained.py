@@ -9,18 +9,18 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 from vpt import seal
-from vpt.build import Parts, build
+from vpt.build import ModelBundle, build_model
 from vpt.cli import CONF
 from vpt.config import TrainConfig
-from vpt.errors import ConfigError, reading
-from vpt.freeze import freeze, validate
-from vpt.released import ReleasedCheckpoint
-from vpt.sizes import Sizes
+from vpt.errors import ConfigError, wrap_read_errors
+from vpt.freeze import resolve_config, validate
+from vpt.released import UpstreamCheckpoint
+from vpt.sizes import Architecture
 from vpt.training import checkpoint
-from vpt.weights import TensorFolder, check_fit, own_tensors
+from vpt.weights import LazyStateDict, check_state_dict, unique_state_dict
 
 
-def load(path: str | Path, *, device: str = "auto") -> Parts:
+def load(path: str | Path, *, device: str = "auto") -> ModelBundle:
     """A trained model, its tokenizer and what prepares its inputs, ready to answer.
 
     Needs no other folder: a checkpoint holds its parts' sizes.
@@ -34,30 +34,32 @@ def load(path: str | Path, *, device: str = "auto") -> Parts:
         ConfigError: for `cuda` where there is no GPU.
     """
     target = choose_device(device)
-    released = ReleasedCheckpoint.at(path)
+    released = UpstreamCheckpoint.at(path)
     if released:
-        with reading(released.folder, "it is no released checkpoint, or a damaged one: copy or download it again"):
-            parts = build(released_config(released))
+        with wrap_read_errors(
+            released.folder, "it is no released checkpoint, or a damaged one: copy or download it again"
+        ):
+            parts = build_model(from_upstream_config(released))
     else:
-        found = checkpoint.find(path)
-        seal.check(found)
+        found = checkpoint.find_checkpoint(path)
+        seal.verify(found)
         config = checkpoint.load_config(found)
-        parts = rebuild(found, config)
+        parts = build_from_checkpoint(found, config)
         checkpoint.load_weights(found, parts.model)
     parts.model.to(target).eval()
     return parts
 
 
-def configuration(path: str | Path) -> TrainConfig:
+def load_any_config(path: str | Path) -> TrainConfig:
     """The configuration of what `load` would read; takes no time."""
-    released = ReleasedCheckpoint.at(path)
-    return released_config(released) if released else checkpoint.load_config(checkpoint.find(path))
+    released = UpstreamCheckpoint.at(path)
+    return from_upstream_config(released) if released else checkpoint.load_config(checkpoint.find_checkpoint(path))
 
 
-def digest(path: str | Path) -> str:
+def weights_digest(path: str | Path) -> str:
     """What tells the weights that `load` would read from all others."""
-    released = ReleasedCheckpoint.at(path)
-    folder = released.folder if released else checkpoint.find(path)
+    released = UpstreamCheckpoint.at(path)
+    folder = released.folder if released else checkpoint.find_checkpoint(path)
     files = sorted(folder.glob("*.safetensors" if released else "model*.safetensors"))
     digests = []
     for name in files:
@@ -66,21 +68,25 @@ def digest(path: str | Path) -> str:
     return " ".join(digests)
 
 
-def rebuild(found: Path, config: TrainConfig, *, bare: bool = False) -> Parts:
+def build_from_checkpoint(found: Path, config: TrainConfig, *, bare: bool = False) -> ModelBundle:
     """The parts of a checkpoint by its sizes and tokenizer; its weights are still to be read.
 
     `bare`: the model is shapes without memory (`vpt.training.start`).
     """
-    tokenizer, sizes, stored = checkpoint.load_tokenizer(found), Sizes.load(found / "sizes"), TensorFolder(found).shapes
-    sizes.check(found / "sizes", tensors=len(stored))
-    with reading(found, "its sizes, its tokenizer and its config.yaml make no model: copy it again"):
+    tokenizer, sizes, stored = (
+        checkpoint.load_tokenizer(found),
+        Architecture.load(found / "sizes"),
+        LazyStateDict(found).shapes,
+    )
+    sizes.validate(found / "sizes", tensors=len(stored))
+    with wrap_read_errors(found, "its sizes, its tokenizer and its config.yaml make no model: copy it again"):
         with torch.device("meta"):  # sizes that are wrong cost no memory
-            shapes = build(config, tokenizer=tokenizer, sizes=sizes).model
-        check_fit(stored, own_tensors(shapes), where=found)
-    return build(config, tokenizer=tokenizer, sizes=sizes, bare=bare)
+            shapes = build_model(config, tokenizer=tokenizer, sizes=sizes).model
+        check_state_dict(stored, unique_state_dict(shapes), where=found)
+    return build_model(config, tokenizer=tokenizer, sizes=sizes, bare=bare)
 
 
-def released_config(released: ReleasedCheckpoint) -> TrainConfig:
+def from_upstream_config(released: UpstreamCheckpoint) -> TrainConfig:
     """Our configuration of a released checkpoint: its settings, and defaults for what it does not say."""
     said = released.config
     settings = [f"{key}={said[key]}" for key in ("num_inner_forward_run", "projector_scale") if key in said]
@@ -92,7 +98,7 @@ def released_config(released: ReleasedCheckpoint) -> TrainConfig:
     with ExitStack() as stack:
         if not GlobalHydra.instance().is_initialized():  # eval.py has done so
             stack.enter_context(initialize_config_dir(str(CONF), version_base=None))
-        config = freeze(compose("train", overrides=overrides), TrainConfig)
+        config = resolve_config(compose("train", overrides=overrides), TrainConfig)
     validate(config)
     return config
 

@@ -19,18 +19,18 @@ class ConditionalProjector(nn.Module, ABC):
     `scale` is the number of control tokens of an action (`projector_scale`).
     """
 
-    def __init__(self, feature_dim: int, hidden_dim: int, *, scale: int = 1) -> None:
+    def __init__(self, feature_dim: int, hidden_dim: int, *, num_control_tokens: int = 1) -> None:
         super().__init__()
         self.layernorm_feature = nn.LayerNorm(feature_dim, eps=1e-5)
         self.linear_feature = nn.Linear(feature_dim, hidden_dim)
-        self.layernorm_condition = nn.LayerNorm(scale * hidden_dim, eps=1e-5)
-        self.linear_condition = nn.Linear(scale * hidden_dim, hidden_dim)
+        self.layernorm_condition = nn.LayerNorm(num_control_tokens * hidden_dim, eps=1e-5)
+        self.linear_condition = nn.Linear(num_control_tokens * hidden_dim, hidden_dim)
 
     @abstractmethod
     def project(self, features: Tensor) -> Tensor:
         """Features of an encoder, [rows, feature_dim], to tokens, [tokens, hidden_dim]."""
 
-    def direction(self, states: Tensor) -> Tensor:
+    def condition_vector(self, states: Tensor) -> Tensor:
         """Control states of n images, [n, scale, hidden_dim], to the direction each is searched in, [n, hidden_dim]."""
         return self.linear_condition(self.layernorm_condition(states.flatten(1)))
 
@@ -38,7 +38,7 @@ class ConditionalProjector(nn.Module, ABC):
         """Add to each token its part along its direction; both are [tokens, hidden_dim]."""
         return tokens + (tokens * directions).sum(dim=-1, keepdim=True) * directions
 
-    def unused(self) -> list[nn.Module]:
+    def unused_modules(self) -> list[nn.Module]:
         """Parts that the released checkpoints hold though nothing reads them; they are kept, frozen."""
         return []
 
@@ -56,15 +56,17 @@ class IdentityProjector(ConditionalProjector):
     def project(self, features: Tensor) -> Tensor:
         return features
 
-    def unused(self) -> list[nn.Module]:
+    def unused_modules(self) -> list[nn.Module]:
         return [self.layernorm_feature, self.linear_feature]
 
 
-class PatchingProjector(ConditionalProjector):
+class ConvProjector(ConditionalProjector):
     """LayerNorm over channels, then a 4x4 convolution of stride 4: 64x64 positions become 16x16 tokens (SAM)."""
 
-    def __init__(self, feature_dim: int, hidden_dim: int, *, side: int, patch: int = 4, scale: int = 1) -> None:
-        super().__init__(feature_dim, hidden_dim, scale=scale)
+    def __init__(
+        self, feature_dim: int, hidden_dim: int, *, side: int, patch: int = 4, num_control_tokens: int = 1
+    ) -> None:
+        super().__init__(feature_dim, hidden_dim, num_control_tokens=num_control_tokens)
         self.side, self.patch = side, patch
         self.conv_feature = nn.Conv2d(feature_dim, hidden_dim, kernel_size=patch, stride=patch)
 
@@ -76,5 +78,5 @@ class PatchingProjector(ConditionalProjector):
         # The stride is the kernel, so the convolution is a matrix product over patches.
         return nn.functional.linear(maps, self.conv_feature.weight.flatten(1), self.conv_feature.bias)
 
-    def unused(self) -> list[nn.Module]:
+    def unused_modules(self) -> list[nn.Module]:
         return [self.linear_feature]

@@ -16,23 +16,23 @@ from typing import Any
 import torch
 
 from vpt.config import EncoderConfig, ModelConfig, TrainConfig
-from vpt.errors import CheckpointError, ConfigError, reading
+from vpt.errors import CheckpointError, ConfigError, wrap_read_errors
 from vpt.model import VPTModel
-from vpt.sizes import Sizes
-from vpt.weights import TensorFolder, fill, own_tensors
+from vpt.sizes import Architecture
+from vpt.weights import LazyStateDict, load_state_dict, unique_state_dict
 
 MODEL_TYPE = "qwen2_vl_vpt"
 SIZES = "re_encoder_sizes"  # our addition to config.json: the released code knows its encoders' sizes by heart
 
 # re-encoder -> how its tensors are spelt
-RELEASED_TOKENS = {"dino": "detection", "sam": "seg", "clip": "clip"}
+UPSTREAM_PREFIXES = {"dino": "detection", "sam": "seg", "clip": "clip"}
 # re-encoder -> where its encoder's tensors are
 _VISION = {"dino": "encoders.dino.vision.", "sam": "encoders.sam.vision.vision_encoder."}
 _PREFIXES = [
     ("visual.", "qwen.model.visual."),
     ("lm_head.", "qwen.lm_head."),
-    *((f"{token}_projector.", f"encoders.{name}.projector.") for name, token in RELEASED_TOKENS.items()),
-    *((f"{RELEASED_TOKENS[name]}_model.", ours) for name, ours in _VISION.items()),
+    *((f"{token}_projector.", f"encoders.{name}.projector.") for name, token in UPSTREAM_PREFIXES.items()),
+    *((f"{UPSTREAM_PREFIXES[name]}_model.", ours) for name, ours in _VISION.items()),
     ("model.", "qwen.model.language_model."),
 ]
 # DINOv2's attention was renamed in transformers after the release
@@ -55,7 +55,7 @@ _QWEN_KEYS = (
 _ACTION_KEYS = ("image_token", "action", "action_start")
 
 
-def our_name(released: str) -> str:
+def from_upstream_name(released: str) -> str:
     """The name in `VPTModel.state_dict()` of a tensor in a released checkpoint. KeyError where there is none."""
     for prefix, ours in _PREFIXES:
         if released.startswith(prefix):
@@ -67,7 +67,7 @@ def our_name(released: str) -> str:
     raise KeyError(f"tensor {released!r} belongs to no part of a released model")
 
 
-def released_name(ours: str) -> str:
+def to_upstream_name(ours: str) -> str:
     """The other way round. KeyError for a tensor that the format has no place for."""
     for prefix, start in _PREFIXES:
         if ours.startswith(start):
@@ -79,15 +79,15 @@ def released_name(ours: str) -> str:
     raise KeyError(f"tensor {ours!r} has no place in a released checkpoint")
 
 
-class ReleasedCheckpoint:
+class UpstreamCheckpoint:
     """A folder in the released format."""
 
     def __init__(self, folder: Path, config: dict[str, Any]) -> None:
         self.folder, self.config = folder, config
-        self.tensors = TensorFolder(folder)
+        self.tensors = LazyStateDict(folder)
 
     @classmethod
-    def at(cls, path: str | Path | None) -> "ReleasedCheckpoint | None":
+    def at(cls, path: str | Path | None) -> "UpstreamCheckpoint | None":
         """The checkpoint in a folder, or None where the folder holds something else."""
         config = read_config(path)
         return cls(Path(path), config) if path and config.get("model_type") == MODEL_TYPE else None
@@ -97,15 +97,17 @@ class ReleasedCheckpoint:
         """Names of its re-encoders."""
         return list(self.config.get("vision_encoder_ls") or [])
 
-    def sizes(self, encoders: Mapping[str, EncoderConfig]) -> Sizes:
+    def sizes(self, encoders: Mapping[str, EncoderConfig]) -> Architecture:
         """Sizes of every part; those of encoders are the configuration's where the folder does not say."""
         qwen = {key: self.config[key] for key in _QWEN_KEYS if key in self.config}
         if self.config.get("tie_word_embeddings") and not self._is_tied():
             print(f"  {self.folder}: lm_head differs from the embedding, so the two are not tied", flush=True)
             qwen["tie_word_embeddings"] = False
         stored = self.config.get(SIZES, {})
-        sizes = Sizes(qwen, {name: stored.get(name, node.sizes[node.size].config) for name, node in encoders.items()})
-        sizes.check(self.folder / "config.json", tensors=len(self.tensors))
+        sizes = Architecture(
+            qwen, {name: stored.get(name, node.sizes[node.size].config) for name, node in encoders.items()}
+        )
+        sizes.validate(self.folder / "config.json", tensors=len(self.tensors))
         return sizes
 
     def _is_tied(self) -> bool:
@@ -133,7 +135,7 @@ class ReleasedCheckpoint:
         """Raise CheckpointError where `config.json` asks for far more than the tensors hold: what it leaves out is
         transformers' default, which is 72 B parameters. `load_into` compares one by one.
         """
-        wanted = sum(tensor.numel() for tensor in own_tensors(model).values())
+        wanted = sum(tensor.numel() for tensor in unique_state_dict(model).values())
         held = sum(map(math.prod, self.tensors.shapes.values()))
         if wanted > 2 * held:
             raise CheckpointError(
@@ -147,7 +149,7 @@ class ReleasedCheckpoint:
         The released loader passed over such tensors, so that a re-encoder could stay random unnoticed.
         """
         names = self.names(tied=model.qwen.config.tie_word_embeddings)
-        fill(model, self.tensors, where=self.folder, names=names)
+        load_state_dict(model, self.tensors, where=self.folder, names=names)
 
     def names(self, *, tied: bool) -> dict[str, str]:
         """The name in `VPTModel.state_dict()` of every stored tensor -> its stored name; a head that is `tied` has
@@ -155,7 +157,7 @@ class ReleasedCheckpoint:
         """
         stored = [name for name in self.tensors if not (tied and name == "lm_head.weight")]
         try:
-            return {our_name(name): name for name in stored}
+            return {from_upstream_name(name): name for name in stored}
         except KeyError as error:
             raise CheckpointError(f"{self.folder}: {error.args[0]}") from None
 
@@ -165,17 +167,17 @@ def read_config(path: str | Path | None) -> dict[str, Any]:
     file = Path(path or "") / "config.json"
     if path is None or not file.is_file():
         return {}
-    with reading(file, "copy or download it again"):
+    with wrap_read_errors(file, "copy or download it again"):
         config = json.loads(file.read_text(encoding="utf-8"))
     return config if isinstance(config, dict) else {}
 
 
-def flat_config(model: VPTModel, config: TrainConfig) -> dict[str, Any]:
+def upstream_config(model: VPTModel, config: TrainConfig) -> dict[str, Any]:
     """The released `config.json` of a model: flat keys, as transformers 4.45 wrote them."""
-    qwen, sizes = model.qwen.config, Sizes.of(model)
+    qwen, sizes = model.qwen.config, Architecture.of(model)
     text, vision = qwen.text_config, model.qwen.config.vision_config.to_dict()
     rope = text.rope_parameters
-    actions = {f"{token}_{key}_id": None for token in RELEASED_TOKENS.values() for key in _ACTION_KEYS}
+    actions = {f"{token}_{key}_id": None for token in UPSTREAM_PREFIXES.values() for key in _ACTION_KEYS}
     return {
         "model_type": MODEL_TYPE,
         "architectures": ["Qwen2VLForConditionalGeneration"],

@@ -9,11 +9,11 @@ from typing import Any
 from PIL import Image
 
 from vpt.asking import FREE, NONE, REGION
-from vpt.batch import TOWER
-from vpt.build import Parts
+from vpt.batch import VISION_TOWER
+from vpt.build import ModelBundle
 from vpt.config import EvalGenerationConfig, GenerationConfig, TrainConfig
-from vpt.data.build import image_folder
-from vpt.data.images import ImageFolder
+from vpt.data.build import media_store
+from vpt.data.images import MediaStore
 from vpt.data.records import (
     PLACEHOLDER,
     REENCODE_PROMPT,
@@ -23,19 +23,19 @@ from vpt.data.records import (
     Message,
     Record,
 )
-from vpt.errors import ConfigError, DataError, nearest
+from vpt.errors import ConfigError, DataError, did_you_mean
 from vpt.freeze import generation_settings
 from vpt.generate import Generator
-from vpt.search_map import SearchMap, trace_maps
-from vpt.speaker import Answer, Speaker, Step
+from vpt.search_map import SimilarityMap, similarity_maps
+from vpt.speaker import Answer, PerceptionStep, RowState
 
 PICTURES = (".png", ".pdf", ".svg", ".jpg")
 
-Listener = Callable[[Speaker], None]
+StreamCallback = Callable[[RowState], None]
 
 
 @dataclass(frozen=True)
-class Question:
+class ImageQuestion:
     """A question about an image as a model is asked it.
 
     Attributes:
@@ -45,7 +45,7 @@ class Question:
     """
 
     record: Record
-    folder: ImageFolder
+    folder: MediaStore
     image: Image.Image
 
 
@@ -53,32 +53,32 @@ class Question:
 class Reply:
     """An answer and what led to it; as text, the answer."""
 
-    parts: Parts
-    question: Question
+    parts: ModelBundle
+    question: ImageQuestion
     answer: Answer
 
     def __str__(self) -> str:
         return self.answer.text
 
     @property
-    def trace(self) -> list[Step]:
+    def trace(self) -> list[PerceptionStep]:
         """Every request for perception and what came of it."""
         return self.answer.trace
 
-    def maps(self) -> list[SearchMap | None]:
+    def maps(self) -> list[SimilarityMap | None]:
         """For each step of the trace what its control state looked for; None where none steered what was seen."""
-        return trace_maps(self.parts, self.answer, self.question.folder, self.question.image)
+        return similarity_maps(self.parts, self.answer, self.question.folder, self.question.image)
 
     def draw(self, path: str | Path) -> Path:
         """Write a picture: the image, what was selected and seen again, what was looked for. Needs matplotlib."""
-        check_picture(Path(path))
+        check_output_path(Path(path))
         from vpt.evaluation.reply_picture import draw_reply
 
         return draw_reply(self, Path(path))
 
 
 def ask(
-    parts: Parts, image: str | Path, question: str, *, prompted: bool | None = None, listener: Listener | None = None,
+    parts: ModelBundle, image: str | Path, question: str, *, prompted: bool | None = None, listener: StreamCallback | None = None,
     **settings: Any,
 ) -> Reply:  # fmt: skip
     """Answer one question about one image, perceiving meanwhile.
@@ -96,21 +96,23 @@ def ask(
         ConfigError: for a setting that does not exist or an action that the model lacks.
         DataError: for an image that cannot be read, or a question that is too long.
     """
-    generation = generation_settings(parts.config, chosen_settings(settings))
-    asked = read_question(parts.config, Path(image), question, hint(parts.config, generation, prompted=prompted))
+    generation = generation_settings(parts.config, parse_settings(settings))
+    asked = build_question(
+        parts.config, Path(image), question, action_prompt(parts.config, generation, prompted=prompted)
+    )
     return reply(parts, asked, generation, listener=listener)
 
 
-def chosen_settings(settings: dict[str, Any]) -> EvalGenerationConfig:
+def parse_settings(settings: dict[str, Any]) -> EvalGenerationConfig:
     """Keyword arguments as settings of generation. Raises ConfigError with the nearest name for one that is none."""
     known = [item.name for item in fields(EvalGenerationConfig)]
     for key in settings:
         if key not in known:
-            raise ConfigError(f"{key} is not a setting of generation{nearest(key, known)}")
+            raise ConfigError(f"{key} is not a setting of generation{did_you_mean(key, known)}")
     return EvalGenerationConfig(**settings)
 
 
-def hint(config: TrainConfig, generation: GenerationConfig, *, prompted: bool | None = None) -> str:
+def action_prompt(config: TrainConfig, generation: GenerationConfig, *, prompted: bool | None = None) -> str:
     """The sentence that, in training, asked for the action that is now forced, or for the only one there was."""
     if not (config.data.prompted if prompted is None else prompted):
         return ""
@@ -120,7 +122,7 @@ def hint(config: TrainConfig, generation: GenerationConfig, *, prompted: bool | 
     return sentences.pop() if len(sentences) == 1 else ""
 
 
-def read_question(config: TrainConfig, image: Path, question: str, sentence: str) -> Question:
+def build_question(config: TrainConfig, image: Path, question: str, sentence: str) -> ImageQuestion:
     """Open the image and write the conversation. Raises DataError where either cannot be used."""
     if not question.strip():
         raise DataError("the question is empty")
@@ -130,30 +132,32 @@ def read_question(config: TrainConfig, image: Path, question: str, sentence: str
         found = "is a folder" if image.is_dir() else "does not exist"
         raise DataError(f"image {image} {found}; give the path of an image file")
     path = image.resolve()
-    folder = replace(image_folder(path.parent, config.data), upright=True)  # a photograph, as its viewer sees it
+    folder = replace(
+        media_store(path.parent, config.data), apply_exif_rotation=True
+    )  # a photograph, as its viewer sees it
     reference, where = ImageRef(path.name), "the question"
     messages = (
         Message("system", SYSTEM_PROMPT),
         Message("user", f"<image>\n{question.strip()} {sentence}".rstrip()),
     )
-    record = Record(messages, {TOWER: (reference,)}, where, question.strip())
-    return Question(record, folder, folder.open(reference, where=where))
+    record = Record(messages, {VISION_TOWER: (reference,)}, where, question.strip())
+    return ImageQuestion(record, folder, folder.original(reference, where=where))
 
 
 def reply(
-    parts: Parts, question: Question, generation: GenerationConfig, *, listener: Listener | None = None
+    parts: ModelBundle, question: ImageQuestion, generation: GenerationConfig, *, listener: StreamCallback | None = None
 ) -> Reply:  # fmt: skip
     """Answer a question that has been read."""
-    generator = Generator.configured(parts.model, parts.encoder, parts.tokenizer, generation)
-    sample = parts.encoder.prompt(question.record, question.folder)
-    (speaker,) = generator.open([sample], [question.folder])
-    for _ in generator.rounds([speaker]):
+    generator = Generator.from_config(parts.model, parts.encoder, parts.tokenizer, generation)
+    sample = parts.encoder.encode_prompt(question.record, question.folder)
+    (speaker,) = generator.start([sample], [question.folder])
+    for _ in generator.steps([speaker]):
         if listener is not None:
             listener(speaker)
-    return Reply(parts, question, generator.finish(speaker))
+    return Reply(parts, question, generator.finalize(speaker))
 
 
-def check_picture(path: Path) -> None:
+def check_output_path(path: Path) -> None:
     """Raises ConfigError where no picture can be written to `path`."""
     if find_spec("matplotlib") is None:
         raise ConfigError("a picture needs matplotlib; type: pip install matplotlib")

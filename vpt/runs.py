@@ -20,7 +20,7 @@ ABSENT, PRESENT = "-", "yes"  # a re-encoder or a source that some of the runs l
 
 
 @dataclass(frozen=True)
-class Run:
+class RunSummary:
     """One run: its folder, its settings, and its results by dotted key, None where it has not ended."""
 
     folder: Path
@@ -28,9 +28,9 @@ class Run:
     results: Mapping[str, float] | None
 
 
-def find_runs(folders: Iterable[Path]) -> list[Run]:
+def find_runs(folders: Iterable[Path]) -> list[RunSummary]:
     """Every run in or below the folders. Raises CheckpointError where there is none."""
-    runs: list[Run] = []
+    runs: list[RunSummary] = []
     for folder in folders:
         found = sorted(path.parent for path in folder.rglob("config.yaml") if (path.parent / "metrics.jsonl").is_file())
         if not found:
@@ -39,14 +39,14 @@ def find_runs(folders: Iterable[Path]) -> list[Run]:
     return runs
 
 
-def read_run(folder: Path) -> Run:
+def read_run(folder: Path) -> RunSummary:
     """Settings and results of one run."""
     settings: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
     summary = folder / "summary.json"
     results = None
     if summary.is_file():
         results = dict(_numbers(json.loads(summary.read_text())))
-    return Run(folder, settings, results)
+    return RunSummary(folder, settings, results)
 
 
 def _numbers(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
@@ -57,7 +57,7 @@ def _numbers(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, f
             yield f"{prefix}{key}", value
 
 
-def differing(trees: Sequence[Any], prefix: str = "") -> Iterator[tuple[str, list[Any]]]:
+def config_diff(trees: Sequence[Any], prefix: str = "") -> Iterator[tuple[str, list[Any]]]:
     """Dotted keys that are not the same in all trees, each with its value in every tree.
 
     A branch that some trees lack is a key of its own; below it, the trees that have it are compared.
@@ -72,10 +72,10 @@ def differing(trees: Sequence[Any], prefix: str = "") -> Iterator[tuple[str, lis
         if not all(branches):
             yield f"{prefix}{key}", [PRESENT if isinstance(value, Mapping) else value for value in values]
         if any(branches):
-            yield from differing(values, f"{prefix}{key}.")
+            yield from config_diff(values, f"{prefix}{key}.")
 
 
-def unfinished(runs: Iterable[Run]) -> list[str]:
+def unfinished_runs(runs: Iterable[RunSummary]) -> list[str]:
     """A sentence for each run without a summary."""
     return [f"{run.folder} has not ended; type its command again to go on" for run in runs if run.results is None]
 

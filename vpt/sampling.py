@@ -26,11 +26,11 @@ class Sampling:
     top_p: float = 1.0
     seed: int = 0
 
-    def dice(self, number: int) -> np.random.Generator:
+    def rng_for(self, number: int) -> np.random.Generator:
         """What row `number` draws from."""
         return np.random.default_rng([self.seed, number])
 
-    def choose(self, logits: Tensor, dice: Sequence[np.random.Generator]) -> list[int]:
+    def sample(self, logits: Tensor, dice: Sequence[np.random.Generator]) -> list[int]:
         """One token for each row of [n, vocabulary], -inf where a token may not be said."""
         if not self.temperature:
             return logits.argmax(dim=-1).tolist()

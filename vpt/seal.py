@@ -14,59 +14,61 @@ from pathlib import Path
 
 from vpt.errors import CheckpointError
 
-SEAL = "SHA256SUMS"
+CHECKSUMS = "SHA256SUMS"
 _SMALL = 1 << 28  # bytes; what is not tensors is read at once
 _LINE = re.compile(r"([0-9a-f]{64})  (.+)")
 
 
-def seal(folder: Path) -> None:
+def write_checksums(folder: Path) -> None:
     """Write the list of all files that `folder` holds now."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SEAL)
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != CHECKSUMS)
     with ThreadPoolExecutor() as pool:
         sums = pool.map(_sha256, files)
-        (folder / SEAL).write_text("".join(f"{sum}  {path.relative_to(folder)}\n" for sum, path in zip(sums, files)))
+        (folder / CHECKSUMS).write_text(
+            "".join(f"{sum}  {path.relative_to(folder)}\n" for sum, path in zip(sums, files))
+        )
 
 
-def plain(folder: Path) -> Path:
+def check_regular_files(folder: Path) -> Path:
     """The folder. Raises CheckpointError where it holds anything but plain files of its own; reads none of them."""
-    strange = _strange(folder)
+    strange = _irregular(folder)
     if strange:
         raise CheckpointError(f"{folder}/{strange}")
     return folder
 
 
-def check(folder: Path) -> None:
+def verify(folder: Path) -> None:
     """Raise CheckpointError with what `damage` finds."""
-    found = damage(folder)
+    found = find_damage(folder)
     if found:
         raise CheckpointError(found)
 
 
-def damage(folder: Path, *, rank: int = 0, ranks: int = 1) -> str:
+def find_damage(folder: Path, *, rank: int = 0, ranks: int = 1) -> str:
     """What is wrong with the files of a checkpoint and what to do about it, or nothing.
 
     Each of several processes reads its share of the files.
     """
-    strange = _strange(folder)
+    strange = _irregular(folder)
     if strange:
         return f"{folder}/{strange}"
-    if not (folder / SEAL).is_file():
+    if not (folder / CHECKSUMS).is_file():
         return ""
-    wanted = _listed(folder / SEAL)
+    wanted = _listed(folder / CHECKSUMS)
     if wanted is None:
-        return f"{folder}/{SEAL} is no list of checksums; copy the checkpoint again"
+        return f"{folder}/{CHECKSUMS} is no list of checksums; copy the checkpoint again"
     for name in sorted(wanted)[rank::ranks]:
         path = folder / name
         there = path.is_file()
         if not there or _sha256(path) != wanted[name]:
             return (
                 f"{path} {'is not what was written there' if there else 'is missing'}; copy the checkpoint again, or "
-                f"remove {folder} and go on from the one before it. Where it was changed on purpose, remove {SEAL}"
+                f"remove {folder} and go on from the one before it. Where it was changed on purpose, remove {CHECKSUMS}"
             )
     return ""
 
 
-def _strange(folder: Path) -> str:
+def _irregular(folder: Path) -> str:
     """The first file that is none, or lies elsewhere: reading it would wait for ever, or read what is not ours."""
     for parent, folders, files in os.walk(folder):
         for name in sorted((*folders, *files)):

@@ -6,23 +6,23 @@ from collections.abc import Callable
 import torch
 from PIL import Image
 
-from vpt.asking import FREE, REGION, Asking, Request
-from vpt.batch import TOWER
+from vpt.asking import FREE, REGION, PerceptionParser, Request
+from vpt.batch import VISION_TOWER
 from vpt.data.records import Message
-from vpt.data.samples import SampleEncoder
-from vpt.data.template import Draft
-from vpt.encoders.base import Look
-from vpt.feeds import Feed, Sight
+from vpt.data.samples import Processor
+from vpt.data.template import EncodedConversation
+from vpt.encoders.base import ProcessedImage
+from vpt.feeds import RowInput, VisualInput
 from vpt.intervention import Intervention
 from vpt.regions import Region
-from vpt.speaker import IGNORED, MENDED, SEEN, Limits, Speaker, Step
+from vpt.speaker import DONE, IGNORED, REPAIRED, GenerationLimits, PerceptionStep, RowState
 
 
-class SecondLook:
+class Perceiver:
     """Shows a row what it has asked for."""
 
     def __init__(
-        self, encoder: SampleEncoder, asking: Asking, decode: Callable[[list[int]], str], limits: Limits,
+        self, encoder: Processor, asking: PerceptionParser, decode: Callable[[list[int]], str], limits: GenerationLimits,
         intervention: Intervention, *, steered: bool,
     ) -> None:  # fmt: skip
         """Args:
@@ -33,82 +33,89 @@ class SecondLook:
         intervention: what is changed about perception.
         steered: whether control states condition what is seen (`num_inner_forward_run` 2).
         """
-        self.encoder, self.asking, self.decode, self.limits = encoder, asking, decode, limits
+        self.processor, self.parser, self.decode, self.limits = encoder, asking, decode, limits
         self.intervention, self.steered = intervention, steered
 
-    def turn(self, speaker: Speaker) -> Feed | None:
+    def perceive(self, speaker: RowState) -> RowInput | None:
         """The user turn that shows what the turn just ended asked for; None where it shows nothing."""
         requests = self._requests(speaker)
-        request = self.asking.shown(requests)
-        if request is None or speaker.image is None or not self._granted(speaker):
+        request = self.parser.select(requests)
+        if request is None or speaker.image is None or not self._allowed(speaker):
             return None
-        speaker.looked = time.perf_counter()
+        speaker.perceived_at = time.perf_counter()
         record = speaker.sample.record
-        own = speaker.folder.full(speaker.image, where=record.where)
+        own = speaker.media.full_resolution(speaker.image, where=record.where)
         image = self.intervention.image(own, record=record)
-        step = self._step(request, MENDED if request.mended else SEEN)
+        step = self._step(request, REPAIRED if request.repaired else DONE)
         if request.region is None:
-            feed = self._reencoded(speaker, None if image is own else image, request, step)
+            feed = self._reencode(speaker, None if image is own else image, request, step)
         else:
             feed = self._region(speaker, image, request, step)
         speaker.trace.extend([*(self._step(other, IGNORED) for other in requests if other is not request), step])
-        speaker.said, speaker.steering, speaker.has_asked = [], [], False
+        speaker.turn_ids, speaker.turn_states, speaker.requested = [], [], False
         speaker.log_probability = 0.0
         return feed
 
-    def unseen(self, speaker: Speaker) -> list[Step]:
+    def ignored(self, speaker: RowState) -> list[PerceptionStep]:
         """What a row asked for in a last turn that was shown nothing."""
         return [self._step(request, IGNORED) for request in self._requests(speaker)]
 
-    def _requests(self, speaker: Speaker) -> list[Request]:
+    def _requests(self, speaker: RowState) -> list[Request]:
         """What a turn asked for; without region tokens, a turn that is nothing but a region in numbers asks for it."""
-        bins, said = self.asking.vocabulary.text_bins, [t for t in speaker.said if t != self.asking.vocabulary.im_end]
+        bins, said = (
+            self.parser.vocabulary.text_bins,
+            [t for t in speaker.turn_ids if t != self.parser.vocabulary.im_end],
+        )
         region = Region.from_numbers(self.decode(said), bins=bins) if bins else None
         if region is None:
-            return self.asking.requests(speaker.said)
-        return [Request(REGION, tuple(said), region, mended=self.decode(said) != region.to_numbers())]
+            return self.parser.parse(speaker.turn_ids)
+        return [Request(REGION, tuple(said), region, repaired=self.decode(said) != region.to_numbers())]
 
-    def _granted(self, speaker: Speaker) -> bool:
+    def _allowed(self, speaker: RowState) -> bool:
         """Whether a turn may be shown what it asked for: numbers cannot be forbidden before they are said."""
-        if self.asking.requests(speaker.said):
+        if self.parser.parse(speaker.turn_ids):
             return True
-        speaker.may_ask -= 1
-        return speaker.may_ask >= 0 and self.limits.action == FREE
+        speaker.actions_left -= 1
+        return speaker.actions_left >= 0 and self.limits.action == FREE
 
-    def _step(self, request: Request, status: str) -> Step:
-        return Step(request.kind, self.decode([*request.said]), status)
+    def _step(self, request: Request, status: str) -> PerceptionStep:
+        return PerceptionStep(request.kind, self.decode([*request.token_ids]), status)
 
-    def _region(self, speaker: Speaker, image: Image.Image, request: Request, step: Step) -> Feed:
+    def _region(self, speaker: RowState, image: Image.Image, request: Request, step: PerceptionStep) -> RowInput:
         """The crop is cut out at full resolution and limited then."""
         assert request.region is not None
-        bins = self.asking.vocabulary.bins
+        bins = self.parser.vocabulary.bins
         region = self.intervention.region(request.region, image.size, bins=bins, record=speaker.sample.record)
         step.box = region.to_box(image.size, bins=bins, margin=self.limits.crop_margin)
-        look = self.encoder.prepare(TOWER, speaker.folder.limit(image.crop(step.box)))
-        return self._write(speaker, TOWER, look, step)
+        look = self.processor.apply_transform(VISION_TOWER, speaker.media.resize(image.crop(step.box)))
+        return self._user_turn(speaker, VISION_TOWER, look, step)
 
-    def _reencoded(self, speaker: Speaker, other: Image.Image | None, request: Request, step: Step) -> Feed:
+    def _reencode(
+        self, speaker: RowState, other: Image.Image | None, request: Request, step: PerceptionStep
+    ) -> RowInput:
         """The row's own image may have been seen before, and what was seen kept; any other one is prepared."""
         assert speaker.image is not None
-        states = torch.stack(speaker.steering)
+        states = torch.stack(speaker.turn_states)
         step.state_norm = states.float().norm(dim=-1).mean().item()
-        speaker.states.append(states)
+        speaker.control_states.append(states)
         if other is not None:
-            look = self.encoder.prepare(request.kind, speaker.folder.limit(other))
+            look = self.processor.apply_transform(request.kind, speaker.media.resize(other))
         else:
             sources = {request.kind: (speaker.image,)}
-            [(_, look)] = self.encoder.look(sources, speaker.folder, where=speaker.sample.record.where)[request.kind]
-        return self._write(speaker, request.kind, look, step)
+            [(_, look)] = self.processor.process_images(sources, speaker.media, where=speaker.sample.record.where)[
+                request.kind
+            ]
+        return self._user_turn(speaker, request.kind, look, step)
 
-    def _write(self, speaker: Speaker, source: str, look: Look, step: Step) -> Feed:
+    def _user_turn(self, speaker: RowState, source: str, look: ProcessedImage, step: PerceptionStep) -> RowInput:
         """End the assistant's turn, show an image, and open the next one."""
         step.visual_tokens = look.tokens if self.intervention.perceives else 0
-        template = self.encoder.template
-        name = "image" if source == TOWER else f"{template.encoder_tokens[source]}_image"
-        draft = Draft(ids=[self.asking.vocabulary.im_end], labels=[0])
-        template.write(draft, (Message("user", f"<{name}>"),), {source: [step.visual_tokens]})
-        template.open_answer(draft)
+        template = self.processor.chat_template
+        name = "image" if source == VISION_TOWER else f"{template.encoder_tokens[source]}_image"
+        draft = EncodedConversation(ids=[self.parser.vocabulary.im_end], labels=[0])
+        template.encode(draft, (Message("user", f"<{name}>"),), {source: [step.visual_tokens]})
+        template.add_generation_prompt(draft)
         if not self.intervention.perceives:
-            return Feed(draft.ids)
-        steering = torch.stack(speaker.steering) if self.steered and source != TOWER else None
-        return Feed(draft.ids, Sight(draft.blocks[0], look, steering, speaker.sample.record))
+            return RowInput(draft.ids)
+        steering = torch.stack(speaker.turn_states) if self.steered and source != VISION_TOWER else None
+        return RowInput(draft.ids, VisualInput(draft.blocks[0], look, steering, speaker.sample.record))

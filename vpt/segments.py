@@ -21,10 +21,10 @@ MaskMode = Literal["zero", "bottleneck"]
 
 
 @dataclass(frozen=True)
-class CachedRun:
+class CachedSpan:
     """Keys of positions [start, stop) of a row, as its segment number `step` left them."""
 
-    step: int
+    segment: int
     start: int
     stop: int
 
@@ -44,15 +44,15 @@ class Segment:
 
     start: int
     stop: int
-    sees: tuple[CachedRun, ...] = ()
-    known: int = 0
+    attends_to: tuple[CachedSpan, ...] = ()
+    resolved_actions: int = 0
     zeroed: tuple[Span, ...] = ()
-    reads: tuple[int, ...] = ()
-    hides: tuple[int, int, int] | None = None
-    joined: bool = False
+    control_positions: tuple[int, ...] = ()
+    hidden_span: tuple[int, int, int] | None = None
+    same_stage: bool = False
 
 
-def cut(row: Row, *, inner_forward: InnerForward, passes: int, mode: MaskMode) -> list[Segment]:
+def split_segments(row: Row, *, inner_forward: InnerForward, passes: int, mode: MaskMode) -> list[Segment]:
     """Cut a row into segments, in the order in which they run.
 
     Args:
@@ -64,28 +64,28 @@ def cut(row: Row, *, inner_forward: InnerForward, passes: int, mode: MaskMode) -
     if passes == 1 or not row.actions:
         return [Segment(0, row.length)]
     if inner_forward == "full":
-        return _cut_full(row, mode)
-    return _SharedCut(row, mode).segments
+        return _split_full(row, mode)
+    return _SharedSplit(row, mode).segments
 
 
 def by_stage(segments: list[Segment]) -> list[list[Segment]]:
     """The segments of a row, those of one stage together."""
     stages: list[list[Segment]] = []
     for segment in segments:
-        if segment.joined:
+        if segment.same_stage:
             stages[-1].append(segment)
         else:
             stages.append([segment])
     return stages
 
 
-def _reads(row: Row, number: int) -> tuple[int, ...]:
+def _control_positions(row: Row, number: int) -> tuple[int, ...]:
     """Positions just before each control token of action `number`: they predict it, their states steer it."""
     action = row.actions[number]
     return tuple(range(action.start - 1, action.start - 1 + action.count))
 
 
-def _cut_full(row: Row, mode: MaskMode) -> list[Segment]:
+def _split_full(row: Row, mode: MaskMode) -> list[Segment]:
     passes = []
     control = row.actions[0].start
     for known in range(len(row.actions) + 1):
@@ -94,30 +94,30 @@ def _cut_full(row: Row, mode: MaskMode) -> list[Segment]:
             Segment(
                 0,
                 row.length,
-                known=known,
+                resolved_actions=known,
                 zeroed=masked if mode == "zero" else (),
-                reads=_reads(row, known) if known < len(row.actions) else (),
-                hides=(control + 1, masked[0][0], control) if masked and mode == "bottleneck" else None,
+                control_positions=_control_positions(row, known) if known < len(row.actions) else (),
+                hidden_span=(control + 1, masked[0][0], control) if masked and mode == "bottleneck" else None,
             )
         )
     return passes
 
 
 @dataclass
-class _SharedCut:
+class _SharedSplit:
     """Walks along a row and cuts it; the fields say what has been cached so far."""
 
     row: Row
     mode: MaskMode
     segments: list[Segment] = field(default_factory=list)
-    cached: list[CachedRun] = field(default_factory=list)
+    cached: list[CachedSpan] = field(default_factory=list)
     cursor: int = 0
     zeroed: tuple[Span, ...] = ()
 
     def __post_init__(self) -> None:
         joined = False
         for number, action in enumerate(self.row.actions):
-            reads = _reads(self.row, number)
+            reads = _control_positions(self.row, number)
             # The later control states are read over plain control tokens, whose keys are not kept.
             self._run_to(reads[-1] + 1, known=number, reads=reads, kept=action.start, joined=joined)
             joined = number == 0 and bool(self.row.masked) and self._mask(action.start)
@@ -128,9 +128,17 @@ class _SharedCut:
     ) -> None:
         sees = tuple(self.cached)
         kept = stop if kept is None else kept
-        self.cached.append(CachedRun(len(self.segments), self.cursor, kept))
+        self.cached.append(CachedSpan(len(self.segments), self.cursor, kept))
         self.segments.append(
-            Segment(self.cursor, stop, sees=sees, known=known, zeroed=self.zeroed, reads=reads, joined=joined)
+            Segment(
+                self.cursor,
+                stop,
+                attends_to=sees,
+                resolved_actions=known,
+                zeroed=self.zeroed,
+                control_positions=reads,
+                same_stage=joined,
+            )
         )
         self.cursor = kept
 
@@ -145,7 +153,7 @@ class _SharedCut:
             self.cursor = start
         else:  # the control token is the last to see what is hidden
             self._run_to(control + 1, known=1)
-        before = CachedRun(0, 0, start)
+        before = CachedSpan(0, 0, start)
         self.cached = [before, *(run for run in self.cached if self.mode == "bottleneck" and run.start >= control)]
         if not start:
             self.cached = self.cached[1:]

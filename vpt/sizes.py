@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vpt.errors import CheckpointError, reading
+from vpt.errors import CheckpointError, wrap_read_errors
 from vpt.model import VPTModel
 
 QWEN = "qwen"  # the file of the language model's configuration; encoders' files carry their names
@@ -19,14 +19,14 @@ _NOT_SIZES = ("auto_map", "attn_implementation", "_attn_implementation", "_attn_
 
 
 @dataclass(frozen=True)
-class Sizes:
+class Architecture:
     """transformers' configurations, as dictionaries, of Qwen (`qwen`) and of each re-encoder that has its own."""
 
     qwen: dict[str, Any]
     encoders: dict[str, dict[str, Any]]
 
     @classmethod
-    def of(cls, model: VPTModel) -> "Sizes":
+    def of(cls, model: VPTModel) -> "Architecture":
         """Those of a model."""
         visions = {name: model.encoder(name).vision for name in model.encoders}
         encoders = {name: vision.config.to_diff_dict() for name, vision in visions.items() if vision is not None}
@@ -39,11 +39,11 @@ class Sizes:
             (folder / f"{name}.json").write_text(json.dumps(config, indent=1, sort_keys=True))
 
     @classmethod
-    def load(cls, folder: Path) -> "Sizes":
+    def load(cls, folder: Path) -> "Architecture":
         """What `save` wrote. Raises CheckpointError where that is missing or broken."""
         found: dict[str, dict[str, Any]] = {}
         for path in sorted(folder.glob("*.json")):
-            with reading(path, FIX):
+            with wrap_read_errors(path, FIX):
                 found[path.stem] = json.loads(path.read_text(encoding="utf-8"))
                 if not isinstance(found[path.stem], dict):
                     raise ValueError("it is not an object of keys and values")
@@ -51,7 +51,7 @@ class Sizes:
             raise CheckpointError(f"{folder / QWEN}.json is missing; {FIX}")
         return cls(found.pop(QWEN), found)
 
-    def check(self, where: Path, *, tensors: int) -> None:
+    def validate(self, where: Path, *, tensors: int) -> None:
         """Refuse what no model has, before anything is built of it. Raises CheckpointError.
 
         Args:

@@ -6,14 +6,14 @@ import numpy as np
 from torch import Tensor
 
 from vpt.asking import FREE
-from vpt.data.images import ImageFolder
+from vpt.data.images import MediaStore
 from vpt.data.references import ImageRef
 from vpt.data.samples import Sample
-from vpt.feeds import Feed
+from vpt.feeds import RowInput
 
 
 @dataclass(frozen=True)
-class Limits:
+class GenerationLimits:
     """What an answer may do, and how far it may go.
 
     Attributes:
@@ -32,14 +32,14 @@ class Limits:
     crop_margin: int = 0
     action: str = FREE
     stop: tuple[int, ...] = ()
-    released: bool = False
+    upstream: bool = False
 
 
-SEEN, MENDED, IGNORED = "seen", "mended", "ignored"
+DONE, REPAIRED, IGNORED = "done", "repaired", "ignored"
 
 
 @dataclass
-class Step:
+class PerceptionStep:
     """One request for perception and what came of it.
 
     Attributes:
@@ -53,8 +53,8 @@ class Step:
     """
 
     kind: str
-    said: str = ""
-    status: str = SEEN
+    requested: str = ""
+    status: str = DONE
     box: tuple[int, int, int, int] | None = None
     state_norm: float | None = None
     visual_tokens: int = 0
@@ -72,14 +72,14 @@ class Answer:
 
     text: str
     ids: list[int]
-    trace: list[Step]
+    trace: list[PerceptionStep]
     complete: bool
     states: list[Tensor] = field(default_factory=list)
     confidence: float = 1.0
 
 
 @dataclass
-class Speaker:
+class RowState:
     """One row: where it is, what it has said, what it feeds next (None: it has ended).
 
     Attributes:
@@ -96,27 +96,27 @@ class Speaker:
     """
 
     sample: Sample
-    folder: ImageFolder
-    dice: np.random.Generator
+    media: MediaStore
+    rng: np.random.Generator
     position: int
-    may_ask: int = 0
-    has_asked: bool = False
-    opening: list[tuple[int, ...]] = field(default_factory=list)
-    feed: Feed | None = None
-    said: list[int] = field(default_factory=list)
-    ids: list[int] = field(default_factory=list)
+    actions_left: int = 0
+    requested: bool = False
+    forced_prefix: list[tuple[int, ...]] = field(default_factory=list)
+    next_input: RowInput | None = None
+    turn_ids: list[int] = field(default_factory=list)
+    output_ids: list[int] = field(default_factory=list)
     log_probability: float = 0.0
-    trace: list[Step] = field(default_factory=list)
-    asking: str | None = None
-    steering: list[Tensor] = field(default_factory=list)
-    states: list[Tensor] = field(default_factory=list)
-    looked: float | None = None
+    trace: list[PerceptionStep] = field(default_factory=list)
+    pending_action: str | None = None
+    turn_states: list[Tensor] = field(default_factory=list)
+    control_states: list[Tensor] = field(default_factory=list)
+    perceived_at: float | None = None
     complete: bool = False
 
-    def say(self, *tokens: int) -> None:
+    def append(self, *tokens: int) -> None:
         """Take tokens into the turn."""
-        self.said.extend(tokens)
-        self.ids.extend(tokens)
+        self.turn_ids.extend(tokens)
+        self.output_ids.extend(tokens)
 
     @property
     def image(self) -> ImageRef | None:

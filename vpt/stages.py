@@ -7,13 +7,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vpt.attention import Hidden, Layout
+from vpt.attention import AttentionLayout, Hidden
 from vpt.batch import Row, Span
 from vpt.segments import Segment, by_stage
 
 
 @dataclass
-class Perceived:
+class VisualInsert:
     """Tokens of one source that a stage fills in.
 
     Attributes:
@@ -25,7 +25,7 @@ class Perceived:
     """
 
     source: str
-    at: Tensor
+    positions: Tensor
     tokens: Tensor
     block: Tensor
     states: Tensor | None
@@ -47,17 +47,17 @@ class Stage:
     """
 
     tokens: Tensor
-    layout: Layout
-    control_at: Tensor
-    control_state: Tensor
-    perceived: list[Perceived]
+    layout: AttentionLayout
+    control_positions: Tensor
+    control_sources: Tensor
+    inserts: list[VisualInsert]
     zeroed: Tensor
-    asked: Tensor | None
-    reads: Tensor
+    logits_to_keep: Tensor | None
+    control_outputs: Tensor
 
 
 @dataclass
-class Walk:
+class ForwardPlan:
     """The stages of a batch.
 
     Attributes:
@@ -67,8 +67,8 @@ class Walk:
     """
 
     stages: list[Stage]
-    cached: Tensor
-    hidden: Tensor
+    kv_index: Tensor
+    output_index: Tensor
 
 
 @dataclass
@@ -79,12 +79,12 @@ class _RowState:
     states: list[list[int]] = field(default_factory=list)  # one list of state numbers for each action
 
 
-class Planner:
+class ForwardPlanner:
     """Turns rows cut into segments into stages of index tensors."""
 
     def __init__(
         self, rows: list[Row], segments: list[list[Segment]], token_offsets: dict[str, list[int]], *,
-        asked: np.ndarray | None, device: torch.device | str,
+        logits_to_keep: np.ndarray | None, device: torch.device | str,
     ) -> None:  # fmt: skip
         """Args:
         rows, segments: the batch's rows and the cut of each.
@@ -93,7 +93,7 @@ class Planner:
         device: where the index tensors live.
         """
         self.rows, self.token_offsets, self.device = rows, token_offsets, device
-        self.asked = np.arange(sum(row.length for row in rows)) if asked is None else asked
+        self.logits_to_keep = np.arange(sum(row.length for row in rows)) if logits_to_keep is None else logits_to_keep
         self.segments = [by_stage(cuts) for cuts in segments]
         self.progress = [_RowState() for _ in rows]
         self.cached = self.state_count = 0
@@ -101,23 +101,23 @@ class Planner:
         self.spans: list[Span] = []  # of each stage, its keys among all that are cached
         self.reads: list[list[int]] = []  # of each stage, the positions in it that are control states
 
-    def walk(self) -> Walk:
+    def plan(self) -> ForwardPlan:
         """Lay out every stage in turn."""
         stages = [self._stage(number) for number in range(max(map(len, self.segments)))]
-        hidden = self._narrow(stages)
-        return Walk(stages, self._tensor(self.last_keys), self._tensor(hidden))
+        hidden = self._select_outputs(stages)
+        return ForwardPlan(stages, self._tensor(self.last_keys), self._tensor(hidden))
 
-    def _narrow(self, stages: list[Stage]) -> np.ndarray:
+    def _select_outputs(self, stages: list[Stage]) -> np.ndarray:
         """Let each stage return what is asked for and what is read, no more; `Walk.hidden` of that."""
-        keys = self.last_keys[self.asked]
+        keys = self.last_keys[self.logits_to_keep]
         hidden = np.empty_like(keys)
         returned = 0
         for stage, (start, stop), reads in zip(stages, self.spans, self.reads, strict=True):
             here = (start <= keys) & (keys < stop)
             asked = np.union1d(keys[here] - start, reads).astype(np.int64)
             hidden[here] = returned + np.searchsorted(asked, keys[here] - start)
-            stage.asked = None if len(asked) == stop - start else self._tensor(asked)
-            stage.reads = self._tensor(np.searchsorted(asked, reads))
+            stage.logits_to_keep = None if len(asked) == stop - start else self._tensor(asked)
+            stage.control_outputs = self._tensor(np.searchsorted(asked, reads))
             returned += len(asked)
         return hidden
 
@@ -130,7 +130,7 @@ class Planner:
         ]
         lengths = [segment.stop - segment.start for _, segment, _ in parts]
         offsets = np.cumsum([0, *lengths[:-1]]).tolist()
-        filler = _Filler(self.token_offsets)
+        filler = _InsertCollector(self.token_offsets)
         tokens: list[np.ndarray] = []
         keys: list[np.ndarray] = []
         hidden: list[Hidden | None] = []
@@ -139,35 +139,35 @@ class Planner:
             tokens.append(np.arange(row.start + segment.start, row.start + segment.stop))
             own = self.cached + offset
             keys.append(_visible_keys(segment, progress, own))
-            hidden.append(_hidden_run(segment))
+            hidden.append(_hidden_span(segment))
             filler.fill(row, segment, progress, offset)
             self.last_keys[row.start + segment.start : row.start + segment.stop] = np.arange(own, own + len(tokens[-1]))
             progress.segment_at.append((own, segment.start))
-            reads.extend(offset + position - segment.start for position in segment.reads)
-            self._remember(progress, segment)
+            reads.extend(offset + position - segment.start for position in segment.control_positions)
+            self._register_states(progress, segment)
         self.spans.append((self.cached, self.cached + sum(lengths)))
         self.reads.append(reads)
         self.cached += sum(lengths)
         return Stage(
             tokens=self._tensor(np.concatenate(tokens)),
-            layout=Layout(lengths, keys, device=self.device, hidden=hidden),
-            control_at=self._tensor(filler.control_at),
-            control_state=self._tensor(filler.control_state),
-            perceived=filler.perceived(self._tensor),
+            layout=AttentionLayout(lengths, keys, device=self.device, hidden=hidden),
+            control_positions=self._tensor(filler.control_positions),
+            control_sources=self._tensor(filler.control_sources),
+            inserts=filler.inserts(self._tensor),
             zeroed=self._tensor(filler.zeroed),
-            asked=None,
-            reads=self._tensor(reads),
+            logits_to_keep=None,
+            control_outputs=self._tensor(reads),
         )
 
-    def _remember(self, progress: _RowState, segment: Segment) -> None:
+    def _register_states(self, progress: _RowState, segment: Segment) -> None:
         """Number the states that this segment reads: they belong to the action that is not yet known."""
-        if not segment.reads:
+        if not segment.control_positions:
             return
-        while len(progress.states) <= segment.known:
+        while len(progress.states) <= segment.resolved_actions:
             progress.states.append([])
-        numbers = range(self.state_count, self.state_count + len(segment.reads))
-        progress.states[segment.known].extend(numbers)
-        self.state_count += len(segment.reads)
+        numbers = range(self.state_count, self.state_count + len(segment.control_positions))
+        progress.states[segment.resolved_actions].extend(numbers)
+        self.state_count += len(segment.control_positions)
 
     def _tensor(self, values: np.ndarray | list) -> Tensor:
         return torch.from_numpy(np.asarray(values, dtype=np.int64)).to(self.device, non_blocking=True)
@@ -175,41 +175,43 @@ class Planner:
 
 def _visible_keys(segment: Segment, progress: _RowState, own: int) -> np.ndarray:
     runs = []
-    for run in segment.sees:
-        offset, first = progress.segment_at[run.step]
+    for run in segment.attends_to:
+        offset, first = progress.segment_at[run.segment]
         runs.append(np.arange(offset + run.start - first, offset + run.stop - first))
     return np.concatenate([*runs, np.arange(own, own + segment.stop - segment.start)])
 
 
-def _hidden_run(segment: Segment) -> Hidden | None:
-    if segment.hides is None:
+def _hidden_span(segment: Segment) -> Hidden | None:
+    if segment.hidden_span is None:
         return None
-    first, start, stop = segment.hides
+    first, start, stop = segment.hidden_span
     return first - segment.start, start - segment.start, stop - segment.start
 
 
-class _Filler:
+class _InsertCollector:
     """Collects what a stage fills in: control states, perceived tokens, zeros."""
 
     def __init__(self, token_offsets: dict[str, list[int]]) -> None:
         self.token_offsets = token_offsets
-        self.control_at: list[int] = []
-        self.control_state: list[int] = []
+        self.control_positions: list[int] = []
+        self.control_sources: list[int] = []
         self.zeroed: list[int] = []
         self.blocks: dict[tuple[str, int], list[tuple[np.ndarray, np.ndarray, list[int]]]] = {}
 
     def fill(self, row: Row, segment: Segment, progress: _RowState, offset: int) -> None:
         """Note what the segment at `offset` of the stage fills in."""
         shift = offset - segment.start
-        for number, action in enumerate(row.actions[: segment.known]):
+        for number, action in enumerate(row.actions[: segment.resolved_actions]):
             for step, state in enumerate(progress.states[number]):
                 if segment.start <= action.start + step < segment.stop:
-                    self.control_at.append(shift + action.start + step)
-                    self.control_state.append(state)
-        steering = {action.block: progress.states[n] for n, action in enumerate(row.actions[: segment.known])}
+                    self.control_positions.append(shift + action.start + step)
+                    self.control_sources.append(state)
+        steering = {
+            action.block: progress.states[n] for n, action in enumerate(row.actions[: segment.resolved_actions])
+        }
         for number, block in enumerate(row.blocks):
             if segment.start <= block.start and block.start + block.length <= segment.stop:
-                first = self.token_offsets[block.source][block.look]
+                first = self.token_offsets[block.source][block.image]
                 at = np.arange(shift + block.start, shift + block.start + block.length)
                 states = steering.get(number, [])
                 entry = (at, np.arange(first, first + block.length), states)
@@ -217,12 +219,12 @@ class _Filler:
         for start, stop in segment.zeroed:
             self.zeroed.extend(range(shift + max(start, segment.start), shift + min(stop, segment.stop)))
 
-    def perceived(self, tensor: Callable[[np.ndarray], Tensor]) -> list[Perceived]:
+    def inserts(self, tensor: Callable[[np.ndarray], Tensor]) -> list[VisualInsert]:
         """The blocks of the stage, those of one source and one number of control states together."""
         return [
-            Perceived(
+            VisualInsert(
                 source,
-                at=tensor(np.concatenate([at for at, _, _ in entries])),
+                positions=tensor(np.concatenate([at for at, _, _ in entries])),
                 tokens=tensor(np.concatenate([tokens for _, tokens, _ in entries])),
                 block=tensor(np.repeat(np.arange(len(entries)), [len(at) for at, _, _ in entries])),
                 states=tensor(np.array([states for _, _, states in entries])) if count else None,

@@ -95,7 +95,7 @@ class PerceptionVocabulary:
             text_bins=text_bins,
         )
 
-    def released_ids(self, encoder_tokens: Mapping[str, str]) -> dict[str, int]:
+    def upstream_ids(self, encoder_tokens: Mapping[str, str]) -> dict[str, int]:
         """The `*_image_token_id`, `*_action_id` and `*_action_start_id` of the released configurations."""
         return {
             f"{token}_{key}": value
@@ -138,7 +138,7 @@ def region_tokens(region_bins: int) -> list[str]:
     return [REGION_START, REGION_END, *axes]
 
 
-def grow_tokenizer(tokenizer: PreTrainedTokenizerBase, encoder_tokens: list[str], *, region_bins: int) -> int:
+def add_perception_tokens(tokenizer: PreTrainedTokenizerBase, encoder_tokens: list[str], *, region_bins: int) -> int:
     """Teach `tokenizer` the perception vocabulary in place; return how many tokens were new (0 the second time)."""
     acting = region_tokens(region_bins) + [text for token in encoder_tokens for text in action_tokens(token)]
     added = tokenizer.add_tokens([pad_token(token) for token in encoder_tokens], special_tokens=True)
@@ -146,7 +146,7 @@ def grow_tokenizer(tokenizer: PreTrainedTokenizerBase, encoder_tokens: list[str]
     return added + tokenizer.add_tokens([AddedToken(text, normalized=False) for text in acting])
 
 
-def grow_embedding(model: PreTrainedModel, vocabulary_size: int, *, multiple_of: int = 64) -> None:
+def resize_token_embeddings(model: PreTrainedModel, vocabulary_size: int, *, multiple_of: int = 64) -> None:
     """Make room in the embedding table for `vocabulary_size` ids.
 
     Qwen's tables have spare rows after the last id, so new ids usually fit and nothing changes. A table that is too

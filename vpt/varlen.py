@@ -20,7 +20,7 @@ except ImportError:  # before torch 2.10
 _OPTIONS = frozenset(inspect.signature(varlen_attn).parameters) if varlen_attn is not None else frozenset()
 
 
-class Runs:
+class VarlenIndex:
     """Runs of queries and of keys, one after the other; a run of queries attends to the run of keys of its number.
 
     Attributes:
@@ -32,16 +32,16 @@ class Runs:
     def __init__(
         self, queries: Sequence[int], keys: Sequence[int], index: Tensor | None, *, device: torch.device | str
     ) -> None:
-        self.queries, self.keys = (
+        self.cu_seqlens_q, self.cu_seqlens_k = (
             torch.tensor([0, *accumulate(lengths)], dtype=torch.int32).to(device, non_blocking=True)
             for lengths in (queries, keys)
         )
-        self.longest = (max(queries), max(keys))
+        self.max_seqlen = (max(queries), max(keys))
         self.index = index
         self.total = sum(keys)
 
 
-def serves(values: Tensor) -> bool:
+def is_supported(values: Tensor) -> bool:
     """Whether the kernel takes tensors like these: on a GPU of compute capability 8 or more, in half precision."""
     return (
         "window_size" in _OPTIONS
@@ -51,7 +51,9 @@ def serves(values: Tensor) -> bool:
     )
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, runs: Runs, *, causal: bool, scale: float) -> Tensor:
+def varlen_attention(
+    query: Tensor, key: Tensor, value: Tensor, runs: VarlenIndex, *, causal: bool, scale: float
+) -> Tensor:
     """Each run of queries over its run of keys.
 
     Args:
@@ -72,4 +74,4 @@ def attend(query: Tensor, key: Tensor, value: Tensor, runs: Runs, *, causal: boo
         options["enable_gqa"] = shared_by > 1
     elif shared_by > 1:
         key, value = (x.repeat_interleave(shared_by, dim=1) for x in (key, value))
-    return varlen_attn(query, key, value, runs.queries, runs.keys, *runs.longest, **options)  # type: ignore
+    return varlen_attn(query, key, value, runs.cu_seqlens_q, runs.cu_seqlens_k, *runs.max_seqlen, **options)  # type: ignore

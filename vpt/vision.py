@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 Grid = tuple[int, int, int]  # (frames, rows of patches, columns of patches)
 
-BUNDLE = (1024, 32768)  # patches that a frozen tower sees at a time, on a CPU and elsewhere
+MICRO_BATCH_PATCHES = (1024, 32768)  # patches that a frozen tower sees at a time, on a CPU and elsewhere
 
 
 class AttentionGroups:
@@ -92,7 +92,7 @@ def _permute(x: Tensor, order: Tensor, unit: int) -> Tensor:
     return x.unflatten(0, (-1, unit))[order].flatten(0, 1)
 
 
-def see(visual: Any, pixels: Tensor, grids: list[Grid]) -> Tensor:
+def vision_forward(visual: Any, pixels: Tensor, grids: list[Grid]) -> Tensor:
     """Image tokens of many images (or videos) through a Qwen2-VL or Qwen2.5-VL tower.
 
     Args:
@@ -104,20 +104,20 @@ def see(visual: Any, pixels: Tensor, grids: list[Grid]) -> Tensor:
         [sum of t * h * w / merge**2, hidden]: the merged embeddings, image after image.
     """
     if torch.is_grad_enabled() or len(grids) == 1:
-        return _walk(visual, pixels, grids)
+        return _forward(visual, pixels, grids)
     # Nothing is kept for a backward pass: equal images go together, no more of them than caches hold well.
     patches = [math.prod(grid) for grid in grids]
     parts = pixels.split(patches)
     merged: list[Tensor] = [pixels] * len(grids)
-    for chosen in _bundles(grids, limit=BUNDLE[pixels.device.type != "cpu"]):
-        out = _walk(visual, torch.cat([parts[i] for i in chosen]), [grids[i] for i in chosen])
+    for chosen in _micro_batches(grids, limit=MICRO_BATCH_PATCHES[pixels.device.type != "cpu"]):
+        out = _forward(visual, torch.cat([parts[i] for i in chosen]), [grids[i] for i in chosen])
         lengths = [patches[i] // visual.config.spatial_merge_size**2 for i in chosen]
         for number, part in zip(chosen, out.split(lengths), strict=True):
             merged[number] = part
     return torch.cat(merged)
 
 
-def _bundles(grids: list[Grid], *, limit: int) -> Iterator[list[int]]:
+def _micro_batches(grids: list[Grid], *, limit: int) -> Iterator[list[int]]:
     """Numbers of images of about `limit` patches together, sorted by shape."""
     bundle: list[int] = []
     held = 0
@@ -131,7 +131,7 @@ def _bundles(grids: list[Grid], *, limit: int) -> Iterator[list[int]]:
     yield bundle
 
 
-def _walk(visual: Any, pixels: Tensor, grids: list[Grid]) -> Tensor:
+def _forward(visual: Any, pixels: Tensor, grids: list[Grid]) -> Tensor:
     config = visual.config
     merge = config.spatial_merge_size
     embedding: Tensor = visual.patch_embed.proj.weight

@@ -14,13 +14,13 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from vpt.errors import CheckpointError, reading
+from vpt.errors import CheckpointError, wrap_read_errors
 
 _INDEXED = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _SINGLE = ("model.safetensors", "pytorch_model.bin")
 
 
-class TensorFolder(Mapping[str, Tensor]):
+class LazyStateDict(Mapping[str, Tensor]):
     """Name -> tensor; a tensor is read from the disk when it is asked for."""
 
     def __init__(self, folder: Path, files: Sequence[Path] | None = None) -> None:
@@ -31,20 +31,20 @@ class TensorFolder(Mapping[str, Tensor]):
         self.folder = folder
         self._home: dict[str, list[Mapping[str, Tensor]]] = {}
         for file in weight_files(folder) if files is None else files:
-            opened = _SafeFile(file) if file.suffix == ".safetensors" else _load_bin(file)
+            opened = SafetensorsFile(file) if file.suffix == ".safetensors" else _load_bin(file)
             for name in opened:
                 self._home.setdefault(name, []).append(opened)
-        with reading(folder, "copy it again"):
+        with wrap_read_errors(folder, "copy it again"):
             self.shapes = {name: self._shape(name) for name in self._home}
 
     def __getitem__(self, name: str) -> Tensor:
         home = self._home[name]
-        return home[0][name] if len(home) == 1 else _assembled(name, home)
+        return home[0][name] if len(home) == 1 else _join_shards(name, home)
 
     def _shape(self, name: str) -> list[int]:
         """From the headers alone. Raises ValueError where a tensor's slices are not all there."""
         home = self._home[name]
-        files = [file for file in home if isinstance(file, _SafeFile)]
+        files = [file for file in home if isinstance(file, SafetensorsFile)]
         if not files:
             return list(home[0][name].shape)
         slices = {tuple(file.offsets(name)): file.shape(name) for file in files}
@@ -66,7 +66,7 @@ def weight_files(folder: Path) -> list[Path]:
     files = [folder / name for name in _SINGLE if (folder / name).is_file()][:1]
     for name in _INDEXED if not files else ():
         if (folder / name).is_file():
-            with reading(folder / name, "copy it again"):
+            with wrap_read_errors(folder / name, "copy it again"):
                 index = json.loads((folder / name).read_text(encoding="utf-8"))
                 files = [folder / Path(shard).name for shard in sorted(set(index["weight_map"].values()))]
             break
@@ -80,11 +80,11 @@ def weight_files(folder: Path) -> list[Path]:
     return files
 
 
-class _SafeFile(Mapping[str, Tensor]):
+class SafetensorsFile(Mapping[str, Tensor]):
     """One safetensors file, mapped into memory."""
 
     def __init__(self, file: Path) -> None:
-        with reading(file, "use an older checkpoint, or copy it again"):
+        with wrap_read_errors(file, "use an older checkpoint, or copy it again"):
             self._open = safe_open(file, framework="pt")
             self._names = list(self._open.keys())
             self._slices = json.loads((self._open.metadata() or {}).get("DCP_SHARDING_INFO", "{}"))
@@ -107,9 +107,9 @@ class _SafeFile(Mapping[str, Tensor]):
         return len(self._names)
 
 
-def _assembled(name: str, files: Sequence[Mapping[str, Tensor]]) -> Tensor:
+def _join_shards(name: str, files: Sequence[Mapping[str, Tensor]]) -> Tensor:
     """A tensor of which several processes have saved a slice each."""
-    slices = [(file.offsets(name), file[name]) for file in files if isinstance(file, _SafeFile)]
+    slices = [(file.offsets(name), file[name]) for file in files if isinstance(file, SafetensorsFile)]
     ends = [[begin + size for begin, size in zip(offsets, part.shape)] for offsets, part in slices]
     whole = slices[0][1].new_empty([max(end) for end in zip(*ends)])
     for (offsets, part), end in zip(slices, ends):
@@ -129,7 +129,7 @@ def _load_bin(file: Path) -> dict[str, Tensor]:
     return loaded
 
 
-def own_tensors(model: nn.Module) -> dict[str, Tensor]:
+def unique_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """The state dict with tied weights once: the first name stays."""
     seen: set[int] = set()
     own = {}
@@ -140,19 +140,19 @@ def own_tensors(model: nn.Module) -> dict[str, Tensor]:
     return own
 
 
-def full(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """The whole of a tensor that may be sharded. A collective where it is."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def like(tensor: Tensor, own: Tensor) -> Tensor:
+def shard_like(tensor: Tensor, own: Tensor) -> Tensor:
     """A whole tensor as `own` is: this process's slice of it where `own` is sharded. No collective."""
     if not isinstance(own, DTensor):
         return tensor
     return distribute_tensor(tensor, own.device_mesh, own.placements, src_data_rank=None)
 
 
-def fill(
+def load_state_dict(
     model: nn.Module, tensors: Mapping[str, Tensor], *, where: Path, names: Mapping[str, str] | None = None
 ) -> None:
     """Copy tensors into a model, all of them into all of it.
@@ -166,15 +166,15 @@ def fill(
     Raises:
         CheckpointError: lists what is missing, unexpected, or of another shape. The model is as before then.
     """
-    own = own_tensors(model)
+    own = unique_state_dict(model)
     names = names if names is not None else {name: name for name in tensors}
-    check_fit({name: tensors[stored].shape for name, stored in names.items()}, own, where=where, names=names)
+    check_state_dict({name: tensors[stored].shape for name, stored in names.items()}, own, where=where, names=names)
     with torch.no_grad():
         for name, stored in names.items():
-            own[name].copy_(like(tensors[stored], own[name]))
+            own[name].copy_(shard_like(tensors[stored], own[name]))
 
 
-def check_fit(
+def check_state_dict(
     stored: Mapping[str, Sequence[int]], own: Mapping[str, Tensor], *, where: Path,
     names: Mapping[str, str] | None = None,
 ) -> None:  # fmt: skip
@@ -188,7 +188,7 @@ def check_fit(
     """
     missing = [name for name in own if name not in stored]
     unexpected = [names[name] if names else name for name in stored if name not in own]
-    shapes = wrong_shapes({name: shape for name, shape in stored.items() if name in own}, own)
+    shapes = shape_mismatches({name: shape for name, shape in stored.items() if name in own}, own)
     problems = [
         f"{kind}: {', '.join(sorted(found))}"
         for kind, found in (("missing", missing), ("unexpected", unexpected), ("other shape", shapes))
@@ -198,7 +198,7 @@ def check_fit(
         raise CheckpointError(f"{where} does not fit the model; " + "; ".join(problems))
 
 
-def wrong_shapes(stored: Mapping[str, Sequence[int]], own: Mapping[str, Tensor]) -> list[str]:
+def shape_mismatches(stored: Mapping[str, Sequence[int]], own: Mapping[str, Tensor]) -> list[str]:
     """Which stored tensors, by name and shape, have another shape than the model's."""
     return [
         f"{name} {list(shape)} instead of {list(own[name].shape)}"

@@ -48,11 +48,11 @@ class World:
         return cls()
 
     @property
-    def main(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this is rank 0."""
         return self.rank == 0
 
-    def gather(self, values: list[int]) -> Tensor:
+    def all_gather(self, values: list[int]) -> Tensor:
         """The same number of integers from every rank, [size, n], on the CPU. One collective."""
         return self._gather(torch.tensor(values, dtype=torch.int64))
 
@@ -63,24 +63,24 @@ class World:
         dist.all_gather(everyone, mine)
         return torch.stack(everyone)
 
-    def sum(self, values: Tensor) -> Tensor:
+    def all_reduce(self, values: Tensor) -> Tensor:
         """The sum over ranks, on the device of `values`."""
         if self.size > 1:
             dist.all_reduce(values)
         return values
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Until every rank is here."""
-        self.gather([0])
+        self.all_gather([0])
 
-    def said_by_main(self, value: int) -> int:
+    def broadcast(self, value: int) -> int:
         """What rank 0 says: file systems may show other ranks another state of a folder."""
-        return int(self.gather([value])[0, 0])
+        return int(self.all_gather([value])[0, 0])
 
-    def texts(self, text: str) -> list[str]:
+    def all_gather_text(self, text: str) -> list[str]:
         """One text from each rank, on every rank."""
         data = text.encode()
-        lengths = self.gather([len(data)]).flatten().tolist()
+        lengths = self.all_gather([len(data)]).flatten().tolist()
         padded = torch.from_numpy(np.frombuffer(data.ljust(max(*lengths, 1)), dtype=np.uint8).copy())
         rows = self._gather(padded).numpy()
         return [row[:length].tobytes().decode() for row, length in zip(rows, lengths, strict=True)]
@@ -96,7 +96,7 @@ def _slurm_address(environment: Mapping[str, str]) -> str:
 
 
 @contextmanager
-def joined(*, device: str, always: bool = False) -> Iterator[World]:
+def init_process_group(*, device: str, always: bool = False) -> Iterator[World]:
     """Meet the other processes of this run and leave them at the end.
 
     Args:

@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from vpt.bench.figures import Figure, write
+from vpt.bench.figures import Measurement, write
 
 GROUPS = ("passes", "rows", "arithmetic", "memory", "answering", "seeing", "loading")
 
 
-def measure(groups: list[str]) -> list[Figure]:
+def measure(groups: list[str]) -> list[Measurement]:
     """The figures of each group. A group whose packages are not installed is left out, and said so."""
     figures = []
     for group in tqdm(groups, unit="group", leave=False):

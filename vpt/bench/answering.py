@@ -9,16 +9,16 @@ import torch
 from PIL import Image
 from transformers import DynamicCache
 
-from vpt.attention import SEGMENTS
+from vpt.attention import SEGMENT_ATTENTION
 from vpt.bench import theirs
 from vpt.bench.composed import composed
-from vpt.bench.figures import ROUNDS, Figure, Side, ratio, timed, worst
-from vpt.build import build
-from vpt.data.images import ImageFolder
-from vpt.data.packing import pack
+from vpt.bench.figures import ROUNDS, Measurement, Timed, ratio, timed, worst_of
+from vpt.build import build_model
+from vpt.data.images import MediaStore
+from vpt.data.packing import collate
 from vpt.data.records import parse_record
 from vpt.generate import Generator
-from vpt.speaker import Limits
+from vpt.speaker import GenerationLimits
 
 NEW_TOKENS = 24
 BATCHES = (1, 8)
@@ -39,9 +39,9 @@ class Answering:
 
     def __init__(self, folder: Path) -> None:
         torch.manual_seed(0)
-        self.parts = build(composed("encoder=[dino]", *SIZES))
+        self.parts = build_model(composed("encoder=[dino]", *SIZES))
         self.model = self.parts.model.eval()
-        self.folder = ImageFolder(folder)
+        self.folder = MediaStore(folder)
         self.prompts = [self._prompt(f"{number}.png") for number in range(max(BATCHES))]
         vocabulary = self.model.vocabulary
         with torch.no_grad():  # logits of zero: no answer ends before its time
@@ -52,32 +52,32 @@ class Answering:
         question = {"role": "user", "content": "<image>\n" + "what is the red shape in the image? " * 4}
         raw = {"messages": [question, {"role": "assistant", "content": "yes"}], "images": [name]}
         record = parse_record(raw, where=name, encoder_tokens={"dino": "detection"})
-        return self.parts.encoder.prompt(record, self.folder)
+        return self.parts.encoder.encode_prompt(record, self.folder)
 
-    def generator(self, limits: Limits) -> Generator:
+    def generator(self, limits: GenerationLimits) -> Generator:
         """Ours."""
         return Generator(self.model, self.parts.encoder, self.parts.tokenizer.decode, limits)
 
-    def ours(self, rows: int) -> Side:
+    def ours(self, rows: int) -> Timed:
         """Answers of `NEW_TOKENS` tokens without perception."""
-        generator = self.generator(Limits(NEW_TOKENS, action="none"))
-        return lambda: generator.answer(self.prompts[:rows], [self.folder] * rows)
+        generator = self.generator(GenerationLimits(NEW_TOKENS, action="none"))
+        return lambda: generator.generate(self.prompts[:rows], [self.folder] * rows)
 
-    def theirs(self, rows: int) -> Side:
+    def theirs(self, rows: int) -> Timed:
         """The same by transformers' `generate`."""
-        return theirs.generate(self.model, pack(self.prompts[:rows]), NEW_TOKENS)
+        return theirs.generate(self.model, collate(self.prompts[:rows]), NEW_TOKENS)
 
     def perceiving(self) -> tuple[float, int]:
         """Seconds from the end of the turn that asks to the first token after what was seen; tokens fed for it."""
-        generator = self.generator(Limits(8, action="dino"))
-        [speaker] = generator.open(self.prompts[:1], [self.folder])
+        generator = self.generator(GenerationLimits(8, action="dino"))
+        [speaker] = generator.start(self.prompts[:1], [self.folder])
         fed = 0
-        for _ in generator.rounds([speaker]):
-            if speaker.feed is not None and speaker.feed.sight is not None:
-                fed = len(speaker.feed.ids)
+        for _ in generator.steps([speaker]):
+            if speaker.next_input is not None and speaker.next_input.visual is not None:
+                fed = len(speaker.next_input.ids)
         return speaker.trace[0].seconds, fed
 
-    def prefill(self, tokens: int) -> Side:
+    def prefill(self, tokens: int) -> Timed:
         """As many text tokens after the same prompt by transformers' own forward, up to the next token's logits."""
         qwen, prompt = self.model.qwen, self.prompts[0].ids[None]
         cache = DynamicCache(config=qwen.config.get_text_config())
@@ -90,14 +90,14 @@ class Answering:
             qwen(input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1)
             if not keep:
                 cache.crop(-ids.shape[1])
-            qwen.set_attn_implementation(SEGMENTS)
+            qwen.set_attn_implementation(SEGMENT_ATTENTION)
 
         feed(torch.full_like(prompt, 100), keep=True)
         more = torch.full((1, tokens), 100)
         return lambda: feed(more)
 
 
-def measure() -> list[Figure]:
+def measure() -> list[Measurement]:
     """Tokens a second of ours / theirs; one perception / prefilling as many tokens."""
     with tempfile.TemporaryDirectory() as folder:
         answering = Answering(Path(folder))
@@ -105,6 +105,6 @@ def measure() -> list[Figure]:
         prefill = answering.prefill(answering.perceiving()[1])
         shares = [answering.perceiving()[0] / timed(prefill) for _ in range(ROUNDS)]
     return [
-        *worst("decode_vs_transformers", rates, bound=1.0, better="higher"),
-        Figure("perceive_vs_prefill", statistics.median(shares), 1.1),
+        *worst_of("decode_vs_transformers", rates, bound=1.0, better="higher"),
+        Measurement("perceive_vs_prefill", statistics.median(shares), 1.1),
     ]

@@ -8,9 +8,9 @@ def composed(*overrides: str) -> TrainConfig:
     from hydra import compose, initialize_config_dir
 
     from vpt import cli
-    from vpt.freeze import freeze, validate
+    from vpt.freeze import resolve_config, validate
 
     with initialize_config_dir(str(cli.CONF), version_base=None):
-        config = freeze(compose("train", overrides=list(overrides)), TrainConfig)
+        config = resolve_config(compose("train", overrides=list(overrides)), TrainConfig)
     validate(config)
     return config

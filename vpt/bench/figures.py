@@ -12,11 +12,11 @@ from torch import nn
 
 ROUNDS = 5
 
-Side = Callable[[], object]
+Timed = Callable[[], object]
 
 
 @dataclass(frozen=True)
-class Figure:
+class Measurement:
     """One line of the table. `better` says on which side of `bound` the value should lie: `lower` or `higher`."""
 
     name: str
@@ -34,14 +34,14 @@ class Figure:
         return f"{self.name:28}{self.value:10.3f}   {sign} {self.bound:<6g} {'ok' if self.ok else 'NOT KEPT'}"
 
 
-def worst(name: str, parts: Mapping[str, float], *, bound: float, better: str = "lower") -> list[Figure]:
+def worst_of(name: str, parts: Mapping[str, float], *, bound: float, better: str = "lower") -> list[Measurement]:
     """A figure of several parts, and the parts."""
     value = max(parts.values()) if better == "lower" else min(parts.values())
     named = {name: value, **{f"{name}.{part}": value for part, value in parts.items()}}
-    return [Figure(part, value, bound, better) for part, value in named.items()]
+    return [Measurement(part, value, bound, better) for part, value in named.items()]
 
 
-def seconds(sides: Mapping[str, Side], *, rounds: int = ROUNDS) -> dict[str, list[float]]:
+def time_in_turns(sides: Mapping[str, Timed], *, rounds: int = ROUNDS) -> dict[str, list[float]]:
     """How long each side takes in each round, the sides in turn.
 
     One unmeasured call of the first one wakes the threads; what the others do for the first time, medians leave out.
@@ -54,7 +54,7 @@ def seconds(sides: Mapping[str, Side], *, rounds: int = ROUNDS) -> dict[str, lis
     return taken
 
 
-def timed(side: Side) -> float:
+def timed(side: Timed) -> float:
     """Seconds that one call takes, the GPU's work included."""
     wait()
     started = time.perf_counter()
@@ -74,13 +74,13 @@ def median_ratio(first: Iterable[float], second: Iterable[float]) -> float:
     return statistics.median(a / b for a, b in zip(first, second, strict=True))
 
 
-def ratio(first: Side, second: Side, *, rounds: int = ROUNDS) -> float:
+def ratio(first: Timed, second: Timed, *, rounds: int = ROUNDS) -> float:
     """Median over rounds of time(first) / time(second), the two in turn."""
-    taken = seconds({"first": first, "second": second}, rounds=rounds)
+    taken = time_in_turns({"first": first, "second": second}, rounds=rounds)
     return median_ratio(taken["first"], taken["second"])
 
 
-def training_step(model: nn.Module, loss: Callable[[], torch.Tensor]) -> Side:
+def training_step(model: nn.Module, loss: Callable[[], torch.Tensor]) -> Timed:
     """Forward and backward, ready to be timed."""
 
     def run() -> None:
@@ -90,7 +90,7 @@ def training_step(model: nn.Module, loss: Callable[[], torch.Tensor]) -> Side:
     return run
 
 
-def write(figures: list[Figure], path: Path) -> None:
+def write(figures: list[Measurement], path: Path) -> None:
     """Leave the figures in a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps([asdict(figure) | {"ok": figure.ok} for figure in figures], indent=1) + "\n")

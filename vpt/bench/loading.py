@@ -8,14 +8,14 @@ import tempfile
 from pathlib import Path
 
 from vpt.bench.composed import composed
-from vpt.bench.figures import Figure
+from vpt.bench.figures import Measurement
 from vpt.training.loop import Trainer
 
 WAITING = "perf/share_waiting_for_data"
 STEPS, WARM_UP = 30, 10  # workers start, and have to get ahead
 
 
-def measure() -> list[Figure]:
+def measure() -> list[Measurement]:
     """The share of the time of a demo step in which the loop waits for its batch."""
     config = composed(
         "+experiment=demo", f"training.steps={STEPS}", "training.log_every=1", "training.eval_every=0",
@@ -26,4 +26,4 @@ def measure() -> list[Figure]:
             Trainer(config, Path(folder)).fit()
         lines = (Path(folder) / "metrics.jsonl").read_text().splitlines()
     waited = [line[WAITING] for line in map(json.loads, lines) if WAITING in line]
-    return [Figure("loader_wait", statistics.mean(waited[WARM_UP:]), 0.05)]
+    return [Measurement("loader_wait", statistics.mean(waited[WARM_UP:]), 0.05)]

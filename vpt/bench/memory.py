@@ -6,16 +6,16 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from vpt.bench.figures import Figure, Side, ratio
-from vpt.bench.models import medium
-from vpt.bench.passes import walked
-from vpt.bench.talks import Talk, batch_of
-from vpt.model import InnerPasses
+from vpt.bench.figures import Measurement, Timed, ratio
+from vpt.bench.models import build_50m
+from vpt.bench.passes import step_with
+from vpt.bench.talks import SyntheticRow, synthetic_batch
+from vpt.model import InnerForwardConfig
 
 ROWS = 4  # with fewer, the gradients are most of it
 
 
-def peak_bytes(model: nn.Module, side: Side) -> int:
+def peak_bytes(model: nn.Module, side: Timed) -> int:
     """The most that is allocated at once during a call, beyond what was before it, gradients apart.
 
     On a CPU as torch's profiler counts every allocation, so that what an allocator keeps for later does not matter.
@@ -34,18 +34,20 @@ def peak_bytes(model: nn.Module, side: Side) -> int:
     return max(accumulate(changes, initial=0))
 
 
-def measure() -> list[Figure]:
+def measure() -> list[Measurement]:
     """A step that recomputes the activations of its decoder layers / one that keeps them: time, and memory."""
-    model = medium()
-    talk = Talk(perceives=True)
+    model = build_50m()
+    talk = SyntheticRow(perceives=True)
 
-    def sides(rows: int) -> tuple[Side, Side]:
-        batch = batch_of(model, [talk] * rows)
-        recomputed, kept = (walked(model, batch, InnerPasses(checkpointing=choice)) for choice in (True, False))
+    def sides(rows: int) -> tuple[Timed, Timed]:
+        batch = synthetic_batch(model, [talk] * rows)
+        recomputed, kept = (
+            step_with(model, batch, InnerForwardConfig(checkpointing=choice)) for choice in (True, False)
+        )
         return recomputed, kept
 
     recomputed, kept = (peak_bytes(model, side) for side in sides(ROWS))
     return [
-        Figure("checkpointing_time", ratio(*sides(1)), 1.4),  # one more forward pass: 4/3
-        Figure("checkpointing_memory", recomputed / kept, 0.8),
+        Measurement("checkpointing_time", ratio(*sides(1)), 1.4),  # one more forward pass: 4/3
+        Measurement("checkpointing_memory", recomputed / kept, 0.8),
     ]

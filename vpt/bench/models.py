@@ -6,12 +6,12 @@ import torch
 from PIL import Image
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
-from vpt.attention import SEGMENTS
-from vpt.batch import TOWER
+from vpt.attention import SEGMENT_ATTENTION
+from vpt.batch import VISION_TOWER
 from vpt.bench.talks import ENCODER, VOCABULARY
-from vpt.encoders.base import BuildContext, Look, View
+from vpt.encoders.base import BuildContext, ImageTransform, ProcessedImage
 from vpt.encoders.dino import DinoEncoder
-from vpt.model import InnerPasses, VPTModel
+from vpt.model import InnerForwardConfig, VPTModel
 
 # About 50 M parameters, nearly all in the language model
 LANGUAGE = {
@@ -27,16 +27,16 @@ BASE_DINO = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads":
 SIDE = 224  # of the image that DINOv2 takes: 16 x 16 patches
 
 
-class NoView(View):
+class NoTransform(ImageTransform):
     """Rows are made of tokens and random pixels; no image is prepared."""
 
-    name = TOWER
+    name = VISION_TOWER
 
-    def prepare(self, image: Image.Image) -> Look:
+    def __call__(self, image: Image.Image) -> ProcessedImage:
         raise NotImplementedError
 
 
-def medium(*, vocabulary: int | None = None, dino: dict[str, Any] | None = None) -> VPTModel:
+def build_50m(*, vocabulary: int | None = None, dino: dict[str, Any] | None = None) -> VPTModel:
     """The model that figures are measured with; its towers are frozen.
 
     Args:
@@ -47,18 +47,18 @@ def medium(*, vocabulary: int | None = None, dino: dict[str, Any] | None = None)
     sizes = {**LANGUAGE, "vocab_size": vocabulary or LANGUAGE["vocab_size"]}
     config = Qwen2VLConfig(
         **sizes, tie_word_embeddings=True, vision_config={**TOWER_SIZES, "hidden_size": sizes["hidden_size"]},
-        bos_token_id=0, eos_token_id=2, attn_implementation=SEGMENTS,
+        bos_token_id=0, eos_token_id=2, attn_implementation=SEGMENT_ATTENTION,
     )  # fmt: skip
     return assemble(Qwen2VLForConditionalGeneration(config), dino=dino or SMALL_DINO, side=SIDE)
 
 
 def assemble(qwen: Qwen2VLForConditionalGeneration, *, dino: dict[str, Any], side: int) -> VPTModel:
     """A language model and a DINOv2, its towers frozen as in training."""
-    context = BuildContext(ENCODER, qwen.config.text_config.hidden_size, NoView())
+    context = BuildContext(ENCODER, qwen.config.text_config.hidden_size, NoTransform())
     encoder = DinoEncoder.build(context, config=dino, weights=None, side=side)
-    model = VPTModel(qwen, {ENCODER: encoder}, vocabulary=VOCABULARY, passes=InnerPasses())
+    model = VPTModel(qwen, {ENCODER: encoder}, vocabulary=VOCABULARY, forward_config=InnerForwardConfig())
     for tower in (qwen.model.visual, encoder.vision):
         tower.requires_grad_(False)
-    for part in encoder.unused():
+    for part in encoder.unused_modules():
         part.requires_grad_(False)
     return model

@@ -5,40 +5,40 @@ from dataclasses import replace
 from torch import Tensor
 
 from vpt.batch import Batch
-from vpt.bench.figures import Figure, Side, median_ratio, seconds, training_step
-from vpt.bench.models import medium
-from vpt.bench.talks import Talk, batch_of
-from vpt.model import InnerPasses, VPTModel
+from vpt.bench.figures import Measurement, Timed, median_ratio, time_in_turns, training_step
+from vpt.bench.models import build_50m
+from vpt.bench.talks import SyntheticRow, synthetic_batch
+from vpt.model import InnerForwardConfig, VPTModel
 
 ROWS = 2
 
 
-def walked(model: VPTModel, batch: Batch, passes: InnerPasses) -> Side:
+def step_with(model: VPTModel, batch: Batch, passes: InnerForwardConfig) -> Timed:
     """A training step of `batch`, walked as `passes` say."""
 
     def loss() -> Tensor:
-        model.passes = passes
-        return model(batch).loss_sum / batch.label_count
+        model.forward_config = passes
+        return model(batch).loss_sum / batch.num_labels
 
     return training_step(model, loss)
 
 
-def measure() -> list[Figure]:
+def measure() -> list[Measurement]:
     """The plain side is the same tokens in one pass, nothing conditioned, with the same logits."""
-    model, talk = medium(), Talk(perceives=True)
-    open_, masked = (batch_of(model, [replace(talk, masked=hidden)] * ROWS) for hidden in (False, True))
-    taken = seconds(
+    model, talk = build_50m(), SyntheticRow(perceives=True)
+    open_, masked = (synthetic_batch(model, [replace(talk, masked=hidden)] * ROWS) for hidden in (False, True))
+    taken = time_in_turns(
         {
-            "plain": walked(model, open_, InnerPasses(num_inner_forward_run=1)),
-            "shared": walked(model, open_, InnerPasses()),
-            "full": walked(model, open_, InnerPasses("full")),
-            "bottleneck": walked(model, masked, InnerPasses(mask_mode="bottleneck")),
-            "zero": walked(model, masked, InnerPasses(mask_mode="zero")),
+            "plain": step_with(model, open_, InnerForwardConfig(num_inner_forward_run=1)),
+            "shared": step_with(model, open_, InnerForwardConfig()),
+            "full": step_with(model, open_, InnerForwardConfig("full")),
+            "bottleneck": step_with(model, masked, InnerForwardConfig(mask_mode="bottleneck")),
+            "zero": step_with(model, masked, InnerForwardConfig(mask_mode="zero")),
         }
     )
     return [
-        Figure("shared_vs_plain", median_ratio(taken["shared"], taken["plain"]), 1.05),
-        Figure("full_vs_shared", median_ratio(taken["full"], taken["shared"]), 1.9, "higher"),
-        Figure("bottleneck_vs_plain", median_ratio(taken["bottleneck"], taken["plain"]), 1.05),
-        Figure("zero_vs_plain", median_ratio(taken["zero"], taken["plain"]), 1.7),
+        Measurement("shared_vs_plain", median_ratio(taken["shared"], taken["plain"]), 1.05),
+        Measurement("full_vs_shared", median_ratio(taken["full"], taken["shared"]), 1.9, "higher"),
+        Measurement("bottleneck_vs_plain", median_ratio(taken["bottleneck"], taken["plain"]), 1.05),
+        Measurement("zero_vs_plain", median_ratio(taken["zero"], taken["plain"]), 1.7),
     ]

@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
-from vpt.batch import Looks
+from vpt.batch import ImageInputs
 from vpt.bench import models
-from vpt.bench.figures import Figure, ratio, training_step
-from vpt.bench.models import medium
-from vpt.bench.talks import ENCODER, Talk, batch_of
+from vpt.bench.figures import Measurement, ratio, training_step
+from vpt.bench.models import build_50m
+from vpt.bench.talks import ENCODER, SyntheticRow, synthetic_batch
 from vpt.config import DataConfig
-from vpt.features import FeatureStore
-from vpt.vision import see
+from vpt.features import FeatureCache
+from vpt.vision import vision_forward
 
 IMAGES = 32
 # (rows, columns) in patches: thumbnails to 448 x 336 pixels
@@ -22,12 +22,12 @@ TOWER_SIZES = {"depth": 4, "embed_dim": 320, "num_heads": 4, "hidden_size": 128,
 SIZES = ((8, 8), (10, 14), (16, 16), (12, 20), (24, 32), (16, 24), (14, 10), (20, 20))
 
 
-def measure() -> list[Figure]:
+def measure() -> list[Measurement]:
     """The tower, and a re-encoder that has been there before."""
     return [vision_tower(), cached_features()]
 
 
-def vision_tower() -> Figure:
+def vision_tower() -> Measurement:
     """Our frozen tower over images of mixed size / transformers' own forward of it, both without gradients."""
     torch.manual_seed(0)
     config = Qwen2VLConfig(
@@ -41,33 +41,33 @@ def vision_tower() -> Figure:
 
     @torch.no_grad()
     def ours() -> None:
-        see(visual, pixels, grids)
+        vision_forward(visual, pixels, grids)
 
     @torch.no_grad()
     def theirs() -> None:
         visual(pixels, grid_thw=torch.tensor(grids))
 
-    return Figure("vision_tower", ratio(ours, theirs), 0.8)
+    return Measurement("vision_tower", ratio(ours, theirs), 0.8)
 
 
-def cached_features() -> Figure:
+def cached_features() -> Measurement:
     """A step whose re-encoder's features are read from disk / computed."""
-    model = medium(dino=models.BASE_DINO)
-    batch = batch_of(model, [Talk(perceives=True)])
-    images, key = batch.looks[ENCODER], "0" * 40
+    model = build_50m(dino=models.BASE_DINO)
+    batch = synthetic_batch(model, [SyntheticRow(perceives=True)])
+    images, key = batch.images[ENCODER], "0" * 40
     with tempfile.TemporaryDirectory() as folder:
-        store = FeatureStore.open(DataConfig(feature_cache=folder), model, precision="fp32")
+        store = FeatureCache.open(DataConfig(feature_cache=folder), model, precision="fp32")
         assert store is not None
         with torch.no_grad():
-            store.keep(replace(images, keys=[key]), model.look({ENCODER: images})[ENCODER])
-        store.finish()
+            store.put(replace(images, cache_keys=[key]), model.encode_images({ENCODER: images})[ENCODER])
+        store.flush()
 
         def found() -> Tensor:
             look = store.get(key)
             assert look is not None
             assert look.features is not None
-            known = Looks(look.pixels, images.tokens, known={0: look.features})
-            return model(replace(batch, looks={**batch.looks, ENCODER: known})).loss_sum
+            known = ImageInputs(look.pixels, images.tokens, cached={0: look.features})
+            return model(replace(batch, images={**batch.images, ENCODER: known})).loss_sum
 
         cached, computed = training_step(model, found), training_step(model, lambda: model(batch).loss_sum)
-        return Figure("cached_features", ratio(cached, computed), 0.8)
+        return Measurement("cached_features", ratio(cached, computed), 0.8)

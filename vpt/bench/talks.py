@@ -7,7 +7,7 @@ from math import prod
 
 import torch
 
-from vpt.batch import IGNORE, TOWER, Action, Batch, Block, Looks, Row
+from vpt.batch import IGNORE_INDEX, VISION_TOWER, Action, Batch, ImageInputs, PlaceholderSpan, Row
 from vpt.model import VPTModel
 from vpt.positions import GridSpan, row_positions
 from vpt.tokens import ActionIds, PerceptionVocabulary
@@ -23,7 +23,7 @@ _WORDS = range(32, 96)  # any tokens
 
 
 @dataclass(frozen=True)
-class Talk:
+class SyntheticRow:
     """One conversation.
 
     Attributes:
@@ -48,11 +48,11 @@ class _Writer:
     model: VPTModel
     ids: list[int] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
-    blocks: list[Block] = field(default_factory=list)
+    blocks: list[PlaceholderSpan] = field(default_factory=list)
     grids: list[GridSpan] = field(default_factory=list)
     seen: dict[str, list[Grid]] = field(default_factory=dict)
 
-    def row(self, talk: Talk) -> Row:
+    def row(self, talk: SyntheticRow) -> Row:
         """Write one conversation."""
         self.ids, self.labels, self.blocks, self.grids = [], [], [], []
         self._say(VOCABULARY.im_start, _USER)
@@ -73,7 +73,7 @@ class _Writer:
 
     def _perceive(self) -> Action:
         ids, encoder = VOCABULARY.actions[ENCODER], self.model.encoder(ENCODER)
-        tokens: int = encoder.view.tokens  # type: ignore[attr-defined]
+        tokens: int = encoder.transform.tokens  # type: ignore[attr-defined]
         self._say(ids.start, learnt=True)
         action = Action(len(self.ids), 1, ENCODER, len(self.blocks))
         self._say(ids.control)
@@ -87,12 +87,12 @@ class _Writer:
     def _show(self, cells: tuple[int, int]) -> None:
         self._say(VOCABULARY.vision_start)
         self.grids.append(GridSpan(len(self.ids), 1, *cells))
-        self._block(TOWER, prod(cells), (1, 2 * cells[0], 2 * cells[1]))
+        self._block(VISION_TOWER, prod(cells), (1, 2 * cells[0], 2 * cells[1]))
         self._say(*[VOCABULARY.image_pad] * prod(cells), VOCABULARY.vision_end)
 
     def _block(self, source: str, tokens: int, grid: Grid) -> None:
         looks = self.seen.setdefault(source, [])
-        self.blocks.append(Block(len(self.ids), tokens, source, len(looks)))
+        self.blocks.append(PlaceholderSpan(len(self.ids), tokens, source, len(looks)))
         looks.append(grid)
 
     def _turn(self) -> None:
@@ -100,10 +100,10 @@ class _Writer:
 
     def _say(self, *ids: int, learnt: bool = False) -> None:
         self.ids.extend(ids)
-        self.labels.extend(ids if learnt else [IGNORE] * len(ids))
+        self.labels.extend(ids if learnt else [IGNORE_INDEX] * len(ids))
 
 
-def batch_of(model: VPTModel, talks: Sequence[Talk]) -> Batch:
+def synthetic_batch(model: VPTModel, talks: Sequence[SyntheticRow]) -> Batch:
     """Conversations packed for a model whose tokens are `VOCABULARY`, on the model's device."""
     writer, rows, start = _Writer(model), [], 0
     ids, labels, positions = [], [], []
@@ -115,17 +115,17 @@ def batch_of(model: VPTModel, talks: Sequence[Talk]) -> Batch:
         ids += writer.ids
         labels += writer.labels
         positions.append(row_positions(row.length, writer.grids))
-    looks = {TOWER: _tower_looks(model, writer.seen[TOWER])}
+    looks = {VISION_TOWER: _tower_looks(model, writer.seen[VISION_TOWER])}
     if ENCODER in writer.seen:
-        view = model.encoder(ENCODER).view
+        view = model.encoder(ENCODER).transform
         count = len(writer.seen[ENCODER])
-        looks[ENCODER] = Looks(torch.randn(count, 3, view.side, view.side), [view.tokens] * count)  # type: ignore[attr-defined]
+        looks[ENCODER] = ImageInputs(torch.randn(count, 3, view.side, view.side), [view.tokens] * count)  # type: ignore[attr-defined]
     batch = Batch(torch.tensor(ids), torch.tensor(labels), torch.cat(positions, dim=1), rows, looks)
     return batch.to(model.device)
 
 
-def _tower_looks(model: VPTModel, grids: list[Grid]) -> Looks:
+def _tower_looks(model: VPTModel, grids: list[Grid]) -> ImageInputs:
     vision = model.qwen.config.vision_config
     values = 3 * vision.temporal_patch_size * vision.patch_size**2
     pixels = torch.randn(sum(prod(grid) for grid in grids), values)
-    return Looks(pixels, [prod(grid) // vision.spatial_merge_size**2 for grid in grids], grids)
+    return ImageInputs(pixels, [prod(grid) // vision.spatial_merge_size**2 for grid in grids], grids)

@@ -4,13 +4,13 @@ import inspect
 
 import torch
 
-from vpt.attention import SEGMENTS
-from vpt.batch import TOWER, Batch
-from vpt.bench.figures import Side
+from vpt.attention import SEGMENT_ATTENTION
+from vpt.batch import VISION_TOWER, Batch
+from vpt.bench.figures import Timed
 from vpt.model import VPTModel
 
 
-def generate(model: VPTModel, batch: Batch, new_tokens: int) -> Side:
+def generate(model: VPTModel, batch: Batch, new_tokens: int) -> Timed:
     """Greedy answers of `new_tokens` tokens.
 
     Args:
@@ -18,7 +18,7 @@ def generate(model: VPTModel, batch: Batch, new_tokens: int) -> Side:
         batch: prompts of one length, each with an image.
         new_tokens: of each answer.
     """
-    qwen, images = model.qwen, batch.looks[TOWER]
+    qwen, images = model.qwen, batch.images[VISION_TOWER]
     ids = batch.input_ids.view(len(batch.rows), -1)
     given = {
         "input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": images.pixels.to(qwen.dtype),
@@ -31,6 +31,6 @@ def generate(model: VPTModel, batch: Batch, new_tokens: int) -> Side:
     def run() -> None:
         qwen.set_attn_implementation("sdpa")
         qwen.generate(**given, do_sample=False, max_new_tokens=new_tokens, pad_token_id=0)
-        qwen.set_attn_implementation(SEGMENTS)
+        qwen.set_attn_implementation(SEGMENT_ATTENTION)
 
     return run

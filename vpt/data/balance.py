@@ -9,18 +9,18 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from vpt.batch import TOWER
-from vpt.data.images import ImageFolder
-from vpt.data.reading import OnError, encode_rows
+from vpt.batch import VISION_TOWER
+from vpt.data.images import MediaStore
+from vpt.data.reading import OnError, encode_samples
 from vpt.data.records import Record
-from vpt.data.samples import SampleEncoder
+from vpt.data.samples import Processor
 from vpt.data.sources import Source
 
 _MEASURED = 8  # records of each source that tell how long its texts and images are
 
 
 @dataclass(frozen=True)
-class Cost:
+class SampleCost:
     """About how many tokens the language model runs for a record, without opening its images.
 
     Every process must know the cost of every row of the global batch, also of rows that only another one will load.
@@ -34,33 +34,33 @@ class Cost:
     per_image: Mapping[str, float]
 
     @classmethod
-    def measure(
-        cls, encoder: SampleEncoder, sources: Sequence[Source], folders: Sequence[ImageFolder],
+    def estimate(
+        cls, encoder: Processor, sources: Sequence[Source], folders: Sequence[MediaStore],
         on_error: OnError = "raise",
-    ) -> "Cost":  # fmt: skip
+    ) -> "SampleCost":  # fmt: skip
         """Learn the averages from a few records of each source."""
         characters = text = 0
         tokens: Counter[str] = Counter()
         images: Counter[str] = Counter()
         for source, folder in zip(sources, folders, strict=True):
             for index in range(0, len(source), max(len(source) // _MEASURED, 1)):
-                [sample], _ = encode_rows([(source, index, folder)], encoder, on_error)
+                [sample], _ = encode_samples([(source, index, folder)], encoder, on_error)
                 if sample is None:
                     continue
-                seen = {name: sum(look.tokens for _, look in looks) for name, looks in sample.looks.items()}
+                seen = {name: sum(look.tokens for _, look in looks) for name, looks in sample.images.items()}
                 tokens.update(seen)
-                images.update({name: len(looks) for name, looks in sample.looks.items()})
+                images.update({name: len(looks) for name, looks in sample.images.items()})
                 text += len(sample.ids) - sum(seen.values())
                 characters += _characters(sample.record)
         typical = {name: tokens[name] / count for name, count in images.items() if count}
         return cls(text / max(characters, 1), typical)
 
-    def of(self, record: Record, *, masked: bool) -> float:
+    def __call__(self, record: Record, *, masked: bool) -> float:
         """The cost of one record. `masked`: what follows the masked span runs twice, if the row looks again at all."""
         average = sum(self.per_image.values()) / max(len(self.per_image), 1)
         perceived = sum(len(images) * self.per_image.get(name, average) for name, images in record.images.items())
         once = self.per_character * _characters(record) + perceived
-        looks_again = any(images for name, images in record.images.items() if name != TOWER)
+        looks_again = any(images for name, images in record.images.items() if name != VISION_TOWER)
         return 2 * once if masked and looks_again else once
 
 
@@ -68,7 +68,7 @@ def _characters(record: Record) -> int:
     return sum(len(message.content) for message in record.messages)
 
 
-def balanced(costs: Sequence[float], *, bins: int, capacity: int) -> list[list[int]]:
+def balance(costs: Sequence[float], *, bins: int, capacity: int) -> list[list[int]]:
     """Spread items over bins: the dearest first, each into the cheapest bin that has room.
 
     Args:

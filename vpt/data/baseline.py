@@ -9,15 +9,15 @@ order stay as they are.
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from vpt.batch import TOWER
+from vpt.batch import VISION_TOWER
 from vpt.data.records import Message, Record, strip_prompts
 from vpt.data.references import ImageRef, Reference
-from vpt.data.turns import Turn, perceptions, read_turns, write_turns
+from vpt.data.turns import Turn, perception_turns, read_turns, write_turns
 from vpt.errors import DataError
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlainLook(ImageRef):
+class TokenMatchedImage(ImageRef):
     """An image to be seen in as many tokens as `like` takes through `source`."""
 
     source: str
@@ -36,27 +36,29 @@ def without_prompts(record: Record) -> Record:
     return replace(record, messages=tuple(messages))
 
 
-def without_perception(record: Record, encoder_tokens: Mapping[str, str], *, plain_looks: bool = False) -> Record:
+def without_perception(
+    record: Record, encoder_tokens: Mapping[str, str], *, token_matched_images: bool = False
+) -> Record:
     """The same questions and answers with no perception in between.
 
     Args:
         record: any conversation; turns that have nothing to do with perception stay.
         encoder_tokens: the re-encoders that it may name, and how they are spelt.
-        plain_looks: put a `PlainLook` in place of each perception.
+        plain_looks: put a `TokenMatchedImage` in place of each perception.
 
     Raises:
         DataError: where what was asked for stands beside text, so that the turn cannot go.
     """
     turns = read_turns(without_prompts(record), encoder_tokens)
-    asking = set(perceptions(turns))
+    asking = set(perception_turns(turns))
     kept: list[Turn] = []
     for number, turn in enumerate(turns):
         if number in asking:
             continue
         if number - 1 in asking:
-            if plain_looks:
-                kept[-1] = _seeing(kept[-1], [_plain(record, *seen) for seen in turn.shows])
-        elif any(source != TOWER for source, _ in turn.shows):
+            if token_matched_images:
+                kept[-1] = _append_images(kept[-1], [_plain(record, *seen) for seen in turn.images])
+        elif any(source != VISION_TOWER for source, _ in turn.images):
             raise DataError(
                 f"{record.where}: message {number} shows a re-encoded image beside text, or nothing asked for it; "
                 "data.perception=false cannot remove it"
@@ -66,12 +68,12 @@ def without_perception(record: Record, encoder_tokens: Mapping[str, str], *, pla
     return write_turns(record, kept)
 
 
-def _plain(record: Record, source: str, like: Reference) -> PlainLook:
-    whole = record.image or like.still
-    return PlainLook(whole.path, whole.crop, whole.turn, source=source, like=like)
+def _plain(record: Record, source: str, like: Reference) -> TokenMatchedImage:
+    whole = record.image or like.frame
+    return TokenMatchedImage(whole.path, whole.crop, whole.transpose, source=source, like=like)
 
 
-def _seeing(turn: Turn, looks: list[PlainLook]) -> Turn:
+def _append_images(turn: Turn, looks: list[TokenMatchedImage]) -> Turn:
     """A user's turn that ends in further images."""
     content = turn.message.content + "\n<image>" * len(looks)
-    return Turn(Message(turn.message.role, content), (*turn.shows, *((TOWER, look) for look in looks)))
+    return Turn(Message(turn.message.role, content), (*turn.images, *((VISION_TOWER, look) for look in looks)))

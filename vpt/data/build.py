@@ -6,11 +6,11 @@ from pathlib import Path
 from PIL import Image
 
 from vpt.config import DataConfig, SourceConfig, TrainConfig
-from vpt.data.balance import Cost
-from vpt.data.images import ImageFolder
-from vpt.data.loader import StepBatches
-from vpt.data.mixture import mix
-from vpt.data.samples import SampleEncoder
+from vpt.data.balance import SampleCost
+from vpt.data.images import MediaStore
+from vpt.data.loader import StepDataset
+from vpt.data.mixture import build_mixture
+from vpt.data.samples import Processor
 from vpt.data.sources import Source, SourceContext
 from vpt.data.videos import FrameSampling
 from vpt.errors import ConfigError, DataError
@@ -21,23 +21,23 @@ from vpt.world import World
 
 def build_sources(
     nodes: dict[str, SourceConfig], config: TrainConfig, *, split: str
-) -> tuple[list[Source], list[ImageFolder]]:
+) -> tuple[list[Source], list[MediaStore]]:
     """The sources of a split and their image folders."""
     data = config.data
     context = SourceContext(
         root=Path(data.root) if data.root else None,
         encoder_tokens={name: encoder.token for name, encoder in config.encoder.items()},
         actions=data.actions,
-        prompted=data.prompted,
+        action_prompt=data.prompted,
         perception=data.perception,
-        plain_looks=data.plain_looks,
+        token_matched_images=data.plain_looks,
         region_bins=config.model.region_bins,
         seed=config.seed,
     )
     if not nodes:
         raise DataError(f"data.{split} names no source; type data=easy_vqa or data=vpt")
     sources = [_source(node, context, f"data.{split}.{name}") for name, node in nodes.items()]
-    return sources, [image_folder(source.root, data, source.draw) for source in sources]
+    return sources, [media_store(source.root, data, source.render) for source in sources]
 
 
 def _source(node: SourceConfig, context: SourceContext, key: str) -> Source:
@@ -48,21 +48,21 @@ def _source(node: SourceConfig, context: SourceContext, key: str) -> Source:
         raise ConfigError(f"{key}.options={node.options} do not suit {node.target}: {error}") from error
 
 
-def image_folder(root: Path, data: DataConfig, draw: Callable[[str], Image.Image] | None = None) -> ImageFolder:
+def media_store(root: Path, data: DataConfig, draw: Callable[[str], Image.Image] | None = None) -> MediaStore:
     """Images below `root`, or those that `draw` makes, with the limits of `data.image` and `data.video`."""
     image, video = data.image, data.video
     sampling = FrameSampling(video.fps, video.max_frames)
-    return ImageFolder(root, image.max_side, image.resample, image.refuse_above, sampling, draw, image.upright)
+    return MediaStore(root, image.max_side, image.resample, image.refuse_above, sampling, draw, image.upright)
 
 
-def build_batches(config: TrainConfig, encoder: SampleEncoder, world: World) -> StepBatches:
+def build_dataset(config: TrainConfig, encoder: Processor, world: World) -> StepDataset:
     """What a process of `world` has of each step of a run."""
     data, training = config.data, config.training
     sources, folders = build_sources(data.train, config, split="train")
     weights = [node.weight for node in data.train.values()]
-    cost = Cost.measure(encoder, sources, folders, data.on_error) if world.size > 1 else None  # type: ignore[arg-type]
-    return StepBatches(
-        mix(sources, weights, config.seed, data.mixing), folders, encoder, build_masking(config),  # type: ignore[arg-type]
+    cost = SampleCost.estimate(encoder, sources, folders, data.on_error) if world.size > 1 else None  # type: ignore[arg-type]
+    return StepDataset(
+        build_mixture(sources, weights, config.seed, data.mixing), folders, encoder, build_masking(config),  # type: ignore[arg-type]
         batch_size=training.batch_size, micro_batch_size=training.micro_batch_size, steps=training.steps,
         rank=world.rank, ranks=world.size, cost=cost, on_error=data.on_error,  # type: ignore[arg-type]
     )  # fmt: skip

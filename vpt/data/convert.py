@@ -15,8 +15,8 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from vpt.cli import fail
-from vpt.data.viscot import convert
+from vpt.cli import exit_with
+from vpt.data.viscot import convert_record
 from vpt.data.viscot_boxes import OVERHANG
 from vpt.errors import DataError
 
@@ -24,7 +24,7 @@ SHOWN = 5  # skipped records that are named
 CLOSE = 0.7  # difflib ratio from which another kind is taken for a misspelt one
 
 
-def read(source: Path) -> list[tuple[int, str]]:
+def read_records(source: Path) -> list[tuple[int, str]]:
     """The records of a file, still as JSON, each with its line: one a line, or a list if the file starts with `[`."""
     try:
         text = source.read_text(encoding="utf-8-sig")
@@ -69,7 +69,7 @@ def convert_file(
             as it was.
     """
     _check_paths(source, target)
-    pieces, notes, skipped, written = read(source)[:limit], Counter[str](), list[DataError](), 0
+    pieces, notes, skipped, written = read_records(source)[:limit], Counter[str](), list[DataError](), 0
     with _whole(target) as file, tqdm(pieces, desc="converting", unit="record", leave=False, disable=None) as bar:
         listed = target.suffix == ".json"
         for line, text in bar:
@@ -156,7 +156,7 @@ def _parser() -> argparse.ArgumentParser:
         "instead of region tokens, best with --bins 1000; default %(default)s")  # fmt: skip
     add("--crop-margin", type=whole, default=0, metavar="N", help="cells by which crops are widened; default 0")
     add("--prefix", default="", metavar="DIR", help="folder to put before image paths, below data.root")
-    add("--no-prompt", dest="prompted", action="store_false", help="Free Choice: do not ask for perception")
+    add("--no-prompt", dest="action_prompt", action="store_false", help="Free Choice: do not ask for perception")
     add("--limit", type=count, metavar="N", help="read the first N records only")
     add("--on-error", choices=("raise", "skip"), default="raise", help="a record that cannot be converted: stop and "
         "write nothing, or leave it out and say so; default %(default)s")  # fmt: skip
@@ -169,9 +169,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     source, target, limit = options.pop("source"), options.pop("target"), options.pop("limit")
     skip = options.pop("on_error") == "skip"
     try:
-        print(convert_file(source, target, converter=partial(convert, **options), limit=limit, skip=skip))
+        print(convert_file(source, target, converter=partial(convert_record, **options), limit=limit, skip=skip))
     except DataError as error:
-        fail(error)
+        exit_with(error)
 
 
 if __name__ == "__main__":

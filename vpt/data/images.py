@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from vpt.data.references import ImageRef, VideoRef
-from vpt.data.videos import SUFFIXES, Footage, FrameSampling, VideoFile
+from vpt.data.videos import SUFFIXES, FrameSampling, VideoClip, VideoFile
 from vpt.encoders.views import RESAMPLING
 from vpt.errors import DataError
 
@@ -20,7 +20,7 @@ FLATTEST = 200  # times as long as wide: what Qwen's image processor still takes
 
 
 @dataclass(frozen=True)
-class ImageFolder:
+class MediaStore:
     """Images below `root`.
 
     Attributes:
@@ -38,24 +38,26 @@ class ImageFolder:
     resample: str = "nearest"
     max_pixels: int = 100_000_000
     sampling: FrameSampling = field(default_factory=FrameSampling)
-    draw: Callable[[str], Image.Image] | None = None
-    upright: bool = False
+    render: Callable[[str], Image.Image] | None = None
+    apply_exif_rotation: bool = False
 
-    def load(self, reference: ImageRef, *, where: str) -> Image.Image:
+    def image(self, reference: ImageRef, *, where: str) -> Image.Image:
         """The RGB image. Raises DataError with `where`, the path, and what to do."""
-        return self.limit(self.full(reference, where=where))
+        return self.resize(self.full_resolution(reference, where=where))
 
-    def full(self, reference: ImageRef, *, where: str) -> Image.Image:
+    def full_resolution(self, reference: ImageRef, *, where: str) -> Image.Image:
         """The same at full resolution: what regions are cut out of."""
-        return crop(self.open(reference, where=where), reference.crop, where=f"{where}: {reference.path}")
+        return crop(self.original(reference, where=where), reference.crop, where=f"{where}: {reference.path}")
 
-    def open(self, reference: ImageRef, *, where: str) -> Image.Image:
+    def original(self, reference: ImageRef, *, where: str) -> Image.Image:
         """The whole file at full resolution, before any crop; of a video file, its middle frame."""
-        if self.draw is not None:
-            return turned(self.draw(reference.path), reference.turn)
-        path = self.locate(reference, where)
+        if self.render is not None:
+            return transposed(self.render(reference.path), reference.transpose)
+        path = self.path(reference, where)
         if path.suffix.lower() in SUFFIXES:
-            return turned(VideoFile(path, where=where, max_pixels=self.max_pixels).middle(), reference.turn)
+            return transposed(
+                VideoFile(path, where=where, max_pixels=self.max_pixels).middle_frame(), reference.transpose
+            )
         try:
             with Image.open(path, formats=[*FORMATS]) as image:
                 width, height = image.size
@@ -64,7 +66,9 @@ class ImageFolder:
                         f"{where}: {path} has {width}x{height} pixels, allowed are 1 to {self.max_pixels}; replace it, "
                         "or raise data.image.refuse_above"
                     )
-                return turned(in_colour(ImageOps.exif_transpose(image) if self.upright else image), reference.turn)
+                return transposed(
+                    to_rgb(ImageOps.exif_transpose(image) if self.apply_exif_rotation else image), reference.transpose
+                )
         except DataError:
             raise
         except Exception as error:  # decoders of broken files raise whatever comes to them
@@ -72,19 +76,19 @@ class ImageFolder:
                 f"{where}: image {path} cannot be read ({error}); replace the file, or leave it out"
             ) from None
 
-    def watch(self, video: VideoRef, *, where: str) -> Footage:
+    def video(self, reference: VideoRef, *, where: str) -> VideoClip:
         """The sampled frames, limited in size, all of them as large as the first. Raises DataError as `load` does."""
-        if video.fps is None:
-            file = VideoFile(self.locate(video.frames[0], where), where=where, max_pixels=self.max_pixels)
-            numbers, fps = self.sampling.choose(file.total, file.rate)
-            frames = [self.limit(frame) for frame in file.frames(numbers)]
+        if reference.fps is None:
+            file = VideoFile(self.path(reference.frames[0], where), where=where, max_pixels=self.max_pixels)
+            numbers, fps = self.sampling.frame_indices(file.total, file.rate)
+            frames = [self.resize(frame) for frame in file.frames(numbers)]
         else:
-            numbers, fps = self.sampling.choose(len(video.frames), video.fps)
-            frames = [self.load(video.frames[number], where=where) for number in numbers]
+            numbers, fps = self.sampling.frame_indices(len(reference.frames), reference.fps)
+            frames = [self.image(reference.frames[number], where=where) for number in numbers]
         first = frames[0].size
-        return Footage([f if f.size == first else f.resize(first, RESAMPLING["bicubic"]) for f in frames], fps)
+        return VideoClip([f if f.size == first else f.resize(first, RESAMPLING["bicubic"]) for f in frames], fps)
 
-    def locate(self, reference: ImageRef, where: str) -> Path:
+    def path(self, reference: ImageRef, where: str) -> Path:
         """The file. Raises DataError where there is none, or where it lies outside the root."""
         path = self.root / reference.path
         try:
@@ -99,7 +103,7 @@ class ImageFolder:
             raise DataError(f"{where}: file {path} does not exist; is data.root={self.root} right?")
         return path
 
-    def limit(self, image: Image.Image) -> Image.Image:
+    def resize(self, image: Image.Image) -> Image.Image:
         """The image with its long side at most `max_side`, its short side at least a `FLATTEST`-th of that."""
         longest = min(max(image.size), self.max_side)
         scale = longest / max(image.size)
@@ -107,7 +111,7 @@ class ImageFolder:
         return image if (width, height) == image.size else image.resize((width, height), RESAMPLING[self.resample])
 
 
-def in_colour(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
     """The first frame as RGB: what is transparent becomes white, as Qwen has it, and 16 bits of grey become 8."""
     if image.mode.startswith("I;16"):
         wide = np.asarray(image).astype(np.uint16)  # of either byte order
@@ -123,7 +127,7 @@ def in_colour(image: Image.Image) -> Image.Image:
 _TURNS = (None, *Image.Transpose)
 
 
-def turned(image: Image.Image, turn: int) -> Image.Image:
+def transposed(image: Image.Image, turn: int) -> Image.Image:
     """The image in one of its eight flips and rotations; 0 is as it is."""
     way = _TURNS[turn]
     return image if way is None else image.transpose(way)

@@ -9,19 +9,19 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from vpt.batch import Batch, Span
-from vpt.data.balance import Cost, balanced
-from vpt.data.images import ImageFolder
-from vpt.data.mixture import Mixture, Place
-from vpt.data.packing import pack
-from vpt.data.reading import OnError, encode_rows
-from vpt.data.samples import Sample, SampleEncoder
+from vpt.data.balance import SampleCost, balance
+from vpt.data.images import MediaStore
+from vpt.data.mixture import Mixture, SampleRef
+from vpt.data.packing import collate
+from vpt.data.reading import OnError, encode_samples
+from vpt.data.samples import Processor, Sample
 from vpt.data.sources import Source
 from vpt.errors import DataError, UserError
 from vpt.masking import Masking
 
 
 @dataclass
-class StepBatches(Dataset[list[Batch]]):
+class StepDataset(Dataset[list[Batch]]):
     """Item number k is training step k: what this process has of its global batch, as a list of micro-batches.
 
     A step is a function of its number alone, so resuming at step k reads nothing before it. One process takes rows in
@@ -41,15 +41,15 @@ class StepBatches(Dataset[list[Batch]]):
     """
 
     mixture: Mixture
-    folders: Sequence[ImageFolder]
-    encoder: SampleEncoder
+    folders: Sequence[MediaStore]
+    processor: Processor
     masking: Masking
     batch_size: int
     micro_batch_size: int
     steps: int
     rank: int = 0
     ranks: int = 1
-    cost: Cost | None = None
+    cost: SampleCost | None = None
     on_error: OnError = "raise"
 
     def __len__(self) -> int:
@@ -57,51 +57,51 @@ class StepBatches(Dataset[list[Batch]]):
 
     def __getitem__(self, step: int) -> list[Batch]:
         first = step * self.batch_size
-        places = [self.mixture.place(number) for number in range(first, first + self.batch_size)]
-        return [self._micro_batch(share) for share in self._shares(places)]
+        places = [self.mixture.sample_at(number) for number in range(first, first + self.batch_size)]
+        return [self._micro_batch(share) for share in self._rank_share(places)]
 
-    def _shares(self, places: list[Place]) -> list[list[Place]]:
+    def _rank_share(self, places: list[SampleRef]) -> list[list[SampleRef]]:
         """The places of each of this process's micro-batches."""
         size = self.micro_batch_size
         if self.ranks == 1 or self.cost is None:
             return [places[start : start + size] for start in range(0, len(places), size)]
         costs = [self._cost(self.cost, place) for place in places]
         rounds = math.ceil(len(places) / (size * self.ranks))
-        shares = balanced(costs, bins=rounds * self.ranks, capacity=size)
+        shares = balance(costs, bins=rounds * self.ranks, capacity=size)
         return [[places[index] for index in share] for share in shares[self.rank :: self.ranks]]
 
-    def _cost(self, cost: Cost, place: Place) -> float:
+    def _cost(self, cost: SampleCost, place: SampleRef) -> float:
         try:
             record = self.mixture.sources[place.source][place.index]
         except DataError:
             return 0.0  # the process that gets it says so
-        return cost.of(record, masked=self.masking.mode == "zero" and self._masked(place))
+        return cost(record, masked=self.masking.mode == "zero" and self._masked(place))
 
-    def _micro_batch(self, places: Sequence[Place]) -> Batch:
+    def _micro_batch(self, places: Sequence[SampleRef]) -> Batch:
         rows = [(self.mixture.sources[place.source], place.index, self.folders[place.source]) for place in places]
-        samples, errors = encode_rows(rows, self.encoder, self.on_error)
+        samples, errors = encode_samples(rows, self.processor, self.on_error)
         masked = [self._spans(place, sample) for place, sample in zip(places, samples, strict=True) if sample]
         return _packed(samples, masked, errors)
 
-    def _spans(self, place: Place, sample: Sample) -> tuple[Span, ...]:
+    def _spans(self, place: SampleRef, sample: Sample) -> tuple[Span, ...]:
         return self.masking.spans(sample.row) if self._masked(place) else ()
 
-    def _masked(self, place: Place) -> bool:
+    def _masked(self, place: SampleRef) -> bool:
         key: tuple[int, ...] = (3, place.source, place.index, place.epoch)
         if self.masking.draw == "batch":
             key = (4, place.number // self.batch_size)
-        return self.masking.hits(seed=self.mixture.seed, key=key, training=True)
+        return self.masking.selects(seed=self.mixture.seed, key=key, training=True)
 
 
 def _packed(samples: Sequence[Sample | None], masked: Sequence[tuple[Span, ...]], errors: list[str]) -> Batch:
     used = [sample for sample in samples if sample]
-    return replace(pack(used, masked=masked) if used else Batch.empty(), skipped=errors)
+    return replace(collate(used, masked=masked) if used else Batch.empty(), skipped=errors)
 
 
-class _CarryingErrors(Dataset[list[Batch] | UserError]):
+class _ErrorsAsItems(Dataset[list[Batch] | UserError]):
     """Hands a UserError over as an item: raised in a worker, its message would arrive inside a traceback."""
 
-    def __init__(self, batches: StepBatches) -> None:
+    def __init__(self, batches: StepDataset) -> None:
         self.batches = batches
 
     def __getitem__(self, step: int) -> list[Batch] | UserError:
@@ -111,16 +111,16 @@ class _CarryingErrors(Dataset[list[Batch] | UserError]):
             return error
 
 
-def step_loader(batches: StepBatches, *, start: int, workers: int, pin: bool) -> Iterator[list[Batch]]:
+def build_dataloader(batches: StepDataset, *, start: int, workers: int, pin: bool) -> Iterator[list[Batch]]:
     """Steps `start`, `start + 1`, ... prepared ahead by worker processes."""
     loader = DataLoader(
-        _CarryingErrors(batches),
+        _ErrorsAsItems(batches),
         batch_size=None,
         sampler=range(start, batches.steps),
         num_workers=workers,
         prefetch_factor=2 if workers else None,
         pin_memory=pin,
-        worker_init_fn=_settle_worker,
+        worker_init_fn=_worker_init,
         generator=torch.Generator(),  # its own, so that opening the loader moves no dropout
     )
     for item in loader:
@@ -129,15 +129,15 @@ def step_loader(batches: StepBatches, *, start: int, workers: int, pin: bool) ->
         yield item
 
 
-def _settle_worker(_: int) -> None:
+def _worker_init(_: int) -> None:
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the run itself decides when to stop
 
 
 def eval_batches(
     source: Source,
-    folder: ImageFolder,
-    encoder: SampleEncoder,
+    folder: MediaStore,
+    encoder: Processor,
     masking: Masking,
     *,
     rows: int,
@@ -158,6 +158,6 @@ def eval_batches(
             yield Batch.empty()
             continue
         records = [(source, index, folder) for index in range(start, min(start + batch_size, count))]
-        samples, errors = encode_rows(records, encoder, on_error)
-        drawn = masking.hits(seed=seed, key=(5, start), training=False)
+        samples, errors = encode_samples(records, encoder, on_error)
+        drawn = masking.selects(seed=seed, key=(5, start), training=False)
         yield _packed(samples, [masking.spans(sample.row) if drawn else () for sample in samples if sample], errors)

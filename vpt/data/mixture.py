@@ -16,13 +16,13 @@ from vpt.data.shuffle import permutation
 from vpt.data.sources import Source
 from vpt.errors import ConfigError
 
-STRETCH = 1000
+CYCLE = 1000
 
 Mixing = Literal["weights", "exhaust"]
 
 
 @dataclass(frozen=True)
-class Place:
+class SampleRef:
     """One record at one time: `number` in the run, `source`, `index` in the source, and the source's `epoch`."""
 
     number: int
@@ -38,11 +38,11 @@ class Mixture(ABC):
         self.sources, self.seed = sources, seed
 
     @abstractmethod
-    def place(self, number: int) -> Place:
+    def sample_at(self, number: int) -> SampleRef:
         """What sample `number` of the run is."""
 
 
-def mix(sources: Sequence[Source], weights: Sequence[float], seed: int, by: Mixing = "weights") -> Mixture:
+def build_mixture(sources: Sequence[Source], weights: Sequence[float], seed: int, by: Mixing = "weights") -> Mixture:
     """Mix sources by their weights, or to exhaustion.
 
     Raises:
@@ -68,21 +68,21 @@ class WeightedMixture(Mixture):
 
     def __init__(self, sources: Sequence[Source], seed: int, weights: Sequence[float]) -> None:
         super().__init__(sources, seed)
-        shares = np.array(weights) / sum(weights) * STRETCH
+        shares = np.array(weights) / sum(weights) * CYCLE
         counts = np.floor(shares).astype(int)
-        short = STRETCH - counts.sum()
+        short = CYCLE - counts.sum()
         counts[np.argsort(counts - shares)[:short]] += 1  # the largest remainders get what flooring left over
         self.counts: list[int] = counts.tolist()
         self._orders: dict[int, tuple[int, Sequence[int]]] = {}
         self._stretch: tuple[int, np.ndarray] | None = None
 
-    def place(self, number: int) -> Place:
-        stretch, within = divmod(number, STRETCH)
+    def sample_at(self, number: int) -> SampleRef:
+        stretch, within = divmod(number, CYCLE)
         picks = self._picks(stretch)
         source = int(picks[within])
         ordinal = stretch * self.counts[source] + int((picks[:within] == source).sum())
         epoch, position = divmod(ordinal, len(self.sources[source]))
-        return Place(number, source, int(self._order(source, epoch)[position]), epoch)
+        return SampleRef(number, source, int(self._order(source, epoch)[position]), epoch)
 
     def _picks(self, stretch: int) -> np.ndarray:
         if self._stretch is None or self._stretch[0] != stretch:
@@ -107,10 +107,10 @@ class ExhaustiveMixture(Mixture):
         self._ends = list(accumulate(len(s) * taken for s, taken in zip(sources, chosen, strict=True)))
         self._order: tuple[int, Sequence[int]] | None = None
 
-    def place(self, number: int) -> Place:
+    def sample_at(self, number: int) -> SampleRef:
         epoch, position = divmod(number, self._ends[-1])
         if self._order is None or self._order[0] != epoch:
             self._order = (epoch, permutation(self._ends[-1], (self.seed, 6, epoch)))
         at = int(self._order[1][position])
         source = bisect_right(self._ends, at)
-        return Place(number, source, at - (self._ends[source - 1] if source else 0), epoch)
+        return SampleRef(number, source, at - (self._ends[source - 1] if source else 0), epoch)

@@ -5,28 +5,28 @@ from dataclasses import replace
 
 import torch
 
-from vpt.batch import TOWER, Batch, Looks, Span
-from vpt.data.samples import LookKey, Sample
-from vpt.encoders.base import Look
+from vpt.batch import VISION_TOWER, Batch, ImageInputs, Span
+from vpt.data.samples import ImageKey, Sample
+from vpt.encoders.base import ProcessedImage
 
-_Shelf = dict[LookKey, tuple[int, Look]]  # image -> (its number in the batch, as prepared)
+_Interned = dict[ImageKey, tuple[int, ProcessedImage]]  # image -> (its number in the batch, as prepared)
 
 
-def pack(samples: Sequence[Sample], *, masked: Sequence[tuple[Span, ...]] | None = None) -> Batch:
+def collate(samples: Sequence[Sample], *, masked: Sequence[tuple[Span, ...]] | None = None) -> Batch:
     """Pack rows of any kind.
 
     Args:
         samples: the rows.
         masked: for each row the spans hidden between the inner passes (`vpt.masking`); none by default.
     """
-    shelves: dict[str, _Shelf] = {}
+    shelves: dict[str, _Interned] = {}
     rows, start = [], 0
     for sample, spans in zip(samples, masked or [()] * len(samples), strict=True):
         numbers = {
-            source: [_shelve(shelves.setdefault(sample.views[source], {}), *entry) for entry in entries]
-            for source, entries in sample.looks.items()
+            source: [_intern(shelves.setdefault(sample.transforms[source], {}), *entry) for entry in entries]
+            for source, entries in sample.images.items()
         }
-        blocks = tuple(replace(block, look=numbers[block.source][block.look]) for block in sample.row.blocks)
+        blocks = tuple(replace(block, image=numbers[block.source][block.image]) for block in sample.row.blocks)
         rows.append(replace(sample.row, start=start, blocks=blocks, masked=spans))
         start += sample.row.length
     return Batch(
@@ -34,24 +34,24 @@ def pack(samples: Sequence[Sample], *, masked: Sequence[tuple[Span, ...]] | None
         labels=torch.cat([sample.labels for sample in samples]),
         positions=torch.cat([sample.positions for sample in samples], dim=1),
         rows=rows,
-        looks={view: stack(view, [look for _, look in shelf.values()]) for view, shelf in shelves.items()},
+        images={view: stack_images(view, [look for _, look in shelf.values()]) for view, shelf in shelves.items()},
         ids=[sample.record.where for sample in samples],
     )
 
 
-def _shelve(shelf: _Shelf, key: LookKey, look: Look) -> int:
+def _intern(shelf: _Interned, key: ImageKey, look: ProcessedImage) -> int:
     return shelf.setdefault(key, (len(shelf), look))[0]
 
 
-def stack(view: str, looks: Sequence[Look]) -> Looks:
+def stack_images(view: str, looks: Sequence[ProcessedImage]) -> ImageInputs:
     """Prepared images of one view, together."""
     fresh = [look for look in looks if look.features is None]
     pixels = [look.pixels for look in fresh]
-    together = torch.cat if view == TOWER else torch.stack
-    return Looks(
+    together = torch.cat if view == VISION_TOWER else torch.stack
+    return ImageInputs(
         together(pixels) if pixels else torch.empty(0),
         tokens=[look.tokens for look in looks],
         grids=[look.grid for look in fresh if look.grid],
-        known={number: look.features for number, look in enumerate(looks) if look.features is not None},
-        keys=[look.key for look in fresh],
+        cached={number: look.features for number, look in enumerate(looks) if look.features is not None},
+        cache_keys=[look.cache_key for look in fresh],
     )

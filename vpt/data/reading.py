@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Literal
 
-from vpt.data.images import ImageFolder
-from vpt.data.samples import Sample, SampleEncoder
+from vpt.data.images import MediaStore
+from vpt.data.samples import Processor, Sample
 from vpt.data.sources import Source
 from vpt.errors import DataError
 
@@ -12,15 +12,15 @@ from vpt.errors import DataError
 OnError = Literal["raise", "skip"]
 
 
-def encode_rows(
-    rows: Sequence[tuple[Source, int, ImageFolder]], encoder: SampleEncoder, on_error: OnError
+def encode_samples(
+    rows: Sequence[tuple[Source, int, MediaStore]], encoder: Processor, on_error: OnError
 ) -> tuple[list[Sample | None], list[str]]:
     """A sample for each record, None where it is skipped; and why those are."""
     samples: list[Sample | None] = []
     errors = []
     for source, index, folder in rows:
         try:
-            samples.append(encoder.encode(source[index], folder))
+            samples.append(encoder.encode_conversation(source[index], folder))
         except DataError as error:
             if on_error == "raise":
                 raise

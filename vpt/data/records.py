@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from vpt.batch import TOWER
+from vpt.batch import VISION_TOWER
 from vpt.data.references import ImageRef, Pixels, Reference, VideoRef, check_text
 from vpt.errors import DataError
 
@@ -59,8 +59,8 @@ class Record:
     @property
     def image(self) -> ImageRef | None:
         """The image that perception looks at again: the first of the conversation; of a video, a frame."""
-        first = next(iter(self.images.get(TOWER, ())), None)
-        return first.still if first else None
+        first = next(iter(self.images.get(VISION_TOWER, ())), None)
+        return first.frame if first else None
 
 
 REGION_PROMPT = "Identify the region that can help you answer the question, and then answer the question."
@@ -136,7 +136,7 @@ def _images(
     counts = Counter(match[0] for match in placeholders)
     listed = {f"<{key.removesuffix('s')}>" for key in raw if key in ("images", "videos") or key.endswith("_images")}
     entries = {name: _entries(raw, name, where, counts[name]) for name in sorted(listed | counts.keys())}
-    sources = {token: name for name, token in encoder_tokens.items()} | {"": TOWER}
+    sources = {token: name for name, token in encoder_tokens.items()} | {"": VISION_TOWER}
     images: dict[str, tuple[Reference, ...]] = {}
     for match in placeholders:
         token = match[1] or ""

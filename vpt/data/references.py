@@ -22,7 +22,7 @@ class ImageRef:
 
     path: str
     crop: Pixels | None = None
-    turn: int = 0
+    transpose: int = 0
 
     @classmethod
     def parse(cls, text: str) -> "ImageRef":
@@ -44,7 +44,7 @@ class ImageRef:
         return reference
 
     @property
-    def still(self) -> "ImageRef":
+    def frame(self) -> "ImageRef":
         """The image that perception looks at again."""
         return self
 
@@ -53,7 +53,7 @@ class ImageRef:
         return f"{self.path}_{','.join(map(str, self.crop))}" if self.crop else self.path
 
     def __str__(self) -> str:
-        return self.as_json() + (f" turned {self.turn}" if self.turn else "")
+        return self.as_json() + (f" turned {self.transpose}" if self.transpose else "")
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class VideoRef:
         return cls(tuple(ImageRef.read(path, where) for path in frames), float(fps))
 
     @property
-    def still(self) -> ImageRef:
+    def frame(self) -> ImageRef:
         """The image that perception looks at again: the middle frame (a video file opened as an image is that)."""
         return self.frames[len(self.frames) // 2]
 

@@ -11,22 +11,22 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vpt.batch import TOWER, Block, Row
-from vpt.data.baseline import PlainLook
-from vpt.data.images import ImageFolder
+from vpt.batch import VISION_TOWER, PlaceholderSpan, Row
+from vpt.data.baseline import TokenMatchedImage
+from vpt.data.images import MediaStore
 from vpt.data.records import PLACEHOLDER, Message, Record
 from vpt.data.references import Reference, VideoRef
-from vpt.data.template import Draft, Template, TooLong, cut_draft
-from vpt.encoders.base import Look, View
+from vpt.data.template import ChatTemplate, EncodedConversation, Overflow, truncate
+from vpt.encoders.base import ImageTransform, ProcessedImage
 from vpt.errors import DataError
-from vpt.positions import GridSpan, PerceivedPositions, PositionKind, row_positions
+from vpt.positions import GridSpan, PositionKind, ReencodedPositions, row_positions
 
 if TYPE_CHECKING:
-    from vpt.features import FeatureStore
+    from vpt.features import FeatureCache
 
 LONGEST_TOKEN = 256  # characters; the longest of Qwen's vocabulary has 128, and normalisation may shorten text
 
-LookKey = tuple[str, str]  # root and reference of an image: the same key is the same pixels
+ImageKey = tuple[str, str]  # root and reference of an image: the same key is the same pixels
 
 
 @dataclass
@@ -46,25 +46,25 @@ class Sample:
     labels: Tensor
     positions: Tensor
     row: Row
-    looks: dict[str, list[tuple[LookKey, Look]]]
-    views: dict[str, str]
+    images: dict[str, list[tuple[ImageKey, ProcessedImage]]]
+    transforms: dict[str, str]
     record: Record
 
 
-class LookCache:
+class ImageCache:
     """Prepared images by view and reference, the least recently used dropped beyond `megabytes`."""
 
     def __init__(self, megabytes: int) -> None:
         self.limit, self.held = megabytes << 20, 0
-        self._entries: OrderedDict[tuple[str, LookKey], Look] = OrderedDict()
+        self._entries: OrderedDict[tuple[str, ImageKey], ProcessedImage] = OrderedDict()
 
-    def get(self, view: str, key: LookKey) -> Look | None:
+    def get(self, view: str, key: ImageKey) -> ProcessedImage | None:
         look = self._entries.get((view, key))
         if look is not None:
             self._entries.move_to_end((view, key))
         return look
 
-    def put(self, view: str, key: LookKey, look: Look) -> None:
+    def put(self, view: str, key: ImageKey, look: ProcessedImage) -> None:
         size = look.nbytes
         if size > self.limit:
             return
@@ -76,7 +76,7 @@ class LookCache:
 
 
 @dataclass(frozen=True)
-class Numbering:
+class PositionScheme:
     """How positions are counted.
 
     Attributes:
@@ -87,24 +87,24 @@ class Numbering:
     """
 
     positions: PositionKind = "mrope"
-    perceived: PerceivedPositions = "sequential"
+    reencoded: ReencodedPositions = "sequential"
     merge: int = 2
     tokens_per_second: float | None = None
 
-    def grid_of(self, block: Block, look: Look) -> GridSpan | None:
+    def grid_span(self, block: PlaceholderSpan, look: ProcessedImage) -> GridSpan | None:
         """The grid that a block's positions follow, or None where it counts as text."""
-        if self.positions == "sequential" or (block.source != TOWER and self.perceived == "sequential"):
+        if self.positions == "sequential" or (block.source != VISION_TOWER and self.reencoded == "sequential"):
             return None
-        return GridSpan(block.start, look.grid[0] if look.grid else 1, *self.cells(look), self._interval(look))
+        return GridSpan(block.start, look.grid[0] if look.grid else 1, *self.grid_shape(look), self._interval(look))
 
-    def cells(self, look: Look) -> tuple[int, int]:
+    def grid_shape(self, look: ProcessedImage) -> tuple[int, int]:
         """Rows and columns of the grid that an image's tokens form."""
         if look.grid is not None:
             return look.grid[1] // self.merge, look.grid[2] // self.merge
         side = math.isqrt(look.tokens)
         return side, side
 
-    def _interval(self, look: Look) -> float:
+    def _interval(self, look: ProcessedImage) -> float:
         """Positions from one step of the grid to the next, rounded as transformers does: its seconds are float32."""
         if look.seconds is None or self.tokens_per_second is None:
             return 1.0
@@ -112,7 +112,7 @@ class Numbering:
 
 
 @dataclass
-class SampleEncoder:
+class Processor:
     """Everything that turns records into samples; it holds no weights, so data workers carry it.
 
     Attributes:
@@ -125,43 +125,43 @@ class SampleEncoder:
         store: what frozen encoders saw of images, on disk; None: every image is looked at anew.
     """
 
-    template: Template
-    views: Mapping[str, View]
-    numbering: Numbering = field(default_factory=Numbering)
+    chat_template: ChatTemplate
+    transforms: Mapping[str, ImageTransform]
+    position_scheme: PositionScheme = field(default_factory=PositionScheme)
     max_length: int = 2048
-    on_too_long: TooLong = "raise"
-    cache: LookCache = field(default_factory=lambda: LookCache(256))
-    store: "FeatureStore | None" = None
+    overflow: Overflow = "raise"
+    image_cache: ImageCache = field(default_factory=lambda: ImageCache(256))
+    feature_cache: "FeatureCache | None" = None
 
-    def keeping(self, store: "FeatureStore | None") -> "SampleEncoder":
+    def with_feature_cache(self, feature_cache: "FeatureCache | None") -> "Processor":
         """The same, with a cache of its own, for a model whose frozen encoders share `store`."""
-        return replace(self, store=store, cache=LookCache(self.cache.limit >> 20))
+        return replace(self, feature_cache=feature_cache, image_cache=ImageCache(self.image_cache.limit >> 20))
 
-    def encode(self, record: Record, folder: ImageFolder) -> Sample:
+    def encode_conversation(self, record: Record, folder: MediaStore) -> Sample:
         """A whole conversation, for training. Raises DataError with the record's name."""
         self._check_size(record.messages, record.where)
-        looks = self.look(record.images, folder, where=record.where)
-        draft = Draft()
-        self.template.write(draft, record.messages, _tokens(looks))
-        cut_draft(draft, self.max_length, where=record.where, on_too_long=self.on_too_long)
-        return self.finish(draft, looks, record)
+        looks = self.process_images(record.images, folder, where=record.where)
+        draft = EncodedConversation()
+        self.chat_template.encode(draft, record.messages, _tokens(looks))
+        truncate(draft, self.max_length, where=record.where, overflow=self.overflow)
+        return self.build_sample(draft, looks, record)
 
-    def prompt(self, record: Record, folder: ImageFolder, *, turns: int = 1) -> Sample:
+    def encode_prompt(self, record: Record, folder: MediaStore, *, turns: int = 1) -> Sample:
         """The first `turns` user turns and all before them, up to where the assistant speaks."""
         users = [i for i, message in enumerate(record.messages) if message.role == "user"]
         messages = record.messages[: users[turns - 1] + 1]
         self._check_size(messages, record.where)
         images = self._images_within(record, messages)
-        looks = self.look(images, folder, where=record.where)
-        draft = Draft()
-        self.template.write(draft, messages, _tokens(looks))
-        self.template.open_answer(draft)
+        looks = self.process_images(images, folder, where=record.where)
+        draft = EncodedConversation()
+        self.chat_template.encode(draft, messages, _tokens(looks))
+        self.chat_template.add_generation_prompt(draft)
         if len(draft.ids) > self.max_length:
             raise DataError(
                 f"{record.where}: the prompt has {len(draft.ids)} tokens, data.max_length is {self.max_length}; "
                 f"raise data.max_length, or shorten the question"
             )
-        return self.finish(draft, looks, record)
+        return self.build_sample(draft, looks, record)
 
     def _check_size(self, messages: Sequence[Message], where: str) -> None:
         """Refuse text that no cut could make fit before it costs minutes to encode."""
@@ -172,56 +172,66 @@ class SampleEncoder:
                 "the very most; shorten or remove it"
             )
 
-    def look(
-        self, images: Mapping[str, tuple[Reference, ...]], folder: ImageFolder, *, where: str
-    ) -> dict[str, list[tuple[LookKey, Look]]]:
+    def process_images(
+        self, images: Mapping[str, tuple[Reference, ...]], folder: MediaStore, *, where: str
+    ) -> dict[str, list[tuple[ImageKey, ProcessedImage]]]:
         """Prepare the images of every source: source -> (key, look) in order."""
         return {
-            source: [self._one_look(source, reference, folder, where) for reference in references]
+            source: [self._process_image(source, reference, folder, where) for reference in references]
             for source, references in images.items()
         }
 
-    def _one_look(self, source: str, reference: Reference, folder: ImageFolder, where: str) -> tuple[LookKey, Look]:
-        view = self.views[source]
+    def _process_image(
+        self, source: str, reference: Reference, folder: MediaStore, where: str
+    ) -> tuple[ImageKey, ProcessedImage]:
+        view = self.transforms[source]
         key = (str(folder.root), str(reference))
-        look = self.cache.get(view.name, key)
+        look = self.image_cache.get(view.name, key)
         if look is None or look.features is None:
-            look = self._known(view, reference, folder, look) or look or self._opened(view, reference, folder, where)
-            self.cache.put(view.name, key, look)
+            look = (
+                self._from_feature_cache(view, reference, folder, look)
+                or look
+                or self._transform(view, reference, folder, where)
+            )
+            self.image_cache.put(view.name, key, look)
         return key, look
 
-    def _known(self, view: View, reference: Reference, folder: ImageFolder, look: Look | None) -> Look | None:
+    def _from_feature_cache(
+        self, view: ImageTransform, reference: Reference, folder: MediaStore, look: ProcessedImage | None
+    ) -> ProcessedImage | None:
         """The image as the encoder saw it before, if it did; `look` as it was prepared already, if it was."""
-        if self.store is None:
+        if self.feature_cache is None:
             return None
-        name = look.key if look is not None else self.store.key(view, reference, folder)
-        return self.store.get(name) if name is not None else None
+        name = look.cache_key if look is not None else self.feature_cache.key(view, reference, folder)
+        return self.feature_cache.get(name) if name is not None else None
 
-    def _opened(self, view: View, reference: Reference, folder: ImageFolder, where: str) -> Look:
+    def _transform(self, view: ImageTransform, reference: Reference, folder: MediaStore, where: str) -> ProcessedImage:
         if isinstance(reference, VideoRef):
-            return view.watch(folder.watch(reference, where=where))
-        image = folder.load(reference, where=where)
-        if isinstance(reference, PlainLook):
-            _, like = self._one_look(reference.source, reference.like, folder, where)
-            return view.fit(image, like.tokens)
-        name = self.store.key(view, reference, folder) if self.store is not None else None
-        return replace(view.prepare(image), key=name)
+            return view.video(folder.video(reference, where=where))
+        image = folder.image(reference, where=where)
+        if isinstance(reference, TokenMatchedImage):
+            _, like = self._process_image(reference.source, reference.like, folder, where)
+            return view.to_token_count(image, like.tokens)
+        name = self.feature_cache.key(view, reference, folder) if self.feature_cache is not None else None
+        return replace(view(image), cache_key=name)
 
-    def prepare(self, source: str, image: Image.Image) -> Look:
+    def apply_transform(self, source: str, image: Image.Image) -> ProcessedImage:
         """One image through the view of `source`."""
-        return self.views[source].prepare(image)
+        return self.transforms[source](image)
 
     def _images_within(self, record: Record, messages: tuple[Message, ...]) -> dict[str, tuple[Reference, ...]]:
         """What the placeholders in `messages` stand for."""
         users = "\n".join(message.content for message in messages if message.role == "user")
         seen = Counter(PLACEHOLDER.findall(users))
-        token = {**self.template.encoder_tokens, TOWER: ""}
+        token = {**self.chat_template.encoder_tokens, VISION_TOWER: ""}
         within = {source: images[: seen[token[source]]] for source, images in record.images.items()}
         return {source: images for source, images in within.items() if images}
 
-    def finish(self, draft: Draft, looks: dict[str, list[tuple[LookKey, Look]]], record: Record) -> Sample:
+    def build_sample(
+        self, draft: EncodedConversation, looks: dict[str, list[tuple[ImageKey, ProcessedImage]]], record: Record
+    ) -> Sample:
         """Number the positions of a written row."""
-        grids = [self.numbering.grid_of(block, looks[block.source][block.look][1]) for block in draft.blocks]
+        grids = [self.position_scheme.grid_span(block, looks[block.source][block.image][1]) for block in draft.blocks]
         row = draft.row()
         sources = {block.source for block in row.blocks}
         return Sample(
@@ -229,11 +239,11 @@ class SampleEncoder:
             labels=torch.tensor(draft.labels),
             positions=row_positions(row.length, [grid for grid in grids if grid is not None]),
             row=row,
-            looks={source: entries for source, entries in looks.items() if source in sources},
-            views={source: self.views[source].name for source in sources},
+            images={source: entries for source, entries in looks.items() if source in sources},
+            transforms={source: self.transforms[source].name for source in sources},
             record=record,
         )
 
 
-def _tokens(looks: Mapping[str, list[tuple[LookKey, Look]]]) -> dict[str, list[int]]:
+def _tokens(looks: Mapping[str, list[tuple[ImageKey, ProcessedImage]]]) -> dict[str, list[int]]:
     return {source: [look.tokens for _, look in entries] for source, entries in looks.items()}

@@ -47,7 +47,7 @@ class RecordStore(Sequence[tuple[str, Any]]):
     def __getitem__(self, index: Any) -> Any:
         start, stop, number = (int(value) for value in self._spans[index])
         # pread: forked workers share the descriptor, and so the place that read would move.
-        return self._where(number), json.loads(os.pread(self._file, stop - start, start))
+        return self._label(number), json.loads(os.pread(self._file, stop - start, start))
 
     def __getstate__(self) -> dict[str, Any]:
         return {"name": self.name}  # a worker that was not forked opens the files again
@@ -55,7 +55,7 @@ class RecordStore(Sequence[tuple[str, Any]]):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["name"])  # type: ignore[misc]
 
-    def _where(self, number: int) -> str:
+    def _label(self, number: int) -> str:
         return f"{self.name}:{number}" if self.name.suffix == ".jsonl" else f"{self.name}: record {number}"
 
 
@@ -64,14 +64,14 @@ def cache_folder() -> Path:
     return Path(os.environ.get("VPT_CACHE", Path.home() / ".cache" / "vpt")) / "records"
 
 
-def _key(path: Path) -> str:
+def _cache_key(path: Path) -> str:
     state = path.stat()
     return hashlib.sha256(f"{path.resolve()}|{state.st_size}|{state.st_mtime_ns}".encode()).hexdigest()[:32]
 
 
 def _index(path: Path, lines: bool, name: Path) -> np.ndarray:
     """[records, 3] int64, mapped into memory: first byte, end, and the line (or record) number of each."""
-    kept = cache_folder() / f"{_key(path)}.npy"
+    kept = cache_folder() / f"{_cache_key(path)}.npy"
     if not kept.is_file():
         spans = _spans_of_lines(path, name) if lines else _spans_of_list(path)
         table = np.array(list(spans), dtype=np.int64).reshape(-1, 3)
@@ -183,7 +183,7 @@ def _as_lines(path: Path) -> Path:
         from pyarrow import parquet
     except ImportError:
         raise DataError(f"{path} is a Parquet file; type: pip install pyarrow") from None
-    kept = cache_folder() / f"{_key(path)}.jsonl"
+    kept = cache_folder() / f"{_cache_key(path)}.jsonl"
     if not kept.is_file():
         kept.parent.mkdir(parents=True, exist_ok=True)
         draft = kept.with_name(f"{kept.stem}.{os.getpid()}.writing")

@@ -14,17 +14,17 @@ from typing import Literal
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from vpt.batch import IGNORE, TOWER, Action, Block, Row, Span
+from vpt.batch import IGNORE_INDEX, VISION_TOWER, Action, PlaceholderSpan, Row, Span
 from vpt.data.records import PLACEHOLDER, VIDEO, Message
 from vpt.errors import DataError
 from vpt.regions import in_numbers
 from vpt.tokens import REGION_END, REGION_START, PerceptionVocabulary, action_tokens
 
 # What to do with a row that is longer than the limit
-TooLong = Literal["raise", "cut"]
+Overflow = Literal["raise", "cut"]
 
 
-class PlainText:
+class NoSpecialTokens:
     """The tokenizer's byte-pair encoding without any of its added tokens."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -48,26 +48,26 @@ class PlainText:
 
 
 @dataclass
-class Draft:
+class EncodedConversation:
     """A row while it is written, turn by turn."""
 
     ids: list[int] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
-    blocks: list[Block] = field(default_factory=list)
+    blocks: list[PlaceholderSpan] = field(default_factory=list)
     actions: list[Action] = field(default_factory=list)
     paragraphs: list[Span] = field(default_factory=list)
 
     def add(self, ids: list[int], *, loss: bool = False) -> None:
         """Append tokens, with loss or without."""
         self.ids.extend(ids)
-        self.labels.extend(ids if loss else [IGNORE] * len(ids))
+        self.labels.extend(ids if loss else [IGNORE_INDEX] * len(ids))
 
     def row(self) -> Row:
         """The structure of what has been written."""
         return Row(len(self.ids), tuple(self.blocks), tuple(self.actions), tuple(self.paragraphs))
 
 
-class Template:
+class ChatTemplate:
     """Writes conversations as token ids."""
 
     def __init__(
@@ -75,15 +75,17 @@ class Template:
         *, projector_scale: int,
     ) -> None:  # fmt: skip
         self.vocabulary, self.scale = vocabulary, projector_scale
-        self.plain = PlainText(tokenizer)
+        self.plain = NoSpecialTokens(tokenizer)
         self.encoder_tokens = dict(encoder_tokens)
-        self._source = {token: name for name, token in encoder_tokens.items()} | {"": TOWER}
-        self._pads = {name: action.pad for name, action in vocabulary.actions.items()} | {TOWER: vocabulary.image_pad}
+        self._source = {token: name for name, token in encoder_tokens.items()} | {"": VISION_TOWER}
+        self._pads = {name: action.pad for name, action in vocabulary.actions.items()} | {
+            VISION_TOWER: vocabulary.image_pad
+        }
         self._controls = {action.control: name for name, action in vocabulary.actions.items()}
-        self._acting = self._acting_tokens(tokenizer)
-        self._act = re.compile("|".join(re.escape(token) for token in self._acting) or r"(?!)")
+        self._acting = self._action_tokens(tokenizer)
+        self._action_pattern = re.compile("|".join(re.escape(token) for token in self._acting) or r"(?!)")
 
-    def _acting_tokens(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    def _action_tokens(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
         """Token text -> id of everything an assistant may say to perceive."""
         texts = [text for token in self.encoder_tokens.values() for text in action_tokens(token)]
         if self.vocabulary.region_start is not None:
@@ -92,7 +94,9 @@ class Template:
         ids: list[int] = tokenizer.convert_tokens_to_ids(texts)
         return dict(zip(texts, ids, strict=True))
 
-    def write(self, draft: Draft, messages: tuple[Message, ...], tokens_of: Mapping[str, list[int]]) -> None:
+    def encode(
+        self, draft: EncodedConversation, messages: tuple[Message, ...], tokens_of: Mapping[str, list[int]]
+    ) -> None:
         """Append whole turns to `draft`.
 
         Args:
@@ -102,32 +106,32 @@ class Template:
         for message in messages:
             if draft.ids:
                 draft.add(self.plain("\n"))
-            self.open_turn(draft, message.role)
+            self.begin_turn(draft, message.role)
             if message.role == "assistant":
-                self._say(draft, message.content)
+                self._assistant(draft, message.content)
             else:
-                self._show(draft, message, tokens_of)
-            self.close_turn(draft, loss=message.role == "assistant")
+                self._user(draft, message, tokens_of)
+            self.end_turn(draft, loss=message.role == "assistant")
 
-    def open_turn(self, draft: Draft, role: str) -> None:
+    def begin_turn(self, draft: EncodedConversation, role: str) -> None:
         """`<|im_start|>`, and for an assistant the role; a user's role is encoded with what follows it."""
         draft.add([self.vocabulary.im_start])
         draft.paragraphs.append((len(draft.ids), len(draft.ids)))
         if role == "assistant":
             draft.add(self.plain("assistant\n"))
 
-    def close_turn(self, draft: Draft, *, loss: bool) -> None:
+    def end_turn(self, draft: EncodedConversation, *, loss: bool) -> None:
         """`<|im_end|>`."""
         start, _ = draft.paragraphs[-1]
         draft.paragraphs[-1] = (start, len(draft.ids))
         draft.add([self.vocabulary.im_end], loss=loss)
 
-    def open_answer(self, draft: Draft) -> None:
+    def add_generation_prompt(self, draft: EncodedConversation) -> None:
         """Everything up to where the assistant begins to speak."""
         draft.add(self.plain("\n"))
-        self.open_turn(draft, "assistant")
+        self.begin_turn(draft, "assistant")
 
-    def _show(self, draft: Draft, message: Message, tokens_of: Mapping[str, list[int]]) -> None:
+    def _user(self, draft: EncodedConversation, message: Message, tokens_of: Mapping[str, list[int]]) -> None:
         """A system or user turn: text, images and videos."""
         text, cursor = f"{message.role}\n", 0
         for match in PLACEHOLDER.finditer(message.content) if message.role == "user" else ():
@@ -138,10 +142,10 @@ class Template:
             text, cursor = "", match.end()
             look = sum(block.source == source for block in draft.blocks)
             pad = self.vocabulary.video_pad if match[0] == VIDEO else self._pads[source]
-            self._image(draft, Block(0, tokens_of[source][look], source, look), pad)
+            self._image(draft, PlaceholderSpan(0, tokens_of[source][look], source, look), pad)
         draft.add(self.plain(text + message.content[cursor:]))
 
-    def _image(self, draft: Draft, block: Block, pad: int) -> None:
+    def _image(self, draft: EncodedConversation, block: PlaceholderSpan, pad: int) -> None:
         """Write a block that begins here."""
         draft.add([self.vocabulary.vision_start])
         waiting = [i for i, a in enumerate(draft.actions) if a.encoder == block.source and a.block is None]
@@ -151,12 +155,12 @@ class Template:
         draft.add([pad] * block.length)
         draft.add([self.vocabulary.vision_end])
 
-    def _say(self, draft: Draft, content: str) -> None:
+    def _assistant(self, draft: EncodedConversation, content: str) -> None:
         """An assistant turn: text and perception tokens."""
         cursor = 0
         if self.vocabulary.text_bins:
             content = in_numbers(content)
-        for match in self._act.finditer(content):
+        for match in self._action_pattern.finditer(content):
             draft.add(self.plain(content[cursor : match.start()]), loss=True)
             cursor = match.end()
             token = self._acting[match[0]]
@@ -168,12 +172,12 @@ class Template:
         draft.add(self.plain(content[cursor:]), loss=True)
 
 
-def cut_draft(draft: Draft, limit: int, *, where: str, on_too_long: TooLong) -> None:
+def truncate(draft: EncodedConversation, limit: int, *, where: str, overflow: Overflow) -> None:
     """Keep a row within `limit` tokens: refuse it, or cut its end off, never inside a run of image tokens."""
     if len(draft.ids) <= limit:
         return
     advice = f"{where}: the row has {len(draft.ids)} tokens, data.max_length is {limit}"
-    if on_too_long == "raise":
+    if overflow == "raise":
         raise DataError(f"{advice}; raise data.max_length, lower data.image.max_side, or set data.on_too_long=cut")
     for block in draft.blocks:  # the marker before the run goes with it
         if block.start - 1 < limit < block.start + block.length + 1:
@@ -189,5 +193,5 @@ def cut_draft(draft: Draft, limit: int, *, where: str, on_too_long: TooLong) -> 
         if a.start < limit
     ]
     draft.paragraphs = [(start, min(stop, limit)) for start, stop in draft.paragraphs if start < limit]
-    if not any(label != IGNORE for label in draft.labels[1:]):
+    if not any(label != IGNORE_INDEX for label in draft.labels[1:]):
         raise DataError(f"{advice}, and nothing with a label is left after the cut; raise data.max_length")

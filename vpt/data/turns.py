@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from vpt.batch import TOWER
+from vpt.batch import VISION_TOWER
 from vpt.data.records import PLACEHOLDER, Message, Record
 from vpt.data.references import Reference
 from vpt.regions import Region
@@ -20,7 +20,7 @@ class Turn:
     """A message and what its placeholders stand for: (source, reference), in order."""
 
     message: Message
-    shows: tuple[tuple[str, Reference], ...] = ()
+    images: tuple[tuple[str, Reference], ...] = ()
 
     @property
     def text(self) -> str:
@@ -33,14 +33,14 @@ class Turn:
             return None
         return Region.from_text(self.message.content) or Region.from_numbers(self.message.content)
 
-    def asks(self) -> bool:
+    def requests_perception(self) -> bool:
         """Whether an assistant asks for perception."""
         return self.message.role == "assistant" and bool(_ASKS.search(self.message.content) or self.region())
 
 
 def read_turns(record: Record, encoder_tokens: Mapping[str, str]) -> list[Turn]:
     """The turns of a record; `encoder_tokens` are the re-encoders that it may name, and how they are spelt."""
-    sources = {token: name for name, token in encoder_tokens.items()} | {"": TOWER}
+    sources = {token: name for name, token in encoder_tokens.items()} | {"": VISION_TOWER}
     seen: Counter[str] = Counter()
     turns = []
     for message in record.messages:
@@ -57,15 +57,15 @@ def write_turns(record: Record, turns: Sequence[Turn]) -> Record:
     """`record` with other turns."""
     images: dict[str, tuple[Reference, ...]] = {}
     for turn in turns:
-        for source, reference in turn.shows:
+        for source, reference in turn.images:
             images[source] = (*images.get(source, ()), reference)
     return replace(record, messages=tuple(turn.message for turn in turns), images=images)
 
 
-def perceptions(turns: Sequence[Turn]) -> list[int]:
+def perception_turns(turns: Sequence[Turn]) -> list[int]:
     """Numbers of the turns that ask for perception and are answered by a turn that only shows."""
     return [
         number
         for number, (turn, answer) in enumerate(pairwise(turns))
-        if turn.asks() and answer.shows and not answer.text
+        if turn.requests_perception() and answer.images and not answer.text
     ]

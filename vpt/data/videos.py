@@ -15,7 +15,7 @@ SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", "
 
 
 @dataclass(frozen=True)
-class Footage:
+class VideoClip:
     """Frames of one size, `fps` of them a second."""
 
     frames: list[Image.Image]
@@ -29,7 +29,7 @@ class FrameSampling:
     fps: float = 2.0
     max_frames: int = 16
 
-    def choose(self, total: int, rate: float) -> tuple[list[int], float]:
+    def frame_indices(self, total: int, rate: float) -> tuple[list[int], float]:
         """Numbers of the frames to look at, and how many of those come in a second.
 
         Args:
@@ -70,7 +70,7 @@ class VideoFile:
             raise DataError(f"{self.where}: video {self.path} ends before frame {max(wanted)}; encode it again")
         return [found[number] for number in numbers]
 
-    def middle(self) -> Image.Image:
+    def middle_frame(self) -> Image.Image:
         """The frame halfway through."""
         return self.frames([self.total // 2])[0]
 

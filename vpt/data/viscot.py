@@ -7,7 +7,7 @@ from reprlib import repr as short
 from typing import Any
 
 from vpt.data.records import REENCODE_PROMPT, REGION_PROMPT, ImageRef, parse_record
-from vpt.data.viscot_boxes import Reading, numbers, solved_box, united_box
+from vpt.data.viscot_boxes import BoxCandidate, checked_numbers, infer_box, united_box
 from vpt.errors import DataError
 from vpt.regions import Region
 from vpt.tokens import action_tokens
@@ -16,8 +16,8 @@ BOX_PROMPT = "Please provide the bounding box coordinate of the region that can 
 PUBLISHED = ("detection", "clip", "seg")  # published records have these lists even where they are empty
 
 
-def convert(
-    raw: Any, where: str = "record", *, kind: str = "region", bins: int = 8, prefix: str = "", prompted: bool = True,
+def convert_record(
+    raw: Any, where: str = "record", *, kind: str = "region", bins: int = 8, prefix: str = "", action_prompt: bool = True,
     region_format: str = "tokens", crop_margin: int = 0, notes: Counter[str] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """One Visual-CoT record of either layout as a VPT record.
@@ -29,7 +29,7 @@ def convert(
         bins: regions are cells of a grid of bins x bins.
         region_format: `tokens`, or `text` for the same cells as `[x0, y0, x1, y1]`.
         prefix: folder put before image paths.
-        prompted: whether the question ends with the sentence that asks for perception.
+        action_prompt: whether the question ends with the sentence that asks for perception.
         crop_margin: cells by which the crop is widened on each side; the region tokens do not change.
         notes: counts `clipped` boxes and `unsure` regions, whose cells hang on a size not known to the pixel.
 
@@ -42,13 +42,13 @@ def convert(
     images, turns, prompt, evidence = [image], [], REENCODE_PROMPT, {}
     if kind == "region":
         readings = (_benchmark_box if "conversations" in raw else _metadata_box)(raw, where, notes)
-        region, box = look(readings, notes, bins=bins, crop_margin=crop_margin)
+        region, box = choose_region(readings, notes, bins=bins, crop_margin=crop_margin)
         images.append(str(ImageRef(image, box)))
         turns = [region.to_numbers() if region_format == "text" else region.to_text(), "<image>"]
         prompt, evidence = REGION_PROMPT, {"box": list(readings[0][0]), "region_bins": bins}
     elif kind != "none":
         turns = ["".join(action_tokens(kind)), f"<{kind}_image>"]
-    asked = f"{question} {prompt}" if prompted and turns else question
+    asked = f"{question} {prompt}" if action_prompt and turns else question
     record = {key: raw[key] for key in ("dataset", "question_id") if key in raw} | evidence
     record["messages"] = [
         {"role": ("user", "assistant")[turn % 2], "content": content}
@@ -61,8 +61,8 @@ def convert(
     return record
 
 
-def look(
-    readings: Sequence[Reading], notes: Counter[str], *, bins: int, crop_margin: int
+def choose_region(
+    readings: Sequence[BoxCandidate], notes: Counter[str], *, bins: int, crop_margin: int
 ) -> tuple[Region, tuple[int, int, int, int]]:
     """The cells of the best (first) reading, and their crop in pixels, kept inside the smallest image it may be."""
     cells = [Region.from_box(box, size, bins=bins) for box, size in readings]
@@ -82,26 +82,26 @@ def _asked(raw: Any, where: str) -> tuple[str, str, str]:
     return question.replace("<image>", "").replace(BOX_PROMPT, "").strip(), answer, _paths(raw, where)[0]
 
 
-def _metadata_box(raw: dict[str, Any], where: str, notes: Counter[str]) -> list[Reading]:
+def _metadata_box(raw: dict[str, Any], where: str, notes: Counter[str]) -> list[BoxCandidate]:
     """The union of a metadata record's boxes."""
     width, height = _get(raw, "width", int, where), _get(raw, "height", int, where)
     if width < 1 or height < 1:
         raise DataError(f"{where}: an image of {width}x{height} pixels; `width` and `height` must be at least 1")
-    boxes = [numbers(box, f"{where}: a box in `bboxs`") for box in _get(raw, "bboxs", list, where)]
+    boxes = [checked_numbers(box, f"{where}: a box in `bboxs`") for box in _get(raw, "bboxs", list, where)]
     if not boxes:
         raise DataError(f"{where}: `bboxs` is empty; a region needs a box, or use --kind none")
     return [united_box(boxes, (width, height), where, notes)]
 
 
-def _benchmark_box(raw: dict[str, Any], where: str, notes: Counter[str]) -> list[Reading]:
+def _benchmark_box(raw: dict[str, Any], where: str, notes: Counter[str]) -> list[BoxCandidate]:
     """The box of a benchmark record under every size that its image may have, the best guess first."""
     path, crop = _paths(raw, where)
     start, _, listed = crop.partition("###")
     if start != path:
         raise DataError(f"{where}: `image` must be [PATH, PATH###[x0, y0, x1, y1]], not {short([path, crop])}")
-    pixels = numbers(listed, f"{where}: what follows ### in `image`")
-    fractions = numbers(_turns(raw, where)[1], f"{where}: the box in `conversations`")
-    return solved_box(pixels, fractions, where, notes)
+    pixels = checked_numbers(listed, f"{where}: what follows ### in `image`")
+    fractions = checked_numbers(_turns(raw, where)[1], f"{where}: the box in `conversations`")
+    return infer_box(pixels, fractions, where, notes)
 
 
 def _get(raw: dict[str, Any], key: str, type_: type, where: str) -> Any:

@@ -20,17 +20,17 @@ ROUNDING = 0.0005  # of fractions with three decimals
 LONGEST_SIDE = 65_535  # pixels; a JPEG can have no more
 
 Size = tuple[int, int]  # (width, height) in pixels
-Reading = tuple[Box, Size]  # a box and the size of its image, in pixels
+BoxCandidate = tuple[Box, Size]  # a box and the size of its image, in pixels
 _Axis = tuple[tuple[float, float], tuple[float, float]]  # near and far end of a box: in pixels, as fractions
 
 
-def united_box(boxes: Sequence[Box], size: Size, where: str, notes: Counter[str]) -> Reading:
+def united_box(boxes: Sequence[Box], size: Size, where: str, notes: Counter[str]) -> BoxCandidate:
     """The union of boxes (at least one) in an image of a known size; all in pixels."""
     x0, y0, x1, y1 = zip(*(_clip(box, size, where, notes) for box in boxes), strict=True)
     return (min(x0), min(y0), max(x1), max(y1)), size
 
 
-def solved_box(pixels: Box, fractions: Box, where: str, notes: Counter[str]) -> list[Reading]:
+def infer_box(pixels: Box, fractions: Box, where: str, notes: Counter[str]) -> list[BoxCandidate]:
     """A box, written in pixels and in fractions, under every size that its image may have, the best guess first."""
     pixels = int(pixels[0]), int(pixels[1]), int(pixels[2]), int(pixels[3])
     sizes, padded = image_sizes(pixels, fractions)
@@ -108,7 +108,7 @@ def _clip(box: Box, size: Size, where: str, notes: Counter[str]) -> Box:
     return inside
 
 
-def numbers(box: Any, what: str) -> Box:
+def checked_numbers(box: Any, what: str) -> Box:
     """Four finite numbers, from a list or from its JSON."""
     try:
         values = json.loads(box) if isinstance(box, str) else box

@@ -20,21 +20,21 @@ from omegaconf import OmegaConf
 
 from vpt import cli
 from vpt.config import TrainConfig
-from vpt.describe.settings import DescribeConfig
+from vpt.describe.settings import EstimateConfig
 from vpt.errors import ConfigError, UserError
-from vpt.freeze import freeze, validate
+from vpt.freeze import resolve_config, validate
 
 _TRAINED_WITH = {item.name for item in fields(TrainConfig)}
-OWN_KEYS = [item.name for item in fields(DescribeConfig) if item.name not in _TRAINED_WITH]
+OWN_KEYS = [item.name for item in fields(EstimateConfig) if item.name not in _TRAINED_WITH]
 
 
-def compose_description(overrides: list[str]) -> DescribeConfig:
+def compose_description(overrides: list[str]) -> EstimateConfig:
     """The configuration that overrides of `train.py` and of this program describe.
 
     Raises:
         ConfigError: as `train.py` does.
     """
-    cli.check_overrides(overrides, DescribeConfig)
+    cli.check_overrides(overrides, EstimateConfig)
     ours = [_ours(text) for text in overrides]
     try:
         with initialize_config_dir(str(cli.CONF), version_base=None):
@@ -43,7 +43,7 @@ def compose_description(overrides: list[str]) -> DescribeConfig:
         raise ConfigError(str(error).splitlines()[0]) from None
     if OmegaConf.is_missing(composed.data, "root"):
         composed.data.root = None  # no record is read
-    config = freeze(composed, DescribeConfig)
+    config = resolve_config(composed, EstimateConfig)
     if config.describe.actions:
         config = replace(config, data=replace(config.data, actions=config.describe.actions))
     validate(config)
@@ -58,7 +58,7 @@ def _ours(override: str) -> str:
 
 def help_text() -> str:
     """The keys of this program and their defaults."""
-    defaults = DescribeConfig(run_name="")
+    defaults = EstimateConfig(run_name="")
     return OmegaConf.to_yaml(OmegaConf.create({key: getattr(defaults, key) for key in OWN_KEYS}))
 
 
@@ -71,13 +71,13 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     try:
         config = compose_description(parser.parse_args(arguments).overrides)
-        from vpt.describe.blueprint import blueprint  # the heavy part, after all that can be wrong has been checked
+        from vpt.describe.blueprint import build_on_meta  # the heavy part, after all that can be wrong has been checked
         from vpt.describe.report import Report
 
-        for line in Report(config, blueprint(config)):
+        for line in Report(config, build_on_meta(config)):
             print(line)
     except UserError as error:
-        cli.fail(error)
+        cli.exit_with(error)
 
 
 if __name__ == "__main__":

@@ -8,17 +8,17 @@ from typing import Any
 import torch
 from transformers import AutoConfig
 
-from vpt.backbone import load
-from vpt.build import Parts, build
+from vpt.backbone import from_pretrained_or_hub
+from vpt.build import ModelBundle, build_model
 from vpt.config import EncoderConfig, ModelConfig, TrainConfig
 from vpt.errors import ConfigError
-from vpt.released import ReleasedCheckpoint, read_config
-from vpt.sizes import Sizes
+from vpt.released import UpstreamCheckpoint, read_config
+from vpt.sizes import Architecture
 from vpt.tiny import tiny_tokenizer
-from vpt.training.optimizer import choose_trained
+from vpt.training.optimizer import set_trainable
 
 
-def blueprint(config: TrainConfig) -> Parts:
+def build_on_meta(config: TrainConfig) -> ModelBundle:
     """The parts of a configuration without weights, trained and frozen as a run would have them.
 
     Sizes are those of a local folder's `config.json`, or those in the configuration where `path` is a hub's name. Ids
@@ -31,8 +31,8 @@ def blueprint(config: TrainConfig) -> Parts:
         config, model=replace(config.model, token_ids={}), generation=replace(config.generation, stop=[])
     )
     with torch.device("meta"):
-        parts = build(settings, tokenizer=tiny_tokenizer(), sizes=_sizes(config))
-    choose_trained(parts.model, config.optim, tower_pretrained=config.model.path is not None)
+        parts = build_model(settings, tokenizer=tiny_tokenizer(), sizes=_sizes(config))
+    set_trainable(parts.model, config.optim, tower_pretrained=config.model.path is not None)
     return parts
 
 
@@ -41,11 +41,13 @@ def is_folder(path: str | None) -> bool:
     return path is not None and Path(path).is_dir()
 
 
-def _sizes(config: TrainConfig) -> Sizes:
-    released = ReleasedCheckpoint.at(config.model.path)
+def _sizes(config: TrainConfig) -> Architecture:
+    released = UpstreamCheckpoint.at(config.model.path)
     if released:
         return released.sizes(config.encoder)
-    return Sizes(_qwen(config.model), {name: _encoder(name, encoder) for name, encoder in config.encoder.items()})
+    return Architecture(
+        _qwen(config.model), {name: _encoder(name, encoder) for name, encoder in config.encoder.items()}
+    )
 
 
 def _qwen(config: ModelConfig) -> dict[str, Any]:
@@ -65,5 +67,7 @@ def _encoder(name: str, encoder: EncoderConfig) -> dict[str, Any]:
     path = encoder.path or size.weights
     if not is_folder(path):
         return size.config
-    stored = load(path, f"encoder.{name}.path", partial(AutoConfig.from_pretrained, local_files_only=True))
+    stored = from_pretrained_or_hub(
+        path, f"encoder.{name}.path", partial(AutoConfig.from_pretrained, local_files_only=True)
+    )
     return getattr(stored, "vision_config", stored).to_diff_dict()

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field, replace
 import torch
 from PIL import Image
 
-from vpt.batch import IGNORE, TOWER, Action, Batch, Block, Looks, Row
+from vpt.batch import IGNORE_INDEX, VISION_TOWER, Action, Batch, ImageInputs, PlaceholderSpan, Row
 from vpt.data.build import build_masking
-from vpt.describe.settings import DescribeConfig
-from vpt.encoders.base import Look, View
+from vpt.describe.settings import EstimateConfig
+from vpt.encoders.base import ImageTransform, ProcessedImage
 
 # What Qwen2-VL's chat format adds (`vpt.data.template`), in tokens of its tokenizer
 SYSTEM = 8  # "system\nYou are a helpful assistant."
@@ -18,7 +18,7 @@ REGION = 6  # two markers, four cells
 
 
 @dataclass(frozen=True)
-class Example:
+class TypicalSample:
     """A kind of sample.
 
     Attributes:
@@ -39,12 +39,12 @@ class Example:
     @property
     def image_tokens(self) -> int:
         """What the tower's view of the image, and of a selected region, takes up."""
-        return sum(block.length for block in self.row.blocks if block.source == TOWER)
+        return sum(block.length for block in self.row.blocks if block.source == VISION_TOWER)
 
     @property
     def perceived_tokens(self) -> int:
         """What re-encoders bring."""
-        return sum(block.length for block in self.row.blocks if block.source != TOWER)
+        return sum(block.length for block in self.row.blocks if block.source != VISION_TOWER)
 
     @property
     def text_tokens(self) -> int:
@@ -58,18 +58,18 @@ class _Writer:
 
     length: int = 0
     labels: int = 0
-    blocks: list[Block] = field(default_factory=list)
+    blocks: list[PlaceholderSpan] = field(default_factory=list)
     actions: list[Action] = field(default_factory=list)
     paragraphs: list[tuple[int, int]] = field(default_factory=list)
-    looks: dict[str, list[Look]] = field(default_factory=dict)
+    looks: dict[str, list[ProcessedImage]] = field(default_factory=dict)
 
-    def turn(self, text: int, *, image: tuple[str, Look] | None = None) -> None:
+    def turn(self, text: int, *, image: tuple[str, ProcessedImage] | None = None) -> None:
         """A system's or a user's."""
         start = self._open()
         if image is not None:
             source, look = image
             shown = self.looks.setdefault(source, [])
-            self.blocks.append(Block(self.length + ROLE["user"] + 1, look.tokens, source, len(shown)))
+            self.blocks.append(PlaceholderSpan(self.length + ROLE["user"] + 1, look.tokens, source, len(shown)))
             shown.append(look)
             text += look.tokens + 2
         self._close(start, text)
@@ -95,7 +95,7 @@ class _Writer:
         self.length += 1
 
 
-def image_size(config: DescribeConfig) -> tuple[int, int]:
+def image_size(config: EstimateConfig) -> tuple[int, int]:
     """Width and height that are assumed."""
     side = config.data.image.max_side
     width, height = config.describe.image or (side, side * 3 // 4)
@@ -103,7 +103,7 @@ def image_size(config: DescribeConfig) -> tuple[int, int]:
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 
-def shares(config: DescribeConfig) -> dict[str, float]:
+def shares(config: EstimateConfig) -> dict[str, float]:
     """How often each kind of sample comes, adding up to 1."""
     weights = {kind: weight for kind, weight in (config.describe.actions or config.data.actions).items() if weight}
     if not config.data.perception:
@@ -111,7 +111,7 @@ def shares(config: DescribeConfig) -> dict[str, float]:
     return {kind: weight / sum(weights.values()) for kind, weight in weights.items()}
 
 
-def examples(config: DescribeConfig, views: Mapping[str, View]) -> list[Example]:
+def typical_samples(config: EstimateConfig, views: Mapping[str, ImageTransform]) -> list[TypicalSample]:
     """One sample of each kind; those that may be masked twice, as they are and masked."""
     masking = build_masking(config)
     found = []
@@ -120,37 +120,41 @@ def examples(config: DescribeConfig, views: Mapping[str, View]) -> list[Example]
         spans = masking.spans(batch.rows[0]) if masking.para_mask_id else ()
         ratio = masking.para_mask_ratio if spans else 0.0
         masked = replace(batch, rows=[replace(batch.rows[0], masked=spans)])
-        found += [Example(kind, share * (1 - ratio), batch), Example(kind, share * ratio, masked)]
+        found += [TypicalSample(kind, share * (1 - ratio), batch), TypicalSample(kind, share * ratio, masked)]
     return [example for example in found if example.share]
 
 
-def _write(kind: str, config: DescribeConfig, views: Mapping[str, View]) -> Batch:
+def _write(kind: str, config: EstimateConfig, views: Mapping[str, ImageTransform]) -> Batch:
     assumed, image = config.describe, Image.new("RGB", image_size(config))
     writer = _Writer()
     writer.turn(SYSTEM)
-    writer.turn(ROLE["user"] + assumed.question, image=(TOWER, views[TOWER].prepare(image)))
+    writer.turn(ROLE["user"] + assumed.question, image=(VISION_TOWER, views[VISION_TOWER](image)))
     if kind == "region":
         width, height = (max(1, round(side * assumed.crop)) for side in image.size)
         writer.said(REGION)
-        writer.turn(ROLE["user"], image=(TOWER, views[TOWER].prepare(Image.new("RGB", (width, height)))))
+        writer.turn(ROLE["user"], image=(VISION_TOWER, views[VISION_TOWER](Image.new("RGB", (width, height)))))
     elif kind != "none":
         writer.acted(kind, config.model.projector_scale)
-        writer.turn(ROLE["user"], image=(kind, views[kind].prepare(image)))
+        writer.turn(ROLE["user"], image=(kind, views[kind](image)))
     writer.said(assumed.answer)
     row = Row(writer.length, tuple(writer.blocks), tuple(writer.actions), tuple(writer.paragraphs))
-    labels = torch.full((row.length,), IGNORE)
+    labels = torch.full((row.length,), IGNORE_INDEX)
     labels[row.length - writer.labels :] = 0  # how many counts here, not where
-    looks: dict[str, list[Look]] = {}
+    looks: dict[str, list[ProcessedImage]] = {}
     for source, shown in writer.looks.items():
         known = looks.setdefault(views[source].name, [])
-        known += [look for look in shown if source == TOWER or not known]  # the same image: seen once through a view
+        known += [
+            look for look in shown if source == VISION_TOWER or not known
+        ]  # the same image: seen once through a view
     return Batch(
         input_ids=torch.zeros(row.length, dtype=torch.long),
         labels=labels,
         positions=torch.zeros(3, row.length, dtype=torch.long),
         rows=[row],
-        looks={
-            view: Looks(torch.empty(0), [look.tokens for look in shown], [look.grid for look in shown if look.grid])
+        images={
+            view: ImageInputs(
+                torch.empty(0), [look.tokens for look in shown], [look.grid for look in shown if look.grid]
+            )
             for view, shown in looks.items()
         },
     )

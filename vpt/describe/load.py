@@ -3,15 +3,15 @@
 from collections import defaultdict
 from dataclasses import dataclass
 
-from vpt.batch import TOWER
-from vpt.describe.example import Example
+from vpt.batch import VISION_TOWER
+from vpt.describe.example import TypicalSample
 from vpt.flops import FlopMeter
 from vpt.flops.cost import is_trained
 from vpt.segments import Segment
 
 
 @dataclass(frozen=True)
-class Load:
+class Workload:
     """What a micro-batch runs through the model and keeps for the backward pass; means over samples, so fractions.
 
     Stages that nothing trained leads to keep nothing but the keys and values that later ones see: `passing`.
@@ -31,20 +31,20 @@ class Load:
     """
 
     positions: float
-    passing: float
+    no_grad_positions: float
     keys: float
     masked: float
     asked: float
     labels: float
     stages: int
-    largest: float
-    widest: float
+    max_grad_stage: float
+    max_stage: float
     patches: float
     perceived: dict[str, float]
 
 
 @dataclass(frozen=True)
-class _Run:
+class WeightedRun:
     """A segment that so many rows of a micro-batch run."""
 
     weight: float
@@ -61,10 +61,10 @@ class _Run:
     @property
     def past(self) -> int:
         """Cached keys that it sees."""
-        return sum(run.stop - run.start for run in self.segment.sees)
+        return sum(run.stop - run.start for run in self.segment.attends_to)
 
 
-def _largest(runs: list[_Run]) -> float:
+def _largest(runs: list[WeightedRun]) -> float:
     """Positions of the largest stage."""
     stages: defaultdict[int, float] = defaultdict(float)
     for run in runs:
@@ -72,26 +72,26 @@ def _largest(runs: list[_Run]) -> float:
     return max(stages.values(), default=0.0)
 
 
-def load_of(meter: FlopMeter, examples: list[Example], rows: int) -> Load:
+def workload_of(meter: FlopMeter, examples: list[TypicalSample], rows: int) -> Workload:
     """The load of a micro-batch of `rows` samples, each the mean of `examples`."""
     runs = [
-        _Run(example.share * rows, number, run.segment, run.asked, carries or is_trained(meter.model.language))
+        WeightedRun(example.share * rows, number, run.segment, run.asked, carries or is_trained(meter.model.language))
         for example in examples
         for number, (carries, stage) in enumerate(meter.stages(example.batch))
         for run in stage
     ]
     keeping = [run for run in runs if run.keeps]
-    grids = [(example.share * rows, grid) for example in examples for grid in example.batch.looks[TOWER].grids]
-    return Load(
+    grids = [(example.share * rows, grid) for example in examples for grid in example.batch.images[VISION_TOWER].grids]
+    return Workload(
         positions=sum(run.weight * run.own for run in keeping),
-        passing=sum(run.weight * run.own for run in runs if not run.keeps),
+        no_grad_positions=sum(run.weight * run.own for run in runs if not run.keeps),
         keys=sum(run.weight * (run.own + run.past) for run in keeping),
         masked=sum(run.weight * run.own * (run.own + run.past) for run in keeping if run.past),
         asked=sum(run.weight * run.asked for run in keeping),
-        labels=sum(example.share * rows * example.batch.label_count for example in examples),
+        labels=sum(example.share * rows * example.batch.num_labels for example in examples),
         stages=len({run.stage for run in keeping}),
-        largest=_largest(keeping),
-        widest=_largest(runs),
+        max_grad_stage=_largest(keeping),
+        max_stage=_largest(runs),
         patches=sum(weight * t * h * w for weight, (t, h, w) in grids),
         perceived={
             name: sum(

@@ -25,8 +25,8 @@ from typing import Any
 
 from torch import nn
 
-from vpt.describe.load import Load
-from vpt.describe.spread import FLOAT32, Spread, exchange
+from vpt.describe.load import Workload
+from vpt.describe.spread import FLOAT32, ShardingPlan, communication_bytes
 from vpt.flops.cost import is_trained
 from vpt.model import LOGIT_CHUNK, VPTModel
 
@@ -53,7 +53,7 @@ class Memory:
 
 
 @dataclass(frozen=True)
-class Types:
+class DTypeBytes:
     """Bytes of numbers: `stored` in weights, and so between layers; in `products`.
 
     `packed`: whether attention runs packed, as on a GPU in half precision, or padded (`vpt.attention`).
@@ -64,13 +64,13 @@ class Types:
     packed: bool
 
     @classmethod
-    def of(cls, model: VPTModel, *, autocast: bool, packed: bool) -> "Types":
+    def of(cls, model: VPTModel, *, autocast: bool, packed: bool) -> "DTypeBytes":
         """Those of a model; `autocast`: bf16 products whatever is stored (`training.precision=bf16`)."""
         stored = next(iter(model.parameters())).element_size()
         return cls(stored, BFLOAT16 if autocast else stored, packed)
 
 
-def predict(model: VPTModel, load: Load, spread: Spread, types: Types) -> Memory:
+def predict_memory(model: VPTModel, load: Workload, spread: ShardingPlan, types: DTypeBytes) -> Memory:
     """The memory of one GPU of `spread` under a micro-batch.
 
     Args:
@@ -91,10 +91,10 @@ def predict(model: VPTModel, load: Load, spread: Spread, types: Types) -> Memory
         gradients=trained / spread.shards,
         optimizer=2 * trained / spread.shards,
         copies=_copies(model, load, spread) if types.products < types.stored else 0.0,
-        exchange=exchange(model, spread, product=types.products),
+        exchange=communication_bytes(model, spread, product=types.products),
         activations=activations,
-        workspace=max(gated * load.largest, gated * load.widest - activations)
-        + len(layers) * load.passing * _cached_by_layer(layers[0], types),
+        workspace=max(gated * load.max_grad_stage, gated * load.max_stage - activations)
+        + len(layers) * load.no_grad_positions * _cached_by_layer(layers[0], types),
         logits=logits * (3 * FLOAT32 + (types.products if types.products < FLOAT32 else 0)),
     )
 
@@ -108,7 +108,7 @@ def state_bytes(model: VPTModel) -> tuple[int, int]:
     return weights + buffers, sum(2 * parameter.nbytes + FLOAT32 for parameter in trained)
 
 
-def kept_by_layer(layer: Any, load: Load, types: Types, *, read: float) -> float:
+def kept_by_layer(layer: Any, load: Workload, types: DTypeBytes, *, read: float) -> float:
     """Bytes that one of transformers' decoder layers keeps for its backward pass, its MLP of `read` positions.
 
     Of a stream D wide, queries H, keys and values K wide, an MLP I wide; p bytes in products, s in the stream:
@@ -141,20 +141,20 @@ def _ranks(module: nn.Module) -> int:
     return sum(matrix.out_features for name, matrix in module.named_modules() if name.endswith("lora_A.default"))
 
 
-def _cached_by_layer(layer: Any, types: Types) -> int:
+def _cached_by_layer(layer: Any, types: DTypeBytes) -> int:
     """Bytes of a position's key, as the rotary embedding leaves it, and value."""
     attention = layer.self_attn
     return attention.k_proj.out_features * types.stored + attention.v_proj.out_features * types.products
 
 
-def _activations(model: VPTModel, load: Load, types: Types) -> float:
+def _activations(model: VPTModel, load: Workload, types: DTypeBytes) -> float:
     layers, width = model.language.layers, model.language.config.hidden_size
     one = kept_by_layer(layers[0], load, types, read=load.positions)
     kept = load.asked * width * (FLOAT32 + types.stored)  # the last norm
     kept += load.positions * 2 * layers[0].self_attn.head_dim * FLOAT32  # cosines and sines
-    if model.passes.checkpointing:
+    if model.forward_config.checkpointing:
         kept += len(layers) * load.positions * (width * types.stored + _cached_by_layer(layers[0], types))
-        kept += one * load.largest / max(load.positions, 1.0)
+        kept += one * load.max_grad_stage / max(load.positions, 1.0)
     else:
         kept += (len(layers) - 1) * one + kept_by_layer(layers[-1], load, types, read=load.asked)
     kept += types.stored * sum(
@@ -167,11 +167,11 @@ def _activations(model: VPTModel, load: Load, types: Types) -> float:
     return kept
 
 
-def _copies(model: VPTModel, load: Load, spread: Spread) -> float:
+def _copies(model: VPTModel, load: Workload, spread: ShardingPlan) -> float:
     copied = model.qwen.lm_head.weight.numel()
     if not spread.sharded:  # else units are gathered as bfloat16
         weights = [matrix.weight for matrix in _matrices(model.language.layers)]
-        stages = 0 if model.passes.checkpointing else load.stages
+        stages = 0 if model.forward_config.checkpointing else load.stages
         copied += sum(weight.numel() * (1 if weight.requires_grad else stages) for weight in weights)
     return BFLOAT16 * copied
 

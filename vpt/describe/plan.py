@@ -2,18 +2,18 @@
 
 from dataclasses import dataclass
 
-from vpt.describe.settings import GPUS, DescribeConfig
-from vpt.describe.spread import Spread
+from vpt.describe.settings import GPUS, EstimateConfig
+from vpt.describe.spread import ShardingPlan
 from vpt.errors import ConfigError
 from vpt.model import VPTModel
-from vpt.training.strategy import copies_fit
+from vpt.training.strategy import fits_replicated
 
 SECONDS_A_DAY = 86_400
 GIGA, TERA = 1e9, 1e12
 
 
 @dataclass(frozen=True)
-class Pace:
+class Throughput:
     """What is assumed of the GPUs, and what follows.
 
         samples a second = GPUs * peak * utilisation / FLOPs of a sample
@@ -50,32 +50,32 @@ class Pace:
         return samples / self.samples_a_second / SECONDS_A_DAY
 
 
-def pace(config: DescribeConfig, *, flops: float, tokens: float) -> Pace:
+def throughput(config: EstimateConfig, *, flops: float, tokens: float) -> Throughput:
     """The pace of a configuration."""
     assumed = config.describe
     peak = assumed.peak_tflops or GPUS[assumed.gpu][1][config.training.precision]
-    return Pace(config.gpus, peak * TERA, assumed.utilisation, flops, tokens)
+    return Throughput(config.gpus, peak * TERA, assumed.utilisation, flops, tokens)
 
 
-def memory_of_a_gpu(config: DescribeConfig) -> float:
+def memory_of_a_gpu(config: EstimateConfig) -> float:
     """Bytes."""
     return GPUS[config.describe.gpu][0] * GIGA
 
 
-def spread(config: DescribeConfig, model: VPTModel) -> Spread:
+def sharding_plan(config: EstimateConfig, model: VPTModel) -> ShardingPlan:
     """How a configuration's processes share the model. Raises ConfigError where the strategy does not fit them."""
     strategy, gpus = config.strategy, config.gpus
     kind = strategy.kind
     if kind == "auto":
-        kind = "single" if gpus == 1 else "ddp" if copies_fit(model, memory_of_a_gpu(config)) else "fsdp"
+        kind = "single" if gpus == 1 else "ddp" if fits_replicated(model, memory_of_a_gpu(config)) else "fsdp"
     if kind == "single" and gpus > 1:
         raise ConfigError(f"strategy=single is for one process; type strategy=ddp or fsdp for gpus={gpus}")
     group = strategy.shard_size or min(gpus, config.describe.gpus_per_node)
     if kind == "hybrid" and gpus % group:
         raise ConfigError(f"gpus={gpus} do not make groups of {group}; set strategy.shard_size")
-    return Spread(gpus, kind, {"fsdp": gpus, "hybrid": group}.get(kind, 1), strategy.reshard)
+    return ShardingPlan(gpus, kind, {"fsdp": gpus, "hybrid": group}.get(kind, 1), strategy.reshard)
 
 
-def micro_batch(config: DescribeConfig) -> int:
+def micro_batch(config: EstimateConfig) -> int:
     """Rows that one GPU runs at once."""
     return max(1, min(config.training.micro_batch_size, config.training.batch_size // config.gpus))

@@ -3,16 +3,16 @@
 from collections.abc import Iterator
 from dataclasses import asdict
 
-from vpt.build import Parts
+from vpt.build import ModelBundle
 from vpt.describe.blueprint import is_folder
-from vpt.describe.example import examples, image_size
-from vpt.describe.load import load_of
-from vpt.describe.memory import Types, predict, state_bytes
-from vpt.describe.plan import GIGA, memory_of_a_gpu, micro_batch, pace, spread
-from vpt.describe.settings import DescribeConfig
-from vpt.flops import Cost, FlopMeter
+from vpt.describe.example import image_size, typical_samples
+from vpt.describe.load import workload_of
+from vpt.describe.memory import DTypeBytes, predict_memory, state_bytes
+from vpt.describe.plan import GIGA, memory_of_a_gpu, micro_batch, sharding_plan, throughput
+from vpt.describe.settings import EstimateConfig
+from vpt.flops import FlopCost, FlopMeter
 from vpt.flops.meter import LANGUAGE_PART
-from vpt.training.optimizer import account
+from vpt.training.optimizer import parameter_table
 
 FULL = 0.95  # share of a GPU's memory beyond which a run is said not to fit
 
@@ -25,9 +25,9 @@ class Report:
         parts: on the meta device (`vpt.describe.blueprint`).
     """
 
-    def __init__(self, config: DescribeConfig, parts: Parts) -> None:
+    def __init__(self, config: EstimateConfig, parts: ModelBundle) -> None:
         self.config, self.model = config, parts.model
-        self.examples = examples(config, parts.encoder.views)
+        self.examples = typical_samples(config, parts.encoder.transforms)
         self.meter = FlopMeter(self.model)
         self.costs = [self.meter.step(example.batch) for example in self.examples]
 
@@ -44,7 +44,7 @@ class Report:
         total = sum(parameter.numel() for parameter in self.model.parameters())
         trained = sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
         yield "modules, parameters"
-        yield account(self.model)
+        yield parameter_table(self.model)
         line = f"  {_count(total)}, of which {_count(trained)} are trained"
         if self.model.qwen.config.tie_word_embeddings:
             apart = total + self.model.qwen.lm_head.weight.numel()
@@ -57,23 +57,23 @@ class Report:
         yield "tokens of a sample"
         yield f"  {'':20}{'share':>7}{'image':>7}{'text':>7}{'perceived':>11}{'all':>7}{'labelled':>10}{'run':>7}"
         for example in self.examples:
-            row, [cut] = example.row, self.model.cut([example.row])
+            row, [cut] = example.row, self.model.split_segments([example.row])
             run = sum(segment.stop - segment.start for segment in cut)
             yield (
                 f"  {example.kind + (', masked' if row.masked else ''):20}{example.share:7.2f}"
                 f"{example.image_tokens:7}{example.text_tokens:7}{example.perceived_tokens:11}{row.length:7}"
-                f"{example.batch.label_count:10}{run:7}"
+                f"{example.batch.num_labels:10}{run:7}"
             )
         yield f"  assumed: images of {width}x{height} (describe.image); questions of {assumed.question} tokens, answers"
         yield f"  of {assumed.answer} (describe.question, describe.answer); shares of data.actions (describe.actions)"
         yield f"  run: positions through the language model, model.inner_forward={self.config.model.inner_forward}"
 
-    def mean(self) -> dict[str, Cost]:
+    def mean(self) -> dict[str, FlopCost]:
         """Cost of the mean sample, by part."""
         weighed = list(zip(self.examples, self.costs, strict=True))
         parts = dict.fromkeys(part for costs in self.costs for part in costs)
         return {
-            part: sum((costs.get(part, Cost()) * example.share for example, costs in weighed), Cost())
+            part: sum((costs.get(part, FlopCost()) * example.share for example, costs in weighed), FlopCost())
             for part in parts
         }  # fmt: skip
 
@@ -83,7 +83,7 @@ class Report:
         unit, name = _unit(sum(cost.total for cost in mean.values()))
         yield f"{name} FLOPs of the mean sample; formula: vpt/flops/__init__.py"
         yield f"  {'':28}{'matrices':>10}{'attention':>11}{'backward':>10}{'again':>8}{'total':>9}"
-        for part, cost in {**mean, "all": sum(mean.values(), Cost())}.items():
+        for part, cost in {**mean, "all": sum(mean.values(), FlopCost())}.items():
             figures = (cost.linear, cost.attention, cost.backward, cost.recomputed, cost.total)
             yield "  {:28}{:10.2f}{:11.2f}{:10.2f}{:8.2f}{:9.2f}".format(part, *(value / unit for value in figures))
         for example, costs in zip(self.examples, self.costs, strict=True):
@@ -94,9 +94,9 @@ class Report:
 
     def memory(self) -> Iterator[str]:
         """Bytes on each GPU, by part."""
-        config, rows, how = self.config, micro_batch(self.config), spread(self.config, self.model)
-        types = Types.of(self.model, autocast=config.training.precision == "bf16", packed=True)
-        memory = predict(self.model, load_of(self.meter, self.examples, rows), how, types)
+        config, rows, how = self.config, micro_batch(self.config), sharding_plan(self.config, self.model)
+        types = DTypeBytes.of(self.model, autocast=config.training.precision == "bf16", packed=True)
+        memory = predict_memory(self.model, workload_of(self.meter, self.examples, rows), how, types)
         shared = f", {how.shards} GPUs to a copy" if how.sharded else ""
         checkpointing = "on" if config.model.activation_checkpointing else "off"
         unit, name = _unit(memory.total)
@@ -117,7 +117,7 @@ class Report:
         config, training = self.config, self.config.training
         flops = sum(cost.total for cost in self.mean().values())
         tokens = sum(example.share * example.row.length for example in self.examples)
-        going = pace(config, flops=flops, tokens=tokens)
+        going = throughput(config, flops=flops, tokens=tokens)
         yield f"speed on gpus={config.gpus}, by {flops:.3g} FLOPs and {tokens:.0f} tokens a sample"
         yield (
             f"  assumed: a peak of {going.peak / 1e12:g}e12 FLOP/s, {config.describe.gpu} in {training.precision} "

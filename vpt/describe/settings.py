@@ -29,7 +29,7 @@ class AssumedConfig:
 
 
 @dataclass
-class DescribeConfig(TrainConfig):
+class EstimateConfig(TrainConfig):
     """A run, where it is to run, and what is assumed about its data and its GPUs."""
 
     gpus: int = bounded(1, low=1)

@@ -10,7 +10,7 @@ FLOAT32 = 4
 
 
 @dataclass(frozen=True)
-class Spread:
+class ShardingPlan:
     """Processes, one for each GPU.
 
     Attributes:
@@ -31,7 +31,7 @@ class Spread:
         return self.kind in ("fsdp", "hybrid")
 
 
-def exchange(model: VPTModel, spread: Spread, *, product: int) -> float:
+def communication_bytes(model: VPTModel, spread: ShardingPlan, *, product: int) -> float:
     """Bytes of a process's buffers for the others.
 
     `ddp` has buckets as large as the gradients. `fsdp` and `hybrid` have gathered weights (two units, one at work and

@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor, nn
 
-from vpt.data.videos import Footage
+from vpt.data.videos import VideoClip
 from vpt.projector import ConditionalProjector
 from vpt.vision import Grid
 
@@ -18,7 +18,7 @@ Extent = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels of an ima
 
 
 @dataclass(frozen=True)
-class Look:
+class ProcessedImage:
     """One image or video as one view prepares it: `pixels` for the encoder, and how many `tokens` it will become.
 
     `seconds` is the time from one step of a video's grid to the next; an image has none.
@@ -30,7 +30,7 @@ class Look:
     grid: Grid | None = None
     seconds: float | None = None
     features: Tensor | None = None
-    key: str | None = None
+    cache_key: str | None = None
 
     @property
     def nbytes(self) -> int:
@@ -38,7 +38,7 @@ class Look:
         return self.pixels.nbytes + (0 if self.features is None else self.features.nbytes)
 
 
-class View(ABC):
+class ImageTransform(ABC):
     """The image transform of an encoder. It holds no weights, so that data workers can carry it.
 
     `repr` says all that an image's pixels depend on. `name` is unique among the views of a model; encoders that share a
@@ -48,18 +48,18 @@ class View(ABC):
     name: str
 
     @abstractmethod
-    def prepare(self, image: Image.Image) -> Look:
+    def __call__(self, image: Image.Image) -> ProcessedImage:
         """An RGB image to what the encoder takes."""
 
-    def fit(self, image: Image.Image, tokens: int) -> Look:
+    def to_token_count(self, image: Image.Image, tokens: int) -> ProcessedImage:
         """The same in about as many tokens as asked for; only Qwen's own tower sees images in any size."""
         raise NotImplementedError(f"the view {self.name!r} has a size of its own")
 
-    def watch(self, footage: Footage) -> Look:
+    def video(self, clip: VideoClip) -> ProcessedImage:
         """The same of a video; only Qwen's own tower takes one."""
         raise NotImplementedError(f"the view {self.name!r} takes images, no videos")
 
-    def seen(self, size: tuple[int, int]) -> Extent:
+    def coverage(self, size: tuple[int, int]) -> Extent:
         """What the encoder's grid of tokens covers of an image of `size` (width, height): the whole of it."""
         return 0.0, 0.0, float(size[0]), float(size[1])
 
@@ -70,8 +70,8 @@ class BuildContext:
 
     name: str
     hidden_size: int
-    tower_view: View
-    scale: int = 1
+    tower_transform: ImageTransform
+    num_control_tokens: int = 1
 
 
 class ReEncoder(nn.Module):
@@ -84,15 +84,15 @@ class ReEncoder(nn.Module):
         pretrained: whether `vision` came with weights. What did is frozen by default, what did not is trained.
     """
 
-    view: View
+    transform: ImageTransform
     vision: Any
     projector: ConditionalProjector
 
     def __init__(
-        self, *, view: View, vision: nn.Module | None, projector: ConditionalProjector, pretrained: bool
+        self, *, transform: ImageTransform, vision: nn.Module | None, projector: ConditionalProjector, pretrained: bool
     ) -> None:
         super().__init__()
-        self.view, self.vision, self.projector, self.pretrained = view, vision, projector, pretrained
+        self.transform, self.vision, self.projector, self.pretrained = transform, vision, projector, pretrained
 
     @classmethod
     @abstractmethod
@@ -108,10 +108,12 @@ class ReEncoder(nn.Module):
             options: further keys of the YAML's `options`.
         """
 
-    def unused(self) -> list[nn.Module | nn.Parameter]:
+    def unused_modules(self) -> list[nn.Module | nn.Parameter]:
         """Parts that nothing reads though checkpoints hold them; they are never trained."""
-        return [*self.projector.unused()]
+        return [*self.projector.unused_modules()]
 
-    def features(self, pixels: Tensor) -> Tensor:
+    def forward_features(self, pixels: Tensor) -> Tensor:
         """[images, 3, H, W] -> [images * positions, feature_dim], image after image."""
-        raise NotImplementedError(f"{type(self).__name__} looks through the view {self.view.name!r} of another encoder")
+        raise NotImplementedError(
+            f"{type(self).__name__} looks through the view {self.transform.name!r} of another encoder"
+        )

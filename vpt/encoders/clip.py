@@ -9,12 +9,14 @@ from vpt.encoders.base import BuildContext, ReEncoder
 from vpt.projector import IdentityProjector
 
 
-class TowerEncoder(ReEncoder):
+class QwenViTEncoder(ReEncoder):
     """Shares the tower's view, and so its features: an image is encoded once for both looks."""
 
     @classmethod
-    def build(cls, context: BuildContext, *, config: dict[str, Any], weights: str | None) -> "TowerEncoder":
+    def build(cls, context: BuildContext, *, config: dict[str, Any], weights: str | None) -> "QwenViTEncoder":
         if config or weights:
             raise ValueError("encoder clip is Qwen's own tower: it takes neither sizes nor weights of its own")
-        projector = IdentityProjector(context.hidden_size, context.hidden_size, scale=context.scale)
-        return cls(view=context.tower_view, vision=None, projector=projector, pretrained=True)
+        projector = IdentityProjector(
+            context.hidden_size, context.hidden_size, num_control_tokens=context.num_control_tokens
+        )
+        return cls(transform=context.tower_transform, vision=None, projector=projector, pretrained=True)

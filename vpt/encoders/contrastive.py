@@ -6,7 +6,7 @@ from torch import Tensor
 from transformers import AutoConfig, CLIPVisionConfig, CLIPVisionModel, SiglipVisionConfig, SiglipVisionModel
 
 from vpt.encoders.base import BuildContext, ReEncoder
-from vpt.encoders.views import CLIP_MEAN, CLIP_STD, HALF, SquareView
+from vpt.encoders.views import CLIP_MEAN, CLIP_STD, HALF, SquareTransform
 from vpt.projector import LinearProjector
 
 # model type -> configuration, model, leading tokens that are no patches, mean, standard deviation
@@ -16,7 +16,7 @@ _FAMILIES: dict[str, tuple[Any, Any, int, tuple[float, ...], tuple[float, ...]]]
 }
 
 
-class ContrastiveEncoder(ReEncoder):
+class CLIPEncoder(ReEncoder):
     """`last_hidden_state` without CLIP's class token; SigLIP has none."""
 
     leading: int
@@ -24,7 +24,7 @@ class ContrastiveEncoder(ReEncoder):
     @classmethod
     def build(
         cls, context: BuildContext, *, config: dict[str, Any], weights: str | None, family: str = "siglip"
-    ) -> "ContrastiveEncoder":
+    ) -> "CLIPEncoder":
         stored = AutoConfig.from_pretrained(weights).model_type if weights else config.get("model_type", family)
         family = stored.removesuffix("_vision_model")
         if family not in _FAMILIES:
@@ -33,13 +33,15 @@ class ContrastiveEncoder(ReEncoder):
         vision = model_class.from_pretrained(weights) if weights else model_class(config_class(**config))
         side, patch = vision.config.image_size, vision.config.patch_size
         encoder = cls(
-            view=SquareView(context.name, side, (side // patch) ** 2, mean, std),
+            transform=SquareTransform(context.name, side, (side // patch) ** 2, mean, std),
             vision=vision,
-            projector=LinearProjector(vision.config.hidden_size, context.hidden_size, scale=context.scale),
+            projector=LinearProjector(
+                vision.config.hidden_size, context.hidden_size, num_control_tokens=context.num_control_tokens
+            ),
             pretrained=weights is not None,
         )
         encoder.leading = leading
         return encoder
 
-    def features(self, pixels: Tensor) -> Tensor:
+    def forward_features(self, pixels: Tensor) -> Tensor:
         return self.vision(pixel_values=pixels).last_hidden_state[:, self.leading :].flatten(0, 1)

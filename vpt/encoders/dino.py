@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from transformers import Dinov2Config, Dinov2Model
 
 from vpt.encoders.base import BuildContext, ReEncoder
-from vpt.encoders.views import IMAGENET_MEAN, IMAGENET_STD, SquareView
+from vpt.encoders.views import IMAGENET_MEAN, IMAGENET_STD, SquareTransform
 from vpt.projector import LinearProjector
 
 
@@ -22,12 +22,17 @@ class DinoEncoder(ReEncoder):
         vision = Dinov2Model.from_pretrained(weights) if weights else Dinov2Model(Dinov2Config(**config))
         patches = (side // vision.config.patch_size) ** 2
         # The published processor resizes the short side to 256 and cuts 224 out of it.
-        square = SquareView(context.name, side, patches, IMAGENET_MEAN, IMAGENET_STD, view, side * 256 // 224)
-        projector = LinearProjector(vision.config.hidden_size, context.hidden_size, scale=context.scale)
-        return cls(view=square, vision=vision, projector=projector, pretrained=weights is not None)
+        square = SquareTransform(context.name, side, patches, IMAGENET_MEAN, IMAGENET_STD, view, side * 256 // 224)
+        projector = LinearProjector(
+            vision.config.hidden_size, context.hidden_size, num_control_tokens=context.num_control_tokens
+        )
+        return cls(transform=square, vision=vision, projector=projector, pretrained=weights is not None)
 
-    def unused(self) -> list[nn.Module | nn.Parameter]:
-        return [*super().unused(), self.vision.embeddings.mask_token]  # the mask token belongs to its pretraining
+    def unused_modules(self) -> list[nn.Module | nn.Parameter]:
+        return [
+            *super().unused_modules(),
+            self.vision.embeddings.mask_token,
+        ]  # the mask token belongs to its pretraining
 
-    def features(self, pixels: Tensor) -> Tensor:
+    def forward_features(self, pixels: Tensor) -> Tensor:
         return torch.flatten(self.vision(pixel_values=pixels).last_hidden_state[:, 1:], 0, 1)

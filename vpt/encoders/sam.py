@@ -7,8 +7,8 @@ from torch import Tensor
 from transformers import SamVisionConfig, SamVisionModel
 
 from vpt.encoders.base import BuildContext, ReEncoder
-from vpt.encoders.views import PaddedView
-from vpt.projector import PatchingProjector
+from vpt.encoders.views import ResizeLongestSide
+from vpt.projector import ConvProjector
 
 
 class SamEncoder(ReEncoder):
@@ -18,11 +18,11 @@ class SamEncoder(ReEncoder):
     def build(cls, context: BuildContext, *, config: dict[str, Any], weights: str | None) -> "SamEncoder":
         vision = SamVisionModel.from_pretrained(weights) if weights else SamVisionModel(SamVisionConfig(**config))
         side = vision.config.image_size // vision.config.patch_size
-        projector = PatchingProjector(
-            vision.config.output_channels, context.hidden_size, side=side, scale=context.scale
+        projector = ConvProjector(
+            vision.config.output_channels, context.hidden_size, side=side, num_control_tokens=context.num_control_tokens
         )
-        view = PaddedView(context.name, vision.config.image_size, (side // projector.patch) ** 2)
-        return cls(view=view, vision=vision, projector=projector, pretrained=weights is not None)
+        view = ResizeLongestSide(context.name, vision.config.image_size, (side // projector.patch) ** 2)
+        return cls(transform=view, vision=vision, projector=projector, pretrained=weights is not None)
 
-    def features(self, pixels: Tensor) -> Tensor:
+    def forward_features(self, pixels: Tensor) -> Tensor:
         return rearrange(self.vision(pixel_values=pixels).last_hidden_state, "n c h w -> (n h w) c")

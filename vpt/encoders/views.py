@@ -12,9 +12,9 @@ from PIL import Image
 from torch import Tensor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from vpt.batch import TOWER
-from vpt.data.videos import Footage
-from vpt.encoders.base import Extent, Look, View
+from vpt.batch import VISION_TOWER
+from vpt.data.videos import VideoClip
+from vpt.encoders.base import Extent, ImageTransform, ProcessedImage
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -31,7 +31,7 @@ def normalised(image: Image.Image, mean: tuple[float, ...], std: tuple[float, ..
 
 
 @dataclass
-class SquareView(View):
+class SquareTransform(ImageTransform):
     """A square of `side` pixels.
 
     Attributes:
@@ -48,16 +48,16 @@ class SquareView(View):
     crop: Literal["centre", "whole"] = "whole"
     resize_to: int | None = None
 
-    def prepare(self, image: Image.Image) -> Look:
+    def __call__(self, image: Image.Image) -> ProcessedImage:
         if self.crop == "whole":
             square = image.resize((self.side, self.side), Image.Resampling.BICUBIC)
         else:
             square = self._centre(image)
-        return Look(normalised(square, self.mean, self.std), self.tokens)
+        return ProcessedImage(normalised(square, self.mean, self.std), self.tokens)
 
-    def seen(self, size: tuple[int, int]) -> Extent:
+    def coverage(self, size: tuple[int, int]) -> Extent:
         if self.crop == "whole":
-            return super().seen(size)
+            return super().coverage(size)
         width, height = self._resized(size)
         across, down = size[0] / width, size[1] / height
         left, top = (width - self.side) // 2, (height - self.side) // 2
@@ -77,14 +77,14 @@ class SquareView(View):
 
 
 @dataclass
-class PaddedView(View):
+class ResizeLongestSide(ImageTransform):
     """The long side resized to `side`, the rest padded with zeros right and below (SAM)."""
 
     name: str
     side: int
     tokens: int
 
-    def seen(self, size: tuple[int, int]) -> Extent:
+    def coverage(self, size: tuple[int, int]) -> Extent:
         width, height = self._resized(size)
         return 0.0, 0.0, self.side * size[0] / width, self.side * size[1] / height
 
@@ -93,50 +93,52 @@ class PaddedView(View):
         width, height = (max(int(extent * scale + 0.5), 1) for extent in size)
         return width, height
 
-    def prepare(self, image: Image.Image) -> Look:
+    def __call__(self, image: Image.Image) -> ProcessedImage:
         width, height = self._resized(image.size)
         pixels = normalised(image.resize((width, height), Image.Resampling.BILINEAR), IMAGENET_MEAN, IMAGENET_STD)
-        return Look(torch.nn.functional.pad(pixels, (0, self.side - width, 0, self.side - height)), self.tokens)
+        return ProcessedImage(
+            torch.nn.functional.pad(pixels, (0, self.side - width, 0, self.side - height)), self.tokens
+        )
 
 
-class TowerView(View):
+class QwenTransform(ImageTransform):
     """What Qwen's own tower takes, made by transformers' Pillow image processor."""
 
-    name = TOWER
+    name = VISION_TOWER
 
     def __init__(self, processor: Qwen2VLImageProcessorPil, *, video_size: Mapping[str, int] | None = None) -> None:
         """`video_size`: the processor's `size` for frames of videos; by default that for images."""
         self.processor, self.video_size = processor, dict(video_size or processor.size)
 
-    def fit(self, image: Image.Image, tokens: int) -> Look:
+    def to_token_count(self, image: Image.Image, tokens: int) -> ProcessedImage:
         cell = self.processor.patch_size * self.processor.merge_size
         width, height = nearest_grid(image.size, tokens)
         resized = image.resize((width * cell, height * cell), Image.Resampling.BICUBIC)
         out = self.processor(images=[resized], do_resize=False, return_tensors="pt")
-        return self._look(out["pixel_values"], out["image_grid_thw"][0].tolist())
+        return self._processed(out["pixel_values"], out["image_grid_thw"][0].tolist())
 
-    def prepare(self, image: Image.Image) -> Look:
+    def __call__(self, image: Image.Image) -> ProcessedImage:
         out = self.processor(images=[image], return_tensors="pt")
-        return self._look(out["pixel_values"], out["image_grid_thw"][0].tolist())
+        return self._processed(out["pixel_values"], out["image_grid_thw"][0].tolist())
 
-    def watch(self, footage: Footage) -> Look:
+    def video(self, clip: VideoClip) -> ProcessedImage:
         """Each patch holds `temporal_patch_size` frames; the last frame is repeated where they do not come out even."""
         slots = self.processor.temporal_patch_size
-        frames = [*footage.frames, *footage.frames[-1:] * (-len(footage.frames) % slots)]
+        frames = [*clip.frames, *clip.frames[-1:] * (-len(clip.frames) % slots)]
         out = self.processor(images=frames, size=self.video_size, return_tensors="pt")
         grid = [len(frames) // slots, *out["image_grid_thw"][0].tolist()[1:]]
         # The processor takes a frame for a still, the same in every slot of its patches: slot k comes from frame k.
         stills = rearrange(out["pixel_values"], "(t k n) (c s p) -> t k n c s p", t=grid[0], k=slots, s=slots, c=3)
         patches = torch.stack([stills[:, k, :, :, k] for k in range(slots)], dim=3)
-        return self._look(rearrange(patches, "t n c s p -> (t n) (c s p)"), grid, seconds=slots / footage.fps)
+        return self._processed(rearrange(patches, "t n c s p -> (t n) (c s p)"), grid, seconds=slots / clip.fps)
 
-    def _look(self, pixels: Tensor, grid: list[int], *, seconds: float | None = None) -> Look:
+    def _processed(self, pixels: Tensor, grid: list[int], *, seconds: float | None = None) -> ProcessedImage:
         time, height, width = grid
         tokens = time * height * width // self.processor.merge_size**2
-        return Look(pixels, tokens, (time, height, width), seconds)
+        return ProcessedImage(pixels, tokens, (time, height, width), seconds)
 
     def __repr__(self) -> str:
-        return f"TowerView({self.processor.to_json_string()})"
+        return f"QwenTransform({self.processor.to_json_string()})"
 
 
 def nearest_grid(size: tuple[int, int], tokens: int) -> tuple[int, int]:

@@ -7,12 +7,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from vpt.cli import fail
+from vpt.cli import exit_with
 from vpt.errors import ConfigError, DataError, UserError
 from vpt.evaluation.metrics import METRICS, build_metrics
 from vpt.evaluation.predictions import PREDICTIONS, Prediction, by_source, read_predictions
 from vpt.evaluation.statistics import difference, mcnemar
-from vpt.evaluation.summary import measure
+from vpt.evaluation.summary import compute
 
 _PLACES = ("", "eval/test", "predictions")  # where a run keeps its predictions
 
@@ -36,7 +36,7 @@ def pair(a: Sequence[Prediction], b: Sequence[Prediction]) -> tuple[list[Predict
     return shared, [others[item.record, item.question] for item in shared]
 
 
-def compare(a: Sequence[Prediction], b: Sequence[Prediction], names: Sequence[str]) -> list[dict[str, Any]]:
+def compare_predictions(a: Sequence[Prediction], b: Sequence[Prediction], names: Sequence[str]) -> list[dict[str, Any]]:
     """A row for each data set and number: both values, the difference with its interval, McNemar's p where it applies.
 
     Args:
@@ -46,8 +46,8 @@ def compare(a: Sequence[Prediction], b: Sequence[Prediction], names: Sequence[st
     metrics = build_metrics(names, key="--metrics")
     rows = []
     for source, places in by_source(a):
-        ours = measure([a[place] for place in places], metrics)
-        theirs = measure([b[place] for place in places], metrics)
+        ours = compute([a[place] for place in places], metrics)
+        theirs = compute([b[place] for place in places], metrics)
         for name, ratio in ours.items():
             if not ratio.questions or not theirs[name].questions:
                 continue
@@ -57,7 +57,7 @@ def compare(a: Sequence[Prediction], b: Sequence[Prediction], names: Sequence[st
     return rows
 
 
-def table(rows: Sequence[dict[str, Any]]) -> list[str]:
+def comparison_table(rows: Sequence[dict[str, Any]]) -> list[str]:
     """The rows for people."""
     names = [f"{row['source']}: {row['metric']}" for row in rows]
     width = max(map(len, names))
@@ -84,13 +84,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise ConfigError(f"--out {options.out}: folder {folder} does not exist; type: mkdir -p {folder}")
         found = [read_predictions(find_predictions(path)) for path in (options.a, options.b)]
         a, b = pair(*found)
-        rows = compare(a, b, options.metrics)
+        rows = compare_predictions(a, b, options.metrics)
     except UserError as error:
-        fail(error)
+        exit_with(error)
         return
     left = max(map(len, found)) - len(a)
     print(f"{len(a):,} questions answered by both" + (f"; {left:,} only by one are left out" if left else ""))
-    print("\n".join(table(rows)))
+    print("\n".join(comparison_table(rows)))
     if options.out:
         options.out.write_text(json.dumps(rows, indent=1))
 

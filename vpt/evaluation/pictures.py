@@ -12,7 +12,7 @@ from PIL import Image
 
 from vpt.config import TrainConfig
 from vpt.data.build import build_sources
-from vpt.data.images import ImageFolder
+from vpt.data.images import MediaStore
 from vpt.data.references import ImageRef, VideoRef
 from vpt.errors import DataError
 from vpt.speaker import IGNORED
@@ -29,7 +29,7 @@ RIGHT, WRONG = "#1b7f3b", "#c0392b"
 
 def draw_run(folder: Path) -> list[Path]:
     """The pictures of a finished run: `curves.png` and `samples.png`."""
-    config = checkpoint.load_config(checkpoint.find(folder))
+    config = checkpoint.load_config(checkpoint.find_checkpoint(folder))
     return [draw_curves(folder), draw_sheet(folder / "predictions", config, to=folder / "samples.png")]
 
 
@@ -97,7 +97,7 @@ def draw_sheet(folder: Path, config: TrainConfig, *, to: Path | None = None, col
         axis.axis("off")
     for axis, item in zip(axes.flat, chosen, strict=False):
         _draw_prediction(axis, item, folders)
-    right = sum(line["right"] for line in lines)
+    right = sum(line["correct"] for line in lines)
     layout = figure.get_layout_engine()
     if isinstance(layout, ConstrainedLayoutEngine):
         layout.set(h_pad=0.14 + room / 2)  # the lines below an image are outside its axes
@@ -112,8 +112,8 @@ def draw_sheet(folder: Path, config: TrainConfig, *, to: Path | None = None, col
 
 def _choose(lines: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
     """A third wrong ones where there are that many, the rest right ones, evenly spaced over the split."""
-    wrong = [line for line in lines if not line["right"]]
-    right = [line for line in lines if line["right"]]
+    wrong = [line for line in lines if not line["correct"]]
+    right = [line for line in lines if line["correct"]]
     few = min(len(wrong), max(count // 3, count - len(right)))
     picked = [*_spaced(right, count - few), *_spaced(wrong, few)]
     return picked
@@ -125,18 +125,18 @@ def _spaced(lines: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
     return [lines[i] for i in np.unique(np.linspace(0, len(lines) - 1, count).round().astype(int))]
 
 
-def _open(reference: ImageRef, folders: list[ImageFolder], where: str) -> Image.Image:
+def _open(reference: ImageRef, folders: list[MediaStore], where: str) -> Image.Image:
     """The image out of the first folder that has it."""
     for folder in folders[:-1]:
         with contextlib.suppress(DataError):
-            return folder.open(reference, where=where)
-    return folders[-1].open(reference, where=where)
+            return folder.original(reference, where=where)
+    return folders[-1].original(reference, where=where)
 
 
 def _first_image(item: dict[str, Any]) -> ImageRef:
     """What the question is about; of a video, a frame."""
     first = item["images"]["image"][0]
-    return VideoRef.read(first, item["record"]).still if isinstance(first, dict) else ImageRef.parse(first)
+    return VideoRef.read(first, item["record"]).frame if isinstance(first, dict) else ImageRef.parse(first)
 
 
 def _lines(text: str, width: int, *, most: int) -> str:
@@ -147,7 +147,7 @@ def _title(item: dict[str, Any]) -> str:
     return _lines(item["question"], 32, most=3)
 
 
-def _draw_prediction(axis: Axes, item: dict[str, Any], folders: list[ImageFolder]) -> None:
+def _draw_prediction(axis: Axes, item: dict[str, Any], folders: list[MediaStore]) -> None:
     image = _open(_first_image(item), folders, item["record"])
     axis.imshow(image, interpolation="nearest" if max(image.size) < 200 else None)
     said = []
@@ -162,8 +162,8 @@ def _draw_prediction(axis: Axes, item: dict[str, Any], folders: list[ImageFolder
             said.append(f"{step['kind']}: ignored")
         else:
             said.append(f"{step['kind']}: {step['visual_tokens']} tokens, |c| {step['state_norm']:.1f}")
-    colour = RIGHT if item["right"] else WRONG
-    verdict = item["answer"] if item["right"] else f"{item['answer']}  (is: {item['target']})"
+    colour = RIGHT if item["correct"] else WRONG
+    verdict = item["answer"] if item["correct"] else f"{item['answer']}  (is: {item['target']})"
     verdict = textwrap.shorten(verdict, 28, placeholder=" ...")
     trace = _lines("; ".join(said) or "answered at once", 40, most=2)
     axis.set_title(_title(item), fontsize=9)

@@ -10,10 +10,14 @@ from typing import Any
 
 from vpt.data.records import Pixels
 from vpt.errors import DataError
-from vpt.speaker import IGNORED, Step
+from vpt.speaker import IGNORED, PerceptionStep
 from vpt.world import World
 
 PREDICTIONS, SETTINGS = "predictions.jsonl", "settings.json"
+
+# What files of version 0.1 call them
+FORMER_KEYS = {"right": "correct", "asked": "expected_actions", "said": "requested"}
+FORMER_STATUS = {"seen": "done", "mended": "repaired"}
 
 
 @dataclass(frozen=True)
@@ -40,16 +44,16 @@ class Prediction:
     question: str
     target: str
     answer: str
-    right: bool
+    correct: bool
     type: str = "all"
     source: str = "test"
     images: dict[str, list[str | dict[str, Any]]] = field(default_factory=dict)
     box: Pixels | None = None
     accepted: list[str] = field(default_factory=list)
-    asked: list[str] = field(default_factory=list)
+    expected_actions: list[str] = field(default_factory=list)
     complete: bool = True
     confidence: float = 1.0
-    trace: list[Step] = field(default_factory=list)
+    trace: list[PerceptionStep] = field(default_factory=list)
     seconds: float = 0.0
 
     def __post_init__(self) -> None:
@@ -57,29 +61,33 @@ class Prediction:
             object.__setattr__(self, "accepted", [self.target])
 
     @property
-    def seen(self) -> list[Step]:
+    def perceived(self) -> list[PerceptionStep]:
         """The steps of the trace that showed the model something."""
         return [step for step in self.trace if step.status != IGNORED]
 
     @property
-    def chosen(self) -> list[str]:
+    def actions(self) -> list[str]:
         """Kinds of perception that the model chose and was shown, in order."""
-        return [step.kind for step in self.seen]
+        return [step.kind for step in self.perceived]
 
     @property
     def region(self) -> Pixels | None:
         """The first region that was looked at."""
-        return next((step.box for step in self.seen if step.box), None)
+        return next((step.box for step in self.perceived if step.box), None)
 
     @classmethod
     def parse(cls, line: str) -> "Prediction":
         """A line of the file; keys that this version does not know are passed over."""
         raw = json.loads(line)
-        return cls(**_known(cls, raw | {"trace": [Step(**_known(Step, step)) for step in raw.get("trace", [])]}))
+        trace = [PerceptionStep(**_known(PerceptionStep, step)) for step in raw.get("trace", [])]
+        return cls(**_known(cls, raw | {"trace": trace}))
 
 
 def _known(kind: type, raw: dict[str, Any]) -> dict[str, Any]:
     names = {item.name for item in fields(kind)}
+    raw = {FORMER_KEYS.get(key, key): value for key, value in raw.items()}
+    if "status" in raw:
+        raw["status"] = FORMER_STATUS.get(raw["status"], raw["status"])
     return {key: tuple(value) if key == "box" and value else value for key, value in raw.items() if key in names}
 
 
@@ -116,8 +124,8 @@ class PredictionLog:
                 print(f"{self.path} answers {why}: kept as {kept.name}; begins anew", flush=True)
             else:
                 self.done = read_predictions(self.path)
-                _drop_half_a_line(self.path)
-        write_whole(self._settings, json.dumps(settings, indent=1))
+                _truncate_partial_line(self.path)
+        atomic_write(self._settings, json.dumps(settings, indent=1))
 
     def _differs(self, settings: dict[str, Any], records: Sequence[str]) -> str | None:
         """What another evaluation differs in, or None where it is this one."""
@@ -150,15 +158,15 @@ class SharedLog:
     def __init__(self, log: PredictionLog | None, world: World) -> None:
         """`log`: rank 0's, None elsewhere."""
         self._log, self._world = log, world
-        self.done = self._heard(log.done if log else [])[0]
+        self.done = self._gather(log.done if log else [])[0]
 
-    def _heard(self, items: Sequence[Prediction]) -> list[list[Prediction]]:
-        texts = self._world.texts("".join(f"{_line(item)}\n" for item in items))
+    def _gather(self, items: Sequence[Prediction]) -> list[list[Prediction]]:
+        texts = self._world.all_gather_text("".join(f"{_line(item)}\n" for item in items))
         return [[Prediction.parse(line) for line in text.splitlines()] for text in texts]
 
     def add(self, items: Sequence[Prediction]) -> None:
         """What every process adds, those of rank 0 first. A collective."""
-        everyone = [item for part in self._heard(items) for item in part]
+        everyone = [item for part in self._gather(items) for item in part]
         self.done.extend(everyone)
         if self._log:
             self._log.add(everyone)
@@ -169,16 +177,16 @@ def open_log(
     folder: Path, settings: dict[str, Any], records: Sequence[str], world: World
 ) -> Iterator[PredictionLog | SharedLog]:
     """The log of an evaluation, shared where there are several processes."""
-    with PredictionLog(folder, settings, records) if world.main else nullcontext() as log:
+    with PredictionLog(folder, settings, records) if world.is_main else nullcontext() as log:
         yield log if log is not None and world.size == 1 else SharedLog(log, world)
 
 
-def _drop_half_a_line(path: Path) -> None:
+def _truncate_partial_line(path: Path) -> None:
     with path.open("r+b") as file:
         file.truncate(file.read().rfind(b"\n") + 1)
 
 
-def write_whole(path: Path, text: str) -> None:
+def atomic_write(path: Path, text: str) -> None:
     """Write a file under another name and rename it: it is there whole, or as it was."""
     draft = path.with_name(f"{path.name}.tmp")
     draft.write_text(text, encoding="utf-8")

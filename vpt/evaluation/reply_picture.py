@@ -13,8 +13,8 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from vpt.regions import Box
-from vpt.search_map import SearchMap
-from vpt.speaker import IGNORED, MENDED, Step
+from vpt.search_map import SimilarityMap
+from vpt.speaker import IGNORED, REPAIRED, PerceptionStep
 
 if TYPE_CHECKING:
     from vpt.reply import Reply
@@ -67,7 +67,7 @@ def _wrapped(text: str, width: int) -> str:
     return textwrap.fill("".join(c if c.isprintable() else " " for c in text), width, max_lines=6)
 
 
-def _draw_image(axis: Axes, image: Image.Image, steps: list[Step]) -> None:
+def _draw_image(axis: Axes, image: Image.Image, steps: list[PerceptionStep]) -> None:
     _show(axis, image)
     numbers: dict[Box, list[str]] = {}  # the same region may be looked at again
     for number, step in enumerate(steps, start=1):
@@ -84,20 +84,20 @@ def _draw_image(axis: Axes, image: Image.Image, steps: list[Step]) -> None:
     axis.set_title(f"the image{note}\n{image.width} x {image.height} pixels", fontsize=10)
 
 
-def _draw_crop(axis: Axes, image: Image.Image, step: Step, number: int) -> None:
+def _draw_crop(axis: Axes, image: Image.Image, step: PerceptionStep, number: int) -> None:
     assert step.box is not None
     crop = image.crop(step.box)
     _show(axis, crop)
     for spine in axis.spines.values():
         spine.set(visible=True, color=REGION_COLOUR, linewidth=2.5)
-    mended = ", mended" if step.status == MENDED else ""
+    mended = ", mended" if step.status == REPAIRED else ""
     axis.set_title(
         f"{number}  region{mended}: {crop.width} x {crop.height} pixels\nseen as {step.visual_tokens} tokens",
         fontsize=10,
     )
 
 
-def _draw_map(axis: Axes, image: Image.Image, step: Step, found: SearchMap | None, number: int) -> None:
+def _draw_map(axis: Axes, image: Image.Image, step: PerceptionStep, found: SimilarityMap | None, number: int) -> None:
     """The map over a grey image. Colours are centred on the median token: what was sought stands out both ways."""
     if found is None:
         _show(axis, image)

@@ -5,32 +5,32 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vpt.allocator import keep_freed_memory
+from vpt.allocator import keep_freed_heap
 from vpt.config import EvalConfig, TrainConfig
 from vpt.errors import ConfigError
-from vpt.evaluation.controls.picture import draw_controls
+from vpt.evaluation.controls.picture import draw_ablations
 from vpt.evaluation.controls.run import (
-    Compared,
+    Comparison,
+    ablation_table,
     as_json,
-    check_controls,
+    check_ablations,
     check_same_questions,
-    compare_runs,
-    run_controls,
-    table,
+    compare_answers,
+    run_ablations,
 )
 from vpt.evaluation.judge import Judge
 from vpt.evaluation.pictures import draw_sheet
-from vpt.evaluation.predictions import SETTINGS, Prediction, write_whole
+from vpt.evaluation.predictions import SETTINGS, Prediction, atomic_write
 from vpt.evaluation.questions import questions
-from vpt.evaluation.runner import predict, sum_up
-from vpt.evaluation.summary import Metrics, lines, metrics_of
+from vpt.evaluation.runner import answer_questions, write_summary
+from vpt.evaluation.summary import Metrics, format_summary, metrics_of
 from vpt.freeze import generation_settings
-from vpt.pretrained import configuration, digest, load
-from vpt.report.examples import keep_examples
-from vpt.report.exhibits import exhibits
+from vpt.pretrained import load, load_any_config, weights_digest
+from vpt.report.examples import save_examples
+from vpt.report.exhibits import report_media
 from vpt.report.page import write_report
 from vpt.training import checkpoint
-from vpt.training.tracking import build_mirror
+from vpt.training.tracking import build_tracker
 
 
 @dataclass
@@ -46,7 +46,7 @@ class Evaluation:
     @classmethod
     def plan(cls, asked: EvalConfig, path: str) -> "Evaluation":
         """What `eval.py` is to do with a checkpoint. Loads no weights; raises UserError for whatever cannot run."""
-        trained = configuration(path)
+        trained = load_any_config(path)
         config = replace(trained, generation=generation_settings(trained, asked.generation))
         if asked.data.root is not None:
             config.data.root = asked.data.root
@@ -62,13 +62,13 @@ class Evaluation:
             judge = Judge(asked.judge)
             metrics = {name: [*own, judge] for name, own in metrics.items()}
         limit = asked.data.limit if asked.data.limit is not None else trained.data.limit
-        return cls(path, config, checkpoint.run_of(path) / "eval" / asked.name, limit, metrics)
+        return cls(path, config, checkpoint.run_folder(path) / "eval" / asked.name, limit, metrics)
 
     def records(self) -> list[str]:
         """Names of the records that are asked about."""
         return [question.record.where for question in questions(self.config, limit=self.limit)]
 
-    def run(self, asked: EvalConfig) -> tuple[list[Prediction], dict[str, Any], dict[str, Compared]]:
+    def run(self, asked: EvalConfig) -> tuple[list[Prediction], dict[str, Any], dict[str, Comparison]]:
         """Answer, once more under every control, and leave predictions and `summary.json`.
 
         Returns:
@@ -76,23 +76,23 @@ class Evaluation:
         """
         parts = load(self.checkpoint, device=asked.device)
         if parts.model.device.type == "cpu":
-            keep_freed_memory()
+            keep_freed_heap()
         parts.encoder.max_length = self.config.data.max_length
-        weights, chosen = digest(self.checkpoint), questions(self.config, limit=self.limit)
-        plain = predict(parts, self.config, chosen, self.folder, weights=weights)
-        summary = sum_up(parts, self.config, self.folder, plain, self.metrics)
-        compared = run_controls(
+        weights, chosen = weights_digest(self.checkpoint), questions(self.config, limit=self.limit)
+        plain = answer_questions(parts, self.config, chosen, self.folder, weights=weights)
+        summary = write_summary(parts, self.config, self.folder, plain, self.metrics)
+        compared = run_ablations(
             parts, self.config, chosen, plain, self.folder / "controls", nodes=asked.controls, metrics=self.metrics,
             weights=weights,
         )  # fmt: skip
         if asked.pictures:
-            keep_examples(parts, self.config, self.folder, limit=self.limit)
+            save_examples(parts, self.config, self.folder, limit=self.limit)
         return plain, summary, compared
 
 
 def evaluate_checkpoint(config: EvalConfig) -> None:
     """Evaluate `config.checkpoint` on its own test split, beside controls and baseline, and say what it reached."""
-    check_controls(config.controls)
+    check_ablations(config.controls)
     evaluation = Evaluation.plan(config, config.checkpoint)
     baseline = Evaluation.plan(config, config.baseline) if config.baseline is not None else None
     folder, about = evaluation.folder, f"baseline: {config.baseline}"
@@ -101,16 +101,16 @@ def evaluate_checkpoint(config: EvalConfig) -> None:
     plain, summary, compared = evaluation.run(config)
     if baseline is not None:
         other, _, _ = baseline.run(replace(config, controls={}))
-        compared["baseline"] = compare_runs(about, plain, other, evaluation.metrics)
+        compared["baseline"] = compare_answers(about, plain, other, evaluation.metrics)
     print(f"accuracy {summary['accuracy']:.4f} on {summary['questions']} questions; see {folder}/summary.json")
-    print("\n".join(lines(summary)))
+    print("\n".join(format_summary(summary)))
     if compared:
-        write_whole(folder / "summary.json", json.dumps(summary | {"controls": as_json(compared)}, indent=1))
-        print("\n".join(table(compared)))
+        atomic_write(folder / "summary.json", json.dumps(summary | {"controls": as_json(compared)}, indent=1))
+        print("\n".join(ablation_table(compared)))
     if config.pictures:
         print(f"  {draw_sheet(folder, evaluation.config)}")
         if any(item.difference for item in compared.values()):
-            print(f"  {draw_controls(compared, folder / 'controls.png', title=str(config.checkpoint))}")
+            print(f"  {draw_ablations(compared, folder / 'controls.png', title=str(config.checkpoint))}")
         print(f"  {write_report(folder, config=evaluation.config)}")
         _mirror(config, evaluation, summary)
 
@@ -119,7 +119,7 @@ def _mirror(config: EvalConfig, evaluation: Evaluation, summary: dict[str, Any])
     """Show the same to W&B, where `tracking` asks for it."""
     name = f"{evaluation.config.run_name}/eval/{config.name}"
     settings = json.loads((evaluation.folder / SETTINGS).read_text())
-    mirror = build_mirror(config.tracking, name=name, folder=evaluation.folder, run_id=None, settings=settings)
-    mirror.summarise(summary)
-    mirror.show(exhibits(evaluation.folder, config=evaluation.config))
+    mirror = build_tracker(config.tracking, name=name, folder=evaluation.folder, run_id=None, settings=settings)
+    mirror.log_summary(summary)
+    mirror.log_media(report_media(evaluation.folder, config=evaluation.config))
     mirror.close()

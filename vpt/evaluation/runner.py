@@ -9,15 +9,15 @@ from typing import Any
 
 from tqdm import tqdm
 
-from vpt.build import Parts
+from vpt.build import ModelBundle
 from vpt.config import TrainConfig
 from vpt.data.build import build_masking, build_sources
 from vpt.data.loader import eval_batches
-from vpt.evaluation.metrics.answers import matches
-from vpt.evaluation.predictions import Prediction, open_log, write_whole
-from vpt.evaluation.questions import Question, asked_kinds, questions
+from vpt.evaluation.metrics.answers import exact_match
+from vpt.evaluation.predictions import Prediction, atomic_write, open_log
+from vpt.evaluation.questions import EvalQuestion, expected_actions, questions
 from vpt.evaluation.summary import Metrics, metrics_of, summarise
-from vpt.evaluation.teacher_forced import score
+from vpt.evaluation.teacher_forced import teacher_forced_metrics
 from vpt.generate import Generator
 from vpt.intervention import Intervention
 from vpt.speaker import Answer
@@ -25,7 +25,7 @@ from vpt.world import World
 
 
 def evaluate(
-    parts: Parts, config: TrainConfig, folder: Path, *, weights: str, limit: int | None = None,
+    parts: ModelBundle, config: TrainConfig, folder: Path, *, weights: str, limit: int | None = None,
     world: World | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Answer the test split and write `predictions.jsonl` and `summary.json` into `folder`.
@@ -45,25 +45,25 @@ def evaluate(
     metrics = metrics_of(config.data)
     asked = questions(config, limit=limit)
     world = world or World()
-    predictions = predict(parts, config, asked, folder, weights=weights, world=world)
-    return sum_up(parts, config, folder, predictions, metrics, world=world)
+    predictions = answer_questions(parts, config, asked, folder, weights=weights, world=world)
+    return write_summary(parts, config, folder, predictions, metrics, world=world)
 
 
-def sum_up(
-    parts: Parts, config: TrainConfig, folder: Path, predictions: Sequence[Prediction], metrics: Metrics, *,
+def write_summary(
+    parts: ModelBundle, config: TrainConfig, folder: Path, predictions: Sequence[Prediction], metrics: Metrics, *,
     world: World | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Write `summary.json` and return what it holds."""
     world = world or World()
     summary = summarise(predictions, metrics)
     summary |= {"teacher_forced": _teacher_forced(parts, config, len(predictions), world)}
-    if world.main:
-        write_whole(folder / "summary.json", json.dumps(summary, indent=1))
+    if world.is_main:
+        atomic_write(folder / "summary.json", json.dumps(summary, indent=1))
     return summary
 
 
-def predict(
-    parts: Parts, config: TrainConfig, asked: Sequence[Question], folder: Path, *, weights: str,
+def answer_questions(
+    parts: ModelBundle, config: TrainConfig, asked: Sequence[EvalQuestion], folder: Path, *, weights: str,
     control: str = "", intervention: Intervention | None = None, world: World | None = None,
 ) -> list[Prediction]:  # fmt: skip
     """Answer questions and log the answers in `folder`; those that it holds already are not asked again.
@@ -77,27 +77,27 @@ def predict(
         world: processes that take a batch each in turn; rank 0 logs.
     """
     world = world or World()
-    generator = Generator.configured(
+    generator = Generator.from_config(
         parts.model, parts.encoder, parts.tokenizer, config.generation, intervention=intervention
     )
-    chosen = settings(config, weights) | {"control": control}
-    tokens, size = parts.encoder.template.encoder_tokens, config.generation.batch_size
+    chosen = answer_settings(config, weights) | {"control": control}
+    tokens, size = parts.encoder.chat_template.encoder_tokens, config.generation.batch_size
     with open_log(folder, chosen, [question.record.where for question in asked], world) as log:
         waiting, name = asked[len(log.done) :], folder.name if control else "answering"
-        with _bar(len(asked), done=len(asked) - len(waiting), name=name, quiet=not world.main) as bar:
+        with _bar(len(asked), done=len(asked) - len(waiting), name=name, quiet=not world.is_main) as bar:
             for first in range(0, len(waiting), size * world.size):
                 start, began = first + size * world.rank, time.perf_counter()
                 batch = waiting[start : start + size]
-                answers = answer(generator, batch) if batch else []
+                answers = answer_batch(generator, batch) if batch else []
                 seconds = (time.perf_counter() - began) / max(len(batch), 1)
                 pairs = zip(batch, answers, strict=True)
                 log.add([prediction(question, said, tokens, seconds=seconds) for question, said in pairs])
                 bar.update(len(log.done) - bar.n)
-                bar.set_postfix_str(f"accuracy {sum(item.right for item in log.done) / len(log.done):.4f}")
+                bar.set_postfix_str(f"accuracy {sum(item.correct for item in log.done) / len(log.done):.4f}")
         return log.done[: len(asked)]
 
 
-def settings(config: TrainConfig, weights: str) -> dict[str, Any]:
+def answer_settings(config: TrainConfig, weights: str) -> dict[str, Any]:
     """Whatever changes an answer: where it differs, nothing is taken up."""
     data = asdict(config.data)
     for key in ("root", "train", "metrics", "limit", "workers", "cache_mb", "max_length", "on_too_long"):
@@ -108,18 +108,18 @@ def settings(config: TrainConfig, weights: str) -> dict[str, Any]:
     return {"weights": weights, "seed": config.seed, "data": data, "generation": generation}
 
 
-def answer(generator: Generator, batch: Sequence[Question]) -> list[Answer]:
+def answer_batch(generator: Generator, batch: Sequence[EvalQuestion]) -> list[Answer]:
     """Answer one batch of questions."""
-    prompts = [generator.encoder.prompt(question.record, question.folder) for question in batch]
+    prompts = [generator.processor.encode_prompt(question.record, question.folder) for question in batch]
     folders = [question.folder for question in batch]
-    return generator.answer(prompts, folders, numbers=[question.number for question in batch])
+    return generator.generate(prompts, folders, numbers=[question.number for question in batch])
 
 
 def _bar(total: int, *, done: int, name: str, quiet: bool) -> tqdm:
     return tqdm(total=total, initial=done, unit="question", dynamic_ncols=True, desc=name, disable=quiet)
 
 
-def prediction(question: Question, answer: Answer, encoder_tokens: dict[str, str], *, seconds: float) -> Prediction:
+def prediction(question: EvalQuestion, answer: Answer, encoder_tokens: dict[str, str], *, seconds: float) -> Prediction:
     """One line of `predictions.jsonl`."""
     record = question.record
     accepted = list(record.accepted) or [record.answer]
@@ -130,11 +130,11 @@ def prediction(question: Question, answer: Answer, encoder_tokens: dict[str, str
         target=record.answer,
         accepted=accepted,
         answer=answer.text,
-        right=matches(answer.text, accepted),
+        correct=exact_match(answer.text, accepted),
         type=record.question_type,
         images={source: [image.as_json() for image in images] for source, images in record.images.items()},
         box=record.box,
-        asked=asked_kinds(record, encoder_tokens),
+        expected_actions=expected_actions(record, encoder_tokens),
         complete=answer.complete,
         confidence=answer.confidence,
         trace=answer.trace,
@@ -142,7 +142,7 @@ def prediction(question: Question, answer: Answer, encoder_tokens: dict[str, str
     )
 
 
-def _teacher_forced(parts: Parts, config: TrainConfig, rows: int, world: World) -> dict[str, float]:
+def _teacher_forced(parts: ModelBundle, config: TrainConfig, rows: int, world: World) -> dict[str, float]:
     sources, folders = build_sources(config.data.test, config, split="test")
     batches = (
         batch.to(parts.model.device)
@@ -153,4 +153,4 @@ def _teacher_forced(parts: Parts, config: TrainConfig, rows: int, world: World) 
         )
         if batch.rows
     )  # fmt: skip
-    return score(parts.model, batches, world)
+    return teacher_forced_metrics(parts.model, batches, world)

@@ -20,8 +20,8 @@ LEVEL = 0.95
 class Ratio:
     """The sum of `part` over the sum of `whole`; both [questions]. `whole` is 0 where a question does not count."""
 
-    part: np.ndarray
-    whole: np.ndarray
+    numerator: np.ndarray
+    denominator: np.ndarray
 
     @classmethod
     def mean(cls, scores: Sequence[float | None]) -> "Ratio":
@@ -32,22 +32,22 @@ class Ratio:
     @property
     def value(self) -> float:
         """The ratio; NaN where no question counts."""
-        total = self.whole.sum()
-        return float(self.part.sum() / total) if total else math.nan
+        total = self.denominator.sum()
+        return float(self.numerator.sum() / total) if total else math.nan
 
     @property
     def questions(self) -> int:
         """How many questions count."""
-        return int((self.whole != 0).sum())
+        return int((self.denominator != 0).sum())
 
     @property
     def scores(self) -> np.ndarray:
         """[questions that count] the score of each, where the ratio is a mean."""
-        return self.part[self.whole != 0]
+        return self.numerator[self.denominator != 0]
 
-    def at(self, index: Sequence[int]) -> "Ratio":
+    def select(self, index: Sequence[int]) -> "Ratio":
         """The same of some questions."""
-        return Ratio(self.part[list(index)], self.whole[list(index)])
+        return Ratio(self.numerator[list(index)], self.denominator[list(index)])
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def estimates(ratios: Mapping[str, Ratio], *, seed: int = 0) -> dict[str, Estima
     counted = {name: ratio for name, ratio in ratios.items() if ratio.questions}
     if not counted:
         return {}
-    columns = [column for ratio in counted.values() for column in (ratio.part, ratio.whole)]
+    columns = [column for ratio in counted.values() for column in (ratio.numerator, ratio.denominator)]
     sums = _resampled_sums(np.stack(columns, axis=1), seed=seed)
     with np.errstate(invalid="ignore", divide="ignore"):
         values = sums[:, 0::2] / sums[:, 1::2]
@@ -77,7 +77,9 @@ def estimates(ratios: Mapping[str, Ratio], *, seed: int = 0) -> dict[str, Estima
 
 def difference(one: Ratio, two: Ratio, *, seed: int = 0) -> Estimate:
     """`two` less `one`, paired: the same questions in the same order, and drawn together."""
-    sums = _resampled_sums(np.stack([one.part, one.whole, two.part, two.whole], axis=1), seed=seed)
+    sums = _resampled_sums(
+        np.stack([one.numerator, one.denominator, two.numerator, two.denominator], axis=1), seed=seed
+    )
     with np.errstate(invalid="ignore", divide="ignore"):
         values = sums[:, 2] / sums[:, 3] - sums[:, 0] / sums[:, 1]
     return Estimate(two.value - one.value, *_percentiles(values), one.questions)
@@ -90,10 +92,10 @@ def mcnemar(one: Ratio, two: Ratio) -> float | None:
     Raises:
         ConfigError: without scipy.
     """
-    counted = np.concatenate([one.part, two.part, one.whole])
-    if not np.array_equal(one.whole, two.whole) or not np.isin(counted, (0.0, 1.0)).all():
+    counted = np.concatenate([one.numerator, two.numerator, one.denominator])
+    if not np.array_equal(one.denominator, two.denominator) or not np.isin(counted, (0.0, 1.0)).all():
         return None
-    a, b = one.part, two.part
+    a, b = one.numerator, two.numerator
     lost, won = int((a > b).sum()), int((b > a).sum())
     if lost + won == 0:
         return 1.0

@@ -9,10 +9,10 @@ import numpy as np
 
 from vpt.config import DataConfig
 from vpt.evaluation.metrics import Metric, build_metrics
-from vpt.evaluation.metrics.perception import PERCEPTION, confusion, spelt
+from vpt.evaluation.metrics.perception import PERCEPTION, action_label, confusion
 from vpt.evaluation.predictions import Prediction, by_source
 from vpt.evaluation.statistics import Ratio, estimates
-from vpt.speaker import IGNORED, MENDED
+from vpt.speaker import IGNORED, REPAIRED
 
 Metrics = dict[str, list[Metric]]  # of each data set, the first of them gives the score
 
@@ -26,7 +26,7 @@ def metrics_of(data: DataConfig) -> Metrics:
     }
 
 
-def measure(items: Sequence[Prediction], metrics: Iterable[Metric]) -> dict[str, Ratio]:
+def compute(items: Sequence[Prediction], metrics: Iterable[Metric]) -> dict[str, Ratio]:
     """All ratios of some metrics over the same questions."""
     return {name: ratio for metric in metrics for name, ratio in metric.measure(items).items()}
 
@@ -36,7 +36,7 @@ def score(items: Sequence[Prediction], metrics: Metrics) -> Ratio:
     part, whole = np.zeros(len(items)), np.zeros(len(items))
     for source, places in by_source(items):
         ratio = next(iter(metrics[source][0].measure([items[place] for place in places]).values()))
-        part[places], whole[places] = ratio.part, ratio.whole
+        part[places], whole[places] = ratio.numerator, ratio.denominator
     return Ratio(part, whole)
 
 
@@ -48,14 +48,14 @@ def summarise(items: Sequence[Prediction], metrics: Metrics) -> dict[str, Any]:
     statuses = Counter(step.status for item in items for step in item.trace)
     return {
         "questions": len(items),
-        "accuracy": sum(item.right for item in items) / count,
-        "accuracy_by_type": mean_by((item.type, item.right) for item in items),
-        "accuracy_by_perception": mean_by((spelt(item.chosen), item.right) for item in items),
-        "perceptions": dict(Counter(spelt(item.chosen) for item in items)),
-        "requests_mended": statuses[MENDED],
+        "accuracy": sum(item.correct for item in items) / count,
+        "accuracy_by_type": mean_by((item.type, item.correct) for item in items),
+        "accuracy_by_perception": mean_by((action_label(item.actions), item.correct) for item in items),
+        "perceptions": dict(Counter(action_label(item.actions) for item in items)),
+        "requests_mended": statuses[REPAIRED],
         "requests_ignored": statuses[IGNORED],
         "cut_off": sum(not item.complete for item in items),
-        "perceived_tokens_per_question": sum(step.visual_tokens for item in items for step in item.seen) / count,
+        "perceived_tokens_per_question": sum(step.visual_tokens for item in items for step in item.perceived) / count,
         "seconds_per_question": sum(item.seconds for item in items) / count,
         "metrics": {
             source: _intervals([items[place] for place in places], metrics[source])
@@ -66,7 +66,7 @@ def summarise(items: Sequence[Prediction], metrics: Metrics) -> dict[str, Any]:
 
 
 def _intervals(items: Sequence[Prediction], metrics: Iterable[Metric]) -> dict[str, Any]:
-    return {name: asdict(estimate) for name, estimate in estimates(measure(items, metrics)).items()}
+    return {name: asdict(estimate) for name, estimate in estimates(compute(items, metrics)).items()}
 
 
 def mean_by(pairs: Iterable[tuple[str, float]]) -> dict[str, float]:
@@ -77,7 +77,7 @@ def mean_by(pairs: Iterable[tuple[str, float]]) -> dict[str, float]:
     return {key: sum(values) / len(values) for key, values in sorted(groups.items())}
 
 
-def lines(summary: dict[str, Any]) -> list[str]:
+def format_summary(summary: dict[str, Any]) -> list[str]:
     """The metrics of a summary, for people."""
     rows = [
         (f"{source}: {name}", estimate)

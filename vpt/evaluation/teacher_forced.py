@@ -11,7 +11,7 @@ from vpt.world import World
 
 
 @torch.no_grad()
-def score(model: VPTModel, batches: Iterable[Batch], world: World | None = None) -> dict[str, float]:
+def teacher_forced_metrics(model: VPTModel, batches: Iterable[Batch], world: World | None = None) -> dict[str, float]:
     """Loss, accuracy over labelled tokens, and `perception/NAME`: how often each perception token is the likeliest
     where it is the label. A token that never is a label is left out. In a `world` of several processes, each has its
     own batches and all get the scores over all of them.
@@ -26,13 +26,13 @@ def score(model: VPTModel, batches: Iterable[Batch], world: World | None = None)
         out = model(batch)
         loss += out.nll.double().sum().cpu()
         labels += len(out.targets)
-        hits += int(out.hits.sum())
+        hits += int(out.correct.sum())
         wanted.update(out.targets.tolist())
-        met.update(out.targets[out.hits].tolist())
+        met.update(out.targets[out.correct].tolist())
     if world is not None and world.size > 1:
         counts = [labels, hits, *(wanted[token] for token in names), *(met[token] for token in names)]
-        labels, hits, *by_token = world.gather(counts).sum(dim=0).tolist()
+        labels, hits, *by_token = world.all_gather(counts).sum(dim=0).tolist()
         wanted, met = (Counter(dict(zip(names, part))) for part in (by_token[: len(names)], by_token[len(names) :]))
-        loss = world.sum(loss)
+        loss = world.all_reduce(loss)
     result = {"loss": float(loss) / max(labels, 1), "token_accuracy": hits / max(labels, 1)}
     return result | {f"perception/{names[token]}": met[token] / wanted[token] for token in names if wanted[token]}

@@ -20,7 +20,7 @@ What is frozen and has nothing trained before it runs forward only, and not at a
 the sum in f + (f . c) c are no matrix products and are not counted.
 """
 
-from vpt.flops.cost import Cost
+from vpt.flops.cost import FlopCost
 from vpt.flops.meter import FlopMeter
 
-__all__ = ["Cost", "FlopMeter"]
+__all__ = ["FlopCost", "FlopMeter"]

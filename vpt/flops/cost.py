@@ -10,7 +10,7 @@ from torch import nn
 
 
 @dataclass(frozen=True)
-class Cost:
+class FlopCost:
     """FLOPs: forward through matrices and through attention, backward, and forward again in the backward pass."""
 
     linear: float = 0.0
@@ -33,17 +33,17 @@ class Cost:
         """Everything that is computed."""
         return self.useful + self.recomputed
 
-    def __add__(self, other: "Cost") -> "Cost":
-        return Cost(
+    def __add__(self, other: "FlopCost") -> "FlopCost":
+        return FlopCost(
             self.linear + other.linear, self.attention + other.attention, self.backward + other.backward,
             self.recomputed + other.recomputed,
         )  # fmt: skip
 
-    def __mul__(self, factor: float) -> "Cost":
-        return Cost(self.linear * factor, self.attention * factor, self.backward * factor, self.recomputed * factor)
+    def __mul__(self, factor: float) -> "FlopCost":
+        return FlopCost(self.linear * factor, self.attention * factor, self.backward * factor, self.recomputed * factor)
 
 
-class Stack:
+class LayerStack:
     """Layers of one kind: what a position, and a pair of attention, costs in all of them together."""
 
     def __init__(
@@ -55,23 +55,23 @@ class Stack:
         width: h * d of a layer's attention.
         ends: whether recomputing stops with a layer's last product, which is not made again then.
         """
-        self.matrices = self.backward = self.again = 0
-        self.width, self.layers, self.receiving = width, len(layers), sum(receives)
+        self.matrices = self.backward = self.recompute = 0
+        self.width, self.layers, self.needs_input_grad = width, len(layers), sum(receives)
         for layer, needed in zip(layers, receives, strict=True):
             weights = [module.weight for module in layer.modules() if isinstance(module, nn.Linear | nn.Conv3d)]
             size = sum(weight.numel() for weight in weights)
             self.matrices += size
             self.backward += sum(weight.numel() for weight in weights if weight.requires_grad) + needed * size
-            self.again += needed * (size - ends * weights[-1].numel())
+            self.recompute += needed * (size - ends * weights[-1].numel())
 
-    def cost(self, positions: int, pairs: int = 0, *, again: bool = False) -> Cost:
+    def cost(self, positions: int, pairs: int = 0, *, again: bool = False) -> FlopCost:
         """`again`: whether the layers run once more in the backward pass."""
         pair = 4.0 * self.width * pairs
-        return Cost(
+        return FlopCost(
             linear=2.0 * positions * self.matrices,
             attention=pair * self.layers,
-            backward=2.0 * positions * self.backward + 2.0 * pair * self.receiving,
-            recomputed=again * (2.0 * positions * self.again + pair * self.receiving),
+            backward=2.0 * positions * self.backward + 2.0 * pair * self.needs_input_grad,
+            recomputed=again * (2.0 * positions * self.recompute + pair * self.needs_input_grad),
         )
 
 
@@ -83,11 +83,11 @@ class DecoderCost:
         needed = receivers(layers, carries=carries)
         width = layers[0].self_attn.q_proj.out_features
         *before, last = layers
-        self.before = Stack(before, needed[:-1], width=width)
-        self.mixing = Stack([last.self_attn], needed[-1:], width=width, ends=False)
-        self.reading = Stack([last.mlp], needed[-1:])
+        self.before = LayerStack(before, needed[:-1], width=width)
+        self.mixing = LayerStack([last.self_attn], needed[-1:], width=width, ends=False)
+        self.reading = LayerStack([last.mlp], needed[-1:])
 
-    def cost(self, positions: int, asked: int, pairs: int, *, again: bool) -> Cost:
+    def cost(self, positions: int, asked: int, pairs: int, *, again: bool) -> FlopCost:
         """Of a stage; `again`: whether layers run once more in the backward pass."""
         mixing = self.before.cost(positions, pairs, again=again) + self.mixing.cost(positions, pairs, again=again)
         return mixing + self.reading.cost(asked, again=again)

@@ -7,21 +7,21 @@ from typing import Literal
 
 import numpy as np
 
-from vpt.batch import TOWER, Batch, Block, Looks, Row
-from vpt.flops.cost import Cost, DecoderCost, Stack, is_trained
+from vpt.batch import VISION_TOWER, Batch, ImageInputs, PlaceholderSpan, Row
+from vpt.flops.cost import DecoderCost, FlopCost, LayerStack, is_trained
 from vpt.flops.vision import EncoderCost, TowerCost
 from vpt.model import LOGIT_CHUNK, VPTModel
 from vpt.segments import Segment
 
 TOWER_PART, LANGUAGE_PART, HEAD_PART = "qwen.model.visual", "qwen.model.language_model", "qwen.lm_head"
 
-# `seen`: pairs that the attention mask lets through, the least that must be computed. `computed`: all queries of a
+# `causal`: pairs that the attention mask lets through, the least that must be computed. `dense`: all queries of a
 # segment with all its keys, as kernels without a notion of causality, and torch's counter, have it.
-Pairs = Literal["seen", "computed"]
+Pairs = Literal["causal", "dense"]
 
 
 @dataclass(frozen=True)
-class Run:
+class SegmentRun:
     """A segment of a row, and how many of its hidden states are read: at labels, and as control states."""
 
     row: Row
@@ -42,7 +42,7 @@ class FlopMeter:
         pairs: which pairs of a query and a key are counted.
     """
 
-    def __init__(self, model: VPTModel, *, pairs: Pairs = "seen") -> None:
+    def __init__(self, model: VPTModel, *, pairs: Pairs = "causal") -> None:
         self.model, self.pairs = model, pairs
         language, tower = model.language, model.qwen.model.visual
         hidden, layers = language.config.hidden_size, list(language.layers)
@@ -51,21 +51,28 @@ class FlopMeter:
         self.encoders = {
             name: EncoderCost(model.encoder(name), hidden, tower_trained=tower_trained) for name in model.encoders
         }
-        self.sources_carry = {TOWER: tower_trained, **{n: cost.tokens_carry for n, cost in self.encoders.items()}}
+        self.sources_carry = {
+            VISION_TOWER: tower_trained,
+            **{n: cost.tokens_carry for n, cost in self.encoders.items()},
+        }
         self.always_carries = language.embed_tokens.weight.requires_grad
         self.layers = {carries: DecoderCost(layers, carries=carries) for carries in (False, True)}
         carries = is_trained(language) or any(self._carries(name, steered=True) for name in self.sources_carry)
-        self.head = Stack([model.qwen.lm_head], [carries])
+        self.head = LayerStack([model.qwen.lm_head], [carries])
 
-    def step(self, batch: Batch) -> dict[str, Cost]:
+    def step(self, batch: Batch) -> dict[str, FlopCost]:
         """One micro-batch, forward and backward: part -> cost. Parts are named as the model's modules."""
-        costs = {TOWER_PART: self.tower.cost(batch.looks[TOWER].grids) if TOWER in batch.looks else Cost()}
+        costs = {
+            TOWER_PART: self.tower.cost(batch.images[VISION_TOWER].grids)
+            if VISION_TOWER in batch.images
+            else FlopCost()
+        }
         for name, cost in self.encoders.items():
-            encoder, looks = self.model.encoder(name), batch.looks.get(self.model.view_of(name))
+            encoder, looks = self.model.encoder(name), batch.images.get(self.model.transform_of(name))
             if encoder.vision is not None:
-                costs[f"encoders.{name}.vision"] = cost.vision * (len(looks.fresh) if looks else 0)
+                costs[f"encoders.{name}.vision"] = cost.vision * (len(looks.uncached) if looks else 0)
             costs[f"encoders.{name}.projector"] = cost.project * self._projected(name, batch, looks)
-        costs |= {LANGUAGE_PART: Cost(), HEAD_PART: self._head(batch.label_count)}
+        costs |= {LANGUAGE_PART: FlopCost(), HEAD_PART: self._head(batch.num_labels)}
         for carries, stage in self.stages(batch):
             for block, steered in (filled for run in stage for filled in _blocks(run)):
                 if steered:
@@ -73,17 +80,20 @@ class FlopMeter:
             costs[LANGUAGE_PART] += self._language(stage, carries=carries)
         return costs
 
-    def stages(self, batch: Batch) -> Iterator[tuple[bool, list[Run]]]:
+    def stages(self, batch: Batch) -> Iterator[tuple[bool, list[SegmentRun]]]:
         """What runs together, and whether its embeddings or its cached keys carry a gradient."""
         carries = self.always_carries
-        rows = [_runs(*cut, batch.predicting) for cut in zip(batch.rows, self.model.cut(batch.rows), strict=True)]
+        rows = [
+            _runs(*cut, batch.loss_positions)
+            for cut in zip(batch.rows, self.model.split_segments(batch.rows), strict=True)
+        ]
         for together in zip_longest(*rows):
             stage = [run for run in together if run is not None]
             filled = (filled for run in stage for filled in _blocks(run))
             carries = carries or any(self._carries(block.source, steered=steered) for block, steered in filled)
             yield carries, stage
 
-    def _projected(self, name: str, batch: Batch, looks: Looks | None) -> int:
+    def _projected(self, name: str, batch: Batch, looks: ImageInputs | None) -> int:
         """How many times `EncoderCost.project` was paid: every look of the view, if any row refers to the source."""
         if looks is None or not any(block.source == name for row in batch.rows for block in row.blocks):
             return 0
@@ -94,35 +104,35 @@ class FlopMeter:
             steered and source in self.encoders and self.encoders[source].steering_carries
         )
 
-    def _language(self, stage: list[Run], *, carries: bool) -> Cost:
+    def _language(self, stage: list[SegmentRun], *, carries: bool) -> FlopCost:
         """One stage: the decoder layers over one segment of each row."""
         positions, asked = sum(run.positions for run in stage), sum(run.asked for run in stage)
         pairs = sum(count_pairs(run.segment, self.pairs) for run in stage)
-        return self.layers[carries].cost(positions, asked, pairs, again=self.model.passes.checkpointing)
+        return self.layers[carries].cost(positions, asked, pairs, again=self.model.forward_config.checkpointing)
 
-    def _head(self, labels: int) -> Cost:
+    def _head(self, labels: int) -> FlopCost:
         once = self.head.cost(labels)
         if labels <= LOGIT_CHUNK or not self.head.backward:
             return once
-        return once + Cost(recomputed=once.linear)  # chunks of logits are made again in the backward pass
+        return once + FlopCost(recomputed=once.linear)  # chunks of logits are made again in the backward pass
 
 
-def _runs(row: Row, segments: list[Segment], predicting: np.ndarray) -> list[Run]:
+def _runs(row: Row, segments: list[Segment], predicting: np.ndarray) -> list[SegmentRun]:
     """The segments of a row, in the order in which they run."""
     last = np.zeros(row.length, dtype=np.int64)  # the run that computes a position as it counts
     for number, segment in enumerate(segments):
         last[segment.start : segment.stop] = number
     own = predicting[(row.start <= predicting) & (predicting < row.start + row.length)] - row.start
     return [
-        Run(row, segment, len({*own[last[own] == number].tolist(), *segment.reads}))
+        SegmentRun(row, segment, len({*own[last[own] == number].tolist(), *segment.control_positions}))
         for number, segment in enumerate(segments)
     ]
 
 
-def _blocks(run: Run) -> list[tuple[Block, bool]]:
+def _blocks(run: SegmentRun) -> list[tuple[PlaceholderSpan, bool]]:
     """The blocks that a segment fills in, and whether a control state steers each."""
     row, segment = run.row, run.segment
-    steered = {action.block for action in row.actions[: segment.known]}
+    steered = {action.block for action in row.actions[: segment.resolved_actions]}
     return [
         (block, number in steered)
         for number, block in enumerate(row.blocks)
@@ -130,13 +140,13 @@ def _blocks(run: Run) -> list[tuple[Block, bool]]:
     ]
 
 
-def count_pairs(segment: Segment, pairs: Pairs = "seen") -> int:
+def count_pairs(segment: Segment, pairs: Pairs = "causal") -> int:
     """Pairs of a query of a segment and a key, cached or its own."""
-    own, cached = segment.stop - segment.start, sum(run.stop - run.start for run in segment.sees)
-    if pairs == "computed":
+    own, cached = segment.stop - segment.start, sum(run.stop - run.start for run in segment.attends_to)
+    if pairs == "dense":
         return own * (cached + own)
     hidden = 0
-    if segment.hides is not None:
-        first, start, stop = segment.hides
+    if segment.hidden_span is not None:
+        first, start, stop = segment.hidden_span
         hidden = (segment.stop - first) * (stop - start)
     return own * cached + own * (own + 1) // 2 - hidden

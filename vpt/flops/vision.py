@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from vpt.encoders.base import ReEncoder
-from vpt.flops.cost import Cost, Stack, is_trained, receivers
+from vpt.flops.cost import FlopCost, LayerStack, is_trained, receivers
 from vpt.vision import Grid, window_order
 
 
@@ -27,15 +27,15 @@ class TowerCost:
         needed = receivers(blocks, carries=embedded)
         width = visual.patch_embed.proj.out_channels
 
-        def stack(chosen: list[int]) -> Stack:
-            return Stack([blocks[i] for i in chosen], [needed[i] for i in chosen], width=width)
+        def stack(chosen: list[int]) -> LayerStack:
+            return LayerStack([blocks[i] for i in chosen], [needed[i] for i in chosen], width=width)
 
-        self.embedding = Stack([visual.patch_embed], [False])
+        self.embedding = LayerStack([visual.patch_embed], [False])
         self.whole = stack([i for i in range(len(blocks)) if i in full])
         self.windowed = stack([i for i in range(len(blocks)) if i not in full])
-        self.merger = Stack([visual.merger], [is_trained(visual)])
+        self.merger = LayerStack([visual.merger], [is_trained(visual)])
 
-    def cost(self, grids: Sequence[Grid]) -> Cost:
+    def cost(self, grids: Sequence[Grid]) -> FlopCost:
         """Of images or videos, (t, h, w) in patches."""
         patches = sum(t * h * w for t, h, w in grids)
         frames = sum(t * (h * w) ** 2 for t, h, w in grids)
@@ -60,16 +60,16 @@ class EncoderCost:
     """
 
     def __init__(self, encoder: ReEncoder, hidden_size: int, *, tower_trained: bool) -> None:
-        self.vision = Cost()
+        self.vision = FlopCost()
         features = torch.empty(1, hidden_size, device="meta", requires_grad=tower_trained)
         if encoder.vision is not None:
-            pixels = encoder.view.prepare(Image.new("RGB", (64, 64))).pixels[None]
-            self.vision, features = _count(encoder, lambda module, x: module.features(x), pixels)
+            pixels = encoder.transform(Image.new("RGB", (64, 64))).pixels[None]
+            self.vision, features = _count(encoder, lambda module, x: module.forward_features(x), pixels)
         projector = encoder.projector
         self.project, tokens = _count(projector, lambda module, x: module.project(x), features)
         scale = projector.layernorm_condition.normalized_shape[0] // hidden_size
         states = torch.empty(1, scale, hidden_size, device="meta", requires_grad=True)
-        self.steer, _ = _count(projector, lambda module, x: module.direction(x), states)
+        self.steer, _ = _count(projector, lambda module, x: module.condition_vector(x), states)
         self.tokens_carry = tokens.requires_grad
         self.steering_carries = is_trained(projector.layernorm_condition) or is_trained(projector.linear_condition)
 
@@ -85,7 +85,7 @@ class _Call(nn.Module):
         return self.method(self.module, *inputs)
 
 
-def _count(module: nn.Module, method: Callable[..., Tensor], given: Tensor) -> tuple[Cost, Tensor]:
+def _count(module: nn.Module, method: Callable[..., Tensor], given: Tensor) -> tuple[FlopCost, Tensor]:
     """The cost of a call as torch counts it, and what it returns, on the meta device; the module stays as it is."""
     call = _Call(module, method)
     tensors = {name: _meta(tensor) for name, tensor in (*call.named_parameters(), *call.named_buffers())}
@@ -97,7 +97,7 @@ def _count(module: nn.Module, method: Callable[..., Tensor], given: Tensor) -> t
             if out.requires_grad:
                 out.sum().backward()
     linear, attention = split_counts(forward)
-    return Cost(linear, attention, backward=sum(split_counts(backward))), _meta(out)
+    return FlopCost(linear, attention, backward=sum(split_counts(backward))), _meta(out)
 
 
 def _meta(tensor: Tensor) -> Tensor:

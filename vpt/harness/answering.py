@@ -8,29 +8,29 @@ from typing import Any
 
 from PIL import Image
 
-from vpt.batch import TOWER
-from vpt.build import Parts
-from vpt.data.build import image_folder
-from vpt.data.images import ImageFolder, turned
+from vpt.batch import VISION_TOWER
+from vpt.build import ModelBundle
+from vpt.data.build import media_store
+from vpt.data.images import MediaStore, transposed
 from vpt.data.records import SYSTEM_PROMPT, ImageRef, Message, Record
 from vpt.errors import DataError
 from vpt.freeze import generation_settings
 from vpt.generate import Generator
 from vpt.pretrained import load
-from vpt.reply import chosen_settings, hint
+from vpt.reply import action_prompt, parse_settings
 
 IMAGE = "<image>"
 _numbers = count()  # an image's name, new for each, because prepared images are kept by name
 
 
 @dataclass(frozen=True)
-class Album(ImageFolder):
+class InMemoryMedia(MediaStore):
     """Images in memory, where others lie in a folder."""
 
     images: Mapping[str, Image.Image] = field(default_factory=dict)
 
-    def open(self, reference: ImageRef, *, where: str) -> Image.Image:
-        return turned(self.images[reference.path].convert("RGB"), reference.turn)
+    def original(self, reference: ImageRef, *, where: str) -> Image.Image:
+        return transposed(self.images[reference.path].convert("RGB"), reference.transpose)
 
 
 class Responder:
@@ -44,7 +44,7 @@ class Responder:
     """
 
     def __init__(self, checkpoint: str | Path, *, device: str = "auto", prompted: bool | None = None) -> None:
-        self.parts: Parts = load(checkpoint, device=device)
+        self.parts: ModelBundle = load(checkpoint, device=device)
         self.prompted = prompted
 
     def respond(self, questions: Sequence[tuple[Sequence[Image.Image], str]], **settings: Any) -> list[str]:
@@ -58,21 +58,21 @@ class Responder:
             ConfigError: for a setting that does not exist.
             DataError: for a question that is too long.
         """
-        generation = generation_settings(self.parts.config, chosen_settings(settings))
-        sentence = hint(self.parts.config, generation, prompted=self.prompted)
+        generation = generation_settings(self.parts.config, parse_settings(settings))
+        sentence = action_prompt(self.parts.config, generation, prompted=self.prompted)
         records, albums = zip(*(self._record(images, text, sentence) for images, text in questions))
-        samples = [self.parts.encoder.prompt(record, album) for record, album in zip(records, albums)]
-        generator = Generator.configured(self.parts.model, self.parts.encoder, self.parts.tokenizer, generation)
-        return [answer.text for answer in generator.answer(samples, albums)]
+        samples = [self.parts.encoder.encode_prompt(record, album) for record, album in zip(records, albums)]
+        generator = Generator.from_config(self.parts.model, self.parts.encoder, self.parts.tokenizer, generation)
+        return [answer.text for answer in generator.generate(samples, albums)]
 
-    def _record(self, images: Sequence[Image.Image], text: str, sentence: str) -> tuple[Record, Album]:
+    def _record(self, images: Sequence[Image.Image], text: str, sentence: str) -> tuple[Record, InMemoryMedia]:
         references = [ImageRef(f"in memory {next(_numbers)}") for _ in images]
         if text.count(IMAGE) != len(images):
             text = IMAGE * len(images) + "\n" + text.replace(IMAGE, "").strip()
         if not text.replace(IMAGE, "").strip():
             raise DataError("a question is empty")
-        limits = image_folder(Path(), self.parts.config.data)
+        limits = media_store(Path(), self.parts.config.data)
         kept = {reference.path: image for reference, image in zip(references, images)}
-        album = Album(limits.root, limits.max_side, limits.resample, limits.max_pixels, images=kept)
+        album = InMemoryMedia(limits.root, limits.max_side, limits.resample, limits.max_pixels, images=kept)
         messages = (Message("system", SYSTEM_PROMPT), Message("user", f"{text} {sentence}".rstrip()))
-        return Record(messages, {TOWER: tuple(references)} if references else {}, "question"), album
+        return Record(messages, {VISION_TOWER: tuple(references)} if references else {}, "question"), album

@@ -7,7 +7,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from vpt.cli import fail
+from vpt.cli import exit_with
 from vpt.errors import UserError
 from vpt.evaluation.predictions import PREDICTIONS
 from vpt.report.page import write_report
@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 print(f"see {write_report(answers.parent)}")
             print(f"see {write_report(folder)}")
     except UserError as error:
-        fail(error)
+        exit_with(error)
 
 
 if __name__ == "__main__":

@@ -62,7 +62,7 @@ def overlaps(items: Sequence[Prediction]) -> list[tuple[float, float, bool]]:
     """IoU and IoGT of the first region of each answer, and whether that is right; where there is one and the record
     knows its box.
     """
-    pairs = [(item.region, item.box, item.right) for item in items]
+    pairs = [(item.region, item.box, item.correct) for item in items]
     return [(iou(seen, true), iogt(seen, true), right) for seen, true, right in pairs if seen and true]
 
 

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 
 from vpt.asking import REGION
-from vpt.build import Parts
+from vpt.build import ModelBundle
 from vpt.config import TrainConfig
-from vpt.evaluation.predictions import PREDICTIONS, Prediction, read_predictions, write_whole
-from vpt.evaluation.questions import Question, questions
-from vpt.evaluation.runner import answer
+from vpt.evaluation.predictions import PREDICTIONS, Prediction, atomic_write, read_predictions
+from vpt.evaluation.questions import EvalQuestion, questions
+from vpt.evaluation.runner import answer_batch
 from vpt.evaluation.summary import metrics_of, score
 from vpt.generate import Generator
-from vpt.search_map import SearchMap, trace_maps
+from vpt.search_map import SimilarityMap, similarity_maps
 
 EXAMPLES = "examples.json"
 RANDOM, WORST, BEST = "drawn at random", "worst: the model was sure", "best: right, and the model was sure"
@@ -25,7 +25,7 @@ EACH = 6  # of a kind
 
 
 @dataclass(frozen=True)
-class Example:
+class ExampleAnswer:
     """Attributes:
     why: it is shown, one of the above.
     number: its place among the predictions.
@@ -34,10 +34,10 @@ class Example:
 
     why: str
     number: int
-    maps: list[SearchMap | None]
+    maps: list[SimilarityMap | None]
 
 
-def choose(items: Sequence[Prediction], scores: Sequence[float], *, each: int = EACH) -> list[tuple[str, int]]:
+def select_examples(items: Sequence[Prediction], scores: Sequence[float], *, each: int = EACH) -> list[tuple[str, int]]:
     """Why an answer is shown, and its number: first some at random, then the worst, then the best, none of them twice.
 
     The best and the worst are those with the highest and the lowest score; among equals, those that the model was
@@ -51,7 +51,7 @@ def choose(items: Sequence[Prediction], scores: Sequence[float], *, each: int = 
     return [(why, n) for why, chosen in ((RANDOM, drawn), (WORST, worst), (BEST, best)) for n in chosen]
 
 
-def keep_examples(parts: Parts, config: TrainConfig, folder: Path, *, limit: int | None) -> None:
+def save_examples(parts: ModelBundle, config: TrainConfig, folder: Path, *, limit: int | None) -> None:
     """Choose examples and write them beside the answers; those that re-encoded are answered again for their control
     states.
 
@@ -60,39 +60,39 @@ def keep_examples(parts: Parts, config: TrainConfig, folder: Path, *, limit: int
         folder: of the answers.
     """
     asked, items = questions(config, limit=limit), read_predictions(folder / PREDICTIONS)
-    chosen = choose(items[: len(asked)], score(items, metrics_of(config.data)).part.tolist())
-    again = [n for _, n in chosen if any(step.kind != REGION for step in items[n].seen)]
+    chosen = select_examples(items[: len(asked)], score(items, metrics_of(config.data)).numerator.tolist())
+    again = [n for _, n in chosen if any(step.kind != REGION for step in items[n].perceived)]
     maps = dict(zip(again, _maps(parts, config, [asked[n] for n in again]), strict=True))
-    examples = [Example(why, n, maps.get(n, [])) for why, n in chosen]
-    write_whole(folder / EXAMPLES, json.dumps([_as_json(example) for example in examples]))
+    examples = [ExampleAnswer(why, n, maps.get(n, [])) for why, n in chosen]
+    atomic_write(folder / EXAMPLES, json.dumps([_as_json(example) for example in examples]))
 
 
-def _maps(parts: Parts, config: TrainConfig, asked: Sequence[Question]) -> list[list[SearchMap | None]]:
+def _maps(parts: ModelBundle, config: TrainConfig, asked: Sequence[EvalQuestion]) -> list[list[SimilarityMap | None]]:
     if not asked:
         return []
-    generator = Generator.configured(parts.model, parts.encoder, parts.tokenizer, config.generation)
+    generator = Generator.from_config(parts.model, parts.encoder, parts.tokenizer, config.generation)
     found = []
-    for question, said in zip(asked, answer(generator, asked), strict=True):
+    for question, said in zip(asked, answer_batch(generator, asked), strict=True):
         reference = question.record.image
         assert reference is not None, "only what has an image is re-encoded"
-        image = question.folder.full(reference, where=question.record.where)
-        found.append(trace_maps(parts, said, question.folder, image))
+        image = question.folder.full_resolution(reference, where=question.record.where)
+        found.append(similarity_maps(parts, said, question.folder, image))
     return found
 
 
-def _as_json(example: Example) -> dict[str, Any]:
+def _as_json(example: ExampleAnswer) -> dict[str, Any]:
     maps = [found and {"values": np.round(found.values, 5).tolist(), "extent": found.extent} for found in example.maps]
     return asdict(example) | {"maps": maps}
 
 
-def read_examples(folder: Path) -> list[Example]:
+def read_examples(folder: Path) -> list[ExampleAnswer]:
     """What `keep_examples` wrote; none where nothing did."""
     path = folder / EXAMPLES
     raw = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
     return [
-        Example(
+        ExampleAnswer(
             item["why"], item["number"],
-            [found and SearchMap(np.array(found["values"]), tuple(found["extent"])) for found in item["maps"]],
+            [found and SimilarityMap(np.array(found["values"]), tuple(found["extent"])) for found in item["maps"]],
         )
         for item in raw
     ]  # fmt: skip

@@ -10,8 +10,8 @@ from PIL import Image
 
 from vpt.config import TrainConfig
 from vpt.report.charts import draw_overlaps, overlaps
-from vpt.report.found import Found
-from vpt.report.page import gallery
+from vpt.report.found import RunArtifacts
+from vpt.report.page import image_loader
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,7 +26,7 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Exhibits:
+class ReportMedia:
     """Attributes:
     page: `report.html` itself.
     tables, images: by name.
@@ -37,9 +37,9 @@ class Exhibits:
     images: Mapping[str, Image.Image] = field(default_factory=dict)
 
 
-def exhibits(folder: Path, *, config: TrainConfig | None = None) -> Exhibits:
+def report_media(folder: Path, *, config: TrainConfig | None = None) -> ReportMedia:
     """Tables and images of the report in `folder`; those that have no data are left out."""
-    found = Found.at(folder)
+    found = RunArtifacts.at(folder)
     tables = {
         "metrics": _metrics(found.summary), "controls table": _controls(found.summary),
         "confusion": _confusion(found.summary), "answers": _answers(found, config),
@@ -51,7 +51,7 @@ def exhibits(folder: Path, *, config: TrainConfig | None = None) -> Exhibits:
                 images[name] = image.convert("RGB")
     if pairs := overlaps(found.predictions):
         images["regions"] = _painted(draw_overlaps(pairs, {}))
-    return Exhibits(found.page, {name: table for name, table in tables.items() if table.rows}, images)
+    return ReportMedia(found.page, {name: table for name, table in tables.items() if table.rows}, images)
 
 
 def _metrics(summary: Mapping[str, Any]) -> Table:
@@ -65,7 +65,7 @@ def _metrics(summary: Mapping[str, Any]) -> Table:
 
 def _controls(summary: Mapping[str, Any]) -> Table:
     rows = [
-        (c["about"], c["questions"], c["plain"], c["changed"], d["value"], d["low"], d["high"], c["p"])
+        (c["description"], c["questions"], c["reference"], c["ablated"], d["value"], d["low"], d["high"], c["p"])
         for c in summary.get("controls", {}).values()
         if (d := c["difference"])
     ]
@@ -78,13 +78,13 @@ def _confusion(summary: Mapping[str, Any]) -> Table:
     return Table(["the record perceives by", "the model by", "questions"], rows)
 
 
-def _answers(found: Found, config: TrainConfig | None) -> Table:
-    look, rows = gallery(found, config), []
+def _answers(found: RunArtifacts, config: TrainConfig | None) -> Table:
+    look, rows = image_loader(found, config), []
     for example in found.examples:
         item, seen = found.predictions[example.number], look(example)
         pictures = [each.image for each in seen] if not isinstance(seen, str) else []
         first, second = (*pictures, None, None)[:2]
-        did = " + ".join(item.chosen) or "none"
+        did = " + ".join(item.actions) or "none"
         rows.append((example.why, item.question, item.answer, item.target, item.confidence, did, first, second))
     columns = ["why", "question", "answer", "target", "probability", "perceived by", "image", "looked at again"]
     return Table(columns, rows)

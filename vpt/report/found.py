@@ -8,13 +8,13 @@ from typing import Any
 from vpt.dashboard import Curves, read_curves
 from vpt.errors import CheckpointError
 from vpt.evaluation.predictions import PREDICTIONS, Prediction, read_predictions
-from vpt.report.examples import Example, read_examples
+from vpt.report.examples import ExampleAnswer, read_examples
 
 REPORT = "report.html"
 
 
 @dataclass(frozen=True)
-class Found:
+class RunArtifacts:
     """One set of answers and the run that they are from. What is not there is empty.
 
     Attributes:
@@ -33,10 +33,10 @@ class Found:
     curves: Curves
     summary: dict[str, Any]
     predictions: list[Prediction]
-    examples: list[Example]
+    examples: list[ExampleAnswer]
 
     @classmethod
-    def at(cls, folder: Path) -> "Found":
+    def at(cls, folder: Path) -> "RunArtifacts":
         """What a run (its final answers) or one of its evaluations holds.
 
         Raises:

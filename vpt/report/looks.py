@@ -8,22 +8,22 @@ from PIL import Image, ImageDraw
 
 from vpt.data.records import Pixels
 from vpt.evaluation.predictions import Prediction
-from vpt.search_map import SearchMap
-from vpt.speaker import MENDED, Step
+from vpt.search_map import SimilarityMap
+from vpt.speaker import REPAIRED, PerceptionStep
 
 SEEN, TRUE = (232, 89, 12), (11, 143, 122)
 SIDE = 420  # pixels along the longer side of a picture
 
 
 @dataclass(frozen=True)
-class Look:
+class CaptionedImage:
     """A picture and what it shows."""
 
     caption: str
     image: Image.Image
 
 
-def looks(image: Image.Image, item: Prediction, maps: list[SearchMap | None]) -> list[Look]:
+def answer_images(image: Image.Image, item: Prediction, maps: list[SimilarityMap | None]) -> list[CaptionedImage]:
     """The image with the boxes of all regions and the true one, then for each act of perception what it showed.
 
     Args:
@@ -31,15 +31,17 @@ def looks(image: Image.Image, item: Prediction, maps: list[SearchMap | None]) ->
         item: the answer.
         maps: as `trace_maps` gives them; empty where there are none.
     """
-    boxes = [step.box for step in item.seen if step.box]
+    boxes = [step.box for step in item.perceived if step.box]
     found = dict(zip(map(id, item.trace), maps, strict=False))
-    shown = [Look(_legend(image, bool(boxes), item.box is not None), _boxed(image, boxes, item.box))]
-    for step in item.seen:
+    shown = [CaptionedImage(_legend(image, bool(boxes), item.box is not None), _boxed(image, boxes, item.box))]
+    for step in item.perceived:
         searched = found.get(id(step))
         if step.box:
-            shown.append(Look(_about(step, image), scaled(image.crop(step.box), SIDE // 2)))
+            shown.append(CaptionedImage(_about(step, image), scaled(image.crop(step.box), SIDE // 2)))
         elif searched is not None:
-            shown.append(Look(f"{step.kind}, {step.visual_tokens} tokens: f·c, red is more", _mapped(image, searched)))
+            shown.append(
+                CaptionedImage(f"{step.kind}, {step.visual_tokens} tokens: f·c, red is more", _mapped(image, searched))
+            )
     return shown
 
 
@@ -48,10 +50,10 @@ def _legend(image: Image.Image, seen: bool, true: bool) -> str:
     return "; ".join([f"{image.width} x {image.height} pixels", *names])
 
 
-def _about(step: Step, image: Image.Image) -> str:
+def _about(step: PerceptionStep, image: Image.Image) -> str:
     assert step.box is not None
     x0, y0, x1, y1 = step.box
-    mended = ", mended" if step.status == MENDED else ""
+    mended = ", mended" if step.status == REPAIRED else ""
     return f"region{mended}: {x1 - x0} x {y1 - y0} pixels as {step.visual_tokens} tokens"
 
 
@@ -72,7 +74,7 @@ def _boxed(image: Image.Image, boxes: list[Pixels], true: Pixels | None) -> Imag
     return drawn
 
 
-def _mapped(image: Image.Image, found: SearchMap) -> Image.Image:
+def _mapped(image: Image.Image, found: SimilarityMap) -> Image.Image:
     """Red over grey where f·c is above its median, blue where it is below."""
     drawn = scaled(image, SIDE // 2).convert("L").convert("RGB")
     middle = float(np.median(found.values))

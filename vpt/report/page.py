@@ -12,12 +12,12 @@ from vpt.config import TrainConfig
 from vpt.data.build import build_sources
 from vpt.data.references import ImageRef, VideoRef
 from vpt.errors import DataError, UserError
-from vpt.evaluation.predictions import Prediction, write_whole
-from vpt.pretrained import configuration
+from vpt.evaluation.predictions import Prediction, atomic_write
+from vpt.pretrained import load_any_config
 from vpt.report import sections
-from vpt.report.examples import Example
-from vpt.report.found import Found
-from vpt.report.looks import Look, looks
+from vpt.report.examples import ExampleAnswer
+from vpt.report.found import RunArtifacts
+from vpt.report.looks import CaptionedImage, answer_images
 
 
 def write_report(folder: Path, *, config: TrainConfig | None = None) -> Path:
@@ -30,13 +30,13 @@ def write_report(folder: Path, *, config: TrainConfig | None = None) -> Path:
     Raises:
         CheckpointError: where the folder holds neither a run nor answers.
     """
-    found = Found.at(folder)
+    found = RunArtifacts.at(folder)
     shown = [
         ("Results", sections.results(found)),
         ("Does the perception do the work?", sections.controls(found)),
         ("How it chose to perceive", sections.choice(found)),
         ("Regions", sections.regions(found)),
-        ("Single answers", sections.examples(found, gallery(found, config))),
+        ("Single answers", sections.examples(found, image_loader(found, config))),
         ("Curves of training", sections.curves(found)),
         ("Perception tokens, the right ones before them given", sections.tokens(found)),
         ("Settings", sections.settings(found)),
@@ -44,29 +44,31 @@ def write_report(folder: Path, *, config: TrainConfig | None = None) -> Path:
     text = html.page(
         found.name, [(name, body) for name, body in shown if body], lead=_lead(found), top=_tiles(found) + _links(found)
     )
-    write_whole(found.page, text)
+    atomic_write(found.page, text)
     return found.page
 
 
-def gallery(found: Found, config: TrainConfig | None) -> Callable[[Example], list[Look] | str]:
+def image_loader(
+    found: RunArtifacts, config: TrainConfig | None
+) -> Callable[[ExampleAnswer], list[CaptionedImage] | str]:
     """What gives the pictures of an example, or says why there are none."""
     if not found.examples:
         return lambda example: ""
     try:
-        config = config or configuration(found.run)
+        config = config or load_any_config(found.run)
         _, folders = build_sources(config.data.test, config, split="test")
     except UserError as error:
         reason = f"no pictures: {error}"
         return lambda example: reason
     images = dict(zip(config.data.test, folders, strict=True))
 
-    def look(example: Example) -> list[Look] | str:
+    def look(example: ExampleAnswer) -> list[CaptionedImage] | str:
         item = found.predictions[example.number]
         reference = _first_image(item)
         if reference is None:
             return "a question without an image"
         try:
-            return looks(images[item.source].full(reference, where=item.record), item, example.maps)
+            return answer_images(images[item.source].full_resolution(reference, where=item.record), item, example.maps)
         except DataError as error:
             return f"no picture: {error}"
 
@@ -78,16 +80,16 @@ def _first_image(item: Prediction) -> ImageRef | None:
     first: Any = next(iter(item.images.get("image", [])), None)
     if first is None:
         return None
-    return VideoRef.read(first, item.record).still if isinstance(first, dict) else ImageRef.parse(first)
+    return VideoRef.read(first, item.record).frame if isinstance(first, dict) else ImageRef.parse(first)
 
 
-def _lead(found: Found) -> str:
+def _lead(found: RunArtifacts) -> str:
     names = dict.fromkeys(item.source for item in found.predictions)
     about = f"Answers to {len(found.predictions):,} questions of {', '.join(names)}." if names else "No answers yet."
     return about + " Intervals are 95% bootstrap intervals over questions."
 
 
-def _tiles(found: Found) -> str:
+def _tiles(found: RunArtifacts) -> str:
     summary, pairs = found.summary, []
     for source, metrics in summary.get("metrics", {}).items():
         name, e = next(iter(metrics.items()), (None, None))
@@ -104,7 +106,7 @@ def _tiles(found: Found) -> str:
     return html.tiles(pairs)
 
 
-def _links(found: Found) -> str:
+def _links(found: RunArtifacts) -> str:
     """To the run's other reports, which lie beside this one."""
     links = []
     for page in found.siblings():

@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 import torch
 from PIL import Image
 
-from vpt.batch import IGNORE, Action, Batch, Block, Row
-from vpt.data.packing import stack
-from vpt.encoders.base import View
+from vpt.batch import IGNORE_INDEX, Action, Batch, PlaceholderSpan, Row
+from vpt.data.packing import stack_images
+from vpt.encoders.base import ImageTransform
 from vpt.model import VPTModel
 from vpt.world import World
 
@@ -23,7 +23,7 @@ _BLANK = 64  # pixels along a side of the image that a stand-in looks at
 
 
 @dataclass(frozen=True)
-class Totals:
+class GlobalCounts:
     """Sums over all processes for one step, and the exit code that one of them has been asked for (0: none)."""
 
     labels: int = 0
@@ -34,10 +34,10 @@ class Totals:
     stopping: int = 0
 
     @classmethod
-    def of(cls, batches: Sequence[Batch], *, stopping: int) -> "Totals":
+    def of(cls, batches: Sequence[Batch], *, stopping: int) -> "GlobalCounts":
         """Those of one process."""
         return cls(
-            labels=sum(batch.label_count for batch in batches),
+            labels=sum(batch.num_labels for batch in batches),
             rows=sum(len(batch.rows) for batch in batches),
             masked=sum(bool(row.masked) for batch in batches for row in batch.rows),
             tokens=sum(len(batch.input_ids) for batch in batches),
@@ -51,7 +51,7 @@ class Totals:
 
 
 @dataclass(frozen=True)
-class Needs:
+class ModuleCalls:
     """What a micro-batch asks of a model.
 
     Attributes:
@@ -62,57 +62,57 @@ class Needs:
 
     stages: int
     projected: frozenset[str]
-    steered: frozenset[str]
-    looked: frozenset[str]
+    conditioned: frozenset[str]
+    encoded: frozenset[str]
 
     @classmethod
-    def of(cls, batch: Batch, model: VPTModel) -> "Needs":
+    def of(cls, batch: Batch, model: VPTModel) -> "ModuleCalls":
         """Those of one process's micro-batch."""
         actions = [(row, action) for row in batch.rows for action in row.actions if action.block is not None]
-        conditioned = model.passes.num_inner_forward_run == 2
+        conditioned = model.forward_config.num_inner_forward_run == 2
         return cls(
-            stages=max(map(len, model.cut(batch.rows)), default=0),
+            stages=max(map(len, model.split_segments(batch.rows)), default=0),
             projected=frozenset(block.source for row in batch.rows for block in row.blocks),
-            steered=frozenset(row.blocks[action.block].source for row, action in actions if conditioned),  # type: ignore[index]
-            looked=frozenset(view for view, looks in batch.looks.items() if looks.fresh),
+            conditioned=frozenset(row.blocks[action.block].source for row, action in actions if conditioned),  # type: ignore[index]
+            encoded=frozenset(view for view, looks in batch.images.items() if looks.uncached),
         )
 
-    def numbers(self, words: Sequence[str]) -> list[int]:
+    def to_ints(self, names: Sequence[str]) -> list[int]:
         """Itself as integers; `words` are all sources and views that there can be."""
-        return [self.stages, *(word in asked for asked in self._sets for word in words)]
+        return [self.stages, *(word in asked for asked in self._sets for word in names)]
 
     @property
     def _sets(self) -> tuple[frozenset[str], ...]:
-        return self.projected, self.steered, self.looked
+        return self.projected, self.conditioned, self.encoded
 
     @classmethod
-    def read(cls, numbers: Sequence[int], words: Sequence[str]) -> "Needs":
+    def from_ints(cls, ints: Sequence[int], names: Sequence[str]) -> "ModuleCalls":
         """The inverse of `numbers`."""
-        stages, *flags = numbers
-        parts = [flags[start : start + len(words)] for start in range(0, len(flags), len(words))]
-        return cls(stages, *(frozenset(word for word, flag in zip(words, part) if flag) for part in parts))
+        stages, *flags = ints
+        parts = [flags[start : start + len(names)] for start in range(0, len(flags), len(names))]
+        return cls(stages, *(frozenset(word for word, flag in zip(names, part) if flag) for part in parts))
 
 
-class Accord:
+class BatchAligner:
     """Makes the micro-batches of all processes ask the same of the model."""
 
-    def __init__(self, world: World, model: VPTModel, views: Mapping[str, View]) -> None:
-        """`views`: source -> the view it looks through (`SampleEncoder.views`)."""
-        self.world, self.model, self.views = world, model, views
-        self._words = sorted({*views, *(view.name for view in views.values())})
-        self._stand_ins: dict[Needs, Batch] = {}
+    def __init__(self, world: World, model: VPTModel, views: Mapping[str, ImageTransform]) -> None:
+        """`views`: source -> the view it looks through (`Processor.views`)."""
+        self.world, self.model, self.transforms = world, model, views
+        self._names = sorted({*views, *(view.name for view in views.values())})
+        self._dummies: dict[ModuleCalls, Batch] = {}
 
-    def meet(self, batches: Sequence[Batch], *, stopping: int = 0) -> tuple[list[Batch], Totals]:
+    def align(self, batches: Sequence[Batch], *, stopping: int = 0) -> tuple[list[Batch], GlobalCounts]:
         """Complete this process's micro-batches, of which all processes have equally many; and the sums over all.
 
         One collective, on the CPU.
         """
-        mine = Totals.of(batches, stopping=stopping)
+        mine = GlobalCounts.of(batches, stopping=stopping)
         if self.world.size == 1:
             return [batch for batch in batches if batch.rows], mine
-        needs = [Needs.of(batch, self.model) for batch in batches]
+        needs = [ModuleCalls.of(batch, self.model) for batch in batches]
         sums = mine.sums()
-        everyone = self.world.gather([*sums, stopping, *(n for need in needs for n in need.numbers(self._words))])
+        everyone = self.world.all_gather([*sums, stopping, *(n for need in needs for n in need.to_ints(self._names))])
         labels, rows, masked, tokens, skipped = everyone[:, : len(sums)].sum(dim=0).tolist()
         asked = everyone[:, len(sums) + 1 :].view(self.world.size, len(batches), -1)  # [processes, batches, needs]
         most, least = asked.amax(dim=0), asked.amin(dim=0)
@@ -121,63 +121,63 @@ class Accord:
             for number, (batch, need) in enumerate(zip(batches, needs, strict=True))
             if bool(most[number].any())  # not so where all records of all processes have been skipped
         ]
-        return completed, Totals(labels, rows, masked, tokens, skipped, int(everyone[:, len(sums)].max()))
+        return completed, GlobalCounts(labels, rows, masked, tokens, skipped, int(everyone[:, len(sums)].max()))
 
-    def _complete(self, batch: Batch, own: Needs, most: list[int]) -> Batch:
+    def _complete(self, batch: Batch, own: ModuleCalls, most: list[int]) -> Batch:
         """The batch, with a stand-in unless it asks for all that a stand-in asks for."""
-        agreed = Needs.read(most, self._words)
-        if agreed not in self._stand_ins:
-            self._stand_ins[agreed] = self._stand_in(agreed)
-        stand_in = self._stand_ins[agreed]
-        return batch if own == Needs.of(stand_in, self.model) else self._joined(batch, stand_in)
+        agreed = ModuleCalls.from_ints(most, self._names)
+        if agreed not in self._dummies:
+            self._dummies[agreed] = self._dummy_batch(agreed)
+        stand_in = self._dummies[agreed]
+        return batch if own == ModuleCalls.of(stand_in, self.model) else self._append(batch, stand_in)
 
-    def _joined(self, batch: Batch, stand_in: Batch) -> Batch:
+    def _append(self, batch: Batch, stand_in: Batch) -> Batch:
         """The batch with the stand-in's row at its end, and its images after the batch's own."""
-        looks = dict(batch.looks)
-        for view, look in stand_in.looks.items():
-            looks[view] = looks[view].joined(look) if view in looks else look
+        looks = dict(batch.images)
+        for view, look in stand_in.images.items():
+            looks[view] = looks[view].concat(look) if view in looks else look
         [row] = stand_in.rows
-        blocks = tuple(replace(b, look=len(looks[self.views[b.source].name].tokens) - 1) for b in row.blocks)
+        blocks = tuple(replace(b, image=len(looks[self.transforms[b.source].name].tokens) - 1) for b in row.blocks)
         return replace(
             batch,
             input_ids=torch.cat([batch.input_ids, stand_in.input_ids]),
             labels=torch.cat([batch.labels, stand_in.labels]),
             positions=torch.cat([batch.positions, stand_in.positions], dim=1),
             rows=[*batch.rows, replace(row, start=len(batch.input_ids), blocks=blocks)],
-            looks=looks,
+            images=looks,
         )
 
-    def _stand_in(self, needs: Needs) -> Batch:
+    def _dummy_batch(self, needs: ModuleCalls) -> Batch:
         """One row that asks for all of `needs`: blocks without a control state first, then action after action."""
-        looks = {source: self.views[source].prepare(Image.new("RGB", (_BLANK, _BLANK))) for source in needs.projected}
-        blocks: list[Block] = []
+        looks = {source: self.transforms[source](Image.new("RGB", (_BLANK, _BLANK))) for source in needs.projected}
+        blocks: list[PlaceholderSpan] = []
         actions: list[Action] = []
         length = 1
 
         def see(source: str) -> None:
             nonlocal length
-            blocks.append(Block(length, looks[source].tokens, source, 0))
+            blocks.append(PlaceholderSpan(length, looks[source].tokens, source, 0))
             length += looks[source].tokens
 
         def act(source: str | None) -> None:
             nonlocal length
-            scale = self.model.passes.projector_scale
+            scale = self.model.forward_config.projector_scale
             actions.append(Action(length, scale, source or "", len(blocks) if source else None))
             length += scale
             if source:
                 see(source)
 
-        for source in sorted(needs.projected - needs.steered):
+        for source in sorted(needs.projected - needs.conditioned):
             see(source)
-        for source in sorted(needs.steered):
+        for source in sorted(needs.conditioned):
             act(source)
-        while len(self.model.cut([Row(length, tuple(blocks), tuple(actions))])[0]) < needs.stages:
+        while len(self.model.split_segments([Row(length, tuple(blocks), tuple(actions))])[0]) < needs.stages:
             act(None)
-        views = {self.views[source].name: looks[source] for source in sorted(needs.projected)}
+        views = {self.transforms[source].name: looks[source] for source in sorted(needs.projected)}
         return Batch(
             input_ids=torch.zeros(length, dtype=torch.int64),
-            labels=torch.full((length,), IGNORE),
+            labels=torch.full((length,), IGNORE_INDEX),
             positions=torch.arange(length).expand(3, -1),
             rows=[Row(length, tuple(blocks), tuple(actions))],
-            looks={name: stack(name, [look]) for name, look in views.items()},
+            images={name: stack_images(name, [look]) for name, look in views.items()},
         ).to(self.model.device)

@@ -10,21 +10,21 @@ from omegaconf import OmegaConf
 from tqdm import tqdm
 
 from vpt.config import TrainConfig
-from vpt.training.checkpoint import Progress
-from vpt.training.tracking import MetricsFile, MetricsLog, Mirror, NoMetrics, NoMirror, build_mirror
+from vpt.training.checkpoint import TrainState
+from vpt.training.tracking import JSONLLogger, MetricLogger, MetricsLog, NoMetrics, NullLogger, build_tracker
 from vpt.world import World
 
 
-class Books:
+class RunLogger:
     """Rank 0 keeps them; on all other processes nothing is said or written."""
 
     def __init__(self, config: TrainConfig, folder: Path, world: World) -> None:
         """Nothing is written before `open`."""
         self.config, self.folder, self.world = config, folder, world
-        self.mirror: Mirror = NoMirror()
+        self.mirror: MetricLogger = NullLogger()
         self.metrics: MetricsLog = NoMetrics()
 
-    def open(self, progress: Progress, account: str, strategy: str) -> None:
+    def start(self, progress: TrainState, account: str, strategy: str) -> None:
         """Say what is about to be trained, and begin to write.
 
         Args:
@@ -32,7 +32,7 @@ class Books:
             account: the parameters, frozen and trained.
             strategy: on what it runs.
         """
-        if not self.world.main:
+        if not self.world.is_main:
             return
         training, step = self.config.training, progress.step
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -40,39 +40,39 @@ class Books:
         print(account)
         print(f"  {strategy}, {training.precision}; batch of {training.batch_size} rows, {training.steps} steps")
         print(f"  {self.folder}: " + (f"goes on after step {step}" if step else "a new run"), flush=True)
-        self.mirror = build_mirror(
+        self.mirror = build_tracker(
             self.config.tracking, name=self.config.run_name, folder=self.folder, run_id=progress.wandb_id,
             settings=asdict(self.config),
         )  # fmt: skip
         progress.wandb_id = self.mirror.id
-        self.metrics = MetricsFile(self.folder / "metrics.jsonl", resumed_at=step)
+        self.metrics = JSONLLogger(self.folder / "metrics.jsonl", resumed_at=step)
 
-    def bar(self, done: int) -> tqdm:
+    def progress_bar(self, done: int) -> tqdm:
         """The progress bar of a run that has taken `done` steps."""
         return tqdm(
             total=self.config.training.steps, initial=done, unit="step", dynamic_ncols=True, smoothing=0.05,
-            disable=not self.world.main,
+            disable=not self.world.is_main,
         )  # fmt: skip
 
-    def advance(self, bar: tqdm, *, loss: float, speed: float) -> None:
+    def update(self, bar: tqdm, *, loss: float, speed: float) -> None:
         """One step more; `speed` is in tokens a second."""
         bar.update()
         bar.set_postfix_str(f"loss {loss:.3f}, {speed:,.0f} tokens/s", refresh=False)
 
-    def say(self, text: str) -> None:
+    def info(self, text: str) -> None:
         """A line above the progress bar."""
-        if self.world.main:
+        if self.world.is_main:
             tqdm.write(text, file=sys.stderr)
 
-    def log(self, metrics: dict[str, float], *, step: int) -> None:
+    def log_metrics(self, metrics: dict[str, float], *, step: int) -> None:
         """Metrics of a step, counted from 1."""
         self.metrics.log(metrics, step=step)
         self.mirror.log(metrics, step=step)
 
-    def summarise(self, summary: dict[str, Any]) -> None:
+    def log_summary(self, summary: dict[str, Any]) -> None:
         """Write `summary.json`."""
         (self.folder / "summary.json").write_text(json.dumps(summary, indent=1))
-        self.mirror.summarise(summary)
+        self.mirror.log_summary(summary)
 
     def close(self) -> None:
         """The run is over, or stops here."""

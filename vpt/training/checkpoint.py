@@ -34,13 +34,13 @@ from torch.distributed.checkpoint.api import CheckpointException
 from transformers import PreTrainedTokenizerBase, Qwen2Tokenizer
 
 from vpt.config import TrainConfig
-from vpt.errors import CheckpointError, ConfigError, reading
-from vpt.freeze import freeze
+from vpt.errors import CheckpointError, ConfigError, wrap_read_errors
+from vpt.freeze import resolve_config
 from vpt.model import VPTModel
-from vpt.seal import plain, seal
-from vpt.sizes import Sizes
+from vpt.seal import check_regular_files, write_checksums
+from vpt.sizes import Architecture
 from vpt.values import read_values
-from vpt.weights import TensorFolder, check_fit, fill, own_tensors
+from vpt.weights import LazyStateDict, check_state_dict, load_state_dict, unique_state_dict
 
 STEP_FOLDER = "step_{:08d}"
 WEIGHTS = "model.safetensors"
@@ -49,7 +49,7 @@ LATEST, BEST = "latest", "best"  # links beside them
 
 
 @dataclass
-class Progress:
+class TrainState:
     """What a run needs besides tensors to go on: steps done, the run's id at W&B, its best score so far and when;
     records left out so far, steps lost to a gradient that is not finite, and how many of those were the last ones.
     """
@@ -59,8 +59,8 @@ class Progress:
     best: float | None = None
     best_step: int | None = None
     skipped: int = 0
-    lost: int = 0
-    lost_in_a_row: int = 0
+    nonfinite_steps: int = 0
+    consecutive_nonfinite: int = 0
 
     def is_best(self, metrics: Mapping[str, float], *, by: str | None) -> bool:
         """Whether a metric is better now than ever before, which is remembered; of a loss, the lower the better.
@@ -83,17 +83,17 @@ def save_weights(
     folder: Path, *, model: VPTModel, config: TrainConfig, tokenizer: PreTrainedTokenizerBase
 ) -> None:  # fmt: skip
     """Write what `vpt.pretrained.load` reads: weights, sizes, configuration, tokenizer."""
-    tensors = {name: tensor.contiguous() for name, tensor in own_tensors(model).items()}
+    tensors = {name: tensor.contiguous() for name, tensor in unique_state_dict(model).items()}
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-    describe(folder, model=model, config=config, tokenizer=tokenizer)
-    seal(folder)
+    save_metadata(folder, model=model, config=config, tokenizer=tokenizer)
+    write_checksums(folder)
 
 
-def describe(
+def save_metadata(
     folder: Path, *, model: VPTModel, config: TrainConfig, tokenizer: PreTrainedTokenizerBase
 ) -> None:  # fmt: skip
     """Write what is needed besides weights to build a model again."""
-    Sizes.of(model).save(folder / "sizes")
+    Architecture.of(model).save(folder / "sizes")
     OmegaConf.save(OmegaConf.structured(config), folder / "config.yaml")
     tokenizer.save_pretrained(folder / "tokenizer")
 
@@ -112,28 +112,28 @@ def _named(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
         yield from zip(group["names"], group["params"], strict=True)
 
 
-def steps(folder: Path) -> list[Path]:
+def list_checkpoints(folder: Path) -> list[Path]:
     """Complete checkpoints below `folder`, oldest first."""
     return sorted(path.parent for path in folder.glob(f"step_*/{COMPLETE}"))
 
 
-def find(path: str | Path) -> Path:
+def find_checkpoint(path: str | Path) -> Path:
     """The checkpoint that a user names: one of a run's step folders, its `checkpoints`, or the run (its last one)."""
     folder = Path(path)
     if not folder.is_dir():
         raise CheckpointError(f"{folder} does not exist; give a run (outputs/RUN_NAME) or one of its checkpoints")
     missing = [name for name in ("model*.safetensors", "config.yaml") if not any(folder.glob(name))]
     if not missing:
-        return plain(folder)
+        return check_regular_files(folder)
     if (folder / COMPLETE).exists() or (folder / "sizes").exists():
         raise CheckpointError(f"{folder} lacks {' and '.join(missing)}; copy it again, or give an older checkpoint")
-    candidates = steps(folder / "checkpoints") or steps(folder)
+    candidates = list_checkpoints(folder / "checkpoints") or list_checkpoints(folder)
     if not candidates:
         raise CheckpointError(f"{folder} holds no checkpoint (no step_* folder); train first, or give another folder")
-    return plain(candidates[-1])
+    return check_regular_files(candidates[-1])
 
 
-def run_of(path: str | Path) -> Path:
+def run_folder(path: str | Path) -> Path:
     """The run that a checkpoint belongs to, or the folder itself where it belongs to none (an exported model)."""
     folder = Path(path)
     folder = folder.parent if folder.name.startswith("step_") else folder
@@ -142,13 +142,15 @@ def run_of(path: str | Path) -> Path:
 
 def load_config(checkpoint: Path) -> TrainConfig:
     """The configuration inside a checkpoint."""
-    with reading(checkpoint / "config.yaml", "use the version of vpt that wrote it, or copy the checkpoint again"):
-        return freeze(read_values(checkpoint / "config.yaml"), TrainConfig)
+    with wrap_read_errors(
+        checkpoint / "config.yaml", "use the version of vpt that wrote it, or copy the checkpoint again"
+    ):
+        return resolve_config(read_values(checkpoint / "config.yaml"), TrainConfig)
 
 
 def load_tokenizer(checkpoint: Path) -> PreTrainedTokenizerBase:
     """The tokenizer inside a checkpoint, perception tokens included."""
-    with reading(checkpoint / "tokenizer", "copy the checkpoint again, or use an older one"):
+    with wrap_read_errors(checkpoint / "tokenizer", "copy the checkpoint again, or use an older one"):
         if not (checkpoint / "tokenizer").is_dir():
             raise ValueError("there is no such folder")
         return Qwen2Tokenizer.from_pretrained(checkpoint / "tokenizer", local_files_only=True)
@@ -156,21 +158,21 @@ def load_tokenizer(checkpoint: Path) -> PreTrainedTokenizerBase:
 
 def load_weights(checkpoint: Path, model: VPTModel) -> None:
     """Read the weights into `model`. Raises CheckpointError that lists missing and unexpected tensors."""
-    fill(model, TensorFolder(checkpoint), where=checkpoint)
+    load_state_dict(model, LazyStateDict(checkpoint), where=checkpoint)
 
 
-def restore(checkpoint: Path, model: VPTModel, optimizer: torch.optim.Optimizer) -> Progress:
+def restore(checkpoint: Path, model: VPTModel, optimizer: torch.optim.Optimizer) -> TrainState:
     """Read weights and the optimizer's state in place, each process its part; return the rest.
 
     Raises:
         CheckpointError: where the checkpoint is broken, or of another model.
     """
-    with reading(checkpoint, "resume from an older checkpoint"):
-        TensorFolder(checkpoint, sorted(checkpoint.glob("optimizer*.safetensors")))  # its headers make sense
+    with wrap_read_errors(checkpoint, "resume from an older checkpoint"):
+        LazyStateDict(checkpoint, sorted(checkpoint.glob("optimizer*.safetensors")))  # its headers make sense
         reader = HuggingFaceStorageReader(str(checkpoint))
         stored = {name: entry.size for name, entry in reader.read_metadata().state_dict_metadata.items()}  # type: ignore[union-attr]
-        tensors = own_tensors(model)
-        check_fit({name: stored[name] for name in stored if "/" not in name}, tensors, where=checkpoint)
+        tensors = unique_state_dict(model)
+        check_state_dict({name: stored[name] for name in stored if "/" not in name}, tensors, where=checkpoint)
         tensors |= _begin_state(optimizer, stored)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "torch.distributed is disabled")
@@ -182,20 +184,20 @@ def restore(checkpoint: Path, model: VPTModel, optimizer: torch.optim.Optimizer)
     return progress
 
 
-def _read_progress(checkpoint: Path) -> Progress:
+def _read_progress(checkpoint: Path) -> TrainState:
     """Where a run stood. Raises CheckpointError where that is nonsense: it decides which records come next."""
-    with reading(checkpoint / "state.json", "resume from an older checkpoint"):
+    with wrap_read_errors(checkpoint / "state.json", "resume from an older checkpoint"):
         state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
-        known = {item.name for item in fields(Progress)} & state.keys()
+        known = {item.name for item in fields(TrainState)} & state.keys()
         for key in known:
-            hint, value = get_type_hints(Progress)[key], state[key]
+            hint, value = get_type_hints(TrainState)[key], state[key]
             if isinstance(value, bool) or not isinstance(value, hint):
                 raise ValueError(f"{key}={value!r} is not of type {getattr(hint, '__name__', hint)}")
             if isinstance(value, int) and value < 0:
                 raise ValueError(f"{key}={value} is negative")
         if checkpoint.name != STEP_FOLDER.format(state["step"]):
             raise ValueError(f"it is of step {state['step']}, the folder is {checkpoint.name}")
-        return Progress(**{key: state[key] for key in known})
+        return TrainState(**{key: state[key] for key in known})
 
 
 def _begin_state(optimizer: torch.optim.Optimizer, stored: Container[str]) -> dict[str, Tensor]:

@@ -5,36 +5,36 @@ import torch
 from vpt.config import TrainConfig
 from vpt.data.build import build_masking, build_sources
 from vpt.data.loader import eval_batches
-from vpt.data.samples import SampleEncoder
-from vpt.evaluation.teacher_forced import score
+from vpt.data.samples import Processor
+from vpt.evaluation.teacher_forced import teacher_forced_metrics
 from vpt.model import VPTModel
-from vpt.training.accord import Accord
+from vpt.training.accord import BatchAligner
 
 
-class Exam:
+class Validator:
     """The first `training.eval_rows` test records, of which every process takes a share."""
 
-    def __init__(self, config: TrainConfig, encoder: SampleEncoder, accord: Accord, device: torch.device) -> None:
+    def __init__(self, config: TrainConfig, encoder: Processor, accord: BatchAligner, device: torch.device) -> None:
         """Args:
         config: of the run.
         encoder: records to samples.
         accord: completes batches where processes have to keep step.
         device: where batches go.
         """
-        self.config, self.encoder, self.accord, self.device = config, encoder, accord, device
+        self.config, self.processor, self.aligner, self.device = config, encoder, accord, device
         self.sources, self.folders = build_sources(config.data.test, config, split="test")
 
-    def scores(self, model: VPTModel) -> dict[str, float]:
+    def validate(self, model: VPTModel) -> dict[str, float]:
         """`eval/loss`, `eval/token_accuracy`, and `eval/perception/NAME` for each perception token."""
-        config, world = self.config, self.accord.world
+        config, world = self.config, self.aligner.world
         batches = (
             ready
             for source, folder in zip(self.sources, self.folders, strict=True)
             for batch in eval_batches(
-                source, folder, self.encoder, build_masking(config), rows=config.training.eval_rows,
+                source, folder, self.processor, build_masking(config), rows=config.training.eval_rows,
                 batch_size=config.training.micro_batch_size, seed=config.seed, rank=world.rank, ranks=world.size,
                 on_error=config.data.on_error,  # type: ignore[arg-type]  # one of the choices
             )
-            for ready in self.accord.meet([batch.to(self.device)])[0]
+            for ready in self.aligner.align([batch.to(self.device)])[0]
         )  # fmt: skip
-        return {f"eval/{key}": value for key, value in score(model, batches, world).items()}
+        return {f"eval/{key}": value for key, value in teacher_forced_metrics(model, batches, world).items()}

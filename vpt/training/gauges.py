@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from vpt.batch import Batch
 from vpt.flops import FlopMeter
 from vpt.model import Output, VPTModel
-from vpt.training.optimizer import part_of
-from vpt.weights import full
+from vpt.training.optimizer import module_of
+from vpt.weights import full_tensor
 from vpt.world import World
 
 
-class Gauges:
+class StepMetrics:
     """Reads a step: gradients by module, rates, what was perceived, and how fast it all was."""
 
     def __init__(
@@ -35,7 +35,7 @@ class Gauges:
         self._parts: dict[str, list[nn.Parameter]] = {}
         for group in optimizer.param_groups:
             for name, parameter in zip(group["names"], group["params"], strict=True):
-                self._parts.setdefault(part_of(name), []).append(parameter)
+                self._parts.setdefault(module_of(name), []).append(parameter)
         self._names = model.vocabulary.perception_ids()
         rows = model.qwen.lm_head.weight.shape[0]
         self._place = torch.full((rows,), len(self._names))  # token -> its place among the names, or after them
@@ -43,30 +43,30 @@ class Gauges:
         self._seen: list[tuple[Tensor, Tensor, Tensor]] = []
         self._flops = 0.0
 
-    def see(self, batch: Batch, out: Output) -> None:
+    def update(self, batch: Batch, out: Output) -> None:
         """Take note of a micro-batch."""
-        self._seen.append((out.targets, out.hits, out.states.detach()[self._genuine(batch)]))
+        self._seen.append((out.targets, out.correct, out.control_states.detach()[self._real_rows(batch)]))
 
-    def _genuine(self, batch: Batch) -> list[bool]:
+    def _real_rows(self, batch: Batch) -> list[bool]:
         """Which control states, in the order in which they are read, are of rows with a name: stand-ins have none."""
-        cuts = self.meter.model.cut(batch.rows)
+        cuts = self.meter.model.split_segments(batch.rows)
         return [
             row < len(batch.ids)
             for stage in range(max(map(len, cuts)))
             for row, segments in enumerate(cuts)
             if stage < len(segments)
-            for _ in segments[stage].reads
+            for _ in segments[stage].control_positions
         ]
 
-    def gradients(self) -> dict[str, float]:
+    def grad_norms(self) -> dict[str, float]:
         """The norm of each module's gradient, before it is clipped."""
         norms = {
-            part: full(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
+            part: full_tensor(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
             for part, parameters in self._parts.items()
         }
         return {f"train/gradient_norm/{part}": norm.item() for part, norm in norms.items()}
 
-    def rates(self) -> dict[str, float]:
+    def learning_rates(self) -> dict[str, float]:
         """The learning rate, and that of each group that has a factor of its own on it."""
         groups = self.optimizer.param_groups
         base = groups[0]["lr"]
@@ -76,7 +76,7 @@ class Gauges:
             {f"train/learning_rate/{scale}": rate for scale, rate in scales.items()} if len(scales) > 1 else {}
         )
 
-    def read(self, batches: Sequence[Batch]) -> dict[str, float]:
+    def compute(self, batches: Sequence[Batch]) -> dict[str, float]:
         """What this step's rows perceived, over all processes; `batches` are this process's, without stand-ins."""
         seen, self._seen = self._seen, []
         count = len(self._names)
@@ -92,7 +92,7 @@ class Gauges:
             len(own), sum(bool(row.actions) for row in own), sum(bool(row.masked) for row in own),
             sum(len(row.actions) for row in own), states, norms, flops,
         ]  # fmt: skip
-        sums = self.world.sum(torch.cat([torch.tensor(mine, dtype=torch.float64), tokens.flatten()]))
+        sums = self.world.all_reduce(torch.cat([torch.tensor(mine, dtype=torch.float64), tokens.flatten()]))
         rows, acting, masked, actions, states, norms, self._flops = sums[: len(mine)].tolist()
         return {
             "masking/share_of_acting_rows": masked / max(acting, 1),
@@ -110,7 +110,7 @@ class Gauges:
             if labels
         }
 
-    def speed(self, metrics: Mapping[str, float], *, tokens: int, waited: float, took: float) -> dict[str, float]:
+    def throughput(self, metrics: Mapping[str, float], *, tokens: int, waited: float, took: float) -> dict[str, float]:
         """How fast the step was that has just been read. Utilisation counts no work that is done twice."""
         return {
             "perf/tokens_per_second": tokens / took,

@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 from vpt.config import OptimConfig
-from vpt.errors import ConfigError, nearest
+from vpt.errors import ConfigError, did_you_mean
 from vpt.lora import freeze_base
 from vpt.model import VPTModel
 
 
-def choose_trained(model: VPTModel, config: OptimConfig, *, tower_pretrained: bool) -> None:
+def set_trainable(model: VPTModel, config: OptimConfig, *, tower_pretrained: bool) -> None:
     """Set `requires_grad` of every parameter.
 
     Pretrained towers are frozen, random ones trained, and with LoRA the language model's own layers are frozen; then
@@ -28,23 +28,23 @@ def choose_trained(model: VPTModel, config: OptimConfig, *, tower_pretrained: bo
     freeze_base(model.language)
     for key, trained in (("freeze", False), ("unfreeze", True)):
         for pattern in getattr(config, key):
-            for parameter in matching(model, pattern, f"optim.{key}"):
+            for parameter in match_parameters(model, pattern, f"optim.{key}"):
                 parameter.requires_grad_(trained)
     for encoder in encoders:
-        for part in encoder.unused():
+        for part in encoder.unused_modules():
             part.requires_grad_(False)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ConfigError("optim.freeze leaves nothing to train; name what to train in optim.unfreeze")
 
 
-def matching(model: nn.Module, pattern: str, key: str) -> list[nn.Parameter]:
+def match_parameters(model: nn.Module, pattern: str, key: str) -> list[nn.Parameter]:
     """The parameters whose names match a shell pattern. Raises ConfigError where there is none."""
     named = dict(model.named_parameters())
     found = [parameter for name, parameter in named.items() if fnmatchcase(name, pattern)]
     if not found:
         raise ConfigError(
-            f"{key}: pattern {pattern!r} matches no parameter{nearest(pattern, list(named))}; the parts are "
-            f"{', '.join(dict.fromkeys(part_of(name) for name in named))}; '*' stands for anything"
+            f"{key}: pattern {pattern!r} matches no parameter{did_you_mean(pattern, list(named))}; the parts are "
+            f"{', '.join(dict.fromkeys(module_of(name) for name in named))}; '*' stands for anything"
         )
     return found
 
@@ -55,7 +55,7 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict]:
     Matrices decay; vectors and embeddings do not. The first pattern of `lr_scale` that matches sets the rate.
     """
     for pattern in config.lr_scale:
-        matching(model, pattern, "optim.lr_scale")
+        match_parameters(model, pattern, "optim.lr_scale")
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     members: dict[tuple[float, float], list[tuple[str, nn.Parameter]]] = {}
     for name, parameter in model.named_parameters():  # a tied weight is named once
@@ -83,7 +83,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     return torch.optim.AdamW(parameter_groups(model, config), betas=(first, second), eps=config.eps, fused=True)
 
 
-def rate(step: int, *, steps: int, warmup: float, final: float) -> float:
+def lr_factor(step: int, *, steps: int, warmup: float, final: float) -> float:
     """Factor on the learning rate: linear warm-up over a share of the steps, then a cosine down to `final`."""
     warm = max(1, math.ceil(steps * warmup))
     if step < warm:
@@ -92,17 +92,17 @@ def rate(step: int, *, steps: int, warmup: float, final: float) -> float:
     return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
-def set_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
+def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
     """Apply a factor to every group's own base rate."""
     for group in optimizer.param_groups:
         group["lr"] = group["base_lr"] * factor
 
 
-def account(model: VPTModel) -> str:
+def parameter_table(model: VPTModel) -> str:
     """A table of the model's parts: parameters, trained or frozen. Said once at the start of a run."""
     totals: Counter[tuple[str, bool]] = Counter()
     for name, parameter in model.named_parameters():
-        totals[part_of(name), parameter.requires_grad] += parameter.numel()
+        totals[module_of(name), parameter.requires_grad] += parameter.numel()
     parts = dict.fromkeys(part for part, _ in totals)
     width = max(len(part) for part in parts)
     lines = []
@@ -113,7 +113,7 @@ def account(model: VPTModel) -> str:
     return "\n".join(lines)
 
 
-def part_of(name: str) -> str:
+def module_of(name: str) -> str:
     """The module that a parameter is counted with."""
     pieces = name.split(".")
     if pieces[0] == "encoders":

@@ -15,12 +15,12 @@ from vpt.errors import CheckpointError
 from vpt.lora import has_adapters, merged, plain_name
 from vpt.model import VPTModel
 from vpt.training import checkpoint
-from vpt.weights import TensorFolder, like, wrong_shapes
+from vpt.weights import LazyStateDict, shape_mismatches, shard_like
 
 SHOWN = 6  # names in a message
 
 # Keys that may change between two commands of one run, because they change no result
-_FREE = (
+MAY_CHANGE = (
     "output_dir", "device", "strategy", "init_", "tracking", "generation", "data.root", "data.workers",
     "data.cache_mb", "data.feature_cache", "data.limit", "training.micro_batch_size", "training.log_every",
     "training.eval_every", "training.eval_rows", "training.final_questions", "training.checkpoint_every",
@@ -29,13 +29,13 @@ _FREE = (
 )  # fmt: skip
 
 
-def compare(found: Path, config: TrainConfig) -> None:
+def check_same_config(found: Path, config: TrainConfig) -> None:
     """Raise CheckpointError with the difference where a checkpoint belongs to another configuration."""
     before, now = (dict(_leaves(asdict(tree))) for tree in (checkpoint.load_config(found), config))
     changed = [
         f"  {key}: {before.get(key)} -> {now.get(key)}"
         for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and not key.startswith(_FREE)
+        if before.get(key) != now.get(key) and not key.startswith(MAY_CHANGE)
     ]
     if changed:
         raise CheckpointError(
@@ -52,11 +52,11 @@ def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
             yield f"{prefix}{key}", value
 
 
-def starting_point(init_from: str) -> Path:
+def resolve_init_from(init_from: str) -> Path:
     """The checkpoint that `init_from` names. Raises CheckpointError where there is none."""
     try:
-        found = checkpoint.find(init_from)
-        seal.check(found)
+        found = checkpoint.find_checkpoint(init_from)
+        seal.verify(found)
         return found
     except CheckpointError as error:
         raise CheckpointError(
@@ -85,7 +85,7 @@ def warm_start(model: VPTModel, found: Path, *, without: Sequence[str] = (), qui
         if not any(fnmatchcase(name, pattern) for name in tensors):
             raise CheckpointError(f"init_except: pattern {pattern!r} matches no tensor of {found}")
     tensors = {n: tensor for n, tensor in tensors.items() if not any(fnmatchcase(n, pattern) for pattern in without)}
-    wrong = wrong_shapes({name: tensor.shape for name, tensor in tensors.items()}, own)
+    wrong = shape_mismatches({name: tensor.shape for name, tensor in tensors.items()}, own)
     if wrong or not tensors:
         raise CheckpointError(
             f"init_from={found} does not fit the model: {'; '.join(wrong) or 'no tensor in common'}; "
@@ -93,7 +93,7 @@ def warm_start(model: VPTModel, found: Path, *, without: Sequence[str] = (), qui
         )
     with torch.no_grad():
         for name, tensor in tensors.items():
-            own[name].copy_(like(tensor, own[name].detach()))
+            own[name].copy_(shard_like(tensor, own[name].detach()))
     if quiet:
         return
     left = sorted({name.rpartition(".")[0] for name in own.keys() - tensors.keys() if "lm_head" not in name})
@@ -103,7 +103,7 @@ def warm_start(model: VPTModel, found: Path, *, without: Sequence[str] = (), qui
 
 def _tensors_for(own: Mapping[str, Tensor], found: Path) -> Mapping[str, Tensor]:
     """The tensors of a checkpoint, named as in a model with the tensors `own`."""
-    tensors: Mapping[str, Tensor] = TensorFolder(found)
+    tensors: Mapping[str, Tensor] = LazyStateDict(found)
     if has_adapters(own) == has_adapters(tensors):
         return tensors
     if has_adapters(tensors):

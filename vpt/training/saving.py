@@ -28,8 +28,8 @@ from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from vpt.errors import CheckpointError
 from vpt.provenance import code_version
-from vpt.seal import seal
-from vpt.training.checkpoint import BEST, COMPLETE, LATEST, STEP_FOLDER, Progress, steps
+from vpt.seal import write_checksums
+from vpt.training.checkpoint import BEST, COMPLETE, LATEST, STEP_FOLDER, TrainState, list_checkpoints
 from vpt.world import World
 
 _WRITING, _DROPPING = ".writing_", ".dropping_"
@@ -53,14 +53,14 @@ class Saver:
             )
         )
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._running: Future[None] | None = None
-        if world.main:
+        self._pending: Future[None] | None = None
+        if world.is_main:
             for left in (*folder.glob(f"{_WRITING}*"), *folder.glob(f"{_DROPPING}*")):
                 shutil.rmtree(left)
-        world.wait()
+        world.barrier()
 
     def save(
-        self, tensors: Mapping[str, Mapping[str, Tensor]], progress: Progress, describe: Callable[[Path], None]
+        self, tensors: Mapping[str, Mapping[str, Tensor]], progress: TrainState, describe: Callable[[Path], None]
     ) -> float:
         """Begin to write a checkpoint. Returns the seconds for which the caller was held.
 
@@ -75,12 +75,12 @@ class Saver:
         started = time.perf_counter()
         self.wait()
         staged: Any = self._stager.stage({file: dict(named) for file, named in tensors.items()})
-        self._running = self._thread.submit(self._write, staged, replace(progress), describe)
+        self._pending = self._thread.submit(self._write, staged, replace(progress), describe)
         return time.perf_counter() - started
 
     def wait(self) -> None:
         """Until the checkpoint that is being written is in place. Raises CheckpointError where it cannot be."""
-        running, self._running = self._running, None
+        running, self._pending = self._pending, None
         if running is None:
             return
         try:
@@ -99,7 +99,7 @@ class Saver:
             self.wait()
 
     def _write(
-        self, staged: dict[str, dict[str, Tensor]], progress: Progress, describe: Callable[[Path], None]
+        self, staged: dict[str, dict[str, Tensor]], progress: TrainState, describe: Callable[[Path], None]
     ) -> None:
         draft = self.folder / f"{_WRITING}{STEP_FOLDER.format(progress.step)}"
         try:
@@ -108,20 +108,20 @@ class Saver:
                     warnings.filterwarnings("ignore", "torch.distributed is disabled")
                     writer = HuggingFaceStorageWriter(str(draft / file), save_distributed=True)
                     dcp.save(tensors, storage_writer=writer, process_group=self._group, no_dist=self._group is None)
-            if self.world.main:
+            if self.world.is_main:
                 for file in staged:
                     _flatten(draft, file)
                 describe(draft)
-                self._put_in_place(draft, progress)
+                self._publish(draft, progress)
         except BaseException:
-            if self.world.main:
+            if self.world.is_main:
                 shutil.rmtree(draft, ignore_errors=True)  # a full disk needs the room
             raise
 
-    def _put_in_place(self, draft: Path, progress: Progress) -> None:
+    def _publish(self, draft: Path, progress: TrainState) -> None:
         versions = {**code_version(), "torch": torch.__version__, "transformers": transformers.__version__}
         (draft / "state.json").write_text(json.dumps(asdict(progress) | {"versions": versions}, indent=1))
-        seal(draft)
+        write_checksums(draft)
         for path in draft.rglob("*"):
             _sync(path)
         (draft / COMPLETE).touch()
@@ -134,11 +134,11 @@ class Saver:
         if progress.best_step == progress.step:
             _link(self.folder / BEST, target.name)
         _sync(self.folder)
-        self._drop_old(progress)
+        self._prune(progress)
 
-    def _drop_old(self, progress: Progress) -> None:
+    def _prune(self, progress: TrainState) -> None:
         best = STEP_FOLDER.format(progress.best_step) if progress.best_step is not None else None
-        for old in steps(self.folder)[: -self.keep]:
+        for old in list_checkpoints(self.folder)[: -self.keep]:
             if old.name != best:
                 dropped = old.rename(old.with_name(f"{_DROPPING}{old.name}"))
                 shutil.rmtree(dropped)

@@ -13,39 +13,39 @@ from tqdm import tqdm
 
 from vpt.batch import Batch
 from vpt.config import TrainConfig
-from vpt.data.mixture import STRETCH
+from vpt.data.mixture import CYCLE
 from vpt.errors import DataError, TrainingError
-from vpt.training.accord import Totals
-from vpt.training.checkpoint import Progress
-from vpt.training.tracking import MetricsFile
+from vpt.training.accord import GlobalCounts
+from vpt.training.checkpoint import TrainState
+from vpt.training.tracking import JSONLLogger
 from vpt.world import World
 
 SHOWN = 5  # names in a message
 
 
-class Setbacks:
+class FailureLog:
     """The setbacks of a run; every process has one, rank 0's writes the file.
 
     `before` is the progress before the first of the steps that have been lost in a row.
     """
 
-    def __init__(self, folder: Path, world: World, progress: Progress, config: TrainConfig) -> None:
+    def __init__(self, folder: Path, world: World, progress: TrainState, config: TrainConfig) -> None:
         """`progress` is the run's own: its counts are kept up to date here."""
         self.path, self.world, self.progress, self.config = folder / "setbacks.jsonl", world, progress, config
-        self.before = replace(progress)
-        if self.path.exists() and world.main:
+        self.last_good = replace(progress)
+        if self.path.exists() and world.is_main:
             assert self._file  # what comes after the step that the run resumes at is dropped now
 
     @cached_property
-    def _file(self) -> MetricsFile:
-        return MetricsFile(self.path, resumed_at=self.progress.step)
+    def _file(self) -> JSONLLogger:
+        return JSONLLogger(self.path, resumed_at=self.progress.step)
 
-    def begin(self) -> None:
+    def start_step(self) -> None:
         """Remember the progress before a step, unless the one before it was lost."""
-        if not self.progress.lost_in_a_row:
-            self.before = replace(self.progress)
+        if not self.progress.consecutive_nonfinite:
+            self.last_good = replace(self.progress)
 
-    def left_out(self, batches: Sequence[Batch], totals: Totals) -> None:
+    def record_skipped(self, batches: Sequence[Batch], totals: GlobalCounts) -> None:
         """Note what the batches of a step lack. Raises DataError where that is too much of what the run has seen."""
         if not totals.skipped:
             return
@@ -54,41 +54,41 @@ class Setbacks:
         step, share = self.progress.step + 1, self.config.data.max_skipped
         self._write([{"skipped": name} for name in names])
         rows = step * self.config.training.batch_size
-        if self.progress.skipped > share * max(rows, STRETCH):
+        if self.progress.skipped > share * max(rows, CYCLE):
             raise DataError(
                 f"{self.progress.skipped} of the first {rows} records could not be used, data.max_skipped={share} "
-                f"allows {share * max(rows, STRETCH):g}; {self.path} names them, the last is: {names[-1]}"
+                f"allows {share * max(rows, CYCLE):g}; {self.path} names them, the last is: {names[-1]}"
             )
 
-    def lost(self, batches: Sequence[Batch], *, loss: float, norm: float) -> None:
+    def record_nonfinite(self, batches: Sequence[Batch], *, loss: float, norm: float) -> None:
         """Note a step whose loss or gradient is not finite."""
-        self.progress.lost += 1
-        self.progress.lost_in_a_row += 1
+        self.progress.nonfinite_steps += 1
+        self.progress.consecutive_nonfinite += 1
         names = self._all([name for batch in batches for name in batch.ids])
         self._write([{"lost": {"loss": str(loss), "gradient_norm": str(norm)}, "records": names}])
-        if self.world.main:
+        if self.world.is_main:
             shown = ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
             tqdm.write(f"step {self.progress.step + 1} is skipped: loss {loss}, gradient norm {norm}; records {shown}")
 
     @property
-    def too_many(self) -> bool:
+    def limit_exceeded(self) -> bool:
         """Whether more steps in a row were lost than `training.max_lost_steps`."""
-        return self.progress.lost_in_a_row > self.config.training.max_lost_steps
+        return self.progress.consecutive_nonfinite > self.config.training.max_lost_steps
 
-    def ending(self) -> TrainingError:
+    def error(self) -> TrainingError:
         """What to say where the run ends for too many lost steps."""
         return TrainingError(
-            f"the last {self.progress.lost_in_a_row} steps in a row had no finite loss and gradient "
+            f"the last {self.progress.consecutive_nonfinite} steps in a row had no finite loss and gradient "
             f"(training.max_lost_steps={self.config.training.max_lost_steps}); {self.path} names their records. The "
-            f"checkpoint of step {self.before.step} is from before them. Mend the records and type the same command, "
+            f"checkpoint of step {self.last_good.step} is from before them. Mend the records and type the same command, "
             "or start another run from it: init_from=THIS_RUN run_name=OTHER optim.lr=LOWER"
         )
 
     def _all(self, names: list[str]) -> list[str]:
         """Those of every process, by rank."""
-        return [name for text in self.world.texts("\0".join(names)) for name in text.split("\0") if name]
+        return [name for text in self.world.all_gather_text("\0".join(names)) for name in text.split("\0") if name]
 
     def _write(self, lines: Sequence[dict]) -> None:
-        if self.world.main:
+        if self.world.is_main:
             for line in lines:
                 self._file.log(line, step=self.progress.step + 1)

@@ -15,19 +15,19 @@ EXIT_CODES = {
 }
 
 
-class Signals:
+class PreemptionHandler:
     """A context in which such signals are noted instead of ending the process.
 
     Attributes:
         code: the exit code that the signal stands for; 0 while none has come.
     """
 
-    def __init__(self, *, patient: bool = True) -> None:
+    def __init__(self, *, deferred: bool = True) -> None:
         """`patient`: wait for whoever looks at `code`; otherwise exit with it at once. Ctrl-C twice always does."""
-        self.code, self.patient = 0, patient
+        self.code, self.deferred = 0, deferred
         self._number: int | None = None
 
-    def __enter__(self) -> "Signals":
+    def __enter__(self) -> "PreemptionHandler":
         self._before = {number: signal.signal(number, self._note) for number in EXIT_CODES}
         return self
 
@@ -35,7 +35,7 @@ class Signals:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def leave(self, code: int) -> NoReturn:
+    def exit(self, code: int) -> NoReturn:
         """Exit with `code`, once all is saved; before, tell whoever watched the signal too, as submitit does, which
         queues the job again.
         """
@@ -47,7 +47,7 @@ class Signals:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         code = EXIT_CODES[signal.Signals(number)]
-        if not self.patient:
+        if not self.deferred:
             sys.exit(code)
         if self.code and number == signal.SIGINT:
             raise KeyboardInterrupt

@@ -13,26 +13,26 @@ import torch
 from huggingface_hub import snapshot_download
 from torch import Tensor
 
-from vpt.build import Parts, build
+from vpt.build import ModelBundle, build_model
 from vpt.compiling import compile_layers
 from vpt.config import TrainConfig
 from vpt.flops import FlopMeter
 from vpt.lora import is_adapter, plain_name, reset_adapters
 from vpt.model import VPTModel
-from vpt.pretrained import rebuild
-from vpt.released import ReleasedCheckpoint
-from vpt.training.optimizer import choose_trained
-from vpt.training.resume import starting_point, warm_start
-from vpt.training.strategy import SHARDED, Strategy, automatic, build_strategy
-from vpt.weights import TensorFolder, check_fit, like, own_tensors
+from vpt.pretrained import build_from_checkpoint
+from vpt.released import UpstreamCheckpoint
+from vpt.training.optimizer import set_trainable
+from vpt.training.resume import resolve_init_from, warm_start
+from vpt.training.strategy import SHARDED, Strategy, build_strategy, choose_strategy
+from vpt.weights import LazyStateDict, check_state_dict, shard_like, unique_state_dict
 from vpt.world import World
 
 _TABLES = ("embed_tokens.weight", "lm_head.weight")  # a row for each token
 
 
-def begin(
+def build_training(
     config: TrainConfig, found: Path | None, world: World, device: torch.device
-) -> tuple[Parts, Strategy, FlopMeter]:  # fmt: skip
+) -> tuple[ModelBundle, Strategy, FlopMeter]:  # fmt: skip
     """Build a run's model, and shard or copy it as configured. That of the checkpoint `found` is still to be read.
 
     With them comes a meter that has seen the model whole.
@@ -40,13 +40,13 @@ def begin(
     Raises:
         UserError: for whatever cannot run.
     """
-    start = starting_point(config.init_from) if config.init_from and not found else None
+    start = resolve_init_from(config.init_from) if config.init_from and not found else None
     kind = config.strategy.kind
     readable = found is not None or config.model.path is not None
     bare = readable and (kind in SHARDED or (kind == "auto" and world.size > 1))
     parts = _parts(config, found, bare=bare)
     if kind == "auto":
-        kind = automatic(parts.model, world, device)
+        kind = choose_strategy(parts.model, world, device)
         if bare and kind not in SHARDED:  # small enough to be whole
             bare, parts = False, _parts(config, found, bare=False)
     model = parts.model
@@ -58,23 +58,23 @@ def begin(
         compile_layers(model)
     strategy = build_strategy(chosen, model, world, device, precision=config.training.precision)
     if bare:
-        materialise(model, device)
+        materialize(model, device)
     if bare and not found:
-        read_base(model, str(config.model.path))
+        load_base_weights(model, str(config.model.path))
         reset_adapters(model.language, seed=config.seed)
     if start is not None:
-        warm_start(model, start, without=config.init_except, quiet=not world.main)
+        warm_start(model, start, without=config.init_except, quiet=not world.is_main)
     return parts, strategy, meter
 
 
-def _parts(config: TrainConfig, found: Path | None, *, bare: bool) -> Parts:
+def _parts(config: TrainConfig, found: Path | None, *, bare: bool) -> ModelBundle:
     torch.manual_seed(config.seed)
-    parts = rebuild(found, config, bare=bare) if found else build(config, bare=bare)
-    choose_trained(parts.model, config.optim, tower_pretrained=config.model.path is not None)
+    parts = build_from_checkpoint(found, config, bare=bare) if found else build_model(config, bare=bare)
+    set_trainable(parts.model, config.optim, tower_pretrained=config.model.path is not None)
     return parts
 
 
-def materialise(model: VPTModel, device: torch.device) -> None:
+def materialize(model: VPTModel, device: torch.device) -> None:
     """Give tensors that are only shapes memory on `device`, without values, and buffers that no file holds theirs."""
     visions = [vision for name in model.encoders if (vision := model.encoder(name).vision) is not None]
     bare = [
@@ -89,7 +89,7 @@ def materialise(model: VPTModel, device: torch.device) -> None:
 
 
 @torch.no_grad()
-def read_base(model: VPTModel, path: str) -> None:
+def load_base_weights(model: VPTModel, path: str) -> None:
     """Read weights into a model that may be sharded: all of it from a released checkpoint, Qwen's part from a folder of
     Qwen's or the hub. Adapters are left alone.
 
@@ -99,9 +99,13 @@ def read_base(model: VPTModel, path: str) -> None:
         CheckpointError: lists tensors that are missing or of another size, and those of a released checkpoint that
             belong to no part.
     """
-    released = ReleasedCheckpoint.at(path)
-    tensors = released.tensors if released else TensorFolder(_local(path))
-    held = own_tensors(model) if released else {f"qwen.{name}": t for name, t in own_tensors(model.qwen).items()}
+    released = UpstreamCheckpoint.at(path)
+    tensors = released.tensors if released else LazyStateDict(_local(path))
+    held = (
+        unique_state_dict(model)
+        if released
+        else {f"qwen.{name}": t for name, t in unique_state_dict(model.qwen).items()}
+    )
     own = {plain_name(name): tensor for name, tensor in held.items() if not is_adapter(name)}
     if released:
         names = released.names(tied=model.qwen.config.tie_word_embeddings)
@@ -111,12 +115,12 @@ def read_base(model: VPTModel, path: str) -> None:
     for name in own.keys() & shapes.keys():
         if name.endswith(_TABLES):
             shapes[name][0] = max(shapes[name][0], len(own[name]))
-    check_fit(shapes, own, where=tensors.folder, names=names)
+    check_state_dict(shapes, own, where=tensors.folder, names=names)
     for name, target in own.items():
         tensor = tensors[names[name]]
         if name.endswith(_TABLES):
-            tensor = _grown(tensor.to(target.dtype), len(target))
-        target.copy_(like(tensor, target))
+            tensor = _extend_vocab(tensor.to(target.dtype), len(target))
+        target.copy_(shard_like(tensor, target))
 
 
 def _local(path: str) -> Path:
@@ -133,7 +137,7 @@ def _own_name(stored: str) -> str:
     return stored
 
 
-def _grown(table: Tensor, rows: int) -> Tensor:
+def _extend_vocab(table: Tensor, rows: int) -> Tensor:
     if len(table) >= rows:
         return table
     return torch.cat([table, table.mean(dim=0).expand(rows - len(table), -1)])

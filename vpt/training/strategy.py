@@ -25,11 +25,11 @@ from vpt.batch import Batch
 from vpt.config import StrategyConfig
 from vpt.errors import ConfigError
 from vpt.model import Output, VPTModel
-from vpt.vision import see
+from vpt.vision import vision_forward
 from vpt.world import World
 
 SHARDED = ("fsdp", "hybrid")
-GROUPED = ("ddp", *SHARDED)  # those that need a process group even of one process
+NEEDS_GROUP = ("ddp", *SHARDED)  # those that need a process group even of one process
 
 
 class Strategy(Protocol):
@@ -39,11 +39,11 @@ class Strategy(Protocol):
 
     def __call__(self, batch: Batch) -> Output: ...
 
-    def micro_batch(self, *, last: bool) -> contextlib.AbstractContextManager:
+    def grad_sync(self, *, last: bool) -> contextlib.AbstractContextManager:
         """Around the forward and backward pass of one micro-batch of a step."""
 
 
-class Single:
+class SingleProcess:
     """One process; the model as it is."""
 
     name = "single"
@@ -54,31 +54,31 @@ class Single:
     def __call__(self, batch: Batch) -> Output:
         return self.model(batch)
 
-    def micro_batch(self, *, last: bool) -> contextlib.AbstractContextManager:
+    def grad_sync(self, *, last: bool) -> contextlib.AbstractContextManager:
         return contextlib.nullcontext()
 
 
-class Replicated:
+class DDP:
     """`DistributedDataParallel`; gradients travel in the backward pass of a step's last micro-batch."""
 
     name = "ddp"
 
     def __init__(self, model: VPTModel, device: torch.device) -> None:
-        model.to(device).linked = True
+        model.to(device).uniform_backward = True
         # An encoder that no process needs in a step gets no gradient, as in one process: hence find_unused_parameters.
         self.module = DistributedDataParallel(model, broadcast_buffers=False, find_unused_parameters=True)
 
     def __call__(self, batch: Batch) -> Output:
         return self.module(batch)
 
-    def micro_batch(self, *, last: bool) -> contextlib.AbstractContextManager:
+    def grad_sync(self, *, last: bool) -> contextlib.AbstractContextManager:
         return contextlib.nullcontext() if last else self.module.no_sync()
 
 
-class Sharded:
+class FSDP:
     """`fully_shard` over one dimension of processes, or two (hybrid). Gradients are reduced after every micro-batch."""
 
-    def __init__(self, model: VPTModel, mesh: DeviceMesh, *, precision: str, reshard: bool) -> None:
+    def __init__(self, model: VPTModel, mesh: DeviceMesh, *, precision: str, reshard_after_forward: bool) -> None:
         """Args:
         model: becomes sharded in place; its weights may be on the CPU or on `meta`.
         mesh: of one dimension, or (copies, shards).
@@ -87,30 +87,30 @@ class Sharded:
         reshard: give a unit's weights back after its forward pass, and gather them again for the next one.
         """
         self.name = "fsdp" if mesh.ndim == 1 else "hybrid"
-        self.model, self.reshard = model, reshard
+        self.model, self.reshard_after_forward = model, reshard_after_forward
         half = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
         policy = half if precision == "bf16" else MixedPrecisionPolicy()
         # What a unit returns is never written into, so it may be a view.
         warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
         self.units = list(_units(model))
         for unit in self.units:
-            fully_shard(unit, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)
+            fully_shard(unit, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard_after_forward)
         tower = model.qwen.model.visual
-        tower.see = MethodType(see, tower)  # ours instead of its own forward: gathered around that call
+        tower.see = MethodType(vision_forward, tower)  # ours instead of its own forward: gathered around that call
         register_fsdp_forward_method(tower, "see")
-        model.see = tower.see  # type: ignore[method-assign]
+        model.run_vision_tower = tower.see  # type: ignore[method-assign]
         fully_shard(model, mesh=mesh)
         for unit in self.units:
-            unit.set_reshard_after_backward(reshard)
-        model.linked = True
+            unit.set_reshard_after_backward(reshard_after_forward)
+        model.uniform_backward = True
 
     def __call__(self, batch: Batch) -> Output:
         return self.model(batch)
 
     @contextlib.contextmanager
-    def micro_batch(self, *, last: bool) -> Iterator[None]:
+    def grad_sync(self, *, last: bool) -> Iterator[None]:
         yield
-        if last and not self.reshard:
+        if last and not self.reshard_after_forward:
             for unit in self.units:
                 unit.reshard()
 
@@ -133,9 +133,9 @@ def build_strategy(
     if kind == "single":
         if world.size > 1:
             raise ConfigError(f"strategy=single is for one process, {world.size} run; type strategy=ddp or fsdp")
-        return Single(model, device)
+        return SingleProcess(model, device)
     if kind == "ddp":
-        return Replicated(model, device)
+        return DDP(model, device)
     if kind == "fsdp":
         mesh = init_device_mesh(device.type, (world.size,), mesh_dim_names=("shards",))
     else:
@@ -143,19 +143,19 @@ def build_strategy(
         if world.size % shards:
             raise ConfigError(f"strategy.shard_size={shards} does not divide the {world.size} processes of this run")
         mesh = init_device_mesh(device.type, (world.size // shards, shards), mesh_dim_names=("copies", "shards"))
-    return Sharded(model, mesh, precision=precision, reshard=config.reshard)
+    return FSDP(model, mesh, precision=precision, reshard_after_forward=config.reshard)
 
 
-def automatic(model: VPTModel, world: World, device: torch.device) -> str:
+def choose_strategy(model: VPTModel, world: World, device: torch.device) -> str:
     """What `auto` means: copies where a model and its optimizer fill at most half of a GPU, else shards."""
     if world.size == 1:
         return "single"
     if device.type != "cuda":
         return "ddp"
-    return "ddp" if copies_fit(model, torch.cuda.get_device_properties(device).total_memory) else "fsdp"
+    return "ddp" if fits_replicated(model, torch.cuda.get_device_properties(device).total_memory) else "fsdp"
 
 
-def copies_fit(model: VPTModel, memory: float) -> bool:
+def fits_replicated(model: VPTModel, memory: float) -> bool:
     """Whether weights, gradients and AdamW fill at most half of a GPU of `memory` bytes."""
     trained = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
     return 3 * trained + sum(parameter.nbytes for parameter in model.parameters()) <= memory / 2

@@ -12,42 +12,42 @@ from PIL.Image import Image
 from vpt.config import TrackingConfig
 from vpt.errors import CheckpointError
 from vpt.provenance import code_version
-from vpt.report.exhibits import Exhibits, Table
+from vpt.report.exhibits import ReportMedia, Table
 
 AXIS = "step"  # of the run, counted from 1; what every metric is drawn over
 GROUPS = ("train", "eval", "perf", "data", "masking", "perception")
 BEST = {"eval/loss": "min", "eval/token_accuracy": "max"}  # what a run's table says of them
 
 
-class Mirror(Protocol):
+class MetricLogger(Protocol):
     """Anything that wants to see the metrics too."""
 
     id: str | None
 
     def log(self, metrics: dict[str, Any], *, step: int) -> None: ...
 
-    def summarise(self, summary: dict[str, Any]) -> None: ...
+    def log_summary(self, summary: dict[str, Any]) -> None: ...
 
-    def show(self, exhibits: Exhibits) -> None: ...
+    def log_media(self, exhibits: ReportMedia) -> None: ...
 
     def close(self) -> None: ...
 
 
-class NoMirror:
+class NullLogger:
     """For `tracking=none`."""
 
     id: str | None = None
 
     def log(self, metrics: dict[str, Any], *, step: int) -> None: ...
 
-    def summarise(self, summary: dict[str, Any]) -> None: ...
+    def log_summary(self, summary: dict[str, Any]) -> None: ...
 
-    def show(self, exhibits: Exhibits) -> None: ...
+    def log_media(self, exhibits: ReportMedia) -> None: ...
 
     def close(self) -> None: ...
 
 
-class WandbMirror:
+class WandbLogger:
     """A W&B run; a resumed training continues the same one."""
 
     def __init__(self, config: TrackingConfig, *, name: str, folder: Path, run_id: str | None, settings: dict) -> None:
@@ -67,10 +67,10 @@ class WandbMirror:
         # W&B's own step only ever grows: what a resumed run does again would be dropped.
         self.run.log({AXIS: step, **metrics})
 
-    def summarise(self, summary: dict[str, Any]) -> None:
+    def log_summary(self, summary: dict[str, Any]) -> None:
         self.run.summary.update(summary)
 
-    def show(self, exhibits: Exhibits) -> None:
+    def log_media(self, exhibits: ReportMedia) -> None:
         """The report as it is, and its tables and images one by one."""
         tables = {name: _table(table) for name, table in exhibits.tables.items()}
         images = {name: wandb.Image(image) for name, image in exhibits.images.items()}
@@ -95,11 +95,13 @@ def _has_key() -> bool:
         return False
 
 
-def build_mirror(config: TrackingConfig, *, name: str, folder: Path, run_id: str | None, settings: dict) -> Mirror:
+def build_tracker(
+    config: TrackingConfig, *, name: str, folder: Path, run_id: str | None, settings: dict
+) -> MetricLogger:
     """The mirror that the configuration asks for."""
     if not config.wandb:
-        return NoMirror()
-    return WandbMirror(config, name=name, folder=folder, run_id=run_id, settings=settings)
+        return NullLogger()
+    return WandbLogger(config, name=name, folder=folder, run_id=run_id, settings=settings)
 
 
 class MetricsLog(Protocol):
@@ -114,7 +116,7 @@ class NoMetrics:
     def log(self, metrics: dict[str, Any], *, step: int) -> None: ...
 
 
-class MetricsFile:
+class JSONLLogger:
     """`metrics.jsonl`: one JSON object a line, each with its `step`."""
 
     def __init__(self, path: Path, *, resumed_at: int) -> None:

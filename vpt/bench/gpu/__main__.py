@@ -12,11 +12,11 @@ from typing import Any
 import torch
 
 from vpt.bench.gpu import decoding, profiling
-from vpt.bench.gpu.sizes import QWEN2_VL_2B, QWEN2_VL_7B, TINY, Sizes, build
-from vpt.bench.gpu.training import Pace, Training
+from vpt.bench.gpu.sizes import QWEN2_VL_2B, QWEN2_VL_7B, TINY, BenchModel, build
+from vpt.bench.gpu.training import StepTiming, Training
 from vpt.config import LoraConfig
 from vpt.lora import freeze_base, inject
-from vpt.world import World, joined
+from vpt.world import World, init_process_group
 
 # Rows of a micro-batch and whether layers are recomputed, tried in turn; what does not fit is passed over.
 STEPS = ((8, False), (12, False), (16, True), (32, True))
@@ -24,12 +24,12 @@ BATCHES = (1, 8, 64)
 PARTS = ("train_2b", "compiled_2b", "lora_7b", "decode_2b")
 RANK, ALPHA = 512, 1024.0  # the published adapters of the 7B
 UTILISATION, SAMPLES = 0.40, 40.0  # bounds for the 2B on one H100
-Say = Callable[[str], None]
+Print = Callable[[str], None]
 
 
 def train(
-    sizes: Sizes, world: World, device: torch.device, say: Say, *, rank: int = 0, compiled: bool = False
-) -> tuple[Training, list[Pace]]:
+    sizes: BenchModel, world: World, device: torch.device, say: Print, *, rank: int = 0, compiled: bool = False
+) -> tuple[Training, list[StepTiming]]:
     """Paces of a model that is trained whole, or by adapters of `rank`."""
     model = build(sizes, device)
     if rank:
@@ -38,14 +38,14 @@ def train(
     training = Training(model, sizes, world, compiled=compiled)
     paces = []
     for rows, checkpointing in STEPS:
-        pace = training.pace(rows, checkpointing=checkpointing)
+        pace = training.measure(rows, checkpointing=checkpointing)
         say(f"  {pace}" if pace else f"  {rows} rows do not fit")
         paces += [pace] if pace else []
     return training, paces
 
 
 def step_and_profile(
-    name: str, sizes: Sizes, world: World, device: torch.device, say: Say, out: Path, *, compiled: bool
+    name: str, sizes: BenchModel, world: World, device: torch.device, say: Print, out: Path, *, compiled: bool
 ) -> dict[str, Any]:
     """The best pace of full training, and where its time goes."""
     say(f"{name} with DINOv2, all but the towers trained" + ", decoder layers compiled" * compiled)
@@ -58,13 +58,13 @@ def step_and_profile(
     parts = profiling.shares(training, training.batch(best.rows), out.with_suffix(".profile.txt"))
     say("".join(f"\n  {share:6.1%} {kind}" for kind, share in {**parts, "waiting": profiling.idle(parts)}.items())[1:])
     return {
-        "utilisation": judged(best.utilisation, UTILISATION),
-        "samples_a_second": judged(best.samples_a_second * world.size, SAMPLES),
+        "utilisation": with_bound(best.utilisation, UTILISATION),
+        "samples_a_second": with_bound(best.samples_a_second * world.size, SAMPLES),
         "paces": [asdict(pace) for pace in paces], "profile": parts,
     }  # fmt: skip
 
 
-def adapters(name: str, sizes: Sizes, world: World, device: torch.device, say: Say) -> dict[str, Any]:
+def adapters(name: str, sizes: BenchModel, world: World, device: torch.device, say: Print) -> dict[str, Any]:
     """Training by adapters."""
     say(f"{name} with DINOv2, adapters of rank {RANK}")
     try:
@@ -75,7 +75,7 @@ def adapters(name: str, sizes: Sizes, world: World, device: torch.device, say: S
     return {"paces": [asdict(pace) for pace in paces]}
 
 
-def answer(name: str, sizes: Sizes, device: torch.device, say: Say) -> dict[str, Any]:
+def answer(name: str, sizes: BenchModel, device: torch.device, say: Print) -> dict[str, Any]:
     """Tokens a second while answering."""
     say(f"{name} answers, {sizes.new_tokens} tokens each, in bf16: ours, transformers' generate")
     speaking = decoding.Decoding(build(sizes, device, dtype=torch.bfloat16), sizes)
@@ -83,11 +83,11 @@ def answer(name: str, sizes: Sizes, device: torch.device, say: Say) -> dict[str,
     for rows in BATCHES:
         ours, theirs = speaking.rates(rows)
         say(f"  batch {rows}: {ours:,.0f} and {theirs:,.0f} tokens/s, {ours / theirs:.2f}")
-        found[f"batch_{rows}"] = {"ours": ours, "theirs": theirs, **judged(ours / theirs, 1.0)}
+        found[f"batch_{rows}"] = {"ours": ours, "theirs": theirs, **with_bound(ours / theirs, 1.0)}
     return found
 
 
-def judged(value: float, bound: float) -> dict[str, Any]:
+def with_bound(value: float, bound: float) -> dict[str, Any]:
     """A value beside the bound that it should reach."""
     return {"value": value, "bound": bound, "better": "higher", "ok": value >= bound}
 
@@ -105,8 +105,8 @@ def main() -> None:
         parser.error("there is no GPU here; --tiny runs anywhere and says nothing")
     small, large = (TINY, TINY) if asked.tiny else (QWEN2_VL_2B, QWEN2_VL_7B)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    with joined(device=device.type) as world:
-        say: Say = partial(print, flush=True) if world.main else (lambda text: None)
+    with init_process_group(device=device.type) as world:
+        say: Print = partial(print, flush=True) if world.is_main else (lambda text: None)
         where = torch.cuda.get_device_name() if device.type == "cuda" else platform.machine()
         say(f"{world.size} x {where}, torch {torch.__version__}")
         whole = partial(step_and_profile, "Qwen2-VL-2B", small, world, device, say)
@@ -123,7 +123,7 @@ def main() -> None:
             found[part] = measures[part]()
             if device.type == "cuda":
                 torch.cuda.empty_cache()
-        if world.main:
+        if world.is_main:
             asked.out.parent.mkdir(parents=True, exist_ok=True)
             asked.out.write_text(json.dumps(found, indent=1) + "\n")
             print(f"written to {asked.out}")

@@ -5,18 +5,18 @@ from pathlib import Path
 
 import torch
 
-from vpt.batch import TOWER, Batch, Row
+from vpt.batch import VISION_TOWER, Batch, Row
 from vpt.bench import theirs
-from vpt.bench.figures import Side, seconds
-from vpt.bench.gpu.sizes import Sizes
-from vpt.bench.talks import Talk, batch_of
-from vpt.data.images import ImageFolder
+from vpt.bench.figures import Timed, time_in_turns
+from vpt.bench.gpu.sizes import BenchModel
+from vpt.bench.talks import SyntheticRow, synthetic_batch
+from vpt.data.images import MediaStore
 from vpt.data.records import Record
-from vpt.data.samples import Sample, SampleEncoder
-from vpt.encoders.base import Look
+from vpt.data.samples import Processor, Sample
+from vpt.encoders.base import ProcessedImage
 from vpt.generate import Generator
 from vpt.model import VPTModel
-from vpt.speaker import Limits
+from vpt.speaker import GenerationLimits
 
 ROUNDS = 3
 
@@ -24,9 +24,9 @@ ROUNDS = 3
 class Decoding:
     """A model in half precision that answers prompts of an image and a question."""
 
-    def __init__(self, model: VPTModel, sizes: Sizes) -> None:
+    def __init__(self, model: VPTModel, sizes: BenchModel) -> None:
         self.model, self.sizes = model.eval(), sizes
-        self.prompt = Talk(image=sizes.talk.image, question=sizes.talk.question, answer=0)
+        self.prompt = SyntheticRow(image=sizes.talk.image, question=sizes.talk.question, answer=0)
         with torch.no_grad():  # logits of zero: no answer ends before its time
             ends = [model.vocabulary.im_end, model.vocabulary.end_of_text]
             model.language.embed_tokens.weight[ends] = 0.0
@@ -34,35 +34,36 @@ class Decoding:
 
     def rates(self, rows: int) -> tuple[float, float]:
         """Tokens a second, ours and theirs, the two in turn; the best of `ROUNDS` each."""
-        batch = batch_of(self.model, [self.prompt] * rows)
+        batch = synthetic_batch(self.model, [self.prompt] * rows)
         sides = {"ours": self._ours(batch), "theirs": theirs.generate(self.model, batch, self.sizes.new_tokens)}
-        taken = seconds(sides, rounds=ROUNDS)
+        taken = time_in_turns(sides, rounds=ROUNDS)
         tokens = rows * self.sizes.new_tokens
         return tokens / min(taken["ours"]), tokens / min(taken["theirs"])
 
-    def _ours(self, batch: Batch) -> Side:
-        limits = Limits(max_new_tokens=self.sizes.new_tokens, released=True)
-        generator = Generator(self.model, SampleEncoder(None, {}), lambda ids: "", limits)  # type: ignore[arg-type]
+    def _ours(self, batch: Batch) -> Timed:
+        limits = GenerationLimits(max_new_tokens=self.sizes.new_tokens, upstream=True)
+        generator = Generator(self.model, Processor(None, {}), lambda ids: "", limits)  # type: ignore[arg-type]
         samples = samples_of(batch)
-        return lambda: generator.answer(samples, [ImageFolder(Path())] * len(samples))
+        return lambda: generator.generate(samples, [MediaStore(Path())] * len(samples))
 
 
 def samples_of(batch: Batch) -> list[Sample]:
     """The rows of a batch of equal prompts, one by one."""
-    images = batch.looks[TOWER]
+    images = batch.images[VISION_TOWER]
     patches = [t * h * w for t, h, w in images.grids]
     looks = [
-        Look(*parts) for parts in zip(images.pixels.cpu().split(patches), images.tokens, images.grids, strict=True)
+        ProcessedImage(*parts)
+        for parts in zip(images.pixels.cpu().split(patches), images.tokens, images.grids, strict=True)
     ]
     samples = []
     for number, row in enumerate(batch.rows):
         own = slice(row.start, row.start + row.length)
         [block] = row.blocks
-        alone = Row(row.length, (replace(block, look=0),))
+        alone = Row(row.length, (replace(block, image=0),))
         samples.append(
             Sample(
                 batch.input_ids[own].cpu(), batch.labels[own].cpu(), batch.positions[:, own].cpu(), alone,
-                {TOWER: [((TOWER, str(number)), looks[number])]}, {TOWER: TOWER}, Record((), {}, str(number)),
+                {VISION_TOWER: [((VISION_TOWER, str(number)), looks[number])]}, {VISION_TOWER: VISION_TOWER}, Record((), {}, str(number)),
             )
         )  # fmt: skip
     return samples

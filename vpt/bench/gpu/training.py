@@ -7,21 +7,21 @@ import torch
 
 from vpt.batch import Batch
 from vpt.bench.figures import timed
-from vpt.bench.gpu.sizes import Sizes
-from vpt.bench.talks import batch_of
+from vpt.bench.gpu.sizes import BenchModel
+from vpt.bench.talks import synthetic_batch
 from vpt.compiling import compile_layers
 from vpt.config import StrategyConfig
 from vpt.flops import FlopMeter
 from vpt.flops.peak import peak_flops
 from vpt.model import VPTModel
-from vpt.training.strategy import automatic, build_strategy
+from vpt.training.strategy import build_strategy, choose_strategy
 from vpt.world import World
 
 WARM_UP, STEPS = 3, 10
 
 
 @dataclass(frozen=True)
-class Pace:
+class StepTiming:
     """What a step costs, of one process.
 
     Attributes:
@@ -65,7 +65,7 @@ class Pace:
 class Training:
     """A model with its optimizer, whose states exist from the first step on."""
 
-    def __init__(self, model: VPTModel, sizes: Sizes, world: World, *, compiled: bool) -> None:
+    def __init__(self, model: VPTModel, sizes: BenchModel, world: World, *, compiled: bool) -> None:
         """Args:
         model: with what is trained chosen.
         sizes: what it is made of.
@@ -76,7 +76,7 @@ class Training:
         self.meter = FlopMeter(model)  # before anything is sharded
         if compiled:
             compile_layers(model)
-        kind = automatic(model, world, self.device)
+        kind = choose_strategy(model, world, self.device)
         chosen = StrategyConfig(kind=kind)
         self.strategy = build_strategy(chosen, model, world, self.device, precision="bf16")
         self.model, self.peak = model, peak_flops(self.device, precision="bf16")
@@ -85,13 +85,13 @@ class Training:
 
     def batch(self, rows: int) -> Batch:
         """As many rows, on the device."""
-        return batch_of(self.model, [self.sizes.talk] * rows)
+        return synthetic_batch(self.model, [self.sizes.talk] * rows)
 
     def step(self, batch: Batch) -> None:
         """Forward, backward, clip, update."""
-        with self.strategy.micro_batch(last=True):
+        with self.strategy.grad_sync(last=True):
             with torch.autocast(self.device.type, dtype=torch.bfloat16):  # `training.precision=bf16`
-                loss = self.strategy(batch).loss_sum / batch.label_count
+                loss = self.strategy(batch).loss_sum / batch.num_labels
             loss.backward()
         torch.nn.utils.clip_grad_norm_(self.trained, 1.0)
         self.optimizer.step()
@@ -99,9 +99,9 @@ class Training:
 
     def set(self, *, checkpointing: bool) -> None:
         """Whether decoder layers are run again in the backward pass."""
-        self.model.passes = replace(self.model.passes, checkpointing=checkpointing)
+        self.model.forward_config = replace(self.model.forward_config, checkpointing=checkpointing)
 
-    def pace(self, rows: int, *, checkpointing: bool) -> Pace | None:
+    def measure(self, rows: int, *, checkpointing: bool) -> StepTiming | None:
         """Measure; None where memory does not suffice."""
         self.set(checkpointing=checkpointing)
         cuda = self.device.type == "cuda"
@@ -115,7 +115,7 @@ class Training:
             torch.cuda.empty_cache()
             return None
         flops = sum(cost.useful for cost in self.meter.step(batch).values())
-        return Pace(
+        return StepTiming(
             rows, checkpointing, self.compiled, statistics.median(taken), len(batch.input_ids), flops, self.peak,
             torch.cuda.max_memory_allocated() if cuda else 0,
         )  # fmt: skip

@@ -29,17 +29,17 @@ class SourceContext:
     root: Path | None
     encoder_tokens: Mapping[str, str]
     actions: Mapping[str, float]
-    prompted: bool
+    action_prompt: bool
     perception: bool
     region_bins: int
     seed: int
-    plain_looks: bool = False
+    token_matched_images: bool = False
 
-    def settle(self, record: Record) -> Record:
+    def apply_run_options(self, record: Record) -> Record:
         """A record as this run wants it: without prompts, without perception."""
         if not self.perception:
-            return without_perception(record, self.encoder_tokens, plain_looks=self.plain_looks)
-        return record if self.prompted else without_prompts(record)
+            return without_perception(record, self.encoder_tokens, token_matched_images=self.token_matched_images)
+        return record if self.action_prompt else without_prompts(record)
 
 
 class Source(ABC):
@@ -51,7 +51,7 @@ class Source(ABC):
     """
 
     root: Path
-    draw: Callable[[str], Image.Image] | None = None
+    render: Callable[[str], Image.Image] | None = None
 
     @abstractmethod
     def __len__(self) -> int:

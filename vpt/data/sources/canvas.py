@@ -6,7 +6,7 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageDraw
 
-from vpt.data.images import turned
+from vpt.data.images import transposed
 from vpt.data.records import Pixels
 
 COLOURS = {
@@ -37,7 +37,7 @@ class Frame:
 
 
 @dataclass(frozen=True)
-class Ground:
+class Background:
     """Where a canvas is cut out of which tile, and how it is turned."""
 
     tile: int
@@ -51,12 +51,12 @@ class Scene:
     """Everything that is to be seen on a square canvas of `side` pixels."""
 
     side: int
-    ground: Ground
+    ground: Background
     glyphs: tuple[Glyph, ...] = field(default=())
     frames: tuple[Frame, ...] = field(default=())
 
 
-def draw(scene: Scene, digits: np.ndarray, tiles: tuple[Image.Image, ...]) -> Image.Image:
+def render_scene(scene: Scene, digits: np.ndarray, tiles: tuple[Image.Image, ...]) -> Image.Image:
     """The scene in RGB.
 
     Args:
@@ -66,7 +66,7 @@ def draw(scene: Scene, digits: np.ndarray, tiles: tuple[Image.Image, ...]) -> Im
     """
     ground = scene.ground
     window = (ground.left, ground.top, ground.left + scene.side, ground.top + scene.side)
-    canvas = turned(tiles[ground.tile].crop(window), ground.turn)
+    canvas = transposed(tiles[ground.tile].crop(window), ground.turn)
     pen = ImageDraw.Draw(canvas)
     for frame in scene.frames:
         x0, y0, x1, y1 = frame.box

@@ -12,8 +12,8 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from vpt.batch import TOWER
-from vpt.data.images import turned
+from vpt.batch import VISION_TOWER
+from vpt.data.images import transposed
 from vpt.data.records import (
     REENCODE_PROMPT,
     REGION_PROMPT,
@@ -67,7 +67,7 @@ class EasyVQA(Source):
     def __getitem__(self, index: int) -> Record:
         turn, number = divmod(index, len(self.questions))
         question, answer, image = self.questions[number]
-        whole = ImageRef(f"{image}.png", turn=turn)
+        whole = ImageRef(f"{image}.png", transpose=turn)
         box = shape_extent(self.root / whole.path, turn)
         return perceiving_record(
             self.context, self._kinds[index], question=question, answer=answer, image=whole, box=box, size=(64, 64),
@@ -94,7 +94,7 @@ def draw_kinds(actions: Mapping[str, float], count: int, *, seed: int) -> list[s
 @lru_cache(maxsize=65536)
 def shape_extent(path: Path, turn: int = 0) -> Pixels:
     """The smallest box around all pixels that differ from the background, the commonest colour."""
-    pixels = np.asarray(turned(Image.open(path).convert("RGB"), turn)).astype(np.int32)
+    pixels = np.asarray(transposed(Image.open(path).convert("RGB"), turn)).astype(np.int32)
     flat = pixels @ np.array([65536, 256, 1])
     values, counts = np.unique(flat, return_counts=True)
     rows, columns = np.nonzero(flat != values[counts.argmax()])
@@ -106,7 +106,7 @@ def perceiving_record(
     size: tuple[int, int], where: str, question_type: str,
 ) -> Record:  # fmt: skip
     """A question and its answer with the turns that one kind of perception takes in between."""
-    images: dict[str, tuple[ImageRef, ...]] = {TOWER: (image,)}
+    images: dict[str, tuple[ImageRef, ...]] = {VISION_TOWER: (image,)}
     turns: list[Message] = []
     prompt = ""
     if kind == "region":
@@ -115,7 +115,7 @@ def perceiving_record(
         except ValueError as error:
             raise DataError(f"{where}: {error}") from None
         crop = replace(image, crop=region.to_box(size, bins=context.region_bins))
-        images[TOWER] = (image, crop)
+        images[VISION_TOWER] = (image, crop)
         turns = [Message("assistant", region.to_text()), Message("user", "<image>")]
         prompt = REGION_PROMPT
     elif kind != "none":
@@ -123,7 +123,7 @@ def perceiving_record(
         images[kind] = (image,)
         turns = [Message("assistant", "".join(action_tokens(token))), Message("user", f"<{token}_image>")]
         prompt = REENCODE_PROMPT
-    asked = f"{question} {prompt}" if prompt and context.prompted else question
+    asked = f"{question} {prompt}" if prompt and context.action_prompt else question
     messages = (Message("system", SYSTEM_PROMPT), Message("user", f"<image>\n{asked}"), *turns)
     record = Record((*messages, Message("assistant", answer)), images, where, question, answer, question_type, box)
-    return context.settle(record)
+    return context.apply_run_options(record)

@@ -7,7 +7,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from vpt.data.images import ImageFolder
+from vpt.data.images import MediaStore
 from vpt.data.rebin import rebin
 from vpt.data.records import Record, parse_record
 from vpt.data.sources import Source, SourceContext
@@ -33,7 +33,7 @@ class RecordFile(Source):
         if context.root is None:
             raise DataError("data.root is not set; type data.root=FOLDER, the folder that holds the record files")
         self.context, self.root = context, _below(context.root, images)
-        self._folder, self._serving = ImageFolder(self.root), reencode_as
+        self._folder, self._serving = MediaStore(self.root), reencode_as
         paths = [path] if isinstance(path, str) else path
         self._stores = [_open(context.root, name) for name in paths]
         self._ends = list(accumulate(len(store) for store in self._stores))
@@ -47,13 +47,13 @@ class RecordFile(Source):
         where, raw = self._stores[file][index - self._ends[file]]  # from the end of the file
         context = self.context
         raw = _retarget(raw, context.encoder_tokens, self._serving)
-        if not context.perception and not context.plain_looks:  # whatever it names goes
+        if not context.perception and not context.token_matched_images:  # whatever it names goes
             context = replace(context, encoder_tokens=_tokens_named_in(raw))
         record = parse_record(raw, where=where, encoder_tokens=context.encoder_tokens)
-        if context.perception or context.plain_looks:
+        if context.perception or context.token_matched_images:
             written, bins = _bins(raw, where), context.region_bins
-            record = rebin(record, context.encoder_tokens, self._folder, written=written, bins=bins)
-        return context.settle(record)
+            record = rebin(record, context.encoder_tokens, self._folder, source_bins=written, bins=bins)
+        return context.apply_run_options(record)
 
 
 def _below(root: Path, name: str) -> Path:

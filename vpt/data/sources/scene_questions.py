@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vpt.data.records import Pixels
-from vpt.data.sources.canvas import COLOURS, TILE, TILES, Frame, Glyph, Ground, Scene
+from vpt.data.sources.canvas import COLOURS, TILE, TILES, Background, Frame, Glyph, Scene
 
 PLURALS = ("zeros", "ones", "twos", "threes", "fours", "fives", "sixes", "sevens", "eights", "nines")
 BESIDE = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}
@@ -17,7 +17,7 @@ _TRIES = 50
 
 
 @dataclass(frozen=True)
-class Layout:
+class SceneConfig:
     """How hard scenes are.
 
     Attributes:
@@ -46,7 +46,7 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class Posed:
+class SceneQuestion:
     """A scene, a question about it, its answer, and the box (x0, y0, x1, y1) that holds the evidence."""
 
     scene: Scene
@@ -56,10 +56,10 @@ class Posed:
     box: Pixels
 
 
-class Composer:
+class SceneBuilder:
     """Composes one scene; every draw comes from `generator`, so that the same generator makes the same scene."""
 
-    def __init__(self, generator: np.random.Generator, values: np.ndarray, layout: Layout) -> None:
+    def __init__(self, generator: np.random.Generator, values: np.ndarray, layout: SceneConfig) -> None:
         """Args:
         generator: of this scene.
         values: [n] what each handwritten digit says.
@@ -74,14 +74,16 @@ class Composer:
         self.glyphs: list[Glyph] = []
         self.frames: list[Frame] = []
 
-    def pose(self, kind: str) -> Posed:
+    def build(self, kind: str) -> SceneQuestion:
         """A scene for one kind of question, a name in `QUESTIONS`."""
         question, answer, box = QUESTIONS[kind](self)
         for _ in range(self.layout.others if kind != "count" else 0):
             self._try_glyph(self._window())
         tile, turn = self._below(TILES), self._below(8)
-        ground = Ground(tile, self._below(TILE - self.side + 1), self._below(TILE - self.side + 1), turn)
-        return Posed(Scene(self.side, ground, tuple(self.glyphs), tuple(self.frames)), kind, question, answer, box)
+        ground = Background(tile, self._below(TILE - self.side + 1), self._below(TILE - self.side + 1), turn)
+        return SceneQuestion(
+            Scene(self.side, ground, tuple(self.glyphs), tuple(self.frames)), kind, question, answer, box
+        )
 
     def read(self) -> tuple[str, str, Pixels]:
         """Which digit is in the red frame?"""
@@ -109,7 +111,7 @@ class Composer:
         shown = sum(glyph.value == asked for glyph in self.glyphs)
         return f"How many {PLURALS[asked]}?", str(shown), enclosing([glyph.box for glyph in self.glyphs])
 
-    def there(self) -> tuple[str, str, Pixels]:
+    def exists(self) -> tuple[str, str, Pixels]:
         """Is there a red frame? The first look tells; half are."""
         self._framed(self.layout.frames)
         there = bool(self._below(2))
@@ -193,8 +195,8 @@ class Composer:
 
 # kind of question -> lays it out; the first look answers the last two
 QUESTIONS = {
-    "read": Composer.read, "compare": Composer.compare, "count": Composer.count, "there": Composer.there,
-    "colour": Composer.colour,
+    "read": SceneBuilder.read, "compare": SceneBuilder.compare, "count": SceneBuilder.count, "there": SceneBuilder.exists,
+    "colour": SceneBuilder.colour,
 }  # fmt: skip
 
 

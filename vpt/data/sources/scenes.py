@@ -18,10 +18,10 @@ from PIL import Image
 
 from vpt.data.records import ImageRef, Record
 from vpt.data.sources import Source, SourceContext
-from vpt.data.sources.canvas import COLOURS, TILE, draw, texture_bank
+from vpt.data.sources.canvas import COLOURS, TILE, render_scene, texture_bank
 from vpt.data.sources.easy_vqa import draw_kinds, perceiving_record
-from vpt.data.sources.scene_questions import QUESTIONS, Composer, Layout, Posed
-from vpt.errors import DataError, nearest
+from vpt.data.sources.scene_questions import QUESTIONS, SceneBuilder, SceneConfig, SceneQuestion
+from vpt.errors import DataError, did_you_mean
 
 SPLITS = ("train", "test")
 TRAIN_DIGITS = 1437  # the first four fifths of load_digits; tests have the rest, mostly by other writers
@@ -56,7 +56,7 @@ class Scenes(Source):
             raise DataError("data=scenes needs scikit-learn; type: pip install scikit-learn")
         self.context, self.split, self.seed, self.count = context, split, seed, count
         self.texture, self.brightness = texture, (brightness[0], brightness[1])
-        self.layout = Layout(
+        self.layout = SceneConfig(
             (canvas[0], canvas[1]), (digit[0], digit[1]), frame, line, frames, others, crowd, cluster, dark, grid
         )
         self.questions = dict(questions or {"read": 1.0})
@@ -75,7 +75,7 @@ class Scenes(Source):
         return self.count
 
     def __getitem__(self, index: int) -> Record:
-        posed = self.posed(index)
+        posed = self.question(index)
         kind = self.kinds.get(posed.kind, self._drawn_kinds[index])
         image = ImageRef(f"{self.split}/{index}")
         return perceiving_record(
@@ -84,21 +84,21 @@ class Scenes(Source):
             question_type=posed.kind,
         )  # fmt: skip
 
-    def posed(self, index: int) -> Posed:
+    def question(self, index: int) -> SceneQuestion:
         """Scene and question number `index`."""
         generator = np.random.default_rng((self.seed, SPLITS.index(self.split), index))
         shares = np.cumsum(list(self.questions.values()))
         kind = list(self.questions)[int(np.searchsorted(shares, generator.random() * shares[-1], side="right"))]
-        return Composer(generator, self.values, self.layout).pose(kind)
+        return SceneBuilder(generator, self.values, self.layout).build(kind)
 
-    def draw(self, path: str) -> Image.Image:
+    def render(self, path: str) -> Image.Image:
         """The canvas that an image path of this source names. Raises DataError for any other path."""
         if self._last is None or self._last[0] != path:
             split, _, number = path.partition("/")
             if split != self.split or not number.isdigit() or int(number) >= self.count:
                 raise DataError(f"{path} is not one of the {self.count} scenes of split {self.split}")
             tiles = texture_bank(self.seed, SPLITS.index(self.split), contrast=self.texture, brightness=self.brightness)
-            self._last = path, draw(self.posed(int(number)).scene, self.images, tiles)
+            self._last = path, render_scene(self.question(int(number)).scene, self.images, tiles)
         return self._last[1]
 
 
@@ -114,10 +114,12 @@ def check_names(option: str, names: Iterable[str], known: Collection[str]) -> No
     """Raise DataError for a name that an option does not know."""
     for name in names:
         if name not in known:
-            raise DataError(f"scenes: {option} has {name!r}, it takes {', '.join(known)}{nearest(name, list(known))}")
+            raise DataError(
+                f"scenes: {option} has {name!r}, it takes {', '.join(known)}{did_you_mean(name, list(known))}"
+            )
 
 
-def check_layout(layout: Layout) -> None:
+def check_layout(layout: SceneConfig) -> None:
     """Raise DataError where scenes could not be drawn as asked."""
     low, high = layout.canvas
     if not 64 <= low <= high <= TILE:

@@ -12,56 +12,56 @@ from typing import ClassVar
 
 from PIL import Image
 
-from vpt.build import Parts
+from vpt.build import ModelBundle
 from vpt.config import TrainConfig
 from vpt.evaluation.predictions import Prediction
-from vpt.evaluation.questions import Question
+from vpt.evaluation.questions import EvalQuestion
 from vpt.intervention import Intervention
 
 
 @dataclass
-class Setting:
+class AblationContext:
     """What a control may draw on: the model, all questions, and their uncontrolled answers, in the same order."""
 
-    parts: Parts
+    parts: ModelBundle
     config: TrainConfig
-    asked: Sequence[Question]
+    asked: Sequence[EvalQuestion]
     plain: Sequence[Prediction]
 
 
-class Control(Intervention):
+class Ablation(Intervention):
     """An intervention that says what it does (`about`) and which questions it may change."""
 
-    about: ClassVar[str]
+    description: ClassVar[str]
 
-    def __init__(self, setting: Setting, *, seed: int = 0) -> None:
-        self.setting, self.seed = setting, seed
+    def __init__(self, setting: AblationContext, *, seed: int = 0) -> None:
+        self.context, self.seed = setting, seed
 
-    def concerns(self, plain: Prediction) -> bool:
+    def applies_to(self, plain: Prediction) -> bool:
         """Whether a question whose uncontrolled answer is `plain` may be answered otherwise."""
-        return bool(plain.chosen)
+        return bool(plain.actions)
 
-    def draw(self, *salt: object) -> random.Random:
+    def rng(self, *salt: object) -> random.Random:
         """Random numbers of this control for whatever `salt` names."""
         return random.Random("/".join(map(str, (self.seed, *salt))))
 
 
-def distinct_images(asked: Sequence[Question]) -> dict[tuple[str, str], Question]:
+def distinct_images(asked: Sequence[EvalQuestion]) -> dict[tuple[str, str], EvalQuestion]:
     """A question for each image, by the image's folder and name, in order."""
-    found: dict[tuple[str, str], Question] = {}
+    found: dict[tuple[str, str], EvalQuestion] = {}
     for question in asked:
         if question.record.image:
             found.setdefault(image_key(question), question)
     return found
 
 
-def full_image(question: Question) -> Image.Image:
+def full_image(question: EvalQuestion) -> Image.Image:
     """The image that perception looks at again, at full resolution."""
     reference = question.record.image
     assert reference is not None, "distinct_images takes questions that have one"
-    return question.folder.full(reference, where=question.record.where)
+    return question.folder.full_resolution(reference, where=question.record.where)
 
 
-def image_key(question: Question) -> tuple[str, str]:
+def image_key(question: EvalQuestion) -> tuple[str, str]:
     """What tells the image of a question from others."""
     return str(question.folder.root), str(question.record.image)

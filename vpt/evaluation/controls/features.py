@@ -4,32 +4,32 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vpt.batch import TOWER
-from vpt.data.packing import stack
+from vpt.batch import VISION_TOWER
+from vpt.data.packing import stack_images
 from vpt.data.records import Record
-from vpt.evaluation.controls.base import Control, Setting, distinct_images, full_image, image_key
+from vpt.evaluation.controls.base import Ablation, AblationContext, distinct_images, full_image, image_key
 from vpt.evaluation.predictions import Prediction
 
 
-class FeaturesZeroed(Control):
+class FeaturesZeroed(Ablation):
     """Every perceived token is zero. Steering adds nothing: (0 . c) c = 0."""
 
-    about = "perceived features zeroed"
+    description = "perceived features zeroed"
 
     def tokens(self, tokens: Tensor, *, source: str, record: Record) -> Tensor:
         return torch.zeros_like(tokens)
 
 
-class FeaturesNoise(Control):
+class FeaturesNoise(Ablation):
     """Perceived features are normal noise, steered as the features would be.
 
     Each channel has the mean and deviation that it has over the first `images` images of the test split: moments of
     the question's own image would tell its colours.
     """
 
-    about = "perceived features replaced by noise of the same moments"
+    description = "perceived features replaced by noise of the same moments"
 
-    def __init__(self, setting: Setting, *, seed: int = 0, images: int = 64) -> None:
+    def __init__(self, setting: AblationContext, *, seed: int = 0, images: int = 64) -> None:
         super().__init__(setting, seed=seed)
         self.questions = list(distinct_images(setting.asked).values())[:images]
         self._moments: dict[str, tuple[Tensor, Tensor]] = {}
@@ -39,47 +39,47 @@ class FeaturesNoise(Control):
             seen = self._features(source)
             self._moments[source] = seen.mean(dim=0), seen.std(dim=0)
         mean, deviation = self._moments[source]
-        generator = torch.Generator().manual_seed(self.draw(record.where, source).getrandbits(62))
+        generator = torch.Generator().manual_seed(self.rng(record.where, source).getrandbits(62))
         noise = torch.randn(tokens.shape, generator=generator).to(mean)
         return (mean + noise * deviation).to(tokens.dtype)
 
     def _features(self, source: str) -> Tensor:
         """[T, D] unsteered tokens of the reference images, image by image."""
-        model, encoder = self.setting.parts.model, self.setting.parts.encoder
-        view, found = model.view_of(source), []
+        model, encoder = self.context.parts.model, self.context.parts.encoder
+        view, found = model.transform_of(source), []
         for question in self.questions:
-            look = encoder.prepare(source, question.folder.limit(full_image(question)))
-            looks = stack(view, [look])
+            look = encoder.apply_transform(source, question.folder.resize(full_image(question)))
+            looks = stack_images(view, [look])
             looks.pixels = looks.pixels.to(model.device)
-            features = model.look({view: looks})[view]
-            found.append(features if source == TOWER else model.encoder(source).projector.project(features))
+            features = model.encode_images({view: looks})[view]
+            found.append(features if source == VISION_TOWER else model.encoder(source).projector.project(features))
         return torch.cat(found).float()
 
 
-class FeaturesOfAnotherImage(Control):
+class FeaturesSwapped(Ablation):
     """What is looked at again is the image of another question; a region shows the same cells of it."""
 
-    about = "perceived features taken from another image"
+    description = "perceived features taken from another image"
 
-    def __init__(self, setting: Setting, *, seed: int = 0) -> None:
+    def __init__(self, setting: AblationContext, *, seed: int = 0) -> None:
         super().__init__(setting, seed=seed)
         distinct = distinct_images(setting.asked)
         places = {key: place for place, key in enumerate(distinct)}
         self.images = list(distinct.values())
         self._own = {q.record.where: places.get(image_key(q)) for q in setting.asked}
 
-    def concerns(self, plain: Prediction) -> bool:
-        return bool(plain.chosen) and len(self.images) > 1
+    def applies_to(self, plain: Prediction) -> bool:
+        return bool(plain.actions) and len(self.images) > 1
 
     def image(self, image: Image.Image, *, record: Record) -> Image.Image:
         own = self._own[record.where]
         assert own is not None, "what has no image does not perceive"
-        other = self.images[(own + self.draw(record.where).randrange(1, len(self.images))) % len(self.images)]
+        other = self.images[(own + self.rng(record.where).randrange(1, len(self.images))) % len(self.images)]
         return full_image(other)
 
 
-class MarkersAlone(Control):
+class MarkersOnly(Ablation):
     """The tokens that ask for perception are said, control states and all, and the turn that follows is empty."""
 
-    about = "marker tokens alone, nothing perceived"
+    description = "marker tokens alone, nothing perceived"
     perceives = False

@@ -3,22 +3,22 @@
 from vpt.asking import REGION
 from vpt.data.records import Record
 from vpt.errors import DataError
-from vpt.evaluation.controls.base import Control
+from vpt.evaluation.controls.base import Ablation
 from vpt.evaluation.predictions import Prediction
 from vpt.regions import Region
 
 
-class RegionControl(Control):
+class RegionAblation(Ablation):
     """Shows other cells than the ones that were named; what was said stays."""
 
-    def concerns(self, plain: Prediction) -> bool:
-        return REGION in plain.chosen
+    def applies_to(self, plain: Prediction) -> bool:
+        return REGION in plain.actions
 
 
-class RegionRandom(RegionControl):
+class RegionRandom(RegionAblation):
     """A region of the same width and height in another place, if there is one."""
 
-    about = "region replaced by a random one of the same area"
+    description = "region replaced by a random one of the same area"
 
     def region(self, region: Region, size: tuple[int, int], *, bins: int, record: Record) -> Region:
         right, down = region.x1 - region.x0, region.y1 - region.y0
@@ -27,25 +27,25 @@ class RegionRandom(RegionControl):
             for place in (Region(x, y, x + right, y + down) for x in range(bins - right) for y in range(bins - down))
             if place != region
         ]
-        return self.draw(record.where, region).choice(places) if places else region
+        return self.rng(record.where, region).choice(places) if places else region
 
 
-class RegionWhole(RegionControl):
+class RegionWhole(RegionAblation):
     """The whole image."""
 
-    about = "region replaced by the whole image"
+    description = "region replaced by the whole image"
 
     def region(self, region: Region, size: tuple[int, int], *, bins: int, record: Record) -> Region:
         return Region(0, 0, bins - 1, bins - 1)
 
 
-class RegionTrue(RegionControl):
+class RegionOracle(RegionAblation):
     """The cells of the true box, where the record knows it."""
 
-    about = "region replaced by the true box"
+    description = "region replaced by the true box"
 
-    def concerns(self, plain: Prediction) -> bool:
-        return REGION in plain.chosen and plain.box is not None
+    def applies_to(self, plain: Prediction) -> bool:
+        return REGION in plain.actions and plain.box is not None
 
     def region(self, region: Region, size: tuple[int, int], *, bins: int, record: Record) -> Region:
         if record.box is None:

@@ -6,20 +6,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vpt.build import Parts
+from vpt.build import ModelBundle
 from vpt.config import ControlConfig, TrainConfig
 from vpt.errors import ConfigError, require
-from vpt.evaluation.controls.base import Control, Setting
+from vpt.evaluation.controls.base import Ablation, AblationContext
 from vpt.evaluation.predictions import Prediction
-from vpt.evaluation.questions import Question
-from vpt.evaluation.runner import predict
+from vpt.evaluation.questions import EvalQuestion
+from vpt.evaluation.runner import answer_questions
 from vpt.evaluation.statistics import Estimate, Ratio, difference, mcnemar
 from vpt.evaluation.summary import Metrics, score
-from vpt.freeze import CONTROL, check_arguments, locate
+from vpt.freeze import ABLATION, check_arguments, locate
 
 
 @dataclass(frozen=True)
-class Compared:
+class Comparison:
     """Answers under a control, or another run's, beside the uncontrolled ones of the same questions.
 
     Attributes:
@@ -30,15 +30,15 @@ class Compared:
         p: McNemar's exact test; None where scores are not 0 or 1.
     """
 
-    about: str
+    description: str
     questions: int
-    plain: float | None = None
-    changed: float | None = None
+    reference: float | None = None
+    ablated: float | None = None
     difference: Estimate | None = None
     p: float | None = None
 
     @classmethod
-    def of(cls, about: str, plain: Ratio, changed: Ratio) -> "Compared":
+    def of(cls, about: str, plain: Ratio, changed: Ratio) -> "Comparison":
         """Compare scores of the same questions, in the same order."""
         if not plain.questions or not changed.questions:
             return cls(about, 0)
@@ -47,19 +47,19 @@ class Compared:
         )
 
 
-def check_controls(nodes: Mapping[str, ControlConfig]) -> None:
+def check_ablations(nodes: Mapping[str, ControlConfig]) -> None:
     """Find what is wrong with them before a model is loaded. Raises ConfigError."""
     for name, node in nodes.items():
         key = f"controls.{name}"
-        check_arguments(key, node, CONTROL, given=("setting",))
+        check_arguments(key, node, ABLATION, given=("setting",))
     if nodes:
         require("scipy.stats", "metrics", "comparing with controls")
 
 
-def run_controls(
-    parts: Parts, config: TrainConfig, asked: Sequence[Question], plain: Sequence[Prediction], folder: Path, *,
+def run_ablations(
+    parts: ModelBundle, config: TrainConfig, asked: Sequence[EvalQuestion], plain: Sequence[Prediction], folder: Path, *,
     nodes: Mapping[str, ControlConfig], metrics: Metrics, weights: str,
-) -> dict[str, Compared]:  # fmt: skip
+) -> dict[str, Comparison]:  # fmt: skip
     """Answer under each control the questions that it may change; answers go to `folder`/NAME.
 
     Args:
@@ -69,18 +69,20 @@ def run_controls(
         nodes: the controls.
         metrics: of every data set; the first gives the score.
     """
-    setting = Setting(parts, config, asked, plain)
+    setting = AblationContext(parts, config, asked, plain)
     compared = {}
     for name, node in nodes.items():
-        control: Control = locate(node.target, name, CONTROL)(setting, **node.options)
-        places = [place for place, item in enumerate(plain) if control.concerns(item)]
+        control: Ablation = locate(node.target, name, ABLATION)(setting, **node.options)
+        places = [place for place, item in enumerate(plain) if control.applies_to(item)]
         if not places:
-            compared[name] = Compared(control.about, 0)
+            compared[name] = Comparison(control.description, 0)
             continue
         what = json.dumps(asdict(node) | {"questions": len(asked)})
         chosen, concerned = [asked[place] for place in places], [plain[place] for place in places]
-        changed = predict(parts, config, chosen, folder / name, weights=weights, control=what, intervention=control)
-        compared[name] = Compared.of(control.about, score(concerned, metrics), score(changed, metrics))
+        changed = answer_questions(
+            parts, config, chosen, folder / name, weights=weights, control=what, intervention=control
+        )
+        compared[name] = Comparison.of(control.description, score(concerned, metrics), score(changed, metrics))
     return compared
 
 
@@ -94,7 +96,9 @@ def check_same_questions(about: str, records: Sequence[str], other: Collection[s
         )
 
 
-def compare_runs(about: str, plain: Sequence[Prediction], other: Sequence[Prediction], metrics: Metrics) -> Compared:
+def compare_answers(
+    about: str, plain: Sequence[Prediction], other: Sequence[Prediction], metrics: Metrics
+) -> Comparison:
     """Another run's answers to the same questions.
 
     Raises:
@@ -103,25 +107,25 @@ def compare_runs(about: str, plain: Sequence[Prediction], other: Sequence[Predic
     found = {item.record: item for item in other}
     check_same_questions(about, [item.record for item in plain], found)
     paired = [found[item.record] for item in plain]
-    return Compared.of(about, score(plain, metrics), score(paired, metrics))
+    return Comparison.of(about, score(plain, metrics), score(paired, metrics))
 
 
-def table(compared: Mapping[str, Compared]) -> list[str]:
+def ablation_table(compared: Mapping[str, Comparison]) -> list[str]:
     """A line for each comparison, for people."""
-    width = max(len(item.about) for item in compared.values())
+    width = max(len(item.description) for item in compared.values())
     lines = [f"  {'':{width}}  questions  as it is  changed  difference  95% interval       McNemar's p"]
     for item in compared.values():
         if item.difference is None:
-            lines.append(f"  {item.about:{width}}  {0:9}  no answer that it could change")
+            lines.append(f"  {item.description:{width}}  {0:9}  no answer that it could change")
             continue
         d, p = item.difference, "" if item.p is None else f"{item.p:.2g}"
         lines.append(
-            f"  {item.about:{width}}  {item.questions:9,}  {item.plain:8.4f}  {item.changed:7.4f}  {d.value:+10.4f}"
+            f"  {item.description:{width}}  {item.questions:9,}  {item.reference:8.4f}  {item.ablated:7.4f}  {d.value:+10.4f}"
             f"  [{d.low:+.4f}, {d.high:+.4f}]  {p}"
         )
     return lines
 
 
-def as_json(compared: Mapping[str, Compared]) -> dict[str, Any]:
+def as_json(compared: Mapping[str, Comparison]) -> dict[str, Any]:
     """For `summary.json`."""
     return {name: asdict(item) for name, item in compared.items()}

@@ -5,7 +5,7 @@ A metric is a small class; a name out of `METRICS` or the dotted name of another
 
 from collections.abc import Sequence
 
-from vpt.errors import ConfigError, nearest, require
+from vpt.errors import ConfigError, did_you_mean, require
 from vpt.evaluation.metrics.answers import ExactMatch, NormalisedEditSimilarity
 from vpt.evaluation.metrics.base import Metric
 from vpt.evaluation.metrics.captions import CiderD, RougeL
@@ -40,7 +40,9 @@ def build_metrics(names: Sequence[str], *, key: str) -> list[Metric]:
 
 def _build(name: str, key: str) -> Metric:
     if name not in METRICS and "." not in name:
-        raise ConfigError(f"{key}: {name} is not a metric{nearest(name, list(METRICS))}; there is {', '.join(METRICS)}")
+        raise ConfigError(
+            f"{key}: {name} is not a metric{did_you_mean(name, list(METRICS))}; there is {', '.join(METRICS)}"
+        )
     kind: type[Metric] = METRICS.get(name) or locate(name, key, METRIC)
     for module in kind.needs:
         require(module, "metrics", f"the metric {name}")

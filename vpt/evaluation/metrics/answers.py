@@ -18,7 +18,7 @@ def normalise(text: str) -> str:
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
 
-def matches(answer: str, accepted: Iterable[str]) -> bool:
+def exact_match(answer: str, accepted: Iterable[str]) -> bool:
     """Whether an answer is one of the accepted ones, once all are normalised."""
     return normalise(answer) in map(normalise, accepted)
 
@@ -29,7 +29,7 @@ class ExactMatch(MeanScore):
     name = "exact_match"
 
     def score(self, item: Prediction) -> float:
-        return float(matches(item.answer, item.accepted))
+        return float(exact_match(item.answer, item.accepted))
 
 
 class NormalisedEditSimilarity(MeanScore):

@@ -44,15 +44,15 @@ class RegionQuality(Metric):
         }
 
 
-class Choice(Metric):
+class ActionChoice(Metric):
     """Free Choice: whether the model acts where the record does (precision and recall of acting at all), and whether it
     then does the same (`same_kind`: of all questions).
     """
 
     def measure(self, items: Sequence[Prediction]) -> dict[str, Ratio]:
-        asked = np.array([bool(item.asked) for item in items], dtype=float)
-        acted = np.array([bool(item.chosen) for item in items], dtype=float)
-        same = np.array([item.asked == item.chosen for item in items], dtype=float)
+        asked = np.array([bool(item.expected_actions) for item in items], dtype=float)
+        acted = np.array([bool(item.actions) for item in items], dtype=float)
+        same = np.array([item.expected_actions == item.actions for item in items], dtype=float)
         return {
             "acting_precision": Ratio(asked * acted, acted),
             "acting_recall": Ratio(asked * acted, asked),
@@ -60,16 +60,16 @@ class Choice(Metric):
         }
 
 
-class ExtraTokens(MeanScore):
+class ExtraVisualTokens(MeanScore):
     """Visual tokens that were perceived besides the first look."""
 
     name = "perceived_tokens"
 
     def score(self, item: Prediction) -> float:
-        return sum(step.visual_tokens for step in item.seen)
+        return sum(step.visual_tokens for step in item.perceived)
 
 
-class Seconds(MeanScore):
+class Latency(MeanScore):
     """What a question took of its batch's time. Questions of one batch have the same, so the interval tells how batches
     differ, and nothing where there was one.
     """
@@ -80,17 +80,17 @@ class Seconds(MeanScore):
         return item.seconds
 
 
-PERCEPTION: tuple[Metric, ...] = (RegionQuality(), Choice(), ExtraTokens(), Seconds())
+PERCEPTION: tuple[Metric, ...] = (RegionQuality(), ActionChoice(), ExtraVisualTokens(), Latency())
 
 
-def spelt(kinds: Sequence[str]) -> str:
+def action_label(kinds: Sequence[str]) -> str:
     """Kinds of perception in a row as one name."""
     return " + ".join(kinds) or "none"
 
 
 def confusion(items: Sequence[Prediction]) -> dict[str, dict[str, int]]:
     """How many questions whose record perceives like the first key were answered perceiving like the second."""
-    counts = Counter((spelt(item.asked), spelt(item.chosen)) for item in items)
+    counts = Counter((action_label(item.expected_actions), action_label(item.actions)) for item in items)
     table: dict[str, dict[str, int]] = {}
     for (asked, chosen), count in sorted(counts.items()):
         table.setdefault(asked, {})[chosen] = count

@@ -12,7 +12,7 @@ from vpt.evaluation.statistics import Ratio
 _WORDS = re.compile(r"[a-z]+")
 
 
-def verdict(text: str) -> str | None:
+def parse_yes_no(text: str) -> str | None:
     """`yes`, `no`, or None where the first sentence says neither. POPE's own script takes the last for a yes."""
     words = _WORDS.findall(text.strip().partition(".")[0].lower())
     if "no" in words or "not" in words:
@@ -24,10 +24,12 @@ class YesNo(Metric):
     """Accuracy, precision, recall and F1 of `yes`, and how often it is said, over the questions so answered."""
 
     def measure(self, items: Sequence[Prediction]) -> dict[str, Ratio]:
-        asked = np.array([verdict(item.target) is not None for item in items], dtype=float)
-        wanted = np.array([verdict(item.target) == "yes" for item in items], dtype=float)
-        said = np.array([verdict(item.answer) == "yes" for item in items], dtype=float) * asked
-        right = np.array([verdict(item.answer) == verdict(item.target) for item in items], dtype=float) * asked
+        asked = np.array([parse_yes_no(item.target) is not None for item in items], dtype=float)
+        wanted = np.array([parse_yes_no(item.target) == "yes" for item in items], dtype=float)
+        said = np.array([parse_yes_no(item.answer) == "yes" for item in items], dtype=float) * asked
+        right = (
+            np.array([parse_yes_no(item.answer) == parse_yes_no(item.target) for item in items], dtype=float) * asked
+        )
         both = said * wanted
         return {
             "yes_no_accuracy": Ratio(right, asked),
