@@ -10,22 +10,22 @@ Stop it however you like and type the same command again: it goes on where it st
 import hydra
 from omegaconf import DictConfig
 
-from vpt import cli
-from vpt.config import EvalConfig
-from vpt.errors import UserError
-from vpt.freeze import resolve_config
+from vpt.cli.hydra_main import run
+from vpt.config.resolve import resolve_config
+from vpt.config.schema import EvalConfig
+from vpt.errors import UserError, exit_with
 
 
 @hydra.main(config_path="conf", config_name="eval", version_base=None)
 def main(composed: DictConfig) -> None:
     try:
         config = resolve_config(composed, EvalConfig)
-        from vpt.evaluation.run import evaluate_checkpoint
+        from vpt.cli.evaluate import evaluate_checkpoint
 
         evaluate_checkpoint(config)
     except UserError as error:
-        cli.exit_with(error)
+        exit_with(error)
 
 
 if __name__ == "__main__":
-    cli.run(main, EvalConfig)
+    run(main, EvalConfig)

@@ -11,11 +11,12 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from vpt import cli
-from vpt.config import TrainConfig
-from vpt.errors import UserError
-from vpt.freeze import resolve_config, validate
-from vpt.sweeping import forget_failure, in_sweep, note_failure
+from vpt.cli.hydra_main import run
+from vpt.cli.sweep import forget_failure, in_sweep, note_failure
+from vpt.config.resolve import resolve_config
+from vpt.config.schema import TrainConfig
+from vpt.config.validate import validate
+from vpt.errors import UserError, exit_with
 
 
 @hydra.main(config_path="conf", config_name="train", version_base=None)
@@ -24,7 +25,7 @@ def main(composed: DictConfig) -> float | None:
     try:
         config = resolve_config(composed, TrainConfig)
         validate(config)
-        from vpt.training.run import train  # the heavy part, after all that can be wrong has been checked
+        from vpt.cli.train import train  # the heavy part, after all that can be wrong has been checked
 
         accuracy = train(config, folder)
         forget_failure(Path(folder))
@@ -34,9 +35,9 @@ def main(composed: DictConfig) -> float | None:
             note_failure(error, Path(folder))
             return None
         if isinstance(error, UserError):
-            cli.exit_with(error)
+            exit_with(error)
         raise
 
 
 if __name__ == "__main__":
-    cli.run(main, TrainConfig)
+    run(main, TrainConfig)

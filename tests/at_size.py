@@ -11,16 +11,16 @@ from pathlib import Path
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from vpt.data.chat_template import ChatTemplate
 from vpt.data.images import MediaStore
 from vpt.data.loader import StepDataset
 from vpt.data.mixture import build_mixture
-from vpt.data.samples import Processor
-from vpt.data.sources import SourceContext
-from vpt.data.sources.records import RecordFile
-from vpt.data.template import ChatTemplate
-from vpt.masking import Masking
-from vpt.tiny import tiny_tokenizer
-from vpt.tokens import PerceptionVocabulary
+from vpt.data.processor import Processor
+from vpt.data.sources.base import SourceContext
+from vpt.data.sources.record_files import RecordFile
+from vpt.models.tiny_tokenizer import tiny_tokenizer
+from vpt.perception.masking import Masking
+from vpt.perception.tokens import PerceptionVocabulary
 
 STEPS, ROWS, LATE = 200, 64, 1_000_000
 

@@ -14,14 +14,17 @@ from hydra import compose, initialize_config_dir
 from hypothesis import settings
 from PIL import Image
 
-from vpt import cli  # noqa: F401  (registers the schema)
-from vpt.batch import VISION_TOWER
-from vpt.build import ModelBundle, build_model
-from vpt.config import EvalConfig, TrainConfig
+from vpt.checkpoint.load import build_model
+from vpt.config.overrides import register_schemas
+from vpt.config.resolve import resolve_config
+from vpt.config.schema import EvalConfig, TrainConfig
+from vpt.config.validate import validate
 from vpt.data.images import MediaStore
+from vpt.data.processor import Sample
 from vpt.data.records import parse_record
-from vpt.data.samples import Sample
-from vpt.freeze import resolve_config, validate
+from vpt.generation.pipeline import Pipeline
+from vpt.models.build import ModelBundle
+from vpt.perception.batch import VISION_TOWER
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
@@ -39,6 +42,7 @@ def pytest_configure() -> None:
 
 def compose_config(*overrides: str, conf: Path = ROOT / "conf") -> TrainConfig:
     """The frozen configuration of `python train.py OVERRIDES`."""
+    register_schemas()
     with initialize_config_dir(str(conf), version_base=None):
         config = resolve_config(compose("train", overrides=list(overrides)), TrainConfig)
     validate(config)
@@ -58,6 +62,7 @@ def losses(folder: Path) -> list[float]:
 
 def compose_eval(*overrides: str) -> EvalConfig:
     """The frozen configuration of `python eval.py OVERRIDES`."""
+    register_schemas()
     with initialize_config_dir(str(ROOT / "conf"), version_base=None):
         return resolve_config(compose("eval", overrides=list(overrides)), EvalConfig)
 
@@ -74,9 +79,9 @@ def make_parts() -> Callable[..., ModelBundle]:
 
 
 @pytest.fixture(scope="session")
-def all_parts(make_parts) -> ModelBundle:
+def all_parts(make_parts) -> Pipeline:
     """One model with every kind of perception, for tests that change nothing in it."""
-    return make_parts(*ALL)
+    return Pipeline(**vars(make_parts(*ALL)))
 
 
 ALL = ("encoder=[dino,sam,clip]",)

@@ -9,13 +9,13 @@ from dataclasses import replace
 
 import torch
 
-from vpt.asking import PerceptionParser
-from vpt.batch import VISION_TOWER, Action
-from vpt.data.packing import collate
+from vpt.data.chat_template import EncodedConversation
+from vpt.data.collate import collate
 from vpt.data.records import Message
-from vpt.data.template import EncodedConversation
-from vpt.inner_forward import StagedKVCache
-from vpt.sampling import Sampling
+from vpt.generation.sampling import Sampling
+from vpt.models.inner_forward import StagedKVCache
+from vpt.perception.batch import VISION_TOWER, Action
+from vpt.perception.requests import PerceptionParser
 
 
 class FromScratch:
@@ -26,7 +26,7 @@ class FromScratch:
         self.script, self.margin = list(script), margin
         self.sampling = sampling or Sampling()
         self.dice = self.sampling.rng_for(number)
-        self.asking = PerceptionParser(parts.model.vocabulary, device=parts.model.device)
+        self.asking = PerceptionParser(parts.model.vocabulary)
         users = [i for i, message in enumerate(record.messages) if message.role == "user"]
         first, *_ = record.images[VISION_TOWER]
         self.image = first.frame

@@ -19,22 +19,24 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
-from vpt.attention import SEGMENT_ATTENTION
-from vpt.batch import VISION_TOWER, Action, Batch, ImageInputs, PlaceholderSpan, Row
+from vpt.checkpoint.upstream import UPSTREAM_PREFIXES, from_upstream_name
 from vpt.data.images import MediaStore
+from vpt.data.processor import Processor, Sample
 from vpt.data.records import Record
-from vpt.data.samples import Processor, Sample
-from vpt.encoders.base import BuildContext, ImageTransform, ProcessedImage, ReEncoder
-from vpt.encoders.clip import QwenViTEncoder
+from vpt.data.transforms import ImageTransform, ProcessedImage
+from vpt.encoders.base import BuildContext, ReEncoder
 from vpt.encoders.dino import DinoEncoder
+from vpt.encoders.qwen_vit import QwenViTEncoder
 from vpt.encoders.sam import SamEncoder
-from vpt.generate import Generator
-from vpt.masking import Masking
-from vpt.model import InnerForwardConfig, Output, VPTModel
-from vpt.positions import GridSpan, row_positions
-from vpt.released import UPSTREAM_PREFIXES, from_upstream_name
-from vpt.speaker import GenerationLimits
-from vpt.tokens import ActionIds, PerceptionVocabulary
+from vpt.generation.generator import Generator
+from vpt.generation.row_state import GenerationLimits
+from vpt.models.attention import SEGMENT_ATTENTION
+from vpt.models.output import Output
+from vpt.models.vpt import InnerForwardConfig, VPTModel
+from vpt.perception.batch import VISION_TOWER, Action, Batch, ImageInputs, PlaceholderSpan, Row
+from vpt.perception.masking import Masking
+from vpt.perception.mrope import GridSpan, row_positions
+from vpt.perception.tokens import ActionIds, PerceptionVocabulary
 
 TOLERANCES = {"loss": 1e-6, "logits": 5e-5, "grads": 1e-4}
 

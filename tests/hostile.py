@@ -124,7 +124,7 @@ def mutated(node: Any, random: Random) -> Any:
 SETTINGS: list[Any] = [
     None, True, 0, -1, 1, 2, 10**30, 1e308, float("nan"), float("inf"), "", "x", "../..", "/nonexistent", "\ud800",
     "\x00", [], ["x"], [1], [None], {}, {"x": 1}, {"target": "os.system"}, "vpt.encoders.dino", "os.system", "torch",
-    {"target": "vpt.data.images.MediaStore", "options": {}}, "vpt.data.sources.Source", "${nope}", "???", "1e400", "dino",
+    {"target": "vpt.data.images.MediaStore", "options": {}}, "vpt.data.sources.base.Source", "${nope}", "???", "1e400", "dino",
     0.5, "a" * 10000,
 ]  # fmt: skip
 

@@ -15,7 +15,7 @@ PATIENCE = 1800  # seconds; processes that wait for each other forever must end 
 
 # A process of its own that has imported torch and transformers; all others are forked from it in no time.
 FORKING = get_context("forkserver")
-FORKING.set_forkserver_preload(["vpt.training.run"])
+FORKING.set_forkserver_preload(["vpt.cli.train"])
 
 
 def on_ranks(size: int, function: Callable[..., Any], *arguments: Any, folder: Path) -> list[Any]:
@@ -48,7 +48,7 @@ def started(size: int, function: Callable[..., Any], *arguments: Any, folder: Pa
 
 
 def _rank(rank: int, size: int, port: int, folder: Path, function: Callable[..., Any], arguments: tuple) -> None:
-    from vpt.world import init_process_group
+    from vpt.distributed.process_group import init_process_group
 
     torch.set_num_threads(1)
     os.environ |= {

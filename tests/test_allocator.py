@@ -7,12 +7,12 @@ import sys
 import pytest
 
 from conftest import ROOT
-from vpt.allocator import keep_freed_heap
+from vpt.utils.device import keep_freed_heap
 
 GROWTH = """
 import sys, torch
 from pathlib import Path
-from vpt.allocator import keep_freed_heap
+from vpt.utils.device import keep_freed_heap
 if sys.argv[1] == "keep":
     assert keep_freed_heap()
 size = lambda: int(Path("/proc/self/statm").read_text().split()[0])  # pages of address space

@@ -10,17 +10,17 @@ import torch
 from PIL import Image
 
 from conftest import ALL, ROOT, TOKENS, action_turns, compose_config, conversation, samples_of
-from vpt.ask import main, read_arguments
-from vpt.data.packing import collate
+from vpt.checkpoint.format import save_weights
+from vpt.cli.ask import main, read_arguments
+from vpt.config.validate import generation_settings
+from vpt.data.collate import collate
 from vpt.data.records import REENCODE_PROMPT, REGION_PROMPT
-from vpt.encoders.views import ResizeLongestSide, SquareTransform
+from vpt.encoders.transforms import ResizeLongestSide, SquareTransform
 from vpt.errors import ConfigError, DataError, UserError
-from vpt.freeze import generation_settings
-from vpt.inner_forward import StagedKVCache
-from vpt.listener import AnswerStreamer
-from vpt.reply import action_prompt, ask, parse_settings
-from vpt.speaker import IGNORED, Answer, PerceptionStep
-from vpt.training.checkpoint import save_weights
+from vpt.generation.pipeline import Pipeline, action_prompt, parse_settings
+from vpt.generation.row_state import IGNORED, Answer, PerceptionStep
+from vpt.generation.streaming import AnswerStreamer
+from vpt.models.inner_forward import StagedKVCache
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def test_the_map_is_what_training_adds(make_parts, folder, image, kind, scale):
     """f . c from the reply equals how far the forward of training moves each token along its direction."""
     parts = make_parts(*ALL, f"model.projector_scale={scale}")
     parts.model.eval()
-    reply = ask(parts, image, "what is the red shape?", prompted=False, action=kind, max_new_tokens=8)
+    reply = Pipeline(**vars(parts)).ask(image, "what is the red shape?", prompted=False, action=kind, max_new_tokens=8)
     (found, *_) = reply.maps()
     token = TOKENS[kind]
     raw = conversation("3.png", action_turns(token), **{f"{token}_images": ["3.png"]})
@@ -136,7 +136,7 @@ def test_it_prints_while_it_answers(all_parts, image, capsys):
         listener(speaker)
         pieces.append(capsys.readouterr().out)
 
-    reply = ask(all_parts, image, "what is the red shape?", action="dino", max_new_tokens=24, listener=listen)
+    reply = all_parts.ask(image, "what is the red shape?", action="dino", max_new_tokens=24, listener=listen)
     listener.end(reply.answer)
     rest = capsys.readouterr().out
     said = "".join([*pieces, rest])
@@ -221,9 +221,9 @@ def test_arguments_in_any_order():
 
 def test_help_and_an_error_from_the_shell(image):
     def run(*arguments):
-        command = [sys.executable, "-m", "vpt.ask", *arguments]
+        command = [sys.executable, "-m", "vpt", "ask", *arguments]
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
 
-    assert "python -m vpt.ask IMAGE QUESTION" in run("--help").stdout
+    assert "vpt ask IMAGE QUESTION" in run("--help").stdout
     done = run(str(image), "what?", "chekpoint=x")
     assert done.returncode == 2 and "did you mean checkpoint" in done.stderr and "Traceback" not in done.stderr

@@ -9,10 +9,10 @@ from test_inner_forward import MODEST, assert_same, losses_and_gradients
 from torch.nn import functional as F
 
 from conftest import ALL, samples_of
-from vpt import varlen
-from vpt.attention import AttentionLayout, bucket_by_size, segment_attention
-from vpt.data.packing import collate
-from vpt.masking import Masking
+from vpt.data.collate import collate
+from vpt.models import varlen_attention
+from vpt.models.attention import AttentionLayout, bucket_by_size, segment_attention
+from vpt.perception.masking import Masking
 
 
 def varlen_attn(query, key, value, cu_q, cu_k, max_q, max_k, *, scale, window_size, enable_gqa):
@@ -36,9 +36,9 @@ def varlen_attn(query, key, value, cu_q, cu_k, max_q, max_k, *, scale, window_si
 @pytest.fixture
 def kernel(monkeypatch):
     """The variable-length path, on a CPU."""
-    monkeypatch.setattr(varlen, "varlen_attn", varlen_attn)
-    monkeypatch.setattr(varlen, "is_supported", lambda values: True)
-    monkeypatch.setattr(varlen, "_OPTIONS", {"window_size", "enable_gqa"})
+    monkeypatch.setattr(varlen_attention, "varlen_attn", varlen_attn)
+    monkeypatch.setattr(varlen_attention, "is_supported", lambda values: True)
+    monkeypatch.setattr(varlen_attention, "_OPTIONS", {"window_size", "enable_gqa"})
 
 
 @pytest.mark.parametrize("mask", ["off", "zero", "bottleneck"])
@@ -57,22 +57,22 @@ def test_the_kernel_is_told_what_the_mask_says(make_parts, folder, monkeypatch, 
 @pytest.mark.parametrize("options", [{"window_size"}, {"window_size", "enable_gqa"}])
 def test_heads_that_share_keys(kernel, monkeypatch, options):
     """A kernel that does not know of shared key heads gets them repeated."""
-    monkeypatch.setattr(varlen, "_OPTIONS", options)
+    monkeypatch.setattr(varlen_attention, "_OPTIONS", options)
     if "enable_gqa" not in options:
         monkeypatch.setattr(
-            varlen, "varlen_attn", lambda *given, **named: varlen_attn(*given, **named, enable_gqa=False)
+            varlen_attention, "varlen_attn", lambda *given, **named: varlen_attn(*given, **named, enable_gqa=False)
         )
     torch.manual_seed(0)
     query, key, value = torch.randn(1, 6, 5, 8), torch.randn(1, 2, 9, 8), torch.randn(1, 2, 9, 8)
     layout = AttentionLayout([2, 3], [np.array([0, 1, 5, 6]), np.array([2, 3, 4, 7, 8])], device="cpu")
     got, _ = segment_attention(None, query, key, value, None, layout=layout, scaling=0.3)
-    monkeypatch.setattr(varlen, "is_supported", lambda values: False)
+    monkeypatch.setattr(varlen_attention, "is_supported", lambda values: False)
     want, _ = segment_attention(None, query, key, value, None, layout=layout, scaling=0.3)
     torch.testing.assert_close(got, want)
 
 
 def test_no_kernel_on_a_cpu():
-    assert not varlen.is_supported(torch.zeros(1, dtype=torch.bfloat16))
+    assert not varlen_attention.is_supported(torch.zeros(1, dtype=torch.bfloat16))
 
 
 def test_what_later_queries_do_not_see_is_padded(kernel):

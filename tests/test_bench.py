@@ -8,20 +8,20 @@ import pytest
 import torch
 
 from conftest import ROOT
-from vpt.bench import __main__ as bench
-from vpt.bench import answering, arithmetic, figures, loading, models, rows, seeing
-from vpt.bench.figures import Measurement, median_ratio, worst_of
+from vpt.bench import generation, loading, measure, mfu, models, packing, vision
+from vpt.bench.__main__ import GROUPS, main
+from vpt.bench.measure import Measurement, median_ratio, worst_of
 from vpt.bench.memory import peak_bytes
-from vpt.bench.talks import SyntheticRow, synthetic_batch
+from vpt.bench.synthetic import SyntheticRow, synthetic_batch
 
 FIGURES = {
-    "passes": {"shared_vs_plain", "full_vs_shared", "bottleneck_vs_plain", "zero_vs_plain"},
-    "rows": {"packed_vs_padded", "labelled_logits_memory"},
-    "arithmetic": {"step_vs_matmul", "growth", "growth.rows", "growth.length"},
+    "inner_passes": {"shared_vs_plain", "full_vs_shared", "bottleneck_vs_plain", "zero_vs_plain"},
+    "packing": {"packed_vs_padded", "labelled_logits_memory"},
+    "mfu": {"step_vs_matmul", "growth", "growth.rows", "growth.length"},
     "memory": {"checkpointing_time", "checkpointing_memory"},
-    "answering": {"decode_vs_transformers", "decode_vs_transformers.batch_1", "decode_vs_transformers.batch_8",
+    "generation": {"decode_vs_transformers", "decode_vs_transformers.batch_1", "decode_vs_transformers.batch_8",
                   "perceive_vs_prefill"},
-    "seeing": {"vision_tower", "cached_features"},
+    "vision": {"vision_tower", "cached_features"},
     "loading": {"loader_wait"},
 }  # fmt: skip
 
@@ -33,22 +33,22 @@ def tiny(monkeypatch):
              "num_attention_heads": 2, "rope_scaling": {"type": "mrope", "mrope_section": [4, 2, 2]}}  # fmt: skip
     monkeypatch.setattr(models, "LANGUAGE", {**models.LANGUAGE, **sizes})
     monkeypatch.setattr(models, "BASE_DINO", models.SMALL_DINO)
-    monkeypatch.setattr(rows, "PUBLISHED_VOCABULARY", 1000)
-    monkeypatch.setattr(arithmetic, "MATMUL", 64)
-    monkeypatch.setattr(answering, "SIZES", ())
-    monkeypatch.setattr(answering, "NEW_TOKENS", 3)
-    monkeypatch.setattr(seeing, "IMAGES", 4)
-    monkeypatch.setattr(seeing, "TOWER_SIZES", {**seeing.TOWER_SIZES, "depth": 1, "embed_dim": 32})
+    monkeypatch.setattr(packing, "PUBLISHED_VOCABULARY", 1000)
+    monkeypatch.setattr(mfu, "MATMUL", 64)
+    monkeypatch.setattr(generation, "SIZES", ())
+    monkeypatch.setattr(generation, "NEW_TOKENS", 3)
+    monkeypatch.setattr(vision, "IMAGES", 4)
+    monkeypatch.setattr(vision, "TOWER_SIZES", {**vision.TOWER_SIZES, "depth": 1, "embed_dim": 32})
     for name, value in (("STEPS", 3), ("WARM_UP", 1)):
         monkeypatch.setattr(loading, name, value)
-    once = figures.time_in_turns
-    monkeypatch.setattr(figures, "ROUNDS", 1)
-    for module in (figures, sys.modules["vpt.bench.passes"], arithmetic):
+    once = measure.time_in_turns
+    monkeypatch.setattr(measure, "ROUNDS", 1)
+    for module in (measure, sys.modules["vpt.bench.inner_passes"], mfu):
         monkeypatch.setattr(module, "time_in_turns", lambda sides, rounds=1: once(sides, rounds=1))
 
 
 def test_every_group_is_tested():
-    assert list(FIGURES) == list(bench.GROUPS)
+    assert list(FIGURES) == list(GROUPS)
 
 
 @pytest.mark.parametrize("group", FIGURES)
@@ -57,7 +57,7 @@ def test_runs_to_its_end(group, tiny, tmp_path, monkeypatch):
         pytest.importorskip("easy_vqa")
     out = tmp_path / "outputs" / "bench.json"
     monkeypatch.setattr(sys, "argv", ["bench", group, "--out", str(out)])
-    bench.main()
+    main()
     written = json.loads(out.read_text())
     assert {figure["name"] for figure in written} == FIGURES[group]
     for figure in written:
@@ -88,7 +88,7 @@ def test_peak_memory_is_that_of_the_tensors():
 def test_peak_memory_does_not_depend_on_what_was_measured_before(tiny):
     model = models.build_50m()
     batch = synthetic_batch(model, [SyntheticRow()])
-    step = figures.training_step(model, lambda: model(batch).loss_sum)
+    step = measure.training_step(model, lambda: model(batch).loss_sum)
     peaks = [peak_bytes(model, step) for _ in range(3)]
     assert max(peaks) <= 1.02 * min(peaks)
 
@@ -98,15 +98,15 @@ def test_rows_are_as_long_as_they_say(tiny):
     model = models.build_50m()
     row = synthetic_batch(model, [SyntheticRow(perceives=True)]).rows[0]
     assert [block.length for block in row.blocks] == [64, 256]
-    mix = synthetic_batch(model, rows.MIX)
+    mix = synthetic_batch(model, packing.MIX)
     lengths = [row.length for row in mix.rows]
     assert 70 <= min(lengths) <= 90
     assert 880 <= max(lengths) <= 920
-    padded = rows.pad(mix)
+    padded = packing.pad(mix)
     assert len(padded.input_ids) == len(lengths) * max(lengths)
     with torch.no_grad():
         torch.testing.assert_close(model(padded).nll, model(mix).nll, rtol=1e-5, atol=2e-6)
-        everywhere = rows.loss_of_all_logits(model, mix)
+        everywhere = packing.loss_of_all_logits(model, mix)
         torch.testing.assert_close(everywhere, model(mix).loss_sum, rtol=1e-5, atol=1e-5)
 
 
@@ -142,10 +142,10 @@ def test_no_need_of_hydra():
     """The bench is imported where only torch and transformers are, and says what it cannot measure."""
     hide = "import sys; [sys.modules.__setitem__(name, None) for name in ('hydra', 'omegaconf', 'wandb')]; "
     code = hide + (
-        "from vpt.bench import __main__ as bench, passes, rows, arithmetic, memory; "
+        "from vpt.bench import __main__ as bench, inner_passes, packing, mfu, memory; "
         "from vpt.bench.gpu import __main__ as gpu; print(bench.measure(['loading']))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "loading: not measured, omegaconf is missing" in done.stdout + done.stderr
+    assert "loading: not measured, hydra is missing" in done.stdout + done.stderr
     assert done.stdout.endswith("[]\n")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from conftest import compose_config
-from vpt.training.loop import Trainer
+from vpt.training.trainer import Trainer
 
 pytestmark = [
     pytest.mark.slow,

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from conftest import REGION_TURNS, ROOT, action_turns, compose_config, compose_eval, conversation, mixed_records
-from vpt.build import build_model
-from vpt.config import TrainConfig
-from vpt.evaluation.run import evaluate_checkpoint
-from vpt.freeze import RE_ENCODER, locate
-from vpt.training.run import train
+from vpt.checkpoint.load import build_model
+from vpt.cli.evaluate import evaluate_checkpoint
+from vpt.cli.train import train
+from vpt.config.schema import TrainConfig
+from vpt.config.targets import RE_ENCODER, locate
 
 CONF = ROOT / "conf"
 ALL_FILES = sorted(path.relative_to(CONF).with_suffix("") for path in CONF.glob("*/**/*.yaml"))
@@ -97,7 +97,7 @@ def test_two_steps(path, records, weights, stages, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     if path.parts[0] != "tracking":  # no other file changes what is drawn
         for pictures in ("draw_run", "write_report"):
-            monkeypatch.setattr(f"vpt.training.run.{pictures}", lambda folder, **_: [folder])
+            monkeypatch.setattr(f"vpt.cli.train.{pictures}", lambda folder, **_: [folder])
     # the last word is debug's
     config = compose_config(*overrides_for(path, records, weights), *SMALL, f"output_dir={stages}")
     train_stage_before(config, stages, records)

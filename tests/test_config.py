@@ -8,11 +8,11 @@ from dataclasses import replace
 import pytest
 
 from conftest import ROOT, compose_config
-from vpt import cli
-from vpt.config import EvalGenerationConfig, TrainConfig
+from vpt.config.overrides import check_overrides
+from vpt.config.schema import EvalGenerationConfig, TrainConfig
+from vpt.config.validate import generation_settings
 from vpt.errors import ConfigError, UserError
-from vpt.freeze import generation_settings
-from vpt.training.loop import Trainer
+from vpt.training.trainer import Trainer
 
 
 def run(*arguments: str, script: str = "train.py") -> subprocess.CompletedProcess:
@@ -51,7 +51,7 @@ def test_wrong_input_says_what_to_type(name, tmp_path):
     overrides, message, fix = WRONG[name]
     overrides = [*overrides, f"output_dir={tmp_path}", "tracking=none"]
     with pytest.raises(UserError) as error:  # the steps of train.py, in its order
-        cli.check_overrides(overrides, TrainConfig)
+        check_overrides(overrides, TrainConfig)
         Trainer(compose_config(*overrides), tmp_path / "run")
     assert message in str(error.value) and fix in str(error.value)
     assert not list(tmp_path.iterdir())

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from test_viscot import METADATA, VISCOT, benchmark, metadata, real
 
-from vpt.data.convert import main
+from vpt.__main__ import main
 from vpt.data.records import parse_record
-from vpt.data.viscot import BOX_PROMPT, convert_record
+from vpt.data.visual_cot.records import BOX_PROMPT, convert_record
 
 
 def write_lines(path: Path, *records: Any) -> Path:
@@ -21,7 +21,7 @@ def write_lines(path: Path, *records: Any) -> Path:
 
 
 def run(*arguments: object) -> None:
-    main([str(argument) for argument in arguments])
+    main(["convert", *map(str, arguments)])
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
@@ -110,7 +110,7 @@ def test_misspelt_kind(typo: str, meant: str, capsys: pytest.CaptureFixture[str]
 
 
 def test_command_has_help() -> None:
-    shown = subprocess.run([sys.executable, "-m", "vpt.data.convert", "--help"], capture_output=True, text=True)
+    shown = subprocess.run([sys.executable, "-m", "vpt", "convert", "--help"], capture_output=True, text=True)
     assert shown.returncode == 0
     assert re.search("their union is the region.*example:", shown.stdout, re.DOTALL)
 

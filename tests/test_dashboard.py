@@ -7,10 +7,10 @@ import re
 import pytest
 
 from conftest import compose_config
-from vpt import dashboard
+from vpt.cli.train import train
 from vpt.errors import CheckpointError
-from vpt.panels import SECTIONS
-from vpt.training.run import train
+from vpt.reporting.dashboard import _regex, draw_panel, read_curves, workspace, write_page
+from vpt.reporting.panels import SECTIONS
 
 
 @pytest.fixture(scope="module")
@@ -23,12 +23,12 @@ def runs(tmp_path_factory):
 
 
 def test_a_page_holds_its_pictures_and_every_metric(runs):
-    page = dashboard.write_page(runs)
+    page = write_page(runs)
     text = page.read_text()
     assert not re.search(r'(src|href)="(?!data:image/|#)', text)  # nothing is fetched from elsewhere
     summary = json.loads((runs[0] / "summary.json").read_text())
     assert "<td>all</td>" in text and str(summary["questions"]) in text
-    metrics = {name for run in runs for name in dashboard.read_curves(run)}
+    metrics = {name for run in runs for name in read_curves(run)}
     panels = [panel for section in SECTIONS.values() for panel in section]
     assert metrics == {name for panel in panels for name in panel.shown(metrics)}  # no metric without a panel
     assert text.count("<svg") == sum(bool(panel.shown(metrics)) for panel in panels)
@@ -36,10 +36,10 @@ def test_a_page_holds_its_pictures_and_every_metric(runs):
 
 def test_curves_are_those_of_the_file(runs):
     lines = [json.loads(line) for line in (runs[1] / "metrics.jsonl").read_text().splitlines()]
-    curves = dashboard.read_curves(runs[1])
+    curves = read_curves(runs[1])
     assert curves["train/loss"] == [(line["step"], line["train/loss"]) for line in lines if "train/loss" in line]
     panel = SECTIONS["train"][0]
-    axis = dashboard.draw_panel(panel, {"a": curves}).axes[0]
+    axis = draw_panel(panel, {"a": curves}).axes[0]
     assert list(axis.lines[0].get_ydata()) == [value for _, value in curves["train/loss"]]
 
 
@@ -48,7 +48,7 @@ def test_a_legend_hides_no_curve_and_zeros_leave_gaps(runs):
     panel = next(panel for panel in SECTIONS["train"] if panel.title == "gradient norm")
     curves = {"train/gradient_norm": [(1, 2.0), (2, 1.0)], "train/gradient_norm/dino": [(1, 0.0), (2, 0.5)]}
     for shown in ({"a": curves}, {"a": curves, "b": curves}):
-        figure = dashboard.draw_panel(panel, shown)
+        figure = draw_panel(panel, shown)
         figure.canvas.draw()
         [legend], [axis] = figure.legends, figure.axes
         assert legend.get_window_extent().y1 < axis.get_window_extent().y0
@@ -61,15 +61,15 @@ def test_a_legend_hides_no_curve_and_zeros_leave_gaps(runs):
 
 def test_the_workspace_has_the_same_panels():
     pytest.importorskip("wandb_workspaces")
-    made = dashboard.workspace("project", "someone")
+    made = workspace("project", "someone")
     assert [section.name for section in made.sections] == list(SECTIONS)
     titles = [panel.title for section in made.sections for panel in section.panels]
     assert titles == [panel.title for panels in SECTIONS.values() for panel in panels]
     cells = SECTIONS["eval"][2]
-    pattern = dashboard._regex(cells)
+    pattern = _regex(cells)
     assert re.search(pattern, "eval/perception/x_3") and not re.search(pattern, "eval/perception/dino_start")
 
 
 def test_a_folder_that_is_no_run(tmp_path):
     with pytest.raises(CheckpointError, match=r"holds no metrics\.jsonl"):
-        dashboard.write_page([tmp_path])
+        write_page([tmp_path])

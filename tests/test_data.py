@@ -12,15 +12,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from conftest import ALL, TOKENS, action_turns, compose_config, conversation, mixed_records, samples_of
-from vpt.batch import IGNORE_INDEX
 from vpt.data.build import build_sources
+from vpt.data.collate import collate
 from vpt.data.images import MediaStore
-from vpt.data.mixture import build_mixture
-from vpt.data.packing import collate
+from vpt.data.mixture import FeistelPermutation, build_mixture, permutation
 from vpt.data.records import ImageRef, parse_record
-from vpt.data.shuffle import FeistelPermutation, permutation
 from vpt.errors import ConfigError, DataError
-from vpt.tokens import IM_START
+from vpt.perception.batch import IGNORE_INDEX
+from vpt.perception.tokens import IM_START
 
 
 def spelt(parts, ids) -> str:

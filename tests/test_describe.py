@@ -16,24 +16,25 @@ from torch.utils._pytree import tree_leaves
 from transformers import Dinov2Config
 
 from conftest import ROOT, TOKENS, action_turns, compose_config, conversation, samples_of
-from vpt.build import build_model
-from vpt.config import OptimConfig
+from vpt.__main__ import main
+from vpt.checkpoint.load import build_model
+from vpt.cli.estimate import compose_description
+from vpt.config.schema import OptimConfig
+from vpt.data.collate import collate
 from vpt.data.images import MediaStore
-from vpt.data.packing import collate
-from vpt.describe import example as assumed
-from vpt.describe.__main__ import compose_description, main
-from vpt.describe.blueprint import build_on_meta
-from vpt.describe.example import TypicalSample, typical_samples
-from vpt.describe.load import workload_of
-from vpt.describe.memory import DTypeBytes, predict_memory, state_bytes
-from vpt.describe.plan import sharding_plan, throughput
-from vpt.describe.spread import ShardingPlan
 from vpt.errors import ConfigError
+from vpt.estimate import typical_samples as assumed
+from vpt.estimate.memory import DTypeBytes, predict_memory, state_bytes
+from vpt.estimate.meta_model import build_on_meta
+from vpt.estimate.sharding import ShardingPlan
+from vpt.estimate.throughput import sharding_plan, throughput
+from vpt.estimate.typical_samples import TypicalSample, typical_samples
+from vpt.estimate.workload import workload_of
 from vpt.flops import FlopMeter
-from vpt.masking import Masking
-from vpt.model import InnerForwardConfig
-from vpt.training.loop import Trainer
+from vpt.models.vpt import InnerForwardConfig
+from vpt.perception.masking import Masking
 from vpt.training.optimizer import build_optimizer, set_trainable
+from vpt.training.trainer import Trainer
 
 
 def sizes_of(*overrides: str):
@@ -107,7 +108,17 @@ def test_a_local_folder_says_its_sizes(tmp_path, make_parts):
 def test_it_prints_and_needs_no_network(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("something was fetched"))
     monkeypatch.chdir(tmp_path)
-    main(["+experiment=dino", "model=qwen2_vl_2b", "data=vpt", "gpus=64", "strategy=fsdp", "describe.gpu=h100"])
+    main(
+        [
+            "estimate",
+            "+experiment=dino",
+            "model=qwen2_vl_2b",
+            "data=vpt",
+            "gpus=64",
+            "strategy=fsdp",
+            "describe.gpu=h100",
+        ]
+    )
     text = capsys.readouterr().out
     for line in (
         "2.75 B with lm_head, which is tied, counted apart", "gpus=64, fsdp, 64 GPUs to a copy", "tokens a second",
@@ -132,13 +143,13 @@ def test_it_prints_and_needs_no_network(monkeypatch, capsys, tmp_path):
 )
 def test_wrong_keys_and_values_stop_it(override, message, capsys):
     with pytest.raises(SystemExit):
-        main(override.split())
+        main(["estimate", *override.split()])
     assert message in capsys.readouterr().err
 
 
 def test_it_is_a_program():
     done = subprocess.run(
-        [sys.executable, "-m", "vpt.describe", "--help"], cwd=ROOT, capture_output=True, text=True,
+        [sys.executable, "-m", "vpt", "estimate", "--help"], cwd=ROOT, capture_output=True, text=True,
         env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True,
     )  # fmt: skip
     assert "gpus: 1" in done.stdout and "utilisation: " in done.stdout

@@ -12,16 +12,16 @@ from ranks import PATIENCE, on_ranks
 from safetensors.torch import load_file, save_file
 
 from conftest import ROOT, compose_config, logged, losses, samples_of
-from vpt.batch import Batch
 from vpt.data.balance import SampleCost, balance
+from vpt.data.collate import collate
 from vpt.data.images import MediaStore
-from vpt.data.packing import collate
+from vpt.distributed.dtensor import full_tensor
+from vpt.distributed.process_group import World
+from vpt.distributed.strategy import build_strategy
 from vpt.errors import ConfigError
 from vpt.evaluation.predictions import read_predictions
-from vpt.training.loop import Trainer
-from vpt.training.strategy import build_strategy
-from vpt.weights import full_tensor
-from vpt.world import World
+from vpt.perception.batch import Batch
+from vpt.training.trainer import Trainer
 
 STRATEGIES = {
     "ddp": ["strategy=ddp"],

@@ -14,15 +14,16 @@ from PIL import Image
 from test_judge import Server
 
 from conftest import ROOT, TOKENS, compose_config, compose_eval, conversation, mixed_records
-from vpt.data.baseline import without_perception
+from vpt.__main__ import main
+from vpt.checkpoint.load import weights_digest
+from vpt.cli.evaluate import Evaluation, evaluate_checkpoint
+from vpt.cli.train import train
 from vpt.data.records import parse_record
+from vpt.data.same_data import without_perception
 from vpt.errors import ConfigError, DataError
-from vpt.evaluation import compare
+from vpt.evaluation.paired import pair
 from vpt.evaluation.predictions import Prediction, PredictionLog, read_predictions
 from vpt.evaluation.questions import expected_actions
-from vpt.evaluation.run import Evaluation, evaluate_checkpoint
-from vpt.pretrained import weights_digest
-from vpt.training.run import train
 
 SMALL = ("+debug=two_steps", "+experiment=all", "tracking=none", "training.final_questions=8")
 
@@ -84,7 +85,7 @@ def test_what_was_answered_is_not_asked_again(runs, monkeypatch):
     ask = [f"checkpoint={run}", "name=twice", "data.limit=6", "pictures=false"]
     evaluate_checkpoint(compose_eval(*ask))
     first = told(run / "eval" / "twice")
-    monkeypatch.setattr("vpt.evaluation.runner.answer_batch", None)  # an answer would end in an error
+    monkeypatch.setattr("vpt.evaluation.evaluator.answer_batch", None)  # an answer would end in an error
     evaluate_checkpoint(compose_eval(*ask, "generation.batch_size=1", "data.metrics=[anls]"))
     assert told(run / "eval" / "twice") == first
     summary = json.loads((run / "eval" / "twice" / "summary.json").read_text())
@@ -194,7 +195,7 @@ def test_controls_beside_a_baseline(runs, capsys):
 
 def test_another_test_split_is_no_baseline(runs, monkeypatch):
     """Told before anything is answered, not at the end of all controls."""
-    monkeypatch.setattr("vpt.evaluation.run.load", None)  # a call would end in another error
+    monkeypatch.setattr("vpt.cli.evaluate.load_pretrained", None)  # a call would end in another error
     ask = [f"checkpoint={runs / 'seed_0'}", f"baseline={runs / 'seed_1'}", "name=apart", "data.limit=6"]
     asked = Evaluation.records
     monkeypatch.setattr(Evaluation, "records", lambda self: asked(self)[: 4 if "seed_1" in self.checkpoint else None])
@@ -212,7 +213,7 @@ def test_no_questions_are_no_evaluation(key):
 
 def test_comparing_two_runs(runs, tmp_path, capsys):
     paths = [str(runs / f"seed_{seed}") for seed in (0, 1)]
-    compare.main([*paths, "--metrics", "exact_match", "anls", "--out", str(tmp_path / "table.json")])
+    main(["compare", "--paired", *paths, "--metrics", "exact_match,anls", "--out", str(tmp_path / "table.json")])
     said = capsys.readouterr().out
     assert "8 questions answered by both" in said and "easy_vqa: anls" in said
     rows = json.loads((tmp_path / "table.json").read_text())
@@ -221,12 +222,12 @@ def test_comparing_two_runs(runs, tmp_path, capsys):
     assert rows[0]["a"] == sum(item.correct for item in ours) / 8
     assert rows[0]["difference"]["value"] == pytest.approx(rows[0]["b"] - rows[0]["a"])
     with pytest.raises(DataError, match="no question in common"):
-        compare.pair(ours, [replace(item, record="another") for item in theirs])
+        pair(ours, [replace(item, record="another") for item in theirs])
     with pytest.raises(SystemExit):
-        compare.main([paths[0], str(tmp_path)])
+        main(["compare", "--paired", paths[0], str(tmp_path)])
     assert "holds no predictions.jsonl" in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        compare.main([*paths, "--out", str(tmp_path / "nowhere" / "table.json")])
+        main(["compare", "--paired", *paths, "--out", str(tmp_path / "nowhere" / "table.json")])
     assert "nowhere does not exist; type: mkdir -p" in capsys.readouterr().err
 
 
@@ -235,9 +236,10 @@ def test_comparing_two_runs(runs, tmp_path, capsys):
     ("data.metrics=[]", "names no metric"),
     ("+data.test.easy_vqa.metrics=[yes_know]", "data.test.easy_vqa.metrics: yes_know is not a metric"),
 ])  # fmt: skip
-def test_wrong_metrics_stop_the_run_before_it_starts(override, message):
+def test_wrong_metrics_stop_the_run_before_it_starts(override, message, tmp_path):
     with pytest.raises(ConfigError, match=message.replace("[", r"\[")):
-        compose_config(override)
+        train(compose_config(override), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_records_say_what_is_right_and_where(folder):

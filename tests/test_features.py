@@ -10,15 +10,16 @@ import torch
 from test_inner_forward import assert_same, losses_and_gradients
 
 from conftest import ALL, action_turns, compose_config, conversation, losses, samples_of
-from vpt.config import DataConfig
+from vpt.cli.train import train
+from vpt.config.schema import DataConfig
+from vpt.data.collate import collate
+from vpt.data.feature_cache import FeatureCache
 from vpt.data.images import MediaStore
-from vpt.data.packing import collate
 from vpt.data.references import ImageRef
-from vpt.encoders.base import ProcessedImage
-from vpt.features import FeatureCache
-from vpt.model import VPTModel
-from vpt.training.loop import Trainer
-from vpt.training.run import train
+from vpt.data.transforms import ProcessedImage
+from vpt.models.vpt import VPTModel
+from vpt.training.frozen_features import open_feature_cache
+from vpt.training.trainer import Trainer
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ def freeze(model):
 
 
 def opened(parts, root, *, gigabytes=1.0, precision="fp32"):
-    store = FeatureCache.open(DataConfig(feature_cache=str(root), feature_cache_gb=gigabytes), parts.model,
+    store = open_feature_cache(DataConfig(feature_cache=str(root), feature_cache_gb=gigabytes), parts.model,
                               precision=precision)  # fmt: skip
     parts.model.feature_cache = store
     return store, replace(parts, encoder=parts.encoder.with_feature_cache(store))
@@ -167,7 +168,7 @@ def test_a_full_disk_ends_no_run(parts, tmp_path, monkeypatch, capsys):
     def full(*_):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("vpt.features.save_file", full)
+    monkeypatch.setattr("vpt.data.feature_cache.save_file", full)
     store, _ = opened(parts, tmp_path)
     kept(store, "a")
     kept(store, "b")
@@ -235,7 +236,7 @@ def test_answers_of_a_second_run_encode_nothing(tmp_path, folder, monkeypatch):
         return see(self, view, images)
 
     monkeypatch.setattr(VPTModel, "_encode_uncached", noting)
-    monkeypatch.setattr("vpt.training.run.save_examples", lambda *_, **__: None)  # maps look for themselves
+    monkeypatch.setattr("vpt.cli.train.save_examples", lambda *_, **__: None)  # maps look for themselves
     looks = []
     for run in range(2):
         train(config, tmp_path / f"run{run}")

@@ -9,14 +9,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from conftest import ALL, FAMILIES, action_turns, conversation, samples_of
-from vpt.config import OptimConfig
-from vpt.data.packing import collate
+from vpt.config.schema import OptimConfig
+from vpt.data.collate import collate
 from vpt.flops import FlopCost, FlopMeter
 from vpt.flops.cost import DecoderCost
 from vpt.flops.meter import count_pairs
 from vpt.flops.vision import split_counts
-from vpt.masking import Masking
-from vpt.model import InnerForwardConfig
+from vpt.models.vpt import InnerForwardConfig
+from vpt.perception.masking import Masking
 from vpt.training.optimizer import set_trainable
 
 WALKS = {
@@ -76,7 +76,9 @@ def parts_of(make_parts):
 @pytest.fixture(autouse=True)
 def _nothing_is_padded(monkeypatch):
     """Every segment attends in a call of its own: padding is computed, but no formula counts it."""
-    monkeypatch.setattr("vpt.attention.bucket_by_size", lambda lengths, counts: [[i] for i in range(len(lengths))])
+    monkeypatch.setattr(
+        "vpt.models.attention.bucket_by_size", lambda lengths, counts: [[i] for i in range(len(lengths))]
+    )
 
 
 @pytest.mark.parametrize("walk", WALKS)

@@ -20,16 +20,16 @@ from conftest import (
     video_conversation,
 )
 from decoding import FromScratch
-from vpt.asking import PerceptionParser
-from vpt.batch import VISION_TOWER
+from vpt.data.collate import collate
 from vpt.data.images import MediaStore
-from vpt.data.packing import collate
 from vpt.errors import ConfigError
-from vpt.generate import Generator
-from vpt.regions import Region
-from vpt.sampling import Sampling
-from vpt.speaker import GenerationLimits
-from vpt.tokens import stop_ids
+from vpt.generation.generator import Generator
+from vpt.generation.row_state import GenerationLimits
+from vpt.generation.sampling import Sampling
+from vpt.perception.batch import VISION_TOWER
+from vpt.perception.regions import Region
+from vpt.perception.requests import PerceptionParser
+from vpt.perception.tokens import stop_ids
 
 REGION = Region(1, 2, 5, 6)
 
@@ -224,7 +224,7 @@ class Insistent(Generator):
     """Asks whenever it may, and ends its turn otherwise."""
 
     def _sample(self, speakers, logits):
-        self.parser.restrict(logits, speakers)
+        self.constraints.mask_logits(logits, speakers)
         start, end = self.vocabulary.actions["dino"].start, self.vocabulary.im_end
         return [start if row[start] > -torch.inf else end for row in logits]
 
@@ -245,7 +245,7 @@ def test_a_loop_in_one_turn_ends(make_parts, folder):
 
     class Looping(Generator):
         def _sample(self, speakers, logits):
-            self.parser.restrict(logits, speakers)
+            self.constraints.mask_logits(logits, speakers)
             start, x = self.vocabulary.region_start, self.vocabulary.x[0]
             return [start if row[start] > -torch.inf else x for row in logits]
 
@@ -346,7 +346,7 @@ def test_malformed_regions(all_parts, said, region, repaired):
     v = all_parts.model.vocabulary
     ids = {"s": v.region_start, "e": v.region_end, "a": 70} | {f"x{i}": t for i, t in enumerate(v.x)}
     ids |= {f"y{i}": t for i, t in enumerate(v.y)}
-    asking = PerceptionParser(v, device=all_parts.model.device)
+    asking = PerceptionParser(v)
     request = asking.parse([70, *(ids[word] for word in said.split()), v.im_end])[0]
     assert (request.region, request.repaired) == (region, repaired)
     assert asking.parse([ids[word] for word in said.split()[1:]]) == [], "nothing is asked for without a start"

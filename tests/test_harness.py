@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 
 from conftest import compose_config
-from vpt.config import EvalConfig, EvalDataConfig
-from vpt.evaluation.run import evaluate_checkpoint
-from vpt.harness.answering import Responder
-from vpt.harness.vlmevalkit import VPTChat
-from vpt.training.loop import Trainer
+from vpt.cli.evaluate import evaluate_checkpoint
+from vpt.config.schema import EvalConfig, EvalDataConfig
+from vpt.integrations.in_memory import Responder
+from vpt.integrations.vlmevalkit import VPTChat
+from vpt.training.trainer import Trainer
 
 COUNT = 12
 IMAGES = Path(str(files("easy_vqa") / "data" / "test" / "images"))

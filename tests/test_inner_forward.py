@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from conftest import ALL, FAMILIES, action_turns, conversation, samples_of
-from vpt.data.packing import collate
-from vpt.inner_forward import StagedKVCache
-from vpt.masking import Masking
+from vpt.data.collate import collate
+from vpt.models.inner_forward import StagedKVCache
+from vpt.models.output import compute_outputs
+from vpt.perception.masking import Masking
 
 # Wider weights let (f . c) c amplify float32's rounding through three actions in a row.
 MODEST = ("model.config.initializer_range=0.04", "model.config.vision_config.initializer_range=0.04")
@@ -116,8 +117,8 @@ def test_a_masked_answer_sees_the_image_through_the_control_state_alone(make_par
         walk = model.plan_forward(batch)
         with states_detached(model):
             hidden, states = model.run_stages(batch, walk, tokens, StagedKVCache())
-            out = model.compute_outputs(
-                batch, hidden[walk.output_index][batch.loss_positions], states, keep_logits=False
+            out = compute_outputs(
+                model.logits, batch, hidden[walk.output_index][batch.loss_positions], states, keep_logits=False
             )
         gradient = torch.autograd.grad(out.nll[-1], tokens["image"], allow_unused=True)[0]
         seen = 0.0 if gradient is None else gradient.abs().max().item()
@@ -151,7 +152,7 @@ def test_nothing_is_computed_that_nobody_reads(make_parts, folder, mode):
     hidden, _ = model.run_stages(
         batch, walk, model.project_features(model.encode_images(batch.images), batch), StagedKVCache()
     )
-    everywhere = model.compute_outputs(
-        batch, hidden[walk.output_index][batch.loss_positions], out.control_states, keep_logits=False
+    everywhere = compute_outputs(
+        model.logits, batch, hidden[walk.output_index][batch.loss_positions], out.control_states, keep_logits=False
     )
     torch.testing.assert_close(out.nll, everywhere.nll)

@@ -6,9 +6,9 @@ from PIL import Image
 from test_generate import Scripted
 
 from conftest import ALL, REGION_TURNS, action_turns, conversation, samples_of
-from vpt.intervention import Intervention
-from vpt.regions import Region
-from vpt.speaker import GenerationLimits
+from vpt.generation.intervention import Intervention
+from vpt.generation.row_state import GenerationLimits
+from vpt.perception.regions import Region
 
 
 def records():

@@ -6,9 +6,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from vpt.config import JudgeConfig
+from vpt.config.schema import JudgeConfig
 from vpt.errors import ConfigError
-from vpt.evaluation.judge import Judge, read_score
+from vpt.evaluation.metrics.llm_judge import Judge, read_score
 from vpt.evaluation.predictions import Prediction
 
 

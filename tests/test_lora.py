@@ -9,18 +9,19 @@ from ranks import on_ranks
 from safetensors.torch import load_file
 
 from conftest import compose_config, losses, samples_of
-from vpt import freeze
-from vpt.config import LoraConfig
-from vpt.data.packing import collate
+from vpt.checkpoint.format import find_checkpoint
+from vpt.checkpoint.load import load_pretrained
+from vpt.checkpoint.tensors import unique_state_dict
+from vpt.config import validate
+from vpt.config.schema import LoraConfig
+from vpt.data.collate import collate
+from vpt.distributed.dtensor import full_tensor
+from vpt.distributed.process_group import World
 from vpt.errors import ConfigError
-from vpt.lora import merged
-from vpt.pretrained import load
-from vpt.training import checkpoint
-from vpt.training.chance import seed_step
-from vpt.training.loop import Trainer
+from vpt.models.lora import merged
 from vpt.training.optimizer import set_trainable
-from vpt.weights import full_tensor, unique_state_dict
-from vpt.world import World
+from vpt.training.seed import seed_step
+from vpt.training.trainer import Trainer
 
 ENCODERS = "encoder=[dino,sam,clip]"
 LORA = ("model.lora.rank=4", "model.lora.alpha=8")
@@ -114,9 +115,9 @@ def test_a_dropped_run_goes_on_to_the_last_bit(tmp_path):
     for name, tensor in after.items():
         if "language_model.layers" in name:
             assert torch.equal(tensor, before[name]) == ("lora_" not in name), name
-    saved = load_file(checkpoint.find_checkpoint(whole.folder) / "model.safetensors")
+    saved = load_file(find_checkpoint(whole.folder) / "model.safetensors")
     assert saved.keys() == after.keys() - {"qwen.lm_head.weight"}  # tied: once
-    parts = load(whole.folder)
+    parts = load_pretrained(whole.folder)
     assert all(torch.equal(after[name], tensor) for name, tensor in parts.model.state_dict().items())
 
 
@@ -171,6 +172,6 @@ def test_targets_and_what_is_missing(make_parts, monkeypatch):
     assert len(names) == parts.model.language.config.num_hidden_layers + 3
     with pytest.raises(ConfigError, match=r"'\*.q_prj' matches no layer"):
         make_parts("encoder=[]", *LORA, "model.lora.targets=['*.q_prj']")
-    monkeypatch.setattr(freeze, "find_spec", lambda name: None)
+    monkeypatch.setattr(validate, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="pip install peft"):
         compose_config(*LORA)

@@ -15,7 +15,7 @@ from vpt.evaluation.metrics.vqa import normalise as vqa_normalise
 from vpt.evaluation.predictions import Prediction
 from vpt.evaluation.statistics import Ratio, difference, estimates, mcnemar
 from vpt.evaluation.summary import summarise
-from vpt.speaker import IGNORED, REPAIRED, PerceptionStep
+from vpt.generation.row_state import IGNORED, REPAIRED, PerceptionStep
 
 
 def said(answer: str, *accepted: str, **more) -> Prediction:
@@ -167,7 +167,7 @@ def test_a_missing_package_and_a_wrong_name_say_what_to_type(monkeypatch):
     with pytest.raises(ConfigError, match=r"exact_mach is not a metric; did you mean exact_match"):
         build_metrics(["exact_mach"], key="data.metrics")
     with pytest.raises(ConfigError, match="is no Metric"):
-        build_metrics(["vpt.regions.Region"], key="data.metrics")
+        build_metrics(["vpt.perception.regions.Region"], key="data.metrics")
     assert build_metrics(["vpt.evaluation.metrics.vqa.VQAAccuracy"], key="data.metrics")
     monkeypatch.setitem(__import__("sys").modules, "rapidfuzz", None)
     with pytest.raises(ConfigError, match=r"anls needs the package rapidfuzz; type: pip install 'vpt\[metrics\]'"):

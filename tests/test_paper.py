@@ -6,7 +6,7 @@ import pytest
 
 from conftest import ROOT, compose_config
 from vpt.errors import CheckpointError
-from vpt.training.loop import Trainer
+from vpt.training.trainer import Trainer
 
 FOLDER = ROOT / "conf/experiment/paper"
 FILES = sorted(path.stem for path in FOLDER.glob("*.yaml"))

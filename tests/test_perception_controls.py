@@ -7,20 +7,20 @@ import pytest
 import torch
 
 from conftest import ALL, compose_config, compose_eval
-from vpt.batch import VISION_TOWER
-from vpt.build import build_model
+from vpt.checkpoint.load import build_model
 from vpt.errors import ConfigError
-from vpt.evaluation.controls.base import AblationContext
-from vpt.evaluation.controls.features import FeaturesNoise, FeaturesSwapped, FeaturesZeroed, MarkersOnly
-from vpt.evaluation.controls.regions import RegionOracle, RegionRandom, RegionWhole
-from vpt.evaluation.controls.run import Comparison, ablation_table, check_ablations, compare_answers, run_ablations
-from vpt.evaluation.controls.states import StateShuffled, StateZeroed
+from vpt.evaluation.ablations.base import AblationContext
+from vpt.evaluation.ablations.features import FeaturesNoise, FeaturesSwapped, FeaturesZeroed, MarkersOnly
+from vpt.evaluation.ablations.regions import RegionOracle, RegionRandom, RegionWhole
+from vpt.evaluation.ablations.runner import Comparison, ablation_table, check_ablations, compare_answers, run_ablations
+from vpt.evaluation.ablations.states import StateShuffled, StateZeroed
+from vpt.evaluation.evaluator import answer_questions
 from vpt.evaluation.predictions import read_predictions
 from vpt.evaluation.questions import questions
-from vpt.evaluation.runner import answer_questions
 from vpt.evaluation.statistics import Ratio
 from vpt.evaluation.summary import metrics_of
-from vpt.regions import Region
+from vpt.perception.batch import VISION_TOWER
+from vpt.perception.regions import Region
 
 FEATURES = (FeaturesZeroed, FeaturesNoise, FeaturesSwapped, MarkersOnly)
 STATES = (StateZeroed, StateShuffled)
@@ -137,7 +137,7 @@ def test_shuffled_states_are_those_of_another_question(benches):
 
 
 def control_free_answers(bench):
-    from vpt.evaluation.runner import answer_batch
+    from vpt.evaluation.evaluator import answer_batch
 
     return answer_batch(StateShuffled(bench.setting).generator, bench.asked)
 
@@ -148,7 +148,7 @@ def test_what_is_no_control_stops_before_anything_runs():
     nodes["features_noise"].options = {"imges": 3}
     with pytest.raises(ConfigError, match=r"features_noise.options.imges is not an option.*did you mean images"):
         check_ablations(nodes)
-    nodes["features_noise"].target = "vpt.regions.Region"
+    nodes["features_noise"].target = "vpt.perception.regions.Region"
     with pytest.raises(ConfigError, match="is no Ablation"):
         check_ablations(nodes)
     with pytest.raises(ConfigError, match=r"controls.x.traget is not a key"):

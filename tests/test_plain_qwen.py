@@ -5,10 +5,10 @@ import torch
 from torch.nn import functional as F
 
 from conftest import FAMILIES, conversation, qwen_inputs, samples_of, video, video_conversation
-from vpt import vision
-from vpt.attention import SEGMENT_ATTENTION
-from vpt.data.packing import collate
-from vpt.vision import vision_forward
+from vpt.data.collate import collate
+from vpt.models import vision_tower
+from vpt.models.attention import SEGMENT_ATTENTION
+from vpt.models.vision_tower import vision_forward
 
 # Windows of 8x8 patches, as published; the images then have 8x8, 12x6, 10x14 and 24x18 patches, a frame 10x6.
 WINDOWS = ("model=tiny_2_5", "model.config.vision_config.window_size=64")
@@ -108,8 +108,8 @@ def test_a_frozen_tower_sees_a_bundle_at_a_time(make_parts, folder, family, monk
     parts = make_parts("encoder=[]", *FAMILIES[family])
     images = collate(samples_of(parts, folder, list(ROWS.values()))).images["image"]
     visual = parts.model.qwen.model.visual
-    monkeypatch.setattr(vision, "MICRO_BATCH_PATCHES", (64, 64))
-    assert len(list(vision._micro_batches(images.grids, limit=64))) > 2
+    monkeypatch.setattr(vision_tower, "MICRO_BATCH_PATCHES", (64, 64))
+    assert len(list(vision_tower._micro_batches(images.grids, limit=64))) > 2
     with torch.no_grad():
         bundled = vision_forward(visual, images.pixels, images.grids)
     torch.testing.assert_close(bundled, vision_forward(visual, images.pixels, images.grids), rtol=1e-4, atol=1e-5)

@@ -6,11 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import ALL, FAMILIES, action_turns, mixed_records, qwen_inputs, samples_of, video, video_conversation
-from vpt.batch import VISION_TOWER, PlaceholderSpan
-from vpt.data.packing import collate
-from vpt.data.samples import PositionScheme
-from vpt.encoders.base import ProcessedImage
-from vpt.positions import GridSpan, row_positions
+from vpt.data.collate import collate
+from vpt.data.processor import PositionScheme
+from vpt.data.transforms import ProcessedImage
+from vpt.perception.batch import VISION_TOWER, PlaceholderSpan
+from vpt.perception.mrope import GridSpan, row_positions
 
 
 def records() -> list[dict]:

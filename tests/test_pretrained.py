@@ -12,15 +12,15 @@ from transformers import Qwen2VLForConditionalGeneration
 import vpt
 from conftest import ROOT, compose_config, conversation, mixed_records, samples_of
 from golden import Case
-from vpt.build import build_model
-from vpt.data.packing import collate
+from vpt.checkpoint.export import Export, export
+from vpt.checkpoint.format import save_weights
+from vpt.checkpoint.load import build_model, load_pretrained
+from vpt.checkpoint.tensors import LazyStateDict, unique_state_dict
+from vpt.checkpoint.upstream import UpstreamCheckpoint, from_upstream_name, to_upstream_name
+from vpt.cli.export import parse
+from vpt.data.collate import collate
 from vpt.errors import CheckpointError, ConfigError
-from vpt.export import Export, export, parse
-from vpt.model import VPTModel
-from vpt.pretrained import load
-from vpt.released import UpstreamCheckpoint, from_upstream_name, to_upstream_name
-from vpt.training.checkpoint import save_weights
-from vpt.weights import LazyStateDict, unique_state_dict
+from vpt.models.vpt import VPTModel
 
 EVERY = "encoder=[dino,sam,clip]"
 UNTIED = "model.config.tie_word_embeddings=false"
@@ -50,7 +50,7 @@ def same(a: VPTModel, b: VPTModel) -> bool:
 def test_our_folder_reads_back(saved, overrides):
     parts, folder = saved(*overrides)
     torch.manual_seed(1)  # what is not read from the folder would differ
-    assert same(VPTModel.from_pretrained(folder), parts.model)
+    assert same(vpt.load(folder, device="cpu").model, parts.model)
     assert vpt.load(folder).tokenizer.get_vocab() == parts.tokenizer.get_vocab()
 
 
@@ -87,7 +87,7 @@ def test_a_released_folder_answers_without_a_configuration(saved, tmp_path, fold
     """`vpt.load` takes it as it is, and predicts what the model predicted before it was exported."""
     parts, ours = saved(EVERY)
     theirs = export(Export(str(ours), str(tmp_path / "theirs"), "released"))
-    loaded = load(theirs, device="cpu")
+    loaded = load_pretrained(theirs, device="cpu")
     assert same(loaded.model, parts.model)
     batch = collate(samples_of(parts, folder, mixed_records()))
     with torch.no_grad():
@@ -207,7 +207,7 @@ def test_adapters_are_merged_on_the_way_out(saved, tmp_path, folder):
     with torch.no_grad():
         theirs, mine = other.model(batch).nll, parts.model.eval()(batch).nll
     assert torch.allclose(theirs, mine, atol=1e-5)
-    assert not torch.allclose(theirs, VPTModel.from_pretrained(saved_plain(tmp_path, parts))(batch).nll, atol=1e-3)
+    assert not torch.allclose(theirs, vpt.load(saved_plain(tmp_path, parts), device="cpu").model(batch).nll, atol=1e-3)
 
 
 def saved_plain(tmp_path: Path, parts) -> Path:
@@ -226,7 +226,7 @@ def test_export_says_what_to_type(saved, tmp_path):
     _, folder = saved(EVERY)
     for arguments, message in {
         ("checkpoint=x", "to=y", "fromat=qwen"): "did you mean format",
-        ("checkpoint=x",): "to is missing; type python -m vpt.export",
+        ("checkpoint=x",): "to is missing; type vpt export",
     }.items():
         with pytest.raises(ConfigError, match=message):
             parse(list(arguments))

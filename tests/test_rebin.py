@@ -7,11 +7,11 @@ import pytest
 from PIL import Image
 
 from conftest import compose_config, conversation, samples_of
+from vpt.__main__ import main
 from vpt.data.build import build_sources
-from vpt.data.convert import main
 from vpt.data.records import ImageRef
 from vpt.errors import DataError
-from vpt.regions import Region, in_numbers
+from vpt.perception.regions import Region, in_numbers
 
 SIZE, BOX = (200, 100), [37, 21, 90.5, 60]
 
@@ -36,7 +36,17 @@ def record(folder, *overrides: str, name: str = "train.jsonl"):
 @pytest.mark.parametrize("bins", [4, 8, 16, 32, 1000])
 def test_one_conversion_serves_every_grid(files, written, spelling, bins):
     """Whatever grid the file was written for, the region is that of the box in the model's grid."""
-    main([str(files / "cot.jsonl"), str(files / "train.jsonl"), "--bins", str(written), "--region-format", spelling])
+    main(
+        [
+            "convert",
+            str(files / "cot.jsonl"),
+            str(files / "train.jsonl"),
+            "--bins",
+            str(written),
+            "--region-format",
+            spelling,
+        ]
+    )
     region = Region.from_box(tuple(BOX), SIZE, bins=bins)
     found = record(files, f"model.region_bins={bins}")
     assert found.messages[2].content == region.to_text()

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vpt.regions import Region
+from vpt.perception.regions import Region
 
 
 @st.composite

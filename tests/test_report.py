@@ -14,19 +14,19 @@ from PIL import Image
 from wandb.proto import wandb_internal_pb2
 
 from conftest import compose_config, compose_eval, conversation, samples_of
+from vpt.__main__ import main
+from vpt.checkpoint.load import load_pretrained
+from vpt.cli.evaluate import evaluate_checkpoint
+from vpt.cli.train import train
 from vpt.errors import CheckpointError
 from vpt.evaluation.predictions import Prediction, read_predictions
-from vpt.evaluation.run import evaluate_checkpoint
-from vpt.pretrained import load
-from vpt.reply import ask
-from vpt.report import __main__ as command
-from vpt.report.examples import BEST, RANDOM, WORST, read_examples, select_examples
-from vpt.report.found import REPORT
-from vpt.report.looks import SEEN, SIDE, answer_images
-from vpt.report.page import write_report
-from vpt.report.sections import results
-from vpt.speaker import PerceptionStep
-from vpt.training.run import train
+from vpt.generation.pipeline import Pipeline
+from vpt.generation.row_state import PerceptionStep
+from vpt.reporting.answer_images import SEEN, SIDE, answer_images
+from vpt.reporting.examples import BEST, RANDOM, WORST, read_examples, select_examples
+from vpt.reporting.report import write_report
+from vpt.reporting.report_sections import results
+from vpt.reporting.run_artifacts import REPORT
 
 NASTY = "<script>alert('x')</script><img src=http://evil.example/a.png onerror=alert(1)> $x_1$ & \"'"
 
@@ -92,7 +92,7 @@ def test_a_run_and_its_evaluation_show_what_they_have(run):
 
 def test_it_is_the_same_rebuilt_from_what_is_on_disk(run, tmp_path, capsys):
     before = {path: path.read_text() for path in (run / REPORT, run / "eval" / "test" / REPORT)}
-    command.main([str(run)])
+    main(["report", str(run)])
     assert "see " in capsys.readouterr().out
     page = (run / "eval" / "test" / REPORT).read_text()
     assert page == before[run / "eval" / "test" / REPORT]
@@ -138,7 +138,7 @@ def test_texts_cannot_run(run, tmp_path):
     (tmp_path / "predictions").mkdir()
     for name in ("predictions.jsonl", "examples.json"):
         (tmp_path / name).rename(tmp_path / "predictions" / name)
-    text = write_report(tmp_path, config=load(run).config).read_text()
+    text = write_report(tmp_path, config=load_pretrained(run).config).read_text()
     page = Reader(text)
     assert fetched(page) == [] and "default-src 'none'" in text
     assert page.text.count(NASTY) > 10 and "evil" not in re.sub(re.escape(escape(NASTY)), "", text).replace(
@@ -167,7 +167,7 @@ def test_maps_are_those_of_a_reply(run, tmp_path):
     """What the report shows of an answer is what asking that question again shows."""
     from vpt.evaluation.questions import questions
 
-    parts = load(run)
+    parts = load_pretrained(run)
     examples = [example for example in read_examples(run / "predictions") if any(example.maps)]
     items = read_predictions(run / "predictions" / "predictions.jsonl")
     asked = questions(parts.config, limit=12)
@@ -176,7 +176,7 @@ def test_maps_are_those_of_a_reply(run, tmp_path):
         path = tmp_path / "image.png"
         question.folder.full_resolution(question.record.image, where="").save(path)
         text = next(m.content for m in question.record.messages if m.role == "user").removeprefix("<image>\n")
-        reply = ask(parts, path, text, prompted=False)
+        reply = Pipeline(**vars(parts)).ask(path, text, prompted=False)
         assert str(reply) == items[example.number].answer
         for kept, found in zip(example.maps, reply.maps(), strict=True):
             assert (kept is None) == (found is None)
@@ -200,7 +200,7 @@ def test_confidence_is_the_probability_of_the_answer(make_parts, folder):
     """Of the last turn: the product over its tokens of what a forward of training gives them."""
     from test_generate import Scripted
 
-    from vpt.speaker import GenerationLimits
+    from vpt.generation.row_state import GenerationLimits
 
     parts = make_parts("encoder=[dino]", "model.region_bins=8")
     samples = samples_of(
@@ -209,7 +209,7 @@ def test_confidence_is_the_probability_of_the_answer(make_parts, folder):
     prompts = [parts.encoder.encode_prompt(sample.record, folder) for sample in samples]
     generator = Scripted(parts, samples, GenerationLimits())
     for sample, said in zip(samples, generator.generate(prompts, [folder] * 2), strict=True):
-        from vpt.data.packing import collate
+        from vpt.data.collate import collate
 
         with torch.no_grad():
             nll = parts.model(collate([sample])).nll

@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import ALL, REGION_TURNS, TOKENS, action_turns, compose_config, conversation
-from vpt.batch import VISION_TOWER
-from vpt.data.baseline import TokenMatchedImage, without_perception, without_prompts
 from vpt.data.build import build_sources
-from vpt.data.packing import collate
+from vpt.data.collate import collate
 from vpt.data.records import REENCODE_PROMPT, ImageRef, parse_record
-from vpt.encoders.views import nearest_grid
+from vpt.data.same_data import TokenMatchedImage, without_perception, without_prompts
+from vpt.encoders.transforms import nearest_grid
 from vpt.errors import ConfigError, DataError
+from vpt.perception.batch import VISION_TOWER
 
 
 def said(*turns: str) -> list[dict]:

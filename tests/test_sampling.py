@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from vpt.sampling import Sampling
+from vpt.generation.sampling import Sampling
 
 
 class Fixed:

@@ -9,17 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vpt.data.balance import SampleCost
+from vpt.data.chat_template import ChatTemplate
 from vpt.data.images import MediaStore
 from vpt.data.loader import StepDataset
 from vpt.data.mixture import build_mixture
-from vpt.data.samples import Processor
-from vpt.data.sources import Source, SourceContext
-from vpt.data.sources.records import RecordFile
-from vpt.data.template import ChatTemplate
+from vpt.data.processor import Processor
+from vpt.data.sources.base import Source, SourceContext
+from vpt.data.sources.record_files import RecordFile
 from vpt.errors import DataError
-from vpt.masking import Masking
-from vpt.tiny import tiny_tokenizer
-from vpt.tokens import PerceptionVocabulary
+from vpt.models.tiny_tokenizer import tiny_tokenizer
+from vpt.perception.masking import Masking
+from vpt.perception.tokens import PerceptionVocabulary
 
 
 @pytest.fixture(scope="module")

@@ -15,13 +15,13 @@ from ranks import PATIENCE, on_ranks
 from torch.distributed.checkpoint import HuggingFaceStorageWriter
 
 from conftest import ROOT, compose_config, losses
-from vpt.cli import PREEMPTED, WRONG_INPUT
-from vpt.errors import ConfigError
-from vpt.pretrained import load
-from vpt.training import checkpoint
-from vpt.training.loop import Trainer
-from vpt.weights import LazyStateDict, unique_state_dict
-from vpt.world import World
+from vpt.checkpoint.format import COMPLETE, LATEST, find_checkpoint, list_checkpoints
+from vpt.checkpoint.load import load_pretrained
+from vpt.checkpoint.tensors import LazyStateDict, unique_state_dict
+from vpt.checkpoint.train_state import optimizer_tensors
+from vpt.distributed.process_group import World
+from vpt.errors import PREEMPTED, WRONG_INPUT, ConfigError
+from vpt.training.trainer import Trainer
 
 SMALL = (
     "+experiment=all", "+debug=two_steps", "training.batch_size=4", "training.checkpoint_every=2", "training.eval_every=1",
@@ -56,15 +56,15 @@ def assert_worlds_continue_each_other(tmp_path: Path, worlds: list[tuple[int, st
         else:
             codes = on_ranks(size, until, str(run), strategy, stop, folder=tmp_path)
         assert codes == [PREEMPTED if stop < 8 else 0] * size
-        found = checkpoint.find_checkpoint(run)
-        assert found.name == f"step_{stop:08d}" and (run / "checkpoints" / checkpoint.LATEST).resolve() == found
+        found = find_checkpoint(run)
+        assert found.name == f"step_{stop:08d}" and (run / "checkpoints" / LATEST).resolve() == found
         files = [path.name for path in found.glob("model*.safetensors")]
         assert len(files) == size and (size > 1 or files == ["model.safetensors"])
-        whole = load(run).model.state_dict()  # by one process, whatever number has saved
+        whole = load_pretrained(run).model.state_dict()  # by one process, whatever number has saved
         assert all(torch.equal(tensor, whole[name]) for name, tensor in LazyStateDict(found).items())
     until(World(), str(tmp_path / "alone"), "single", 8)
     assert losses(run) == pytest.approx(losses(tmp_path / "alone"), rel=1e-5)
-    ours, whole = (dict(LazyStateDict(checkpoint.find_checkpoint(folder))) for folder in (run, tmp_path / "alone"))
+    ours, whole = (dict(LazyStateDict(find_checkpoint(folder))) for folder in (run, tmp_path / "alone"))
     torch.testing.assert_close(ours, whole, rtol=1e-3, atol=1e-4)
 
 
@@ -94,18 +94,18 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, monkeypatch):
     trainer.train_step(trainer.dataset[0], 0)
     trainer.state.step = 1
     before = {name: tensor.clone() for name, tensor in unique_state_dict(trainer.model).items()}
-    moments = {name: tensor.clone() for name, tensor in checkpoint.optimizer_tensors(trainer.optimizer).items()}
+    moments = {name: tensor.clone() for name, tensor in optimizer_tensors(trainer.optimizer).items()}
     trainer.save()
     trainer.train_step(trainer.dataset[1], 1)
-    assert not checkpoint.list_checkpoints(tmp_path / "run" / "checkpoints")
+    assert not list_checkpoints(tmp_path / "run" / "checkpoints")
     gate.set()
     trainer.saver.wait()
-    [found] = checkpoint.list_checkpoints(tmp_path / "run" / "checkpoints")
+    [found] = list_checkpoints(tmp_path / "run" / "checkpoints")
     stored = LazyStateDict(found)
     assert all(torch.equal(stored[name], tensor) for name, tensor in before.items())
     assert not all(torch.equal(stored[name], tensor) for name, tensor in unique_state_dict(trainer.model).items())
     again = trainer_at(tmp_path / "run")
-    held = checkpoint.optimizer_tensors(again.optimizer)
+    held = optimizer_tensors(again.optimizer)
     assert held.keys() == moments.keys() and all(torch.equal(held[name], moments[name]) for name in moments)
 
 
@@ -117,12 +117,9 @@ def test_the_last_and_the_best_stay(tmp_path):
     trainer.evaluate = lambda: {"eval/token_accuracy": next(accuracies)}
     trainer.fit()
     folder = tmp_path / "run" / "checkpoints"
-    assert [path.name for path in checkpoint.list_checkpoints(folder)] == ["step_00000003", "step_00000009"]
+    assert [path.name for path in list_checkpoints(folder)] == ["step_00000003", "step_00000009"]
     assert os.readlink(folder / "best") == "step_00000003" and os.readlink(folder / "latest") == "step_00000009"
-    assert (
-        checkpoint.find_checkpoint(folder / "best").name == "best"
-        and checkpoint.find_checkpoint(tmp_path / "run").name == "step_00000009"
-    )
+    assert find_checkpoint(folder / "best").name == "best" and find_checkpoint(tmp_path / "run").name == "step_00000009"
     assert trainer_at(tmp_path / "run", "training.steps=9").state.best == 0.9
 
 
@@ -144,7 +141,7 @@ def test_signals_save_and_are_handed_on(tmp_path, number):
         return step(batches, at)
 
     trainer.train_step = told
-    before = signal.signal(number, lambda *_: seen.append(checkpoint.find_checkpoint(tmp_path / "run").name))
+    before = signal.signal(number, lambda *_: seen.append(find_checkpoint(tmp_path / "run").name))
     try:
         with pytest.raises(SystemExit) as left:
             trainer.fit()
@@ -157,10 +154,10 @@ def test_no_pickle_is_written_or_read(tmp_path, monkeypatch):
     """Not even where a stranger has put one beside the tensors."""
     trainer = trainer_at(tmp_path / "run", "training.steps=2")
     trainer.fit()
-    found = checkpoint.find_checkpoint(tmp_path / "run")
+    found = find_checkpoint(tmp_path / "run")
     kinds = {path.suffix for path in found.rglob("*") if path.is_file()}
     assert kinds <= {".safetensors", ".json", ".yaml", ".jinja", ".txt", ""}
-    assert (found / checkpoint.COMPLETE).read_bytes() == b""
+    assert (found / COMPLETE).read_bytes() == b""
     (found / ".metadata").write_bytes(pickle.dumps(print))
 
     def refuse(*_, **__):
@@ -173,7 +170,7 @@ def test_no_pickle_is_written_or_read(tmp_path, monkeypatch):
 
 
 def launched(folder: Path, *overrides: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "vpt.launch", "--standalone", "--nproc-per-node", "2", "train.py"]
+    command = [sys.executable, "-m", "vpt", "launch", "--standalone", "--nproc-per-node", "2", "train.py"]
     small = ["+experiment=dino", "+debug=two_steps", "training.checkpoint_every=1000", f"output_dir={folder}"]
     return subprocess.Popen([*command, *small, *overrides], cwd=ROOT, stderr=subprocess.PIPE, text=True)
 
@@ -190,7 +187,7 @@ def test_torchrun_hands_signals_and_exit_codes_on(tmp_path, number):
     _, said = program.communicate(timeout=PATIENCE)
     assert program.returncode == PREEMPTED, said
     assert "saved; type the same command to go on" in said
-    assert checkpoint.find_checkpoint(tmp_path / "dino").name == f"step_{len(losses(tmp_path / 'dino')):08d}"
+    assert find_checkpoint(tmp_path / "dino").name == f"step_{len(losses(tmp_path / 'dino')):08d}"
 
 
 @pytest.mark.slow

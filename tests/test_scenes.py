@@ -9,16 +9,16 @@ from PIL import Image
 from sklearn.neighbors import KNeighborsClassifier
 
 from conftest import compose_config
-from vpt.batch import VISION_TOWER
-from vpt.build import build_model
+from vpt.checkpoint.load import build_model
 from vpt.data.build import build_sources
 from vpt.data.images import MediaStore
 from vpt.data.records import ImageRef, Record
-from vpt.data.sources.canvas import Glyph, Scene, render_scene, texture_bank
-from vpt.data.sources.scene_questions import PLURALS, QUESTIONS, SceneQuestion
+from vpt.data.sources.scene_layout import PLURALS, QUESTIONS, SceneQuestion
+from vpt.data.sources.scene_rendering import Glyph, Scene, render_scene, texture_bank
 from vpt.data.sources.scenes import Scenes, load_digits
 from vpt.errors import DataError
-from vpt.regions import Region
+from vpt.perception.batch import VISION_TOWER
+from vpt.perception.regions import Region
 
 EVERY = "{read:1,compare:1,count:1,there:1,colour:1}"
 READ = "{read:1,compare:0,count:0,there:0,colour:0}"

@@ -13,11 +13,13 @@ from ranks import on_ranks
 from safetensors.torch import load_file, save_file
 
 from conftest import compose_config
+from vpt.checkpoint.format import list_checkpoints
+from vpt.checkpoint.tensors import unique_state_dict
+from vpt.checkpoint.train_state import optimizer_tensors
+from vpt.distributed.dtensor import full_tensor
 from vpt.errors import DataError, TrainingError
-from vpt.training import checkpoint
-from vpt.training.loop import Trainer
 from vpt.training.optimizer import lr_factor
-from vpt.weights import full_tensor, unique_state_dict
+from vpt.training.trainer import Trainer
 
 RECORDS, BROKEN = 40, {3: "no such file", 11: "not an image", 25: "counts differ"}
 
@@ -177,7 +179,7 @@ def test_too_many_in_a_row_leave_a_checkpoint_from_before(tmp_path, data):
     run = poisoned(Trainer(config, tmp_path / "run"), {2, 3, 4})
     with pytest.raises(TrainingError, match=r"the last 3 steps in a row .* checkpoint of step 2 is from before them"):
         run.fit()
-    assert [path.name for path in checkpoint.list_checkpoints(run.folder / "checkpoints")] == ["step_00000002"]
+    assert [path.name for path in list_checkpoints(run.folder / "checkpoints")] == ["step_00000002"]
     again = fitted(config, run.folder)
     assert again.state.nonfinite_steps == 0 and same(state(sound), state(again))
     assert all("lost" not in line for line in lines(run.folder, "setbacks.jsonl"))
@@ -196,7 +198,7 @@ def test_a_run_that_has_lost_every_step_so_far_is_saved_too(tmp_path, data):
 
 def whole(trainer: Trainer) -> dict[str, torch.Tensor]:
     """Weights and the optimizer's moments, whatever this process holds of them."""
-    tensors = unique_state_dict(trainer.model) | checkpoint.optimizer_tensors(trainer.optimizer)
+    tensors = unique_state_dict(trainer.model) | optimizer_tensors(trainer.optimizer)
     return {name: full_tensor(tensor).clone() for name, tensor in tensors.items()}
 
 

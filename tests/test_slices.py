@@ -12,16 +12,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from conftest import compose_config, losses
-from vpt.build import build_model
+from vpt.checkpoint.export import Export, export
+from vpt.checkpoint.format import find_checkpoint, save_weights
+from vpt.checkpoint.load import build_model
+from vpt.checkpoint.tensors import unique_state_dict
+from vpt.checkpoint.train_state import restore
+from vpt.distributed.process_group import World, init_process_group
 from vpt.errors import CheckpointError
-from vpt.export import Export, export
-from vpt.training import checkpoint
-from vpt.training.checkpoint import save_weights
-from vpt.training.loop import Trainer
 from vpt.training.optimizer import build_optimizer
-from vpt.training.start import build_training
-from vpt.weights import unique_state_dict
-from vpt.world import World, init_process_group
+from vpt.training.setup import build_training
+from vpt.training.trainer import Trainer
 
 
 class Alive(TorchDispatchMode):
@@ -58,12 +58,12 @@ def from_files(world: World, weights: str, to: str) -> dict[str, float]:
     name = "fsdp" if world.size > 1 else "single"
     config = settings(weights, "model.lora.rank=2", f"strategy={name}")
     Trainer(config, Path(to) / name, world).fit()
-    found, shares = checkpoint.find_checkpoint(Path(to) / name), {}
+    found, shares = find_checkpoint(Path(to) / name), {}
     for moment, place in (("begun", None), ("resumed", found)):
         with Alive() as memory:
             model = build_training(config, place, world, torch.device("cpu"))[0].model
             if place:
-                checkpoint.restore(place, model, build_optimizer(model, config.optim))
+                restore(place, model, build_optimizer(model, config.optim))
         shares[moment] = memory.most / sum(parameter.nbytes for parameter in model.parameters())
     return shares
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vpt.data import store
-from vpt.data.store import RecordStore
+from vpt.data import record_store
+from vpt.data.record_store import RecordStore
 from vpt.errors import DataError
 
 
@@ -29,7 +29,7 @@ RECORDS = st.lists(
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_every_record_comes_back(tmp_path, records, chunk, ascii_only, indent, monkeypatch):
     """Whatever the records hold and wherever a chunk ends, from a list or from lines."""
-    monkeypatch.setattr(store, "CHUNK", chunk)
+    monkeypatch.setattr(record_store, "CHUNK", chunk)
     monkeypatch.setenv("VPT_CACHE", str(tmp_path / str(abs(hash((json.dumps(records), chunk, ascii_only, indent))))))
     listed, lines = tmp_path / "a.json", tmp_path / "a.jsonl"
     listed.write_text(
@@ -46,7 +46,7 @@ def test_the_second_start_reads_the_index_alone(tmp_path, monkeypatch):
     file = tmp_path / "a.json"
     file.write_text(json.dumps([{"n": i} for i in range(50)]))
     RecordStore(file)
-    monkeypatch.setattr(store, "_spans_of_list", lambda path: pytest.fail("indexed again"))
+    monkeypatch.setattr(record_store, "_spans_of_list", lambda path: pytest.fail("indexed again"))
     again = RecordStore(file)
     assert again[49] == (f"{file}: record 49", {"n": 49})
     assert pickle.loads(pickle.dumps(again))[7][1] == {"n": 7}  # as a spawned worker gets it

@@ -10,8 +10,8 @@ import yaml
 from wandb.sdk.launch.sweeps import utils as sweeps
 
 from conftest import ROOT, compose_config
-from vpt.cli import check_overrides
-from vpt.config import TrainConfig
+from vpt.config.overrides import check_overrides
+from vpt.config.schema import TrainConfig
 
 TWO_STEPS = ("+experiment=dino", "+debug=two_steps", "tracking=none")
 

@@ -5,10 +5,10 @@ import torch
 from test_generate import Scripted, records
 
 from conftest import ALL, compose_config, conversation, samples_of
-from vpt.data.packing import collate
+from vpt.data.collate import collate
 from vpt.errors import ConfigError
-from vpt.regions import Region
-from vpt.speaker import GenerationLimits
+from vpt.generation.row_state import GenerationLimits
+from vpt.perception.regions import Region
 
 TEXT = ("encoder=[dino]", "model.region_bins=1000", "model.region_format=text")
 REGION = Region(125, 250, 749, 874)

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from conftest import ALL
-from vpt.tokens import action_tokens, add_perception_tokens, pad_token, region_tokens, resize_token_embeddings
+from vpt.models.qwen import resize_token_embeddings
+from vpt.perception.tokens import action_tokens, add_perception_tokens, pad_token, region_tokens
 
 
 def test_growing_twice_changes_nothing(make_parts):
@@ -15,7 +16,7 @@ def test_growing_twice_changes_nothing(make_parts):
 
 
 def test_one_encoder_adds_the_22_published_tokens(make_parts):
-    from vpt.tiny import tiny_tokenizer
+    from vpt.models.tiny_tokenizer import tiny_tokenizer
 
     tokenizer = tiny_tokenizer()
     size = len(tokenizer)

@@ -10,12 +10,12 @@ from ranks import on_ranks
 
 import wandb_file
 from conftest import compose_config
+from vpt.cli.train import train
 from vpt.flops import FlopMeter
-from vpt.provenance import code_version
-from vpt.training.loop import Trainer
+from vpt.tracking import GROUPS
 from vpt.training.optimizer import module_of
-from vpt.training.run import train
-from vpt.training.tracking import GROUPS
+from vpt.training.trainer import Trainer
+from vpt.utils.version import code_version
 
 SMALL = ("+experiment=all", "+debug=two_steps", "training.log_every=1", "training.batch_size=8", "training.micro_batch_size=4",
          "data.limit=4")  # fmt: skip
@@ -127,7 +127,7 @@ def test_perception_is_counted_as_it_was(step):
     assert metrics["perception/control_state_norm"] == pytest.approx(
         float(states.detach().norm(dim=-1).mean()), rel=1e-5
     )
-    targets, hits = (torch.cat([getattr(out, name) for out in outputs]) for name in ("targets", "hits"))
+    targets, hits = (torch.cat([getattr(out, name) for out in outputs]) for name in ("targets", "correct"))
     for token, name in trainer.model.vocabulary.perception_ids().items():
         right = hits[targets == token]
         assert metrics.get(f"perception/accuracy/{name}") == (float(right.double().mean()) if len(right) else None)
@@ -135,7 +135,7 @@ def test_perception_is_counted_as_it_was(step):
 
 def test_utilisation_is_the_work_of_the_formulas_over_the_peak(step):
     trainer, batches, _, _, metrics = step
-    speed = trainer.step_metrics.speed(metrics, tokens=100, waited=1.0, took=4.0)
+    speed = trainer.step_metrics.throughput(metrics, tokens=100, waited=1.0, took=4.0)
     flops = sum(cost.useful for batch in batches for cost in FlopMeter(trainer.model).step(batch).values())
     assert speed["perf/utilisation"] == pytest.approx(flops / (4.0 * trainer.step_metrics.peak))
     assert (speed["perf/tokens_per_second"], speed["perf/samples_per_second"]) == (25, 2)

@@ -15,12 +15,12 @@ import torch
 from safetensors.torch import load_file
 
 from conftest import ROOT, compose_config, logged, losses
+from vpt.checkpoint.checksums import CHECKSUMS
+from vpt.checkpoint.format import STEP_FOLDER, find_checkpoint, list_checkpoints
+from vpt.cli.train import train
 from vpt.errors import CheckpointError, ConfigError, DataError
-from vpt.seal import CHECKSUMS
-from vpt.training import checkpoint
-from vpt.training.loop import Trainer
 from vpt.training.optimizer import build_optimizer, lr_factor, set_trainable
-from vpt.training.run import train
+from vpt.training.trainer import Trainer
 
 SMALL = (
     "+debug=two_steps", "+experiment=all", "training.batch_size=4", "training.micro_batch_size=2", "tracking=none",
@@ -105,7 +105,7 @@ def test_killed_and_interrupted_by_hand(tmp_path):
     assert "type the same command to go on" in said
     steps = [line["step"] for line in logged(tmp_path / "stopped", "train/loss")]
     assert steps == list(range(1, steps[-1] + 1)) and steps[-1] >= 25
-    assert checkpoint.find_checkpoint(tmp_path / "stopped").name == checkpoint.STEP_FOLDER.format(steps[-1])
+    assert find_checkpoint(tmp_path / "stopped").name == STEP_FOLDER.format(steps[-1])
 
 
 def test_another_configuration_is_refused_with_the_difference(tmp_path):
@@ -118,9 +118,9 @@ def test_another_configuration_is_refused_with_the_difference(tmp_path):
 def test_a_checkpoint_is_complete_or_absent(tmp_path):
     run = trained(tmp_path / "run", until=3)
     folder = run.folder / "checkpoints"
-    shutil.copytree(checkpoint.list_checkpoints(folder)[-1], folder / ".writing_step_00000009")
-    assert checkpoint.find_checkpoint(run.folder).name == "step_00000002"
-    broken = checkpoint.find_checkpoint(run.folder) / "model.safetensors"
+    shutil.copytree(list_checkpoints(folder)[-1], folder / ".writing_step_00000009")
+    assert find_checkpoint(run.folder).name == "step_00000002"
+    broken = find_checkpoint(run.folder) / "model.safetensors"
     broken.write_bytes(broken.read_bytes()[:1000])
     with pytest.raises(
         CheckpointError, match=r"model\.safetensors is not what was written there; .*remove \S+00000002"
@@ -135,7 +135,7 @@ def test_a_missing_tensor_is_named(tmp_path):
     from safetensors.torch import save_file
 
     run = trained(tmp_path / "run", until=3)
-    path = checkpoint.find_checkpoint(run.folder) / "model.safetensors"
+    path = find_checkpoint(run.folder) / "model.safetensors"
     tensors = load_file(path)
     del tensors["encoders.sam.projector.conv_feature.bias"]
     save_file(tensors, path)
@@ -154,7 +154,7 @@ def test_starting_from_another_run(tmp_path, capsys):
             tmp_path / "x",
         )
     second = Trainer(config, tmp_path / "second")
-    saved = load_file(checkpoint.find_checkpoint(first.folder) / "model.safetensors")
+    saved = load_file(find_checkpoint(first.folder) / "model.safetensors")
     assert torch.equal(second.model.state_dict()["encoders.dino.projector.linear_feature.weight"],
                        saved["encoders.dino.projector.linear_feature.weight"])  # fmt: skip
 

@@ -26,15 +26,15 @@ from conftest import (
     video,
     video_conversation,
 )  # fmt: skip
-from vpt.data.baseline import without_perception
+from vpt.cli.train import train
 from vpt.data.images import MediaStore
 from vpt.data.rebin import rebin
 from vpt.data.records import parse_record
 from vpt.data.references import ImageRef, VideoRef
+from vpt.data.same_data import without_perception
 from vpt.data.videos import FrameSampling, VideoClip
-from vpt.encoders.views import CLIP_MEAN, CLIP_STD
+from vpt.encoders.transforms import CLIP_MEAN, CLIP_STD
 from vpt.errors import DataError
-from vpt.training.run import train
 
 
 def read(record: dict):
@@ -246,6 +246,6 @@ def test_a_run_on_videos(filmed, tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "run" / "predictions" / "predictions.jsonl").open()]
     assert [line["images"]["image"] for line in lines[:3]] == [[video()], ["a.mkv"], ["0.png"]]
 
-    from vpt.evaluation.pictures import draw_sheet
+    from vpt.reporting.figures import draw_sheet
 
     assert draw_sheet(tmp_path / "run" / "predictions", config, columns=2, rows=2).stat().st_size > 10_000

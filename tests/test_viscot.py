@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from vpt.data.records import REENCODE_PROMPT, REGION_PROMPT, ImageRef, parse_record
-from vpt.data.viscot import BOX_PROMPT, convert_record
-from vpt.data.viscot_boxes import image_sizes
+from vpt.data.visual_cot.boxes import image_sizes
+from vpt.data.visual_cot.records import BOX_PROMPT, convert_record
 from vpt.errors import DataError
-from vpt.regions import Box, Region
+from vpt.perception.regions import Box, Region
 
 VISCOT = Path(__file__).resolve().parents[1] / ".." / "shared" / "viscot"
 METADATA = ("sroie_cot_train.jsonl", "vsr_cot_train.jsonl")

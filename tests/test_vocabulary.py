@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from transformers import Qwen2Tokenizer
 from transformers.convert_slow_tokenizer import TikTokenConverter
 
+from vpt.data.chat_template import ChatTemplate, EncodedConversation
 from vpt.data.records import parse_record
-from vpt.data.template import ChatTemplate, EncodedConversation
-from vpt.tokens import PerceptionVocabulary, action_tokens, add_perception_tokens, pad_token, region_tokens
+from vpt.perception.tokens import PerceptionVocabulary, action_tokens, add_perception_tokens, pad_token, region_tokens
 
 # In the order of Qwen2-VL's ids, from 151643 on.
 PUBLISHED = [

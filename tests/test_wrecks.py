@@ -12,11 +12,11 @@ from test_hostile import examples
 
 from conftest import compose_config
 from hostile import RANDOM, fuzz
+from vpt.checkpoint.checksums import CHECKSUMS, write_checksums
+from vpt.checkpoint.load import load_pretrained
+from vpt.checkpoint.tensors import unique_state_dict
 from vpt.errors import UserError
-from vpt.pretrained import load
-from vpt.seal import CHECKSUMS, write_checksums
-from vpt.training.loop import Trainer
-from vpt.weights import unique_state_dict
+from vpt.training.trainer import Trainer
 from wrecks import copied, wreck
 
 RUN = ("+experiment=dino", "+debug=easy_vqa", "run_name=run", "model.config.num_hidden_layers=1",
@@ -48,7 +48,7 @@ def resumed(folder: Path) -> torch.nn.Module:
 
 
 def loaded(folder: Path) -> torch.nn.Module:
-    return load(folder, device="cpu").model
+    return load_pretrained(folder, device="cpu").model
 
 
 @examples(12, 1_500)
@@ -127,10 +127,10 @@ RELEASED = {
 @pytest.mark.parametrize("name", RELEASED)
 def test_released_folders_that_are_none(run, tmp_path, name):
     text, message = RELEASED[name]
-    parts = load(run[0], device="cpu")
+    parts = load_pretrained(run[0], device="cpu")
     parts.tokenizer.save_pretrained(tmp_path)
     shutil.copy(run[0] / "checkpoints" / "step_00000002" / "model.safetensors", tmp_path)
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(UserError, match=message) as caught:
-        load(tmp_path, device="cpu")
+        load_pretrained(tmp_path, device="cpu")
     assert str(tmp_path) in str(caught.value)

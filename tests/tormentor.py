@@ -15,10 +15,10 @@ from ranks import PATIENCE, started
 from safetensors.torch import load_file
 
 from conftest import compose_config
+from vpt.checkpoint.format import BEST, COMPLETE, LATEST, find_checkpoint, list_checkpoints
+from vpt.distributed.process_group import World
 from vpt.errors import CheckpointError
-from vpt.training import checkpoint
-from vpt.training.loop import Trainer
-from vpt.world import World
+from vpt.training.trainer import Trainer
 
 OVERRIDES = (
     "+experiment=free_choice", "+debug=two_steps", "training.batch_size=2", "training.checkpoint_every=1",
@@ -112,7 +112,7 @@ class Tormentor:
 
     def last(self) -> int:
         """The step of the last checkpoint."""
-        return max((int(path.name[5:]) for path in checkpoint.list_checkpoints(self.checkpoints)), default=0)
+        return max((int(path.name[5:]) for path in list_checkpoints(self.checkpoints)), default=0)
 
     def _largest_file(self) -> int:
         return max(file.stat().st_size for file in self.checkpoints.glob("step_*/*.safetensors"))
@@ -124,13 +124,13 @@ class Tormentor:
     def check(self) -> None:
         """Complete or absent, whatever has happened; `latest` and `best` point at something."""
         for path in self.checkpoints.glob("step_*"):
-            assert (path / checkpoint.COMPLETE).exists()
+            assert (path / COMPLETE).exists()
             stored = _stored(path)
             assert sum(name.startswith("model") for name in stored) in (1, self.ranks)
             assert sum(name.startswith("optimizer") for name in stored) in (1, self.ranks)
-        for name in (checkpoint.LATEST, checkpoint.BEST):
+        for name in (LATEST, BEST):
             link = self.checkpoints / name
-            assert not link.is_symlink() or (link / checkpoint.COMPLETE).exists()
+            assert not link.is_symlink() or (link / COMPLETE).exists()
 
 
 def _stored(path: Path) -> dict[str, dict[str, torch.Tensor]]:
@@ -147,14 +147,12 @@ def history(folder: Path) -> list[tuple]:
 def assert_same_run(tormented: Path, whole: Path) -> None:
     """To the last bit: what was logged, weights, moments, progress, and which checkpoints are left."""
     assert history(tormented) == history(whole)
-    ones, others = (_stored(checkpoint.find_checkpoint(folder)) for folder in (tormented, whole))
+    ones, others = (_stored(find_checkpoint(folder)) for folder in (tormented, whole))
     assert ones.keys() == others.keys()
     for file, one in ones.items():
         assert one.keys() == others[file].keys()
         assert all(torch.equal(one[name], others[file][name]) for name in one)
-    states = [
-        json.loads((checkpoint.find_checkpoint(folder) / "state.json").read_text()) for folder in (tormented, whole)
-    ]
+    states = [json.loads((find_checkpoint(folder) / "state.json").read_text()) for folder in (tormented, whole)]
     assert states[0] == states[1]
     kept = [sorted(path.name for path in (folder / "checkpoints").iterdir()) for folder in (tormented, whole)]
     assert kept[0] == kept[1]

@@ -2,11 +2,15 @@
 
 import difflib
 import importlib
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
+WRONG_INPUT = 2  # exit code for a UserError
+INTERRUPTED = 130  # exit code after Ctrl-C, as shells have it
+PREEMPTED = 75  # exit code after SIGTERM, SIGUSR1 or SIGUSR2: saved, to be started again (EX_TEMPFAIL)
 LONGEST = 400  # characters of what another library has to say
 
 
@@ -63,3 +67,9 @@ def did_you_mean(path: str, known: list[str]) -> str:
     leaves = {name.rpartition(".")[2]: name for name in known}
     close += [leaves[match] for match in difflib.get_close_matches(leaf, leaves, n=1, cutoff=0.7)]
     return f"; did you mean {' or '.join(dict.fromkeys(close))}?" if close else ""
+
+
+def exit_with(error: UserError) -> None:
+    """Print the message and exit."""
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(WRONG_INPUT)

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from vpt.bench.figures import Measurement, write
+from vpt.bench.measure import Measurement, write
 
-GROUPS = ("passes", "rows", "arithmetic", "memory", "answering", "seeing", "loading")
+GROUPS = ("inner_passes", "packing", "mfu", "memory", "generation", "vision", "loading")
 
 
 def measure(groups: list[str]) -> list[Measurement]:

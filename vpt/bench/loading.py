@@ -8,8 +8,8 @@ import tempfile
 from pathlib import Path
 
 from vpt.bench.composed import composed
-from vpt.bench.figures import Measurement
-from vpt.training.loop import Trainer
+from vpt.bench.measure import Measurement
+from vpt.training.trainer import Trainer
 
 WAITING = "perf/share_waiting_for_data"
 STEPS, WARM_UP = 30, 10  # workers start, and have to get ahead

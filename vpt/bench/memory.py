@@ -6,11 +6,11 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from vpt.bench.figures import Measurement, Timed, ratio
+from vpt.bench.inner_passes import step_with
+from vpt.bench.measure import Measurement, Timed, ratio
 from vpt.bench.models import build_50m
-from vpt.bench.passes import step_with
-from vpt.bench.talks import SyntheticRow, synthetic_batch
-from vpt.model import InnerForwardConfig
+from vpt.bench.synthetic import SyntheticRow, synthetic_batch
+from vpt.models.vpt import InnerForwardConfig
 
 ROWS = 4  # with fewer, the gradients are most of it
 

@@ -6,12 +6,13 @@ import torch
 from PIL import Image
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
-from vpt.attention import SEGMENT_ATTENTION
-from vpt.batch import VISION_TOWER
-from vpt.bench.talks import ENCODER, VOCABULARY
-from vpt.encoders.base import BuildContext, ImageTransform, ProcessedImage
+from vpt.bench.synthetic import ENCODER, VOCABULARY
+from vpt.data.transforms import ImageTransform, ProcessedImage
+from vpt.encoders.base import BuildContext
 from vpt.encoders.dino import DinoEncoder
-from vpt.model import InnerForwardConfig, VPTModel
+from vpt.models.attention import SEGMENT_ATTENTION
+from vpt.models.vpt import InnerForwardConfig, VPTModel
+from vpt.perception.batch import VISION_TOWER
 
 # About 50 M parameters, nearly all in the language model
 LANGUAGE = {

@@ -9,12 +9,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from vpt.batch import VISION_TOWER
 from vpt.data.images import MediaStore
-from vpt.data.reading import OnError, encode_samples
+from vpt.data.processor import OnError, Processor, encode_samples
 from vpt.data.records import Record
-from vpt.data.samples import Processor
-from vpt.data.sources import Source
+from vpt.data.sources.base import Source
+from vpt.perception.batch import VISION_TOWER
 
 _MEASURED = 8  # records of each source that tell how long its texts and images are
 

@@ -5,18 +5,17 @@ from pathlib import Path
 
 from PIL import Image
 
-from vpt.config import DataConfig, SourceConfig, TrainConfig
+from vpt.config.schema import DataConfig, SourceConfig, TrainConfig
+from vpt.config.targets import SOURCE, locate
 from vpt.data.balance import SampleCost
 from vpt.data.images import MediaStore
 from vpt.data.loader import StepDataset
 from vpt.data.mixture import build_mixture
-from vpt.data.samples import Processor
-from vpt.data.sources import Source, SourceContext
+from vpt.data.processor import Processor
+from vpt.data.sources.base import Source, SourceContext
 from vpt.data.videos import FrameSampling
 from vpt.errors import ConfigError, DataError
-from vpt.freeze import SOURCE, locate
-from vpt.masking import Masking
-from vpt.world import World
+from vpt.perception.masking import Masking
 
 
 def build_sources(
@@ -55,16 +54,16 @@ def media_store(root: Path, data: DataConfig, draw: Callable[[str], Image.Image]
     return MediaStore(root, image.max_side, image.resample, image.refuse_above, sampling, draw, image.upright)
 
 
-def build_dataset(config: TrainConfig, encoder: Processor, world: World) -> StepDataset:
-    """What a process of `world` has of each step of a run."""
+def build_dataset(config: TrainConfig, processor: Processor, *, rank: int, world_size: int) -> StepDataset:
+    """The micro-batches of each step of a run that one process trains on."""
     data, training = config.data, config.training
     sources, folders = build_sources(data.train, config, split="train")
     weights = [node.weight for node in data.train.values()]
-    cost = SampleCost.estimate(encoder, sources, folders, data.on_error) if world.size > 1 else None  # type: ignore[arg-type]
+    cost = SampleCost.estimate(processor, sources, folders, data.on_error) if world_size > 1 else None  # type: ignore[arg-type]
     return StepDataset(
-        build_mixture(sources, weights, config.seed, data.mixing), folders, encoder, build_masking(config),  # type: ignore[arg-type]
+        build_mixture(sources, weights, config.seed, data.mixing), folders, processor, build_masking(config),  # type: ignore[arg-type]
         batch_size=training.batch_size, micro_batch_size=training.micro_batch_size, steps=training.steps,
-        rank=world.rank, ranks=world.size, cost=cost, on_error=data.on_error,  # type: ignore[arg-type]
+        rank=rank, ranks=world_size, cost=cost, on_error=data.on_error,  # type: ignore[arg-type]
     )  # fmt: skip
 
 

@@ -9,12 +9,14 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from vpt.data.references import ImageRef, VideoRef
+from vpt.data.transforms import RESAMPLING
 from vpt.data.videos import SUFFIXES, FrameSampling, VideoClip, VideoFile
-from vpt.encoders.views import RESAMPLING
 from vpt.errors import DataError
 
 # What images are stored in. Pillow knows more, among them PostScript, which it has another program run.
 Image.init()
+
+
 FORMATS = {"AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP"} & Image.OPEN.keys()
 FLATTEST = 200  # times as long as wide: what Qwen's image processor still takes
 

@@ -8,16 +8,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from vpt.batch import Batch, Span
 from vpt.data.balance import SampleCost, balance
+from vpt.data.collate import collate
 from vpt.data.images import MediaStore
 from vpt.data.mixture import Mixture, SampleRef
-from vpt.data.packing import collate
-from vpt.data.reading import OnError, encode_samples
-from vpt.data.samples import Processor, Sample
-from vpt.data.sources import Source
+from vpt.data.processor import OnError, Processor, Sample, encode_samples
+from vpt.data.sources.base import Source
 from vpt.errors import DataError, UserError
-from vpt.masking import Masking
+from vpt.perception.batch import Batch, Span
+from vpt.perception.masking import Masking
 
 
 @dataclass

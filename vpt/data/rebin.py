@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
-from vpt.batch import VISION_TOWER
 from vpt.data.images import MediaStore
 from vpt.data.records import Message, Record
 from vpt.data.references import ImageRef
 from vpt.data.turns import Turn, perception_turns, read_turns, write_turns
 from vpt.errors import DataError
-from vpt.regions import Region
+from vpt.perception.batch import VISION_TOWER
+from vpt.perception.regions import Region
 
 
 def rebin(
@@ -17,7 +17,7 @@ def rebin(
 ) -> Record:
     """The record with its regions, and the crops that they ask for, in a grid of `bins` x `bins` cells.
 
-    A region is read from the record's box where it has one (files of `vpt.data.convert` do). Without it, cells can only
+    A region is read from the record's box where it has one (files of `vpt.data.visual_cot.files` do). Without it, cells can only
     be joined: 8 x 8 become 4 x 4 exactly, and never 16 x 16.
 
     Args:
@@ -70,7 +70,7 @@ def _moved(
     if source_bins % bins:
         raise DataError(
             f"{record.where}: its regions are cells of {source_bins}x{source_bins}, the model's of {bins}x{bins}, and cells "
-            f"cannot be split; convert from boxes (python -m vpt.data.convert), or type model.region_bins={source_bins}"
+            f"cannot be split; convert from boxes (vpt convert), or type model.region_bins={source_bins}"
         )
     joined = source_bins // bins
     return Region(region.x0 // joined, region.y0 // joined, region.x1 // joined, region.y1 // joined)

@@ -13,9 +13,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from vpt.batch import VISION_TOWER
 from vpt.data.references import ImageRef, Pixels, Reference, VideoRef, check_text
 from vpt.errors import DataError
+from vpt.perception.batch import VISION_TOWER
 
 SYSTEM_PROMPT = "You are a helpful assistant."
 ROLES = ("system", "user", "assistant")

@@ -8,7 +8,6 @@ from typing import Any
 from vpt.errors import DataError
 
 _CROP = re.compile(r"^(?P<path>.*)_(?P<box>\d{1,9},\d{1,9},\d{1,9},\d{1,9})$", re.DOTALL)
-
 Pixels = tuple[int, int, int, int]
 FRAME_RATES = 0.001, 1000  # the least and the most that a record may claim
 

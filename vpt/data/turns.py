@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from vpt.batch import VISION_TOWER
 from vpt.data.records import PLACEHOLDER, Message, Record
 from vpt.data.references import Reference
-from vpt.regions import Region
-from vpt.tokens import REGION_START
+from vpt.perception.batch import VISION_TOWER
+from vpt.perception.regions import Region
+from vpt.perception.tokens import REGION_START
 
 _ASKS = re.compile(re.escape(REGION_START) + r"|<\|[a-z0-9]+_action_start\|>")
 

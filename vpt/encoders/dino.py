@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from transformers import Dinov2Config, Dinov2Model
 
 from vpt.encoders.base import BuildContext, ReEncoder
-from vpt.encoders.views import IMAGENET_MEAN, IMAGENET_STD, SquareTransform
-from vpt.projector import LinearProjector
+from vpt.encoders.projectors import LinearProjector
+from vpt.encoders.transforms import IMAGENET_MEAN, IMAGENET_STD, SquareTransform
 
 
 class DinoEncoder(ReEncoder):

@@ -7,8 +7,8 @@ from torch import Tensor
 from transformers import SamVisionConfig, SamVisionModel
 
 from vpt.encoders.base import BuildContext, ReEncoder
-from vpt.encoders.views import ResizeLongestSide
-from vpt.projector import ConvProjector
+from vpt.encoders.projectors import ConvProjector
+from vpt.encoders.transforms import ResizeLongestSide
 
 
 class SamEncoder(ReEncoder):

@@ -9,12 +9,12 @@ from types import TracebackType
 from typing import Any
 
 from vpt.data.records import Pixels
+from vpt.distributed.process_group import World
 from vpt.errors import DataError
-from vpt.speaker import IGNORED, PerceptionStep
-from vpt.world import World
+from vpt.generation.row_state import IGNORED, PerceptionStep
+from vpt.utils.files import atomic_write
 
 PREDICTIONS, SETTINGS = "predictions.jsonl", "settings.json"
-
 # What files of version 0.1 call them
 FORMER_KEYS = {"right": "correct", "asked": "expected_actions", "said": "requested"}
 FORMER_STATUS = {"seen": "done", "mended": "repaired"}
@@ -184,13 +184,6 @@ def open_log(
 def _truncate_partial_line(path: Path) -> None:
     with path.open("r+b") as file:
         file.truncate(file.read().rfind(b"\n") + 1)
-
-
-def atomic_write(path: Path, text: str) -> None:
-    """Write a file under another name and rename it: it is there whole, or as it was."""
-    draft = path.with_name(f"{path.name}.tmp")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)
 
 
 def _line(item: Prediction) -> str:

@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from vpt.asking import REGION
-from vpt.batch import VISION_TOWER
-from vpt.config import TrainConfig
+from vpt.config.schema import TrainConfig
 from vpt.data.build import build_sources
 from vpt.data.images import MediaStore
 from vpt.data.records import Record
 from vpt.data.turns import perception_turns, read_turns
+from vpt.perception.batch import VISION_TOWER
+from vpt.perception.requests import REGION
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from vpt.config import DataConfig
+from vpt.config.schema import DataConfig
 from vpt.evaluation.metrics import Metric, build_metrics
 from vpt.evaluation.metrics.perception import PERCEPTION, action_label, confusion
 from vpt.evaluation.predictions import Prediction, by_source
 from vpt.evaluation.statistics import Ratio, estimates
-from vpt.speaker import IGNORED, REPAIRED
+from vpt.generation.row_state import IGNORED, REPAIRED
 
 Metrics = dict[str, list[Metric]]  # of each data set, the first of them gives the score
 

@@ -5,9 +5,9 @@ from collections.abc import Iterable
 
 import torch
 
-from vpt.batch import Batch
-from vpt.model import VPTModel
-from vpt.world import World
+from vpt.distributed.process_group import World
+from vpt.models.vpt import VPTModel
+from vpt.perception.batch import Batch
 
 
 @torch.no_grad()

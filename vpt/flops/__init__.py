@@ -4,7 +4,7 @@
                                          and as much for the gradient of its input where one flows on
     attention, h heads of width d        forward 4 h d pairs, backward twice that; a pair is a query and a key that it
                                          sees, so causal attention over n positions has n (n + 1) / 2
-    language model                       every segment of every row (`vpt.segments`): `shared` runs a position once,
+    language model                       every segment of every row (`vpt.perception.segments`): `shared` runs a position once,
                                          `full` once more for each action; a row masked by `zero` runs once more from
                                          its first masked position on. The MLP of the last layer sees only positions
                                          that predict a label or are control states
@@ -16,7 +16,7 @@
     activation checkpointing             forward of every decoder layer again, but for its last product
 
 What is frozen and has nothing trained before it runs forward only, and not at all where what it sees is known
-(`vpt.features`). Normalisations, activations, rotary embeddings and
+(`vpt.data.feature_cache`). Normalisations, activations, rotary embeddings and
 the sum in f + (f . c) c are no matrix products and are not counted.
 """
 

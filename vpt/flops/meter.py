@@ -7,14 +7,14 @@ from typing import Literal
 
 import numpy as np
 
-from vpt.batch import VISION_TOWER, Batch, ImageInputs, PlaceholderSpan, Row
 from vpt.flops.cost import DecoderCost, FlopCost, LayerStack, is_trained
 from vpt.flops.vision import EncoderCost, TowerCost
-from vpt.model import LOGIT_CHUNK, VPTModel
-from vpt.segments import Segment
+from vpt.models.output import LOGIT_CHUNK
+from vpt.models.vpt import VPTModel
+from vpt.perception.batch import VISION_TOWER, Batch, ImageInputs, PlaceholderSpan, Row
+from vpt.perception.segments import Segment
 
 TOWER_PART, LANGUAGE_PART, HEAD_PART = "qwen.model.visual", "qwen.model.language_model", "qwen.lm_head"
-
 # `causal`: pairs that the attention mask lets through, the least that must be computed. `dense`: all queries of a
 # segment with all its keys, as kernels without a notion of causality, and torch's counter, have it.
 Pairs = Literal["causal", "dense"]

@@ -12,7 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vpt.encoders.base import ReEncoder
 from vpt.flops.cost import FlopCost, LayerStack, is_trained, receivers
-from vpt.vision import Grid, window_order
+from vpt.models.vision_tower import window_order
+from vpt.perception.batch import Grid
 
 
 class TowerCost:

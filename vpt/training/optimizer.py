@@ -7,10 +7,10 @@ from fnmatch import fnmatchcase
 import torch
 from torch import nn
 
-from vpt.config import OptimConfig
+from vpt.config.schema import OptimConfig
 from vpt.errors import ConfigError, did_you_mean
-from vpt.lora import freeze_base
-from vpt.model import VPTModel
+from vpt.models.lora import freeze_base
+from vpt.models.vpt import VPTModel
 
 
 def set_trainable(model: VPTModel, config: OptimConfig, *, tower_pretrained: bool) -> None:

@@ -11,12 +11,13 @@ from typing import Any
 
 import torch
 
-from vpt.bench.gpu import decoding, profiling
-from vpt.bench.gpu.sizes import QWEN2_VL_2B, QWEN2_VL_7B, TINY, BenchModel, build
+from vpt.bench.gpu.decoding import Decoding
+from vpt.bench.gpu.profiling import idle, shares
+from vpt.bench.gpu.published_sizes import QWEN2_VL_2B, QWEN2_VL_7B, TINY, BenchModel, build
 from vpt.bench.gpu.training import StepTiming, Training
-from vpt.config import LoraConfig
-from vpt.lora import freeze_base, inject
-from vpt.world import World, init_process_group
+from vpt.config.schema import LoraConfig
+from vpt.distributed.process_group import World, init_process_group
+from vpt.models.lora import freeze_base, inject
 
 # Rows of a micro-batch and whether layers are recomputed, tried in turn; what does not fit is passed over.
 STEPS = ((8, False), (12, False), (16, True), (32, True))
@@ -55,8 +56,8 @@ def step_and_profile(
         return {}
     best = max(paces, key=lambda pace: pace.samples_a_second)
     training.set(checkpointing=best.checkpointing)
-    parts = profiling.shares(training, training.batch(best.rows), out.with_suffix(".profile.txt"))
-    say("".join(f"\n  {share:6.1%} {kind}" for kind, share in {**parts, "waiting": profiling.idle(parts)}.items())[1:])
+    parts = shares(training, training.batch(best.rows), out.with_suffix(".profile.txt"))
+    say("".join(f"\n  {share:6.1%} {kind}" for kind, share in {**parts, "waiting": idle(parts)}.items())[1:])
     return {
         "utilisation": with_bound(best.utilisation, UTILISATION),
         "samples_a_second": with_bound(best.samples_a_second * world.size, SAMPLES),
@@ -78,7 +79,7 @@ def adapters(name: str, sizes: BenchModel, world: World, device: torch.device, s
 def answer(name: str, sizes: BenchModel, device: torch.device, say: Print) -> dict[str, Any]:
     """Tokens a second while answering."""
     say(f"{name} answers, {sizes.new_tokens} tokens each, in bf16: ours, transformers' generate")
-    speaking = decoding.Decoding(build(sizes, device, dtype=torch.bfloat16), sizes)
+    speaking = Decoding(build(sizes, device, dtype=torch.bfloat16), sizes)
     found = {}
     for rows in BATCHES:
         ours, theirs = speaking.rates(rows)

@@ -5,18 +5,18 @@ from pathlib import Path
 
 import torch
 
-from vpt.batch import VISION_TOWER, Batch, Row
-from vpt.bench import theirs
-from vpt.bench.figures import Timed, time_in_turns
-from vpt.bench.gpu.sizes import BenchModel
-from vpt.bench.talks import SyntheticRow, synthetic_batch
+from vpt.bench.gpu.published_sizes import BenchModel
+from vpt.bench.hf_generate import generate
+from vpt.bench.measure import Timed, time_in_turns
+from vpt.bench.synthetic import SyntheticRow, synthetic_batch
 from vpt.data.images import MediaStore
+from vpt.data.processor import Processor, Sample
 from vpt.data.records import Record
-from vpt.data.samples import Processor, Sample
-from vpt.encoders.base import ProcessedImage
-from vpt.generate import Generator
-from vpt.model import VPTModel
-from vpt.speaker import GenerationLimits
+from vpt.data.transforms import ProcessedImage
+from vpt.generation.generator import Generator
+from vpt.generation.row_state import GenerationLimits
+from vpt.models.vpt import VPTModel
+from vpt.perception.batch import VISION_TOWER, Batch, Row
 
 ROUNDS = 3
 
@@ -35,7 +35,7 @@ class Decoding:
     def rates(self, rows: int) -> tuple[float, float]:
         """Tokens a second, ours and theirs, the two in turn; the best of `ROUNDS` each."""
         batch = synthetic_batch(self.model, [self.prompt] * rows)
-        sides = {"ours": self._ours(batch), "theirs": theirs.generate(self.model, batch, self.sizes.new_tokens)}
+        sides = {"ours": self._ours(batch), "theirs": generate(self.model, batch, self.sizes.new_tokens)}
         taken = time_in_turns(sides, rounds=ROUNDS)
         tokens = rows * self.sizes.new_tokens
         return tokens / min(taken["ours"]), tokens / min(taken["theirs"])

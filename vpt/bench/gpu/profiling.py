@@ -6,9 +6,9 @@ from pathlib import Path
 
 from torch.profiler import ProfilerActivity, profile
 
-from vpt.batch import Batch
-from vpt.bench.figures import wait
 from vpt.bench.gpu.training import Training
+from vpt.bench.measure import wait
+from vpt.perception.batch import Batch
 
 # The first pattern that a kernel's (on a CPU: an operation's) name matches says what it is.
 KINDS = {

@@ -5,17 +5,17 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from vpt.batch import Batch
-from vpt.bench.figures import timed
-from vpt.bench.gpu.sizes import BenchModel
-from vpt.bench.talks import synthetic_batch
-from vpt.compiling import compile_layers
-from vpt.config import StrategyConfig
+from vpt.bench.gpu.published_sizes import BenchModel
+from vpt.bench.measure import timed
+from vpt.bench.synthetic import synthetic_batch
+from vpt.config.schema import StrategyConfig
+from vpt.distributed.process_group import World
+from vpt.distributed.strategy import build_strategy, choose_strategy
 from vpt.flops import FlopMeter
-from vpt.flops.peak import peak_flops
-from vpt.model import VPTModel
-from vpt.training.strategy import build_strategy, choose_strategy
-from vpt.world import World
+from vpt.flops.hardware import peak_flops
+from vpt.models.inner_forward import compile_layers
+from vpt.models.vpt import VPTModel
+from vpt.perception.batch import Batch
 
 WARM_UP, STEPS = 3, 10
 
@@ -75,7 +75,7 @@ class Training:
         self.sizes, self.device, self.compiled = sizes, model.device, compiled
         self.meter = FlopMeter(model)  # before anything is sharded
         if compiled:
-            compile_layers(model)
+            compile_layers(model.language.layers)
         kind = choose_strategy(model, world, self.device)
         chosen = StrategyConfig(kind=kind)
         self.strategy = build_strategy(chosen, model, world, self.device, precision="bf16")

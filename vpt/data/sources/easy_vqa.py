@@ -1,8 +1,7 @@
 """easy-VQA (PyPI package `easy-vqa`): questions about one shape on a 64x64 canvas, as records of every kind."""
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from functools import lru_cache
 from importlib.resources import files
 from importlib.util import find_spec
@@ -12,21 +11,10 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from vpt.batch import VISION_TOWER
 from vpt.data.images import transposed
-from vpt.data.records import (
-    REENCODE_PROMPT,
-    REGION_PROMPT,
-    SYSTEM_PROMPT,
-    ImageRef,
-    Message,
-    Pixels,
-    Record,
-)
-from vpt.data.sources import Source, SourceContext
+from vpt.data.records import ImageRef, Pixels, Record
+from vpt.data.sources.base import Source, SourceContext, draw_kinds, perceiving_record
 from vpt.errors import DataError
-from vpt.regions import Region
-from vpt.tokens import action_tokens
 
 COLOURS = ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")
 SHAPES = ("circle", "rectangle", "triangle")
@@ -80,17 +68,6 @@ def question_type(answer: str) -> str:
     return "colour" if answer in COLOURS else "shape" if answer in SHAPES else "yes/no"
 
 
-def draw_kinds(actions: Mapping[str, float], count: int, *, seed: int) -> list[str]:
-    """A kind of perception for each of `count` records, by the shares of `actions`."""
-    shares = {kind: share for kind, share in actions.items() if share > 0}
-    if not shares:
-        raise DataError("data.actions gives no kind a share above 0; try data.actions.none=1")
-    weights = np.array(list(shares.values()))
-    picks = np.random.default_rng(seed).choice(len(shares), size=count, p=weights / weights.sum())
-    names = list(shares)
-    return [names[pick] for pick in picks]
-
-
 @lru_cache(maxsize=65536)
 def shape_extent(path: Path, turn: int = 0) -> Pixels:
     """The smallest box around all pixels that differ from the background, the commonest colour."""
@@ -99,31 +76,3 @@ def shape_extent(path: Path, turn: int = 0) -> Pixels:
     values, counts = np.unique(flat, return_counts=True)
     rows, columns = np.nonzero(flat != values[counts.argmax()])
     return int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1
-
-
-def perceiving_record(
-    context: SourceContext, kind: str, *, question: str, answer: str, image: ImageRef, box: Pixels,
-    size: tuple[int, int], where: str, question_type: str,
-) -> Record:  # fmt: skip
-    """A question and its answer with the turns that one kind of perception takes in between."""
-    images: dict[str, tuple[ImageRef, ...]] = {VISION_TOWER: (image,)}
-    turns: list[Message] = []
-    prompt = ""
-    if kind == "region":
-        try:
-            region = Region.from_box(box, size, bins=context.region_bins)
-        except ValueError as error:
-            raise DataError(f"{where}: {error}") from None
-        crop = replace(image, crop=region.to_box(size, bins=context.region_bins))
-        images[VISION_TOWER] = (image, crop)
-        turns = [Message("assistant", region.to_text()), Message("user", "<image>")]
-        prompt = REGION_PROMPT
-    elif kind != "none":
-        token = context.encoder_tokens[kind]
-        images[kind] = (image,)
-        turns = [Message("assistant", "".join(action_tokens(token))), Message("user", f"<{token}_image>")]
-        prompt = REENCODE_PROMPT
-    asked = f"{question} {prompt}" if prompt and context.action_prompt else question
-    messages = (Message("system", SYSTEM_PROMPT), Message("user", f"<image>\n{asked}"), *turns)
-    record = Record((*messages, Message("assistant", answer)), images, where, question, answer, question_type, box)
-    return context.apply_run_options(record)

@@ -17,10 +17,9 @@ import numpy as np
 from PIL import Image
 
 from vpt.data.records import ImageRef, Record
-from vpt.data.sources import Source, SourceContext
-from vpt.data.sources.canvas import COLOURS, TILE, render_scene, texture_bank
-from vpt.data.sources.easy_vqa import draw_kinds, perceiving_record
-from vpt.data.sources.scene_questions import QUESTIONS, SceneBuilder, SceneConfig, SceneQuestion
+from vpt.data.sources.base import Source, SourceContext, draw_kinds, perceiving_record
+from vpt.data.sources.scene_layout import QUESTIONS, SceneBuilder, SceneConfig, SceneQuestion
+from vpt.data.sources.scene_rendering import COLOURS, TILE, render_scene, texture_bank
 from vpt.errors import DataError, did_you_mean
 
 SPLITS = ("train", "test")

@@ -5,13 +5,13 @@ A metric is a small class; a name out of `METRICS` or the dotted name of another
 
 from collections.abc import Sequence
 
+from vpt.config.targets import METRIC, locate
 from vpt.errors import ConfigError, did_you_mean, require
-from vpt.evaluation.metrics.answers import ExactMatch, NormalisedEditSimilarity
 from vpt.evaluation.metrics.base import Metric
 from vpt.evaluation.metrics.captions import CiderD, RougeL
+from vpt.evaluation.metrics.exact_match import ExactMatch, NormalisedEditSimilarity
 from vpt.evaluation.metrics.vqa import VQAAccuracy
 from vpt.evaluation.metrics.yes_no import YesNo
-from vpt.freeze import METRIC, locate
 
 METRICS: dict[str, type[Metric]] = {
     "exact_match": ExactMatch,

@@ -8,7 +8,7 @@ import numpy as np
 from vpt.evaluation.metrics.base import MeanScore, Metric
 from vpt.evaluation.predictions import Prediction
 from vpt.evaluation.statistics import Ratio
-from vpt.regions import Box
+from vpt.perception.regions import Box
 
 
 def iou(a: Box, b: Box) -> float:

@@ -1,0 +1,111 @@
+"""Taking up a run, and starting one from another's weights."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vpt.checkpoint.checksums import verify
+from vpt.checkpoint.format import find_checkpoint, load_config
+from vpt.checkpoint.tensors import LazyStateDict, shape_mismatches
+from vpt.config.schema import TrainConfig
+from vpt.distributed.dtensor import shard_like
+from vpt.errors import CheckpointError
+from vpt.models.lora import has_adapters, merged, plain_name
+from vpt.models.vpt import VPTModel
+
+SHOWN = 6  # names in a message
+# Keys that may change between two commands of one run, because they change no result
+MAY_CHANGE = (
+    "output_dir", "device", "strategy", "init_", "tracking", "generation", "data.root", "data.workers",
+    "data.cache_mb", "data.feature_cache", "data.limit", "training.micro_batch_size", "training.log_every",
+    "training.eval_every", "training.eval_rows", "training.final_questions", "training.checkpoint_every",
+    "training.keep", "training.best", "model.inner_forward", "model.activation_checkpointing", "model.token_ids",
+    "model.path",
+)  # fmt: skip
+
+
+def check_same_config(found: Path, config: TrainConfig) -> None:
+    """Raise CheckpointError with the difference where a checkpoint belongs to another configuration."""
+    before, now = (dict(_leaves(asdict(tree))) for tree in (load_config(found), config))
+    changed = [
+        f"  {key}: {before.get(key)} -> {now.get(key)}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and not key.startswith(MAY_CHANGE)
+    ]
+    if changed:
+        raise CheckpointError(
+            f"{found} was trained with another configuration:\n" + "\n".join(changed) + "\n"
+            "take these changes back to go on, or start a new run with run_name=OTHER_NAME"
+        )
+
+
+def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def resolve_init_from(init_from: str) -> Path:
+    """The checkpoint that `init_from` names. Raises CheckpointError where there is none."""
+    try:
+        found = find_checkpoint(init_from)
+        verify(found)
+        return found
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"init_from={init_from}: {error}. Train that stage first; init_from=OTHER_RUN starts from another, "
+            "init_from=null from the base model"
+        ) from None
+
+
+def warm_start(model: VPTModel, found: Path, *, without: Sequence[str] = (), quiet: bool = False) -> None:
+    """Take every tensor of a checkpoint that the model has too; what the model has alone stays as it was built.
+
+    Adapters are merged where the model has none; where it has some, a checkpoint without gives it its base.
+
+    Args:
+        model: changed in place.
+        found: a checkpoint.
+        without: patterns of tensor names that are not taken (`init_except`).
+        quiet: say nothing of it.
+
+    Raises:
+        CheckpointError: where a tensor is of another size, nothing fits, or a pattern matches nothing.
+    """
+    own = model.state_dict(keep_vars=True)
+    tensors = {name: tensor for name, tensor in _tensors_for(own, found).items() if name in own}
+    for pattern in without:
+        if not any(fnmatchcase(name, pattern) for name in tensors):
+            raise CheckpointError(f"init_except: pattern {pattern!r} matches no tensor of {found}")
+    tensors = {n: tensor for n, tensor in tensors.items() if not any(fnmatchcase(n, pattern) for pattern in without)}
+    wrong = shape_mismatches({name: tensor.shape for name, tensor in tensors.items()}, own)
+    if wrong or not tensors:
+        raise CheckpointError(
+            f"init_from={found} does not fit the model: {'; '.join(wrong) or 'no tensor in common'}; "
+            "init_except=[PATTERN] leaves tensors as they are built"
+        )
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            own[name].copy_(shard_like(tensor, own[name].detach()))
+    if quiet:
+        return
+    left = sorted({name.rpartition(".")[0] for name in own.keys() - tensors.keys() if "lm_head" not in name})
+    more = f" and {len(left) - SHOWN} more" if len(left) > SHOWN else ""
+    print(f"  starts from {found}" + (f"; newly built: {', '.join(left[:SHOWN])}{more}" if left else ""))
+
+
+def _tensors_for(own: Mapping[str, Tensor], found: Path) -> Mapping[str, Tensor]:
+    """The tensors of a checkpoint, named as in a model with the tensors `own`."""
+    tensors: Mapping[str, Tensor] = LazyStateDict(found)
+    if has_adapters(own) == has_adapters(tensors):
+        return tensors
+    if has_adapters(tensors):
+        return merged(tensors, load_config(found).model.lora)
+    return {name: tensors[plain_name(name)] for name in own if plain_name(name) in tensors}

@@ -1,0 +1,195 @@
+"""Tensors of a folder by name, as transformers lays them out: one safetensors file, shards, or `pytorch_model*.bin`.
+
+Files that could hold anything but tensors are refused, never run.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from pickle import UnpicklingError
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from vpt.distributed.dtensor import shard_like
+from vpt.errors import CheckpointError, wrap_read_errors
+
+_INDEXED = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+_SINGLE = ("model.safetensors", "pytorch_model.bin")
+
+
+class LazyStateDict(Mapping[str, Tensor]):
+    """Name -> tensor; a tensor is read from the disk when it is asked for."""
+
+    def __init__(self, folder: Path, files: Sequence[Path] | None = None) -> None:
+        """Open the weights of `folder`, or `files`. Raises CheckpointError where one is missing or broken.
+
+        `shapes` holds the shape of every tensor, of which none has been read.
+        """
+        self.folder = folder
+        self._home: dict[str, list[Mapping[str, Tensor]]] = {}
+        for file in weight_files(folder) if files is None else files:
+            opened = SafetensorsFile(file) if file.suffix == ".safetensors" else _load_bin(file)
+            for name in opened:
+                self._home.setdefault(name, []).append(opened)
+        with wrap_read_errors(folder, "copy it again"):
+            self.shapes = {name: self._shape(name) for name in self._home}
+
+    def __getitem__(self, name: str) -> Tensor:
+        home = self._home[name]
+        return home[0][name] if len(home) == 1 else _join_shards(name, home)
+
+    def _shape(self, name: str) -> list[int]:
+        """From the headers alone. Raises ValueError where a tensor's slices are not all there."""
+        home = self._home[name]
+        files = [file for file in home if isinstance(file, SafetensorsFile)]
+        if not files:
+            return list(home[0][name].shape)
+        slices = {tuple(file.offsets(name)): file.shape(name) for file in files}
+        ends = ([begin + size for begin, size in zip(*one, strict=True)] for one in slices.items())
+        whole = [max(end) for end in zip(*ends, strict=True)]
+        if sum(map(math.prod, slices.values())) != math.prod(whole):
+            raise ValueError(f"the slices of {name} do not make up {whole}")
+        return whole
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._home)
+
+    def __len__(self) -> int:
+        return len(self._home)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold a folder's weights. Raises CheckpointError where there are none or a shard is missing."""
+    files = [folder / name for name in _SINGLE if (folder / name).is_file()][:1]
+    for name in _INDEXED if not files else ():
+        if (folder / name).is_file():
+            with wrap_read_errors(folder / name, "copy it again"):
+                index = json.loads((folder / name).read_text(encoding="utf-8"))
+                files = [folder / Path(shard).name for shard in sorted(set(index["weight_map"].values()))]
+            break
+    if not files:
+        files = sorted(folder.glob("model-*-of-*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+    if not files:
+        raise CheckpointError(f"{folder} holds no weights ({', '.join((*_SINGLE, *_INDEXED))})")
+    absent = [file.name for file in files if not file.is_file()]
+    if absent:
+        raise CheckpointError(f"{folder} is incomplete, it lacks {', '.join(absent)}; copy or download it again")
+    return files
+
+
+class SafetensorsFile(Mapping[str, Tensor]):
+    """One safetensors file, mapped into memory."""
+
+    def __init__(self, file: Path) -> None:
+        with wrap_read_errors(file, "use an older checkpoint, or copy it again"):
+            self._open = safe_open(file, framework="pt")
+            self._names = list(self._open.keys())
+            self._slices = json.loads((self._open.metadata() or {}).get("DCP_SHARDING_INFO", "{}"))
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._open.get_tensor(name)
+
+    def offsets(self, name: str) -> list[int]:
+        """Where what is stored of a tensor begins in it."""
+        return self._slices[name]["saved_offsets"] if name in self._slices else [0] * len(self.shape(name))
+
+    def shape(self, name: str) -> list[int]:
+        """Of what this file holds of a tensor."""
+        return list(self._open.get_slice(name).get_shape())
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def _join_shards(name: str, files: Sequence[Mapping[str, Tensor]]) -> Tensor:
+    """A tensor of which several processes have saved a slice each."""
+    slices = [(file.offsets(name), file[name]) for file in files if isinstance(file, SafetensorsFile)]
+    ends = [[begin + size for begin, size in zip(offsets, part.shape)] for offsets, part in slices]
+    whole = slices[0][1].new_empty([max(end) for end in zip(*ends)])
+    for (offsets, part), end in zip(slices, ends):
+        whole[tuple(slice(begin, stop) for begin, stop in zip(offsets, end))] = part
+    return whole
+
+
+def _load_bin(file: Path) -> dict[str, Tensor]:
+    try:
+        loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except UnpicklingError:
+        raise CheckpointError(f"{file} holds more than tensors and is refused; convert it to safetensors") from None
+    except (OSError, RuntimeError, EOFError) as error:
+        raise CheckpointError(f"{file} cannot be read: {str(error).splitlines()[0]}; copy it again") from None
+    if not isinstance(loaded, dict) or not all(isinstance(tensor, Tensor) for tensor in loaded.values()):
+        raise CheckpointError(f"{file} is not a table of tensors by name")
+    return loaded
+
+
+def unique_state_dict(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict with tied weights once: the first name stays."""
+    seen: set[int] = set()
+    own = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            own[name] = tensor.detach()
+    return own
+
+
+def load_state_dict(
+    model: nn.Module, tensors: Mapping[str, Tensor], *, where: Path, names: Mapping[str, str] | None = None
+) -> None:
+    """Copy tensors into a model, all of them into all of it.
+
+    Args:
+        model: whose `state_dict` names count.
+        tensors: what is stored, by stored name.
+        where: what to call it in messages.
+        names: the model's name -> the stored name; the same where it is left out.
+
+    Raises:
+        CheckpointError: lists what is missing, unexpected, or of another shape. The model is as before then.
+    """
+    own = unique_state_dict(model)
+    names = names if names is not None else {name: name for name in tensors}
+    check_state_dict({name: tensors[stored].shape for name, stored in names.items()}, own, where=where, names=names)
+    with torch.no_grad():
+        for name, stored in names.items():
+            own[name].copy_(shard_like(tensors[stored], own[name]))
+
+
+def check_state_dict(
+    stored: Mapping[str, Sequence[int]], own: Mapping[str, Tensor], *, where: Path,
+    names: Mapping[str, str] | None = None,
+) -> None:  # fmt: skip
+    """Raise CheckpointError that lists what is missing, unexpected, or of another shape.
+
+    Args:
+        stored: shapes of what is stored, by the model's names.
+        own: tensors of the model.
+        where: what to call the store.
+        names: what the store calls them, where it does otherwise.
+    """
+    missing = [name for name in own if name not in stored]
+    unexpected = [names[name] if names else name for name in stored if name not in own]
+    shapes = shape_mismatches({name: shape for name, shape in stored.items() if name in own}, own)
+    problems = [
+        f"{kind}: {', '.join(sorted(found))}"
+        for kind, found in (("missing", missing), ("unexpected", unexpected), ("other shape", shapes))
+        if found
+    ]
+    if problems:
+        raise CheckpointError(f"{where} does not fit the model; " + "; ".join(problems))
+
+
+def shape_mismatches(stored: Mapping[str, Sequence[int]], own: Mapping[str, Tensor]) -> list[str]:
+    """Which stored tensors, by name and shape, have another shape than the model's."""
+    return [
+        f"{name} {list(shape)} instead of {list(own[name].shape)}"
+        for name, shape in stored.items()
+        if tuple(shape) != tuple(own[name].shape)
+    ]

@@ -1,0 +1,122 @@
+"""`TrainState` and the optimizer state of a checkpoint: everything besides weights that a run resumes from."""
+
+import json
+import warnings
+from collections.abc import Container, Iterator, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import get_type_hints
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint import HuggingFaceStorageReader
+from torch.distributed.checkpoint.api import CheckpointException
+
+from vpt.checkpoint.format import STEP_FOLDER
+from vpt.checkpoint.tensors import LazyStateDict, check_state_dict, unique_state_dict
+from vpt.errors import ConfigError, wrap_read_errors
+from vpt.models.vpt import VPTModel
+
+
+@dataclass
+class TrainState:
+    """What a run needs besides tensors to go on: steps done, the run's id at W&B, its best score so far and when;
+    records left out so far, steps lost to a gradient that is not finite, and how many of those were the last ones.
+    """
+
+    step: int = 0
+    wandb_id: str | None = None
+    best: float | None = None
+    best_step: int | None = None
+    skipped: int = 0
+    nonfinite_steps: int = 0
+    consecutive_nonfinite: int = 0
+
+    def is_best(self, metrics: Mapping[str, float], *, by: str | None) -> bool:
+        """Whether a metric is better now than ever before, which is remembered; of a loss, the lower the better.
+
+        Raises:
+            ConfigError: where there is no such metric.
+        """
+        if by is None:
+            return False
+        if by not in metrics:
+            raise ConfigError(f"training.best={by} is not a metric of the evaluation: {', '.join(metrics)}")
+        sign = -1 if by.endswith("loss") else 1
+        if self.best is not None and sign * metrics[by] <= sign * self.best:
+            return False
+        self.best, self.best_step = metrics[by], self.step
+        return True
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer's state by name, as the processes hold it; empty before the first step."""
+    return {
+        f"{name}/{key}": value.detach()
+        for name, parameter in _named(optimizer)
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def _named(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
+    for group in optimizer.param_groups:
+        yield from zip(group["names"], group["params"], strict=True)
+
+
+def restore(checkpoint: Path, model: VPTModel, optimizer: torch.optim.Optimizer) -> TrainState:
+    """Read weights and the optimizer's state in place, each process its part; return the rest.
+
+    Raises:
+        CheckpointError: where the checkpoint is broken, or of another model.
+    """
+    with wrap_read_errors(checkpoint, "resume from an older checkpoint"):
+        LazyStateDict(checkpoint, sorted(checkpoint.glob("optimizer*.safetensors")))  # its headers make sense
+        reader = HuggingFaceStorageReader(str(checkpoint))
+        stored = {name: entry.size for name, entry in reader.read_metadata().state_dict_metadata.items()}  # type: ignore[union-attr]
+        tensors = unique_state_dict(model)
+        check_state_dict({name: stored[name] for name in stored if "/" not in name}, tensors, where=checkpoint)
+        tensors |= _begin_state(optimizer, stored)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")
+            try:
+                dcp.load(tensors, storage_reader=reader, no_dist=not dist.is_initialized())
+            except CheckpointException as error:  # no Exception; it holds one of each process that failed
+                raise next(iter(error.failures.values()))[0] from None
+        progress = _read_progress(checkpoint)
+    return progress
+
+
+def _read_progress(checkpoint: Path) -> TrainState:
+    """Where a run stood. Raises CheckpointError where that is nonsense: it decides which records come next."""
+    with wrap_read_errors(checkpoint / "state.json", "resume from an older checkpoint"):
+        state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+        known = {item.name for item in fields(TrainState)} & state.keys()
+        for key in known:
+            hint, value = get_type_hints(TrainState)[key], state[key]
+            if isinstance(value, bool) or not isinstance(value, hint):
+                raise ValueError(f"{key}={value!r} is not of type {getattr(hint, '__name__', hint)}")
+            if isinstance(value, int) and value < 0:
+                raise ValueError(f"{key}={value} is negative")
+        if checkpoint.name != STEP_FOLDER.format(state["step"]):
+            raise ValueError(f"it is of step {state['step']}, the folder is {checkpoint.name}")
+        return TrainState(**{key: state[key] for key in known})
+
+
+def _begin_state(optimizer: torch.optim.Optimizer, stored: Container[str]) -> dict[str, Tensor]:
+    """Give the optimizer the state tensors that a checkpoint holds, for it to be read into."""
+    tensors: dict[str, Tensor] = {}
+    for name, parameter in _named(optimizer):
+        blank = {
+            "step": torch.zeros((), device=parameter.device),
+            "exp_avg": torch.zeros_like(parameter),
+            "exp_avg_sq": torch.zeros_like(parameter),
+        }
+        state = {key: value for key, value in blank.items() if f"{name}/{key}" in stored}
+        if 0 < len(state) < len(blank):
+            raise ValueError(f"of {name}'s moments it holds {', '.join(state)} alone")
+        if state:
+            optimizer.state[parameter] = state
+            tensors |= {f"{name}/{key}": value for key, value in state.items()}
+    return tensors

@@ -1,0 +1,86 @@
+"""Ask a trained model one question about one image, and see what it looks at.
+
+    vpt ask IMAGE QUESTION checkpoint=RUN [out=PNG] [KEY=VALUE ...]
+
+    vpt ask cat.png "What colour is the cat?" checkpoint=outputs/dino out=answer.png
+    vpt ask cat.png "What colour is the cat?" checkpoint=outputs/all action=region generation.crop_margin=1
+
+Prints what the model says while it says it, what each request for perception showed it, and the answer; `out` is a
+picture of the image, the region and its crop, and what the control state looked for.
+
+    checkpoint               a run (outputs/dino: its last checkpoint), one of its checkpoints, an exported folder, or
+                             a checkpoint that the authors published
+    out                      the picture to write; none by default
+    action                   free; none; region or a re-encoder's name: what the answer begins with
+    device                   auto, cpu or cuda
+    data.max_length          tokens that image and question may have
+    data.prompted            whether the sentence that asked for perception in training follows the question
+    generation.              max_new_tokens, max_actions, crop_margin, temperature (0: greedy), top_k, top_p, seed,
+                             stop (a list of tokens)
+
+What is not given is as the model was trained.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from vpt.checkpoint.load import load_any_config, load_pretrained
+from vpt.config.overrides import check_overrides
+from vpt.config.resolve import resolve_config
+from vpt.config.schema import AskConfig
+from vpt.config.validate import generation_settings
+from vpt.errors import ConfigError
+from vpt.generation.pipeline import action_prompt, build_question, check_output_path, reply
+from vpt.generation.streaming import AnswerStreamer
+
+SETTING = re.compile(r"^[\w.]+=")
+
+
+def main(arguments: Sequence[str]) -> None:
+    """`vpt ask`."""
+    if {"-h", "--help"} & {*arguments} or not arguments:
+        print(__doc__)
+        return
+    image, question, config = read_arguments(arguments)
+    trained = load_any_config(config.checkpoint)
+    generation = generation_settings(trained, config.generation)
+    sentence = action_prompt(trained, generation, prompted=config.data.prompted)
+    asked = build_question(trained, Path(image), question, sentence)  # all that can be wrong comes before the weights
+    if config.out:
+        check_output_path(Path(config.out))
+    parts = load_pretrained(config.checkpoint, device=config.device)
+    parts.encoder.max_length = config.data.max_length or parts.encoder.max_length
+    listener = AnswerStreamer(parts.tokenizer)
+    answered = reply(parts, asked, generation, listener=listener)
+    listener.end(answered.answer)
+    if config.out:
+        print(f"wrote {answered.draw(config.out)}")
+
+
+def read_arguments(arguments: Sequence[str]) -> tuple[str, str, AskConfig]:
+    """Image, question and settings. The first two that are no KEY=VALUE are image and question.
+
+    Raises:
+        ConfigError: for a key that does not exist, with the nearest one; for too few arguments, or too many.
+    """
+    settings = [argument for argument in arguments if SETTING.match(argument)]
+    texts = [argument for argument in arguments if argument not in settings]
+    check_overrides(settings, AskConfig)
+    composed = OmegaConf.create(OmegaConf.to_container(OmegaConf.structured(AskConfig)))
+    composed.merge_with(OmegaConf.from_dotlist(settings))
+    assert isinstance(composed, DictConfig)
+    config = resolve_config(composed, AskConfig)
+    if len(texts) != 2:
+        raise ConfigError(
+            f"{len(texts)} of IMAGE and QUESTION given ({', '.join(map(repr, texts))}); type: vpt ask "
+            'IMAGE "QUESTION" checkpoint=RUN, the question in quotes'
+        )
+    if config.action is not None:
+        if config.generation.action not in (None, config.action):
+            raise ConfigError(f"action={config.action} but generation.action={config.generation.action}; give one")
+        config = replace(config, generation=replace(config.generation, action=config.action))
+    return texts[0], texts[1], config

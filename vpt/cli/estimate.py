@@ -1,0 +1,77 @@
+"""What a run will need, from its configuration alone; loads nothing, fetches nothing, writes nothing.
+
+vpt estimate +experiment=dino model=qwen2_vl_2b
+vpt estimate +experiment=dino model=qwen2_vl_2b gpus=64 strategy=fsdp
+vpt estimate +experiment=dino model=qwen2_vl_2b gpus=8 describe.gpu=h100 describe.image=[512,512]
+vpt estimate +experiment=free_choice model=qwen2_vl_2b 'describe.actions={none:307,region:229,dino:293}'
+
+Prints modules with their parameters, tokens and FLOPs of a sample, memory of a GPU by part, speed, days and sizes of
+checkpoints. Overrides are those of train.py, and:
+
+"""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import fields, replace
+
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+
+from vpt.config.overrides import CONF, check_overrides, register_schemas
+from vpt.config.resolve import resolve_config
+from vpt.config.schema import TrainConfig
+from vpt.config.validate import validate
+from vpt.errors import ConfigError
+from vpt.estimate.meta_model import build_on_meta
+from vpt.estimate.report import Report
+from vpt.estimate.settings import EstimateConfig
+
+_TRAINED_WITH = {item.name for item in fields(TrainConfig)}
+OWN_KEYS = [item.name for item in fields(EstimateConfig) if item.name not in _TRAINED_WITH]
+
+
+def compose_description(overrides: list[str]) -> EstimateConfig:
+    """The configuration that overrides of `train.py` and of this program describe.
+
+    Raises:
+        ConfigError: as `train.py` does.
+    """
+    register_schemas()
+    check_overrides(overrides, EstimateConfig)
+    ours = [_ours(text) for text in overrides]
+    try:
+        with initialize_config_dir(str(CONF), version_base=None):
+            composed = compose("train", overrides=ours)
+    except HydraException as error:
+        raise ConfigError(str(error).splitlines()[0]) from None
+    if OmegaConf.is_missing(composed.data, "root"):
+        composed.data.root = None  # no record is read
+    config = resolve_config(composed, EstimateConfig)
+    if config.describe.actions:
+        config = replace(config, data=replace(config.data, actions=config.describe.actions))
+    validate(config)
+    return config
+
+
+def _ours(override: str) -> str:
+    """A key of this program as one that is added to those of `train.py`."""
+    key = override.partition("=")[0]
+    return f"+{override}" if key.split(".")[0] in OWN_KEYS else override
+
+
+def help_text() -> str:
+    """The keys of this program and their defaults."""
+    defaults = EstimateConfig(run_name="")
+    return OmegaConf.to_yaml(OmegaConf.create({key: getattr(defaults, key) for key in OWN_KEYS}))
+
+
+def main(arguments: Sequence[str]) -> None:
+    """`vpt estimate`."""
+    parser = argparse.ArgumentParser(
+        prog="vpt estimate", description=f"{__doc__}{help_text()}", formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
+    config = compose_description(parser.parse_args(arguments).overrides)
+    for line in Report(config, build_on_meta(config)):
+        print(line)

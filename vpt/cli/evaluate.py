@@ -1,0 +1,125 @@
+"""`eval.py` after its configuration has been checked."""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from vpt.checkpoint.format import run_folder
+from vpt.checkpoint.load import load_any_config, load_pretrained, weights_digest
+from vpt.config.schema import EvalConfig, TrainConfig
+from vpt.config.validate import generation_settings
+from vpt.errors import ConfigError
+from vpt.evaluation.ablations.runner import (
+    Comparison,
+    ablation_table,
+    as_json,
+    check_ablations,
+    check_same_questions,
+    compare_answers,
+    run_ablations,
+)
+from vpt.evaluation.evaluator import answer_questions, write_summary
+from vpt.evaluation.metrics.llm_judge import Judge
+from vpt.evaluation.predictions import SETTINGS, Prediction
+from vpt.evaluation.questions import questions
+from vpt.evaluation.summary import Metrics, format_summary, metrics_of
+from vpt.reporting.examples import save_examples
+from vpt.reporting.figures import draw_ablations, draw_sheet
+from vpt.reporting.report import write_report
+from vpt.reporting.wandb_media import report_media
+from vpt.tracking import build_tracker
+from vpt.utils.device import keep_freed_heap
+from vpt.utils.files import atomic_write
+
+
+@dataclass
+class Evaluation:
+    """One checkpoint being evaluated: how it answers, by what it is measured, where results go."""
+
+    checkpoint: str
+    config: TrainConfig
+    folder: Path
+    limit: int | None
+    metrics: Metrics
+
+    @classmethod
+    def plan(cls, asked: EvalConfig, path: str) -> "Evaluation":
+        """What `eval.py` is to do with a checkpoint. Loads no weights; raises UserError for whatever cannot run."""
+        trained = load_any_config(path)
+        config = replace(trained, generation=generation_settings(trained, asked.generation))
+        if asked.data.root is not None:
+            config.data.root = asked.data.root
+        if asked.data.max_length is not None:
+            config.data.max_length = asked.data.max_length
+        if asked.data.metrics is not None:
+            config.data.metrics = asked.data.metrics
+            config.data.test = {name: replace(node, metrics=None) for name, node in config.data.test.items()}
+        if config.data.root is not None and not Path(config.data.root).is_dir():
+            raise ConfigError(f"data.root={config.data.root} is not a folder; type data.root=FOLDER")
+        metrics = metrics_of(config.data)
+        if asked.judge.url is not None:
+            judge = Judge(asked.judge)
+            metrics = {name: [*own, judge] for name, own in metrics.items()}
+        limit = asked.data.limit if asked.data.limit is not None else trained.data.limit
+        return cls(path, config, run_folder(path) / "eval" / asked.name, limit, metrics)
+
+    def records(self) -> list[str]:
+        """Names of the records that are asked about."""
+        return [question.record.where for question in questions(self.config, limit=self.limit)]
+
+    def run(self, asked: EvalConfig) -> tuple[list[Prediction], dict[str, Any], dict[str, Comparison]]:
+        """Answer, once more under every control, and leave predictions and `summary.json`.
+
+        Returns:
+            the uncontrolled answers, the summary, and what each control made of them.
+        """
+        parts = load_pretrained(self.checkpoint, device=asked.device)
+        if parts.model.device.type == "cpu":
+            keep_freed_heap()
+        parts.encoder.max_length = self.config.data.max_length
+        weights, chosen = weights_digest(self.checkpoint), questions(self.config, limit=self.limit)
+        plain = answer_questions(parts, self.config, chosen, self.folder, weights=weights)
+        summary = write_summary(parts, self.config, self.folder, plain, self.metrics)
+        compared = run_ablations(
+            parts, self.config, chosen, plain, self.folder / "controls", nodes=asked.controls, metrics=self.metrics,
+            weights=weights,
+        )  # fmt: skip
+        if asked.pictures:
+            save_examples(parts, self.config, self.folder, limit=self.limit)
+        return plain, summary, compared
+
+
+def evaluate_checkpoint(config: EvalConfig) -> None:
+    """Evaluate `config.checkpoint` on its own test split, beside controls and baseline, and say what it reached."""
+    check_ablations(config.controls)
+    evaluation = Evaluation.plan(config, config.checkpoint)
+    baseline = Evaluation.plan(config, config.baseline) if config.baseline is not None else None
+    folder, about = evaluation.folder, f"baseline: {config.baseline}"
+    if baseline is not None:
+        check_same_questions(about, evaluation.records(), {*baseline.records()})
+    plain, summary, compared = evaluation.run(config)
+    if baseline is not None:
+        other, _, _ = baseline.run(replace(config, controls={}))
+        compared["baseline"] = compare_answers(about, plain, other, evaluation.metrics)
+    print(f"accuracy {summary['accuracy']:.4f} on {summary['questions']} questions; see {folder}/summary.json")
+    print("\n".join(format_summary(summary)))
+    if compared:
+        atomic_write(folder / "summary.json", json.dumps(summary | {"controls": as_json(compared)}, indent=1))
+        print("\n".join(ablation_table(compared)))
+    if config.pictures:
+        print(f"  {draw_sheet(folder, evaluation.config)}")
+        if any(item.difference for item in compared.values()):
+            print(f"  {draw_ablations(compared, folder / 'controls.png', title=str(config.checkpoint))}")
+        print(f"  {write_report(folder, config=evaluation.config)}")
+        _mirror(config, evaluation, summary)
+
+
+def _mirror(config: EvalConfig, evaluation: Evaluation, summary: dict[str, Any]) -> None:
+    """Show the same to W&B, where `tracking` asks for it."""
+    name = f"{evaluation.config.run_name}/eval/{config.name}"
+    settings = json.loads((evaluation.folder / SETTINGS).read_text())
+    mirror = build_tracker(config.tracking, name=name, folder=evaluation.folder, run_id=None, settings=settings)
+    mirror.log_summary(summary)
+    mirror.log_media(report_media(evaluation.folder, config=evaluation.config))
+    mirror.close()

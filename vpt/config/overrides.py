@@ -1,0 +1,80 @@
+"""Wrong keys and group options on a command line, found before Hydra composes anything, with the nearest right name."""
+
+import re
+from pathlib import Path
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+
+from vpt.config.resolve import key_paths
+from vpt.config.schema import EvalConfig, TrainConfig
+from vpt.errors import ConfigError, did_you_mean
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+_OVERRIDE = re.compile(r"^(?P<sign>\+{0,2}|~)(?P<key>[\w./@]+)(=(?P<value>.*))?$", re.DOTALL)
+
+
+def _defaults(schema: type) -> DictConfig:
+    """Every key with its default, for Hydra to start from.
+
+    As plain values: types and names are checked by `freeze`, whose messages say what to type. Dictionaries whose names
+    a user chooses take new ones from the command line without a `+`.
+    """
+    defaults = OmegaConf.create(OmegaConf.to_container(OmegaConf.structured(schema)))
+    assert isinstance(defaults, DictConfig)
+    paths = list(key_paths(schema))
+    for path in paths:
+        node = OmegaConf.select(defaults, path, throw_on_missing=False) if "*" not in path else None
+        fixed = (other for other in paths if other.startswith(f"{path}.") and not other.startswith(f"{path}.*"))
+        if isinstance(node, DictConfig) and next(fixed, None) is None:
+            node._set_flag("struct", False)
+    return defaults
+
+
+def register_schemas() -> None:
+    """Make `train_defaults` and `eval_defaults` known to Hydra: conf/train.yaml and conf/eval.yaml start from them."""
+    for name, schema in (("train_defaults", TrainConfig), ("eval_defaults", EvalConfig)):
+        ConfigStore.instance().store(name, _defaults(schema))
+
+
+def check_overrides(arguments: list[str], schema: type) -> None:
+    """Find wrong keys and wrong group options before Hydra does, and name the nearest right ones.
+
+    Raises:
+        ConfigError: for a key that the schema lacks, or an option that a group lacks.
+    """
+    known = list(key_paths(schema))
+    groups = {path.name: sorted(_options(path)) for path in CONF.iterdir() if path.is_dir()}
+    for argument in arguments:
+        match = _OVERRIDE.match(argument)
+        if "=" not in argument or match is None or match["key"].startswith("hydra"):
+            continue  # a flag of Hydra's, its value, or a setting of Hydra itself
+        key, value = match["key"], match["value"] or ""
+        if key in groups:
+            _check_group(key, value, groups[key])
+        elif not _is_known(key, known) and "@" not in key:
+            raise ConfigError(f"{key} is not a key of the configuration{did_you_mean(key, [*known, *groups])}")
+
+
+def _options(group: Path) -> list[str]:
+    return [path.relative_to(group).with_suffix("").as_posix() for path in group.rglob("*.yaml")]
+
+
+def _check_group(group: str, value: str, options: list[str]) -> None:
+    for choice in value.strip("[]").split(","):
+        choice = choice.strip()
+        if choice and choice not in options and choice != "null":
+            raise ConfigError(
+                f"{group}={choice} does not exist{did_you_mean(choice, options)}; there is {', '.join(options)}"
+            )
+
+
+def _is_known(key: str, known: list[str]) -> bool:
+    """Whether a dotted key is in the schema; below a free dictionary anything may stand, checked when composed."""
+    parts = key.split(".")
+    for length in range(len(parts), 0, -1):
+        prefix = ".".join(parts[:length])
+        for path in known:
+            if re.fullmatch(re.escape(path).replace(r"\*", r"[^.]+"), prefix):
+                return length == len(parts) or not any(other.startswith(f"{path}.") for other in known)
+    return False

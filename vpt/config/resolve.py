@@ -1,0 +1,114 @@
+"""Freezing a composed configuration: unknown keys, wrong types, impossible values stop here, before anything loads."""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from vpt.config.schema import AskConfig, EvalConfig, TrainConfig
+from vpt.errors import ConfigError, did_you_mean
+
+Schema = TypeVar("Schema", bound=TrainConfig | EvalConfig | AskConfig)
+
+
+def resolve_config(composed: DictConfig, schema: type[Schema]) -> Schema:
+    """Merge what Hydra composed into a fresh schema.
+
+    Raises:
+        ConfigError: for unknown keys (with the nearest right ones), wrong types, values out of range, missing values.
+    """
+    try:
+        plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        raise ConfigError(f"{error.full_key} has no value; type {error.full_key}=VALUE") from None
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"the configuration does not resolve: {error}") from None
+    known = list(key_paths(schema))
+    unknown = [_explain(path, known) for path in _unknown_keys(plain, schema)]
+    if unknown:
+        raise ConfigError("\n".join(unknown))
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(schema), plain)
+        config: Schema = OmegaConf.to_object(merged)  # type: ignore[assignment]
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{error.full_key or 'configuration'}: {str(error).splitlines()[0]}") from None
+    check_values(config, "")
+    return config
+
+
+def key_paths(schema: type, prefix: str = "") -> Iterator[str]:
+    """Every dotted key of a schema; `*` stands for a name that the user chooses."""
+    hints = get_type_hints(schema)
+    for item in fields(schema):
+        path, kind = f"{prefix}{item.name}", hints[item.name]
+        yield path
+        if isinstance(kind, type) and is_dataclass(kind):
+            yield from key_paths(kind, f"{path}.")
+        elif (inner := _dict_of_dataclass(kind)) is not None:
+            yield f"{path}.*"
+            yield from key_paths(inner, f"{path}.*.")
+
+
+def _dict_of_dataclass(kind: Any) -> type | None:
+    arguments = get_args(kind)
+    if get_origin(kind) is dict and isinstance(arguments[1], type) and is_dataclass(arguments[1]):
+        return arguments[1]
+    return None
+
+
+def _unknown_keys(plain: Any, schema: type, prefix: str = "") -> Iterator[str]:
+    if not isinstance(plain, Mapping):
+        return  # a wrong type: the merge says so
+    hints = get_type_hints(schema)
+    for key, value in plain.items():
+        path = f"{prefix}{key}"
+        if key not in hints:
+            yield path
+        elif is_dataclass(hints[key]):
+            yield from _unknown_keys(value, hints[key], f"{path}.")
+        elif (inner := _dict_of_dataclass(hints[key])) is not None and isinstance(value, Mapping):
+            for name, entry in value.items():
+                yield from _unknown_keys(entry, inner, f"{path}.{name}.")
+
+
+def _explain(path: str, known: list[str]) -> str:
+    return f"{path} is not a key of the configuration{did_you_mean(path, known)}"
+
+
+def check_values(config: Any, prefix: str) -> None:
+    """Choices and ranges that the fields declare."""
+    for item in fields(config):
+        path, value = f"{prefix}{item.name}", getattr(config, item.name)
+        choices, limits = item.metadata.get("choices"), item.metadata.get("range")
+        if choices and value not in choices:
+            raise ConfigError(
+                f"{path}={value} is not one of {', '.join(choices)}{did_you_mean(str(value), list(choices))}"
+            )
+        if limits and value is not None and not limits[0] <= value <= limits[1]:
+            raise ConfigError(f"{path}={value} must lie between {limits[0]} and {limits[1]}")
+        expected = get_args(get_type_hints(type(config))[item.name])
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{path}={value} is no number to work with")
+        if isinstance(value, list):
+            _check_items(value, expected, path)
+        if isinstance(value, dict) and expected[1] in (int, float):
+            _check_items([*value.values()], expected[1:], path)
+        if is_dataclass(value):
+            check_values(value, f"{path}.")
+        elif isinstance(value, dict):
+            for name, entry in value.items():
+                if is_dataclass(entry):
+                    check_values(entry, f"{path}.{name}.")
+
+
+def _check_items(values: list[Any], expected: tuple[Any, ...], path: str) -> None:
+    """OmegaConf lets a list or a dictionary stand among texts and numbers. Of `list[X] | None`, X counts."""
+    kinds = tuple(kind for entry in expected for kind in (get_args(entry) or (entry,)))
+    for value in values:
+        if not isinstance(value, kinds):
+            raise ConfigError(f"{path} holds values of type {kinds[0].__name__}, {value!r} is none")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{path}: {value} is no number to work with")

@@ -1,0 +1,60 @@
+"""Classes that a configuration names by `target`: import them, and bind their options to their signatures."""
+
+import importlib
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from vpt.config.schema import (
+    ControlConfig,
+    EncoderConfig,
+    SourceConfig,
+)
+from vpt.errors import ConfigError, did_you_mean
+
+# What a `target` must be
+SOURCE, RE_ENCODER = "vpt.data.sources.base.Source", "vpt.encoders.base.ReEncoder"
+METRIC, ABLATION = "vpt.evaluation.metrics.base.Metric", "vpt.evaluation.ablations.base.Ablation"
+
+
+# Classes by the dotted names that configurations of version 0.1 saved, where they have moved since
+FORMER_TARGETS = {
+    "vpt.encoders.clip.TowerEncoder": "vpt.encoders.qwen_vit.QwenViTEncoder",
+    "vpt.encoders.contrastive.ContrastiveEncoder": "vpt.encoders.clip_siglip.CLIPEncoder",
+    "vpt.data.sources.records.RecordFile": "vpt.data.sources.record_files.RecordFile",
+}
+
+
+def check_arguments(
+    path: str, node: EncoderConfig | SourceConfig | ControlConfig, contract: str, *, given: tuple[str, ...],
+    more: Mapping[str, Any] | None = None, method: str | None = None,
+) -> None:  # fmt: skip
+    """Bind a node's `options` to what its `target` takes, so that a typo in them is found before anything is built."""
+    target = locate(node.target, f"{path}.target", contract)
+    parameters = inspect.signature(getattr(target, method) if method else target).parameters
+    allowed = [name for name in parameters if name not in given]
+    for key in {**node.options, **(more or {})}:
+        if key not in allowed:
+            raise ConfigError(
+                f"{path}.options.{key} is not an option of {node.target}; it takes {', '.join(allowed) or 'none'}"
+                f"{did_you_mean(key, allowed)}"
+            )
+
+
+def locate(target: str, path: str, contract: str) -> Any:
+    """The class that a dotted name stands for. Raises ConfigError unless it is a `contract`, another dotted name."""
+    found, expected = _imported(FORMER_TARGETS.get(target, target)), _imported(contract)
+    if not isinstance(found, type):
+        raise ConfigError(f"{path}={target} is not an importable class")
+    if not issubclass(found, expected) or inspect.isabstract(found):
+        raise ConfigError(f"{path}={target} is no {expected.__name__} ({expected.__module__})")
+    return found
+
+
+def _imported(target: str) -> Any:
+    """What a dotted name stands for, or None."""
+    module, _, name = target.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name, None)
+    except (ImportError, TypeError, ValueError):
+        return None

@@ -1,0 +1,110 @@
+"""Checks of a configuration that one field alone cannot tell. Loads no weights and no data."""
+
+from dataclasses import fields, replace
+from importlib.util import find_spec
+from pathlib import Path
+
+from vpt.config.resolve import check_values
+from vpt.config.schema import EncoderConfig, EvalGenerationConfig, GenerationConfig, TrainConfig
+from vpt.config.targets import RE_ENCODER, SOURCE, check_arguments
+from vpt.errors import ConfigError, did_you_mean
+
+
+def validate(config: TrainConfig) -> None:
+    """What one field alone cannot tell. Raises ConfigError; loads no weights and no data."""
+    encoders = list(config.encoder)
+    if config.model.vision_encoder_ls != encoders:
+        raise ConfigError(
+            f"model.vision_encoder_ls={config.model.vision_encoder_ls} but the re-encoders configured are {encoders}; "
+            f"choose them with encoder=[{','.join(config.model.vision_encoder_ls)}]"
+        )
+    kinds = kinds_of(config)
+    for kind in config.data.actions:
+        if kind not in kinds and config.data.actions[kind] > 0:
+            raise ConfigError(
+                f"data.actions.{kind} asks for a kind of perception that this model lacks; it has {', '.join(kinds)}"
+                f"{did_you_mean(kind, kinds)}"
+            )
+    _check_numbers(config)
+    _check_action(config.generation, config)
+    for name, encoder in config.encoder.items():
+        _check_encoder(name, encoder)
+    for split in ("train", "test"):
+        for name, source in getattr(config.data, split).items():
+            check_arguments(f"data.{split}.{name}", source, SOURCE, given=("context",))
+    if config.data.plain_looks and config.data.perception:
+        raise ConfigError("data.plain_looks=true takes the place of perception; type data.perception=false with it")
+    if config.data.root is not None and not _is_folder(config.data.root):
+        raise ConfigError(f"data.root={config.data.root} is not a folder; type data.root=FOLDER")
+    if config.model.path is None and not config.model.config:
+        raise ConfigError("model.path is not set and model.config has no sizes; type model.path=FOLDER or model=tiny")
+    if config.model.lora.rank and find_spec("peft") is None:
+        raise ConfigError(f"model.lora.rank={config.model.lora.rank} needs the package peft; type: pip install peft")
+    for path in (config.model.path, *(encoder.path for encoder in config.encoder.values())):
+        check_folder_or_hub(path)
+
+
+def _check_numbers(config: TrainConfig) -> None:
+    """Numbers that only make sense together."""
+    if len(config.optim.betas) != 2 or not all(0 <= beta < 1 for beta in config.optim.betas):
+        raise ConfigError(f"optim.betas={config.optim.betas} must be two numbers, each from 0 to below 1")
+    for name, limits in (("image", config.data.image), ("video", config.data.video)):
+        if limits.min_pixels > limits.max_pixels:
+            raise ConfigError(
+                f"data.{name}.min_pixels={limits.min_pixels} is above data.{name}.max_pixels={limits.max_pixels}"
+            )
+
+
+def kinds_of(config: TrainConfig) -> list[str]:
+    """What a model can do before it answers: nothing, select a region, look through one of its re-encoders."""
+    return ["none", *(["region"] if config.model.region_bins else []), *config.encoder]
+
+
+def generation_settings(trained: TrainConfig, chosen: EvalGenerationConfig) -> GenerationConfig:
+    """How a trained model is to answer: as in its own configuration, but for what is chosen now.
+
+    Raises:
+        ConfigError: for values out of range, and for an action that the model lacks.
+    """
+    given = {item.name: getattr(chosen, item.name) for item in fields(chosen)}
+    merged = replace(trained.generation, **{key: value for key, value in given.items() if value is not None})
+    check_values(merged, "generation.")
+    _check_action(merged, trained)
+    return merged
+
+
+def _check_action(generation: GenerationConfig, config: TrainConfig) -> None:
+    action, actions = generation.action, ["free", *kinds_of(config)]
+    if action not in actions:
+        raise ConfigError(
+            f"generation.action={action} is nothing that this model can do; it knows {', '.join(actions)}"
+            f"{did_you_mean(action, actions)}"
+        )
+    if action == "region" and config.model.region_format == "text":
+        raise ConfigError("generation.action=region is for models with region tokens; this one writes regions as text")
+    if action not in actions[:2] and not generation.max_actions:
+        raise ConfigError(f"generation.max_actions=0 forbids what generation.action={action} asks for; leave one out")
+
+
+def _is_folder(path: str) -> bool:
+    try:
+        return Path(path).is_dir()
+    except (OSError, ValueError):  # a name too long, or with a NUL
+        return False
+
+
+def check_folder_or_hub(path: str | None) -> None:
+    """A path must exist unless it is spelt like a hub name, OWNER/NAME."""
+    if path is None or _is_folder(path):
+        return
+    if path.startswith((".", "/", "~")) or path.count("/") != 1:
+        raise ConfigError(f"folder {path} does not exist; give a folder of weights or a hub name OWNER/NAME")
+
+
+def _check_encoder(name: str, encoder: EncoderConfig) -> None:
+    if encoder.size not in encoder.sizes:
+        raise ConfigError(f"encoder.{name}.size={encoder.size} is not one of its sizes, {', '.join(encoder.sizes)}")
+    check_arguments(
+        f"encoder.{name}", encoder, RE_ENCODER, given=("context", "config", "weights"),
+        more=encoder.sizes[encoder.size].options, method="build",
+    )  # fmt: skip

@@ -1,0 +1,197 @@
+"""Qwen2-VL's chat format with perception: from a record to token ids, labels and structure.
+
+Which tokens carry loss follows from the template, not from scanning ids: an assistant's content and its `<|im_end|>`,
+control tokens excepted. Text is encoded by a tokenizer that knows no special token, so whatever a user types (even
+`<|detection_action|>`) stays text and cannot act.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerBase
+
+from vpt.data.records import PLACEHOLDER, VIDEO, Message
+from vpt.errors import DataError
+from vpt.perception.batch import IGNORE_INDEX, VISION_TOWER, Action, PlaceholderSpan, Row, Span
+from vpt.perception.regions import in_numbers
+from vpt.perception.tokens import REGION_END, REGION_START, PerceptionVocabulary, action_tokens
+
+# What to do with a row that is longer than the limit
+Overflow = Literal["raise", "cut"]
+
+
+class NoSpecialTokens:
+    """The tokenizer's byte-pair encoding without any of its added tokens."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        description = json.loads(tokenizer.backend_tokenizer.to_str())
+        description["added_tokens"] = []
+        self._tokenizer = Tokenizer.from_str(json.dumps(description))
+        self._recent: dict[str, list[int]] = {}  # templates and questions repeat themselves
+
+    def __call__(self, text: str) -> list[int]:
+        if len(text) > 1000:
+            return self._encode(text)
+        if text not in self._recent:
+            if len(self._recent) > 10_000:
+                self._recent.clear()
+            self._recent[text] = self._encode(text)
+        return self._recent[text]
+
+    def _encode(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+
+@dataclass
+class EncodedConversation:
+    """A row while it is written, turn by turn."""
+
+    ids: list[int] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+    blocks: list[PlaceholderSpan] = field(default_factory=list)
+    actions: list[Action] = field(default_factory=list)
+    paragraphs: list[Span] = field(default_factory=list)
+
+    def add(self, ids: list[int], *, loss: bool = False) -> None:
+        """Append tokens, with loss or without."""
+        self.ids.extend(ids)
+        self.labels.extend(ids if loss else [IGNORE_INDEX] * len(ids))
+
+    def row(self) -> Row:
+        """The structure of what has been written."""
+        return Row(len(self.ids), tuple(self.blocks), tuple(self.actions), tuple(self.paragraphs))
+
+
+class ChatTemplate:
+    """Writes conversations as token ids."""
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, vocabulary: PerceptionVocabulary, encoder_tokens: Mapping[str, str],
+        *, projector_scale: int,
+    ) -> None:  # fmt: skip
+        self.vocabulary, self.scale = vocabulary, projector_scale
+        self.plain = NoSpecialTokens(tokenizer)
+        self.encoder_tokens = dict(encoder_tokens)
+        self._source = {token: name for name, token in encoder_tokens.items()} | {"": VISION_TOWER}
+        self._pads = {name: action.pad for name, action in vocabulary.actions.items()} | {
+            VISION_TOWER: vocabulary.image_pad
+        }
+        self._controls = {action.control: name for name, action in vocabulary.actions.items()}
+        self._acting = self._action_tokens(tokenizer)
+        self._action_pattern = re.compile("|".join(re.escape(token) for token in self._acting) or r"(?!)")
+
+    def _action_tokens(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+        """Token text -> id of everything an assistant may say to perceive."""
+        texts = [text for token in self.encoder_tokens.values() for text in action_tokens(token)]
+        if self.vocabulary.region_start is not None:
+            texts += [REGION_START, REGION_END]
+            texts += [f"<|{axis}_{i}|>" for axis in "xy" for i in range(len(self.vocabulary.x))]
+        ids: list[int] = tokenizer.convert_tokens_to_ids(texts)
+        return dict(zip(texts, ids, strict=True))
+
+    def encode(
+        self, draft: EncodedConversation, messages: tuple[Message, ...], tokens_of: Mapping[str, list[int]]
+    ) -> None:
+        """Append whole turns to `draft`.
+
+        Args:
+            messages: the turns.
+            tokens_of: source -> how many tokens each of its images takes, in order of the conversation.
+        """
+        for message in messages:
+            if draft.ids:
+                draft.add(self.plain("\n"))
+            self.begin_turn(draft, message.role)
+            if message.role == "assistant":
+                self._assistant(draft, message.content)
+            else:
+                self._user(draft, message, tokens_of)
+            self.end_turn(draft, loss=message.role == "assistant")
+
+    def begin_turn(self, draft: EncodedConversation, role: str) -> None:
+        """`<|im_start|>`, and for an assistant the role; a user's role is encoded with what follows it."""
+        draft.add([self.vocabulary.im_start])
+        draft.paragraphs.append((len(draft.ids), len(draft.ids)))
+        if role == "assistant":
+            draft.add(self.plain("assistant\n"))
+
+    def end_turn(self, draft: EncodedConversation, *, loss: bool) -> None:
+        """`<|im_end|>`."""
+        start, _ = draft.paragraphs[-1]
+        draft.paragraphs[-1] = (start, len(draft.ids))
+        draft.add([self.vocabulary.im_end], loss=loss)
+
+    def add_generation_prompt(self, draft: EncodedConversation) -> None:
+        """Everything up to where the assistant begins to speak."""
+        draft.add(self.plain("\n"))
+        self.begin_turn(draft, "assistant")
+
+    def _user(self, draft: EncodedConversation, message: Message, tokens_of: Mapping[str, list[int]]) -> None:
+        """A system or user turn: text, images and videos."""
+        text, cursor = f"{message.role}\n", 0
+        for match in PLACEHOLDER.finditer(message.content) if message.role == "user" else ():
+            source = self._source.get(match[1] or "")
+            if source is None:
+                continue  # not a placeholder of this model: text, checked by the record's parser
+            draft.add(self.plain(text + message.content[cursor : match.start()]))
+            text, cursor = "", match.end()
+            look = sum(block.source == source for block in draft.blocks)
+            pad = self.vocabulary.video_pad if match[0] == VIDEO else self._pads[source]
+            self._image(draft, PlaceholderSpan(0, tokens_of[source][look], source, look), pad)
+        draft.add(self.plain(text + message.content[cursor:]))
+
+    def _image(self, draft: EncodedConversation, block: PlaceholderSpan, pad: int) -> None:
+        """Write a block that begins here."""
+        draft.add([self.vocabulary.vision_start])
+        waiting = [i for i, a in enumerate(draft.actions) if a.encoder == block.source and a.block is None]
+        if waiting:
+            draft.actions[waiting[0]] = replace(draft.actions[waiting[0]], block=len(draft.blocks))
+        draft.blocks.append(replace(block, start=len(draft.ids)))
+        draft.add([pad] * block.length)
+        draft.add([self.vocabulary.vision_end])
+
+    def _assistant(self, draft: EncodedConversation, content: str) -> None:
+        """An assistant turn: text and perception tokens."""
+        cursor = 0
+        if self.vocabulary.text_bins:
+            content = in_numbers(content)
+        for match in self._action_pattern.finditer(content):
+            draft.add(self.plain(content[cursor : match.start()]), loss=True)
+            cursor = match.end()
+            token = self._acting[match[0]]
+            if token in self._controls:
+                draft.actions.append(Action(len(draft.ids), self.scale, self._controls[token], None))
+                draft.add([token] * self.scale)
+            else:
+                draft.add([token], loss=True)
+        draft.add(self.plain(content[cursor:]), loss=True)
+
+
+def truncate(draft: EncodedConversation, limit: int, *, where: str, overflow: Overflow) -> None:
+    """Keep a row within `limit` tokens: refuse it, or cut its end off, never inside a run of image tokens."""
+    if len(draft.ids) <= limit:
+        return
+    advice = f"{where}: the row has {len(draft.ids)} tokens, data.max_length is {limit}"
+    if overflow == "raise":
+        raise DataError(f"{advice}; raise data.max_length, lower data.image.max_side, or set data.on_too_long=cut")
+    for block in draft.blocks:  # the marker before the run goes with it
+        if block.start - 1 < limit < block.start + block.length + 1:
+            limit = block.start - 1
+    for action in draft.actions:
+        if action.start <= limit < action.start + action.count + 1:
+            limit = action.start
+    del draft.ids[limit:], draft.labels[limit:]
+    draft.blocks = [block for block in draft.blocks if block.start < limit]
+    draft.actions = [
+        Action(a.start, a.count, a.encoder, a.block if a.block is not None and a.block < len(draft.blocks) else None)
+        for a in draft.actions
+        if a.start < limit
+    ]
+    draft.paragraphs = [(start, min(stop, limit)) for start, stop in draft.paragraphs if start < limit]
+    if not any(label != IGNORE_INDEX for label in draft.labels[1:]):
+        raise DataError(f"{advice}, and nothing with a label is left after the cut; raise data.max_length")

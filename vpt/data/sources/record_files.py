@@ -1,0 +1,109 @@
+"""VPT records in JSON (one list), JSONL or Parquet files, below `data.root`."""
+
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+from vpt.data.images import MediaStore
+from vpt.data.rebin import rebin
+from vpt.data.record_store import RecordStore
+from vpt.data.records import Record, parse_record
+from vpt.data.sources.base import Source, SourceContext
+from vpt.errors import DataError
+from vpt.perception.tokens import action_tokens
+
+
+class RecordFile(Source):
+    """Files of records; image paths start from `images`, or else from `data.root`."""
+
+    def __init__(
+        self, context: SourceContext, *, path: str | Sequence[str], images: str = "", first: int | None = None,
+        reencode_as: str | None = None,
+    ) -> None:  # fmt: skip
+        """Args:
+        path: the file below `data.root`, or several, one after the other.
+        images: folder of the images, below `data.root`.
+        first: leave out all records but the first so many.
+        reencode_as: the re-encoder that serves every re-encoding turn, whichever the file names; by default the
+            one it names, or the model's only one.
+        """
+        if context.root is None:
+            raise DataError("data.root is not set; type data.root=FOLDER, the folder that holds the record files")
+        self.context, self.root = context, _below(context.root, images)
+        self._folder, self._serving = MediaStore(self.root), reencode_as
+        paths = [path] if isinstance(path, str) else path
+        self._stores = [_open(context.root, name) for name in paths]
+        self._ends = list(accumulate(len(store) for store in self._stores))
+        self._count = self._ends[-1] if first is None else min(first, self._ends[-1])
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> Record:
+        file = bisect_right(self._ends, index)
+        where, raw = self._stores[file][index - self._ends[file]]  # from the end of the file
+        context = self.context
+        raw = _retarget(raw, context.encoder_tokens, self._serving)
+        if not context.perception and not context.token_matched_images:  # whatever it names goes
+            context = replace(context, encoder_tokens=_tokens_named_in(raw))
+        record = parse_record(raw, where=where, encoder_tokens=context.encoder_tokens)
+        if context.perception or context.token_matched_images:
+            written, bins = _bins(raw, where), context.region_bins
+            record = rebin(record, context.encoder_tokens, self._folder, source_bins=written, bins=bins)
+        return context.apply_run_options(record)
+
+
+def _below(root: Path, name: str) -> Path:
+    path = root / name
+    if not path.resolve().is_relative_to(root.resolve()):
+        raise DataError(f"{path} leaves data.root={root}; give paths below it, and copy what a link points to")
+    return path
+
+
+def _open(root: Path, name: str) -> RecordStore:
+    path = _below(root, name)
+    if not path.is_file():
+        raise DataError(f"record file {path} does not exist; check data.root={root}")
+    return RecordStore(path)
+
+
+def _bins(raw: Any, where: str) -> int:
+    """The grid that a record names its regions in; the published files do not say and have 8."""
+    bins = raw.get("region_bins", 8)
+    if type(bins) is not int or bins < 1:
+        raise DataError(f"{where}: `region_bins` must be a whole number from 1 up, not {bins!r}")
+    return bins
+
+
+def _tokens_named_in(raw: Any) -> dict[str, str]:
+    """Spellings of the re-encoders that a record names, for a model that has none of them."""
+    if not isinstance(raw, dict):
+        return {}  # the record's parser says so
+    keys = [key.removesuffix("_images") for key in raw if key.endswith("_images") and raw[key]]
+    return {key: key for key in keys}
+
+
+def _retarget(raw: Any, encoder_tokens: Mapping[str, str], serving: str | None) -> Any:
+    """Let one re-encoder serve the turns that a file wrote for another.
+
+    A file written for DINO (`<detection_image>`) trains a SAM model with `reencode_as=sam`, or by itself where the
+    model has a single re-encoder.
+    """
+    named = _tokens_named_in(raw)
+    target = encoder_tokens.get(serving) if serving else next(iter(encoder_tokens.values()), None)
+    if len(named) != 1 or target is None or (not serving and len(encoder_tokens) > 1) or target in named:
+        return raw
+    (written,) = named
+
+    def respell(text: Any) -> Any:
+        if not isinstance(text, str):
+            return text
+        for old, new in zip(action_tokens(written), action_tokens(target), strict=True):
+            text = text.replace(old, new)
+        return text.replace(f"<{written}_image>", f"<{target}_image>")
+
+    messages = [{**m, "content": respell(m.get("content"))} if isinstance(m, dict) else m for m in raw["messages"]]
+    return {**raw, "messages": messages, f"{written}_images": [], f"{target}_images": raw[f"{written}_images"]}

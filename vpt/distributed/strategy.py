@@ -1,0 +1,162 @@
+"""How the processes of a run share a step: one alone, copies (DDP), shards (FSDP2), or shards with copies (hybrid).
+
+    single   one process
+    ddp      every process holds the model; gradients are averaged while the backward pass runs
+    fsdp     every process holds a slice of each weight, gradient and optimizer state; a decoder layer's weights are
+             gathered while it runs. Units: each decoder layer, the visual tower, each re-encoder's tower; the rest
+             (embeddings, head, norms, projectors) is gathered once a micro-batch
+    hybrid   fsdp among `shard_size` neighbours (a node by default), copies of that between the groups
+
+All of them compute the gradient of one loss: the sum over the global batch divided by its labelled tokens.
+"""
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from types import MethodType
+from typing import Any, Protocol
+
+import torch
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.nn.parallel import DistributedDataParallel
+
+from vpt.config.schema import StrategyConfig
+from vpt.distributed.process_group import World
+from vpt.errors import ConfigError
+from vpt.models.output import Output
+from vpt.models.vision_tower import vision_forward
+from vpt.models.vpt import VPTModel
+from vpt.perception.batch import Batch
+
+SHARDED = ("fsdp", "hybrid")
+NEEDS_GROUP = ("ddp", *SHARDED)  # those that need a process group even of one process
+
+
+class Strategy(Protocol):
+    """What the loop asks of any of them. Calling it runs the model on this process's micro-batch."""
+
+    name: str
+
+    def __call__(self, batch: Batch) -> Output: ...
+
+    def grad_sync(self, *, last: bool) -> contextlib.AbstractContextManager:
+        """Around the forward and backward pass of one micro-batch of a step."""
+
+
+class SingleProcess:
+    """One process; the model as it is."""
+
+    name = "single"
+
+    def __init__(self, model: VPTModel, device: torch.device) -> None:
+        self.model = model.to(device)
+
+    def __call__(self, batch: Batch) -> Output:
+        return self.model(batch)
+
+    def grad_sync(self, *, last: bool) -> contextlib.AbstractContextManager:
+        return contextlib.nullcontext()
+
+
+class DDP:
+    """`DistributedDataParallel`; gradients travel in the backward pass of a step's last micro-batch."""
+
+    name = "ddp"
+
+    def __init__(self, model: VPTModel, device: torch.device) -> None:
+        model.to(device).uniform_backward = True
+        # An encoder that no process needs in a step gets no gradient, as in one process: hence find_unused_parameters.
+        self.module = DistributedDataParallel(model, broadcast_buffers=False, find_unused_parameters=True)
+
+    def __call__(self, batch: Batch) -> Output:
+        return self.module(batch)
+
+    def grad_sync(self, *, last: bool) -> contextlib.AbstractContextManager:
+        return contextlib.nullcontext() if last else self.module.no_sync()
+
+
+class FSDP:
+    """`fully_shard` over one dimension of processes, or two (hybrid). Gradients are reduced after every micro-batch."""
+
+    def __init__(self, model: VPTModel, mesh: DeviceMesh, *, precision: str, reshard_after_forward: bool) -> None:
+        """Args:
+        model: becomes sharded in place; its weights may be on the CPU or on `meta`.
+        mesh: of one dimension, or (copies, shards).
+        precision: with `bf16`, units are gathered as bfloat16 and reduced as float32. Embeddings, head and projectors
+            stay float32 as under autocast, so that the residual stream is the same.
+        reshard: give a unit's weights back after its forward pass, and gather them again for the next one.
+        """
+        self.name = "fsdp" if mesh.ndim == 1 else "hybrid"
+        self.model, self.reshard_after_forward = model, reshard_after_forward
+        half = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+        policy = half if precision == "bf16" else MixedPrecisionPolicy()
+        # What a unit returns is never written into, so it may be a view.
+        warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
+        self.units = list(_units(model))
+        for unit in self.units:
+            fully_shard(unit, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard_after_forward)
+        tower = model.qwen.model.visual
+        tower.see = MethodType(vision_forward, tower)  # ours instead of its own forward: gathered around that call
+        register_fsdp_forward_method(tower, "see")
+        model.run_vision_tower = tower.see  # type: ignore[method-assign]
+        fully_shard(model, mesh=mesh)
+        for unit in self.units:
+            unit.set_reshard_after_backward(reshard_after_forward)
+        model.uniform_backward = True
+
+    def __call__(self, batch: Batch) -> Output:
+        return self.model(batch)
+
+    @contextlib.contextmanager
+    def grad_sync(self, *, last: bool) -> Iterator[None]:
+        yield
+        if last and not self.reshard_after_forward:
+            for unit in self.units:
+                unit.reshard()
+
+
+def _units(model: VPTModel) -> Iterator[Any]:
+    yield from model.language.layers
+    yield model.qwen.model.visual
+    yield from (encoder.vision for encoder in map(model.encoder, model.encoders) if encoder.vision is not None)
+
+
+def build_strategy(
+    config: StrategyConfig, model: VPTModel, world: World, device: torch.device, *, precision: str
+) -> Strategy:  # fmt: skip
+    """Make a model ready for the processes that train it. Which parameters are trained must be settled.
+
+    Raises:
+        ConfigError: where a strategy does not fit the number of processes.
+    """
+    kind = config.kind
+    if kind == "single":
+        if world.size > 1:
+            raise ConfigError(f"strategy=single is for one process, {world.size} run; type strategy=ddp or fsdp")
+        return SingleProcess(model, device)
+    if kind == "ddp":
+        return DDP(model, device)
+    if kind == "fsdp":
+        mesh = init_device_mesh(device.type, (world.size,), mesh_dim_names=("shards",))
+    else:
+        shards = config.shard_size or world.local_size
+        if world.size % shards:
+            raise ConfigError(f"strategy.shard_size={shards} does not divide the {world.size} processes of this run")
+        mesh = init_device_mesh(device.type, (world.size // shards, shards), mesh_dim_names=("copies", "shards"))
+    return FSDP(model, mesh, precision=precision, reshard_after_forward=config.reshard)
+
+
+def choose_strategy(model: VPTModel, world: World, device: torch.device) -> str:
+    """What `auto` means: copies where a model and its optimizer fill at most half of a GPU, else shards."""
+    if world.size == 1:
+        return "single"
+    if device.type != "cuda":
+        return "ddp"
+    return "ddp" if fits_replicated(model, torch.cuda.get_device_properties(device).total_memory) else "fsdp"
+
+
+def fits_replicated(model: VPTModel, memory: float) -> bool:
+    """Whether weights, gradients and AdamW fill at most half of a GPU of `memory` bytes."""
+    trained = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
+    return 3 * trained + sum(parameter.nbytes for parameter in model.parameters()) <= memory / 2

@@ -1,0 +1,47 @@
+"""OpenAI's CLIP or SigLIP, through transformers, as a re-encoder: one token for each patch."""
+
+from typing import Any
+
+from torch import Tensor
+from transformers import AutoConfig, CLIPVisionConfig, CLIPVisionModel, SiglipVisionConfig, SiglipVisionModel
+
+from vpt.encoders.base import BuildContext, ReEncoder
+from vpt.encoders.projectors import LinearProjector
+from vpt.encoders.transforms import CLIP_MEAN, CLIP_STD, HALF, SquareTransform
+
+# model type -> configuration, model, leading tokens that are no patches, mean, standard deviation
+_FAMILIES: dict[str, tuple[Any, Any, int, tuple[float, ...], tuple[float, ...]]] = {
+    "clip": (CLIPVisionConfig, CLIPVisionModel, 1, CLIP_MEAN, CLIP_STD),
+    "siglip": (SiglipVisionConfig, SiglipVisionModel, 0, HALF, HALF),
+}
+
+
+class CLIPEncoder(ReEncoder):
+    """`last_hidden_state` without CLIP's class token; SigLIP has none."""
+
+    leading: int
+
+    @classmethod
+    def build(
+        cls, context: BuildContext, *, config: dict[str, Any], weights: str | None, family: str = "siglip"
+    ) -> "CLIPEncoder":
+        stored = AutoConfig.from_pretrained(weights).model_type if weights else config.get("model_type", family)
+        family = stored.removesuffix("_vision_model")
+        if family not in _FAMILIES:
+            raise ValueError(f"family {family!r} is not one of {sorted(_FAMILIES)}")
+        config_class, model_class, leading, mean, std = _FAMILIES[family]
+        vision = model_class.from_pretrained(weights) if weights else model_class(config_class(**config))
+        side, patch = vision.config.image_size, vision.config.patch_size
+        encoder = cls(
+            transform=SquareTransform(context.name, side, (side // patch) ** 2, mean, std),
+            vision=vision,
+            projector=LinearProjector(
+                vision.config.hidden_size, context.hidden_size, num_control_tokens=context.num_control_tokens
+            ),
+            pretrained=weights is not None,
+        )
+        encoder.leading = leading
+        return encoder
+
+    def forward_features(self, pixels: Tensor) -> Tensor:
+        return self.vision(pixel_values=pixels).last_hidden_state[:, self.leading :].flatten(0, 1)

@@ -1,0 +1,22 @@
+"""`clip`: looking again through Qwen's own visual tower (the paper's name for it, kept; it is not OpenAI's CLIP).
+
+For OpenAI's CLIP or SigLIP see `vpt/encoders/clip_siglip.py`.
+"""
+
+from typing import Any
+
+from vpt.encoders.base import BuildContext, ReEncoder
+from vpt.encoders.projectors import IdentityProjector
+
+
+class QwenViTEncoder(ReEncoder):
+    """Shares the tower's view, and so its features: an image is encoded once for both looks."""
+
+    @classmethod
+    def build(cls, context: BuildContext, *, config: dict[str, Any], weights: str | None) -> "QwenViTEncoder":
+        if config or weights:
+            raise ValueError("encoder clip is Qwen's own tower: it takes neither sizes nor weights of its own")
+        projector = IdentityProjector(
+            context.hidden_size, context.hidden_size, num_control_tokens=context.num_control_tokens
+        )
+        return cls(transform=context.tower_transform, vision=None, projector=projector, pretrained=True)

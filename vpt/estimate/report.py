@@ -1,0 +1,161 @@
+"""What `vpt estimate` prints, table by table."""
+
+from collections.abc import Iterator
+from dataclasses import asdict
+
+from vpt.estimate.memory import DTypeBytes, predict_memory, state_bytes
+from vpt.estimate.meta_model import is_folder
+from vpt.estimate.settings import EstimateConfig
+from vpt.estimate.throughput import GIGA, memory_of_a_gpu, micro_batch, sharding_plan, throughput
+from vpt.estimate.typical_samples import image_size, typical_samples
+from vpt.estimate.workload import workload_of
+from vpt.flops import FlopCost, FlopMeter
+from vpt.flops.meter import LANGUAGE_PART
+from vpt.models.build import ModelBundle
+from vpt.training.optimizer import parameter_table
+
+FULL = 0.95  # share of a GPU's memory beyond which a run is said not to fit
+
+
+class Report:
+    """The description of one run; iterating gives its lines.
+
+    Args:
+        config: of the run, and what is assumed.
+        parts: on the meta device (`vpt.estimate.meta_model`).
+    """
+
+    def __init__(self, config: EstimateConfig, parts: ModelBundle) -> None:
+        self.config, self.model = config, parts.model
+        self.examples = typical_samples(config, parts.encoder.transforms)
+        self.meter = FlopMeter(self.model)
+        self.costs = [self.meter.step(example.batch) for example in self.examples]
+
+    def __iter__(self) -> Iterator[str]:
+        path = self.config.model.path
+        sizes = f"{path}/config.json" if is_folder(path) else "the configuration; nothing was fetched or loaded"
+        yield f"run {self.config.run_name}: {path or 'random weights'}, sizes from {sizes}"
+        for table in (self.modules, self.samples, self.flops, self.memory, self.speed, self.checkpoints):
+            yield ""
+            yield from table()
+
+    def modules(self) -> Iterator[str]:
+        """Parameters, trained or frozen."""
+        total = sum(parameter.numel() for parameter in self.model.parameters())
+        trained = sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
+        yield "modules, parameters"
+        yield parameter_table(self.model)
+        line = f"  {_count(total)}, of which {_count(trained)} are trained"
+        if self.model.qwen.config.tie_word_embeddings:
+            apart = total + self.model.qwen.lm_head.weight.numel()
+            line += f"; {_count(apart)} with lm_head, which is tied, counted apart"
+        yield line
+
+    def samples(self) -> Iterator[str]:
+        """Tokens of each kind of sample, and what was assumed about them."""
+        assumed, (width, height) = self.config.describe, image_size(self.config)
+        yield "tokens of a sample"
+        yield f"  {'':20}{'share':>7}{'image':>7}{'text':>7}{'perceived':>11}{'all':>7}{'labelled':>10}{'run':>7}"
+        for example in self.examples:
+            row, [cut] = example.row, self.model.split_segments([example.row])
+            run = sum(segment.stop - segment.start for segment in cut)
+            yield (
+                f"  {example.kind + (', masked' if row.masked else ''):20}{example.share:7.2f}"
+                f"{example.image_tokens:7}{example.text_tokens:7}{example.perceived_tokens:11}{row.length:7}"
+                f"{example.batch.num_labels:10}{run:7}"
+            )
+        yield f"  assumed: images of {width}x{height} (describe.image); questions of {assumed.question} tokens, answers"
+        yield f"  of {assumed.answer} (describe.question, describe.answer); shares of data.actions (describe.actions)"
+        yield f"  run: positions through the language model, model.inner_forward={self.config.model.inner_forward}"
+
+    def mean(self) -> dict[str, FlopCost]:
+        """Cost of the mean sample, by part."""
+        weighed = list(zip(self.examples, self.costs, strict=True))
+        parts = dict.fromkeys(part for costs in self.costs for part in costs)
+        return {
+            part: sum((costs.get(part, FlopCost()) * example.share for example, costs in weighed), FlopCost())
+            for part in parts
+        }  # fmt: skip
+
+    def flops(self) -> Iterator[str]:
+        """FLOPs of the mean sample, by part."""
+        mean = self.mean()
+        unit, name = _unit(sum(cost.total for cost in mean.values()))
+        yield f"{name} FLOPs of the mean sample; formula: vpt/flops/__init__.py"
+        yield f"  {'':28}{'matrices':>10}{'attention':>11}{'backward':>10}{'again':>8}{'total':>9}"
+        for part, cost in {**mean, "all": sum(mean.values(), FlopCost())}.items():
+            figures = (cost.linear, cost.attention, cost.backward, cost.recomputed, cost.total)
+            yield "  {:28}{:10.2f}{:11.2f}{:10.2f}{:8.2f}{:9.2f}".format(part, *(value / unit for value in figures))
+        for example, costs in zip(self.examples, self.costs, strict=True):
+            kind = f"{example.kind}, masked" if example.row.masked else example.kind
+            yield f"  language model, {kind}: {costs[LANGUAGE_PART].total / unit:.2f}"
+        if self.config.data.feature_cache:
+            yield "  frozen encoders run once for each image, and then no more: data.feature_cache is set"
+
+    def memory(self) -> Iterator[str]:
+        """Bytes on each GPU, by part."""
+        config, rows, how = self.config, micro_batch(self.config), sharding_plan(self.config, self.model)
+        types = DTypeBytes.of(self.model, autocast=config.training.precision == "bf16", packed=True)
+        memory = predict_memory(self.model, workload_of(self.meter, self.examples, rows), how, types)
+        shared = f", {how.shards} GPUs to a copy" if how.sharded else ""
+        checkpointing = "on" if config.model.activation_checkpointing else "off"
+        unit, name = _unit(memory.total)
+        yield (
+            f"memory of each GPU, {name} bytes; gpus={how.gpus}, {how.kind}{shared}; micro-batches of {rows} rows, "
+            f"checkpointing {checkpointing}"
+        )
+        for part, size in asdict(memory).items():
+            yield f"  {part:12}{size / unit:9.2f}"
+        fits = memory.total < FULL * memory_of_a_gpu(config)
+        yield (
+            f"  {'together':12}{memory.total / unit:9.2f}  {'fits' if fits else 'does not fit'} the "
+            f"{memory_of_a_gpu(config) / GIGA:g}e9 of {config.describe.gpu}; formula: vpt/estimate/memory.py"
+        )
+
+    def speed(self) -> Iterator[str]:
+        """Samples and tokens a second, days."""
+        config, training = self.config, self.config.training
+        flops = sum(cost.total for cost in self.mean().values())
+        tokens = sum(example.share * example.row.length for example in self.examples)
+        going = throughput(config, flops=flops, tokens=tokens)
+        yield f"speed on gpus={config.gpus}, by {flops:.3g} FLOPs and {tokens:.0f} tokens a sample"
+        yield (
+            f"  assumed: a peak of {going.peak / 1e12:g}e12 FLOP/s, {config.describe.gpu} in {training.precision} "
+            f"(describe.gpu, describe.peak_tflops);"
+        )
+        yield f"  {going.utilisation:.0%} of it reached (describe.utilisation)"
+        yield f"  {going.samples_a_second:,.1f} samples a second, {going.tokens_a_second:,.0f} tokens a second"
+        yield f"  {'':36}{'samples':>16}{'steps':>12}{'days':>10}"
+        for name, samples in self.lengths().items():
+            yield f"  {name:36}{samples:16,}{-(-samples // training.batch_size):12,}{going.days(samples):10.2f}"
+
+    def lengths(self) -> dict[str, int]:
+        """Runs that are asked about: name -> samples."""
+        training = self.config.training
+        recipe = {f"this run, {training.steps:,} x {training.batch_size}": training.steps * training.batch_size}
+        return recipe | {f"{records:,} records, once each": records for records in self.config.describe.records}
+
+    def checkpoints(self) -> Iterator[str]:
+        """Sizes on the disk."""
+        training, (weights, optimizer) = self.config.training, state_bytes(self.model)
+        each = weights + optimizer
+        unit, name = _unit(each)
+        yield f"checkpoints, {name} bytes: {each / unit:.2f} each"
+        yield f"  {weights / unit:.2f} weights, {optimizer / unit:.2f} AdamW's moments"
+        yield (
+            f"  on the disk: {training.keep * each / unit:.2f} (training.keep={training.keep}), "
+            f"{(training.keep + 1) * each / unit:.2f} while one more is written"
+        )
+        for name, samples in self.lengths().items():
+            saves = -(-samples // (training.batch_size * training.checkpoint_every))
+            yield f"  {name:36}{saves:10,} saves, {saves * each / unit:14,.2f} written"
+
+
+def _unit(largest: float) -> tuple[float, str]:
+    """The unit that a table is best read in, and its name."""
+    power = next((power for power in (12, 9) if largest >= 10**power), 6)
+    return 10.0**power, f"10^{power}"
+
+
+def _count(parameters: int) -> str:
+    return f"{parameters / GIGA:.2f} B" if parameters >= 1e8 else f"{parameters / 1e6:.2f} M"

@@ -1,0 +1,85 @@
+"""Controls of what is perceived."""
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vpt.data.collate import stack_images
+from vpt.data.records import Record
+from vpt.evaluation.ablations.base import Ablation, AblationContext, distinct_images, full_image, image_key
+from vpt.evaluation.predictions import Prediction
+from vpt.perception.batch import VISION_TOWER
+
+
+class FeaturesZeroed(Ablation):
+    """Every perceived token is zero. Steering adds nothing: (0 . c) c = 0."""
+
+    description = "perceived features zeroed"
+
+    def tokens(self, tokens: Tensor, *, source: str, record: Record) -> Tensor:
+        return torch.zeros_like(tokens)
+
+
+class FeaturesNoise(Ablation):
+    """Perceived features are normal noise, steered as the features would be.
+
+    Each channel has the mean and deviation that it has over the first `images` images of the test split: moments of
+    the question's own image would tell its colours.
+    """
+
+    description = "perceived features replaced by noise of the same moments"
+
+    def __init__(self, setting: AblationContext, *, seed: int = 0, images: int = 64) -> None:
+        super().__init__(setting, seed=seed)
+        self.questions = list(distinct_images(setting.asked).values())[:images]
+        self._moments: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def tokens(self, tokens: Tensor, *, source: str, record: Record) -> Tensor:
+        if source not in self._moments:
+            seen = self._features(source)
+            self._moments[source] = seen.mean(dim=0), seen.std(dim=0)
+        mean, deviation = self._moments[source]
+        generator = torch.Generator().manual_seed(self.rng(record.where, source).getrandbits(62))
+        noise = torch.randn(tokens.shape, generator=generator).to(mean)
+        return (mean + noise * deviation).to(tokens.dtype)
+
+    def _features(self, source: str) -> Tensor:
+        """[T, D] unsteered tokens of the reference images, image by image."""
+        model, encoder = self.context.parts.model, self.context.parts.encoder
+        view, found = model.transform_of(source), []
+        for question in self.questions:
+            look = encoder.apply_transform(source, question.folder.resize(full_image(question)))
+            looks = stack_images(view, [look])
+            looks.pixels = looks.pixels.to(model.device)
+            features = model.encode_images({view: looks})[view]
+            found.append(features if source == VISION_TOWER else model.encoder(source).projector.project(features))
+        return torch.cat(found).float()
+
+
+class FeaturesSwapped(Ablation):
+    """What is looked at again is the image of another question; a region shows the same cells of it."""
+
+    description = "perceived features taken from another image"
+
+    def __init__(self, setting: AblationContext, *, seed: int = 0) -> None:
+        super().__init__(setting, seed=seed)
+        distinct = distinct_images(setting.asked)
+        places = {key: place for place, key in enumerate(distinct)}
+        self.images = list(distinct.values())
+        self._own = {q.record.where: places.get(image_key(q)) for q in setting.asked}
+
+    def applies_to(self, plain: Prediction) -> bool:
+        return bool(plain.actions) and len(self.images) > 1
+
+    def image(self, image: Image.Image, *, record: Record) -> Image.Image:
+        own = self._own[record.where]
+        assert own is not None, "what has no image does not perceive"
+        other = self.images[(own + self.rng(record.where).randrange(1, len(self.images))) % len(self.images)]
+        return full_image(other)
+
+
+class MarkersOnly(Ablation):
+    """The tokens that ask for perception are said, control states and all, and the turn that follows is empty."""
+
+    description = "marker tokens alone, nothing perceived"
+    perceives = False

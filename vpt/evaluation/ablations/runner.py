@@ -1,0 +1,131 @@
+"""Does the perception do the work? The same checkpoint with its perception changed, question by question."""
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from vpt.config.schema import ControlConfig, TrainConfig
+from vpt.config.targets import ABLATION, check_arguments, locate
+from vpt.errors import ConfigError, require
+from vpt.evaluation.ablations.base import Ablation, AblationContext
+from vpt.evaluation.evaluator import answer_questions
+from vpt.evaluation.predictions import Prediction
+from vpt.evaluation.questions import EvalQuestion
+from vpt.evaluation.statistics import Estimate, Ratio, difference, mcnemar
+from vpt.evaluation.summary import Metrics, score
+from vpt.models.build import ModelBundle
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Answers under a control, or another run's, beside the uncontrolled ones of the same questions.
+
+    Attributes:
+        about: what was changed.
+        questions: how many could change; an answer that perceives nothing cannot.
+        plain, changed: the score of these questions, uncontrolled and changed; None where there are none.
+        difference: changed less plain, with its paired bootstrap interval.
+        p: McNemar's exact test; None where scores are not 0 or 1.
+    """
+
+    description: str
+    questions: int
+    reference: float | None = None
+    ablated: float | None = None
+    difference: Estimate | None = None
+    p: float | None = None
+
+    @classmethod
+    def of(cls, about: str, plain: Ratio, changed: Ratio) -> "Comparison":
+        """Compare scores of the same questions, in the same order."""
+        if not plain.questions or not changed.questions:
+            return cls(about, 0)
+        return cls(
+            about, plain.questions, plain.value, changed.value, difference(plain, changed), mcnemar(plain, changed)
+        )
+
+
+def check_ablations(nodes: Mapping[str, ControlConfig]) -> None:
+    """Find what is wrong with them before a model is loaded. Raises ConfigError."""
+    for name, node in nodes.items():
+        key = f"controls.{name}"
+        check_arguments(key, node, ABLATION, given=("setting",))
+    if nodes:
+        require("scipy.stats", "metrics", "comparing with controls")
+
+
+def run_ablations(
+    parts: ModelBundle, config: TrainConfig, asked: Sequence[EvalQuestion], plain: Sequence[Prediction], folder: Path, *,
+    nodes: Mapping[str, ControlConfig], metrics: Metrics, weights: str,
+) -> dict[str, Comparison]:  # fmt: skip
+    """Answer under each control the questions that it may change; answers go to `folder`/NAME.
+
+    Args:
+        parts, config, weights: as for `evaluate`.
+        asked, plain: questions and their uncontrolled answers.
+        folder: for predictions; an interrupted control goes on.
+        nodes: the controls.
+        metrics: of every data set; the first gives the score.
+    """
+    setting = AblationContext(parts, config, asked, plain)
+    compared = {}
+    for name, node in nodes.items():
+        control: Ablation = locate(node.target, name, ABLATION)(setting, **node.options)
+        places = [place for place, item in enumerate(plain) if control.applies_to(item)]
+        if not places:
+            compared[name] = Comparison(control.description, 0)
+            continue
+        what = json.dumps(asdict(node) | {"questions": len(asked)})
+        chosen, concerned = [asked[place] for place in places], [plain[place] for place in places]
+        changed = answer_questions(
+            parts, config, chosen, folder / name, weights=weights, control=what, intervention=control
+        )
+        compared[name] = Comparison.of(control.description, score(concerned, metrics), score(changed, metrics))
+    return compared
+
+
+def check_same_questions(about: str, records: Sequence[str], other: Collection[str]) -> None:
+    """Raises ConfigError where another run lacks some of the records that are asked about."""
+    missing = [record for record in records if record not in other]
+    if missing:
+        raise ConfigError(
+            f"{about} does not answer {len(missing)} of the {len(records)} questions, {missing[0]} for one; evaluate "
+            "both on the same test split, with the same data.limit"
+        )
+
+
+def compare_answers(
+    about: str, plain: Sequence[Prediction], other: Sequence[Prediction], metrics: Metrics
+) -> Comparison:
+    """Another run's answers to the same questions.
+
+    Raises:
+        ConfigError: where it has not answered all of them.
+    """
+    found = {item.record: item for item in other}
+    check_same_questions(about, [item.record for item in plain], found)
+    paired = [found[item.record] for item in plain]
+    return Comparison.of(about, score(plain, metrics), score(paired, metrics))
+
+
+def ablation_table(compared: Mapping[str, Comparison]) -> list[str]:
+    """A line for each comparison, for people."""
+    width = max(len(item.description) for item in compared.values())
+    lines = [f"  {'':{width}}  questions  as it is  changed  difference  95% interval       McNemar's p"]
+    for item in compared.values():
+        if item.difference is None:
+            lines.append(f"  {item.description:{width}}  {0:9}  no answer that it could change")
+            continue
+        d, p = item.difference, "" if item.p is None else f"{item.p:.2g}"
+        lines.append(
+            f"  {item.description:{width}}  {item.questions:9,}  {item.reference:8.4f}  {item.ablated:7.4f}  {d.value:+10.4f}"
+            f"  [{d.low:+.4f}, {d.high:+.4f}]  {p}"
+        )
+    return lines
+
+
+def as_json(compared: Mapping[str, Comparison]) -> dict[str, Any]:
+    """For `summary.json`."""
+    return {name: asdict(item) for name, item in compared.items()}

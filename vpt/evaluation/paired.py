@@ -1,0 +1,68 @@
+"""Two runs question by question: paired differences with intervals and McNemar's exact test."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from vpt.errors import DataError
+from vpt.evaluation.metrics import build_metrics
+from vpt.evaluation.predictions import PREDICTIONS, Prediction, by_source
+from vpt.evaluation.statistics import difference, mcnemar
+from vpt.evaluation.summary import compute
+
+PLACES = ("", "eval/test", "predictions")  # where a run keeps its predictions
+
+
+def find_predictions(path: Path) -> Path:
+    """The predictions that a user names: the file, its folder, or a run. Raises DataError where there are none."""
+    if path.is_file():
+        return path
+    for place in PLACES:
+        if (path / place / PREDICTIONS).is_file():
+            return path / place / PREDICTIONS
+    raise DataError(f"{path} holds no {PREDICTIONS}; give a run (outputs/NAME), a folder like outputs/NAME/eval/test")
+
+
+def pair(a: Sequence[Prediction], b: Sequence[Prediction]) -> tuple[list[Prediction], list[Prediction]]:
+    """The questions that both answered, in the order of the first. Raises DataError where there are none."""
+    others = {(item.record, item.question): item for item in b}
+    shared = [item for item in a if (item.record, item.question) in others]
+    if not shared:
+        raise DataError("the two runs have no question in common; were both evaluated on the same test split?")
+    return shared, [others[item.record, item.question] for item in shared]
+
+
+def compare_predictions(a: Sequence[Prediction], b: Sequence[Prediction], names: Sequence[str]) -> list[dict[str, Any]]:
+    """A row for each data set and number: both values, the difference with its interval, McNemar's p where it applies.
+
+    Args:
+        a, b: answers to the same questions, in the same order.
+        names: of the metrics.
+    """
+    metrics = build_metrics(names, key="--metrics")
+    rows = []
+    for source, places in by_source(a):
+        ours = compute([a[place] for place in places], metrics)
+        theirs = compute([b[place] for place in places], metrics)
+        for name, ratio in ours.items():
+            if not ratio.questions or not theirs[name].questions:
+                continue
+            found = difference(ratio, theirs[name])
+            row = {"source": source, "metric": name, "a": ratio.value, "b": theirs[name].value}
+            rows.append(row | {"difference": asdict(found), "p": mcnemar(ratio, theirs[name])})
+    return rows
+
+
+def comparison_table(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """The rows for people."""
+    names = [f"{row['source']}: {row['metric']}" for row in rows]
+    width = max(map(len, names))
+    lines = [f"{'':{width}}  questions       A       B   B - A   95% interval       McNemar's p"]
+    for name, row in zip(names, rows, strict=True):
+        d, p = row["difference"], "" if row["p"] is None else f"{row['p']:.2g}"
+        lines.append(
+            f"{name:{width}}  {d['questions']:9,}  {row['a']:6.4f}  {row['b']:6.4f}  {d['value']:+.4f}"
+            f"  [{d['low']:+.4f}, {d['high']:+.4f}]  {p}"
+        )
+    return lines

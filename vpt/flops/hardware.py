@@ -1,0 +1,42 @@
+"""How many FLOP/s a device could reach: published for GPUs that are known, measured for all others."""
+
+import time
+
+import torch
+
+# memory (10^9 bytes), and the published dense peak (10^12 FLOP/s) by the precision of the products
+GPUS: dict[str, tuple[float, dict[str, float]]] = {
+    "a100": (80, {"bf16": 312, "fp32": 19.5}),
+    "h100": (80, {"bf16": 989, "fp32": 67}),
+    "h200": (141, {"bf16": 989, "fp32": 67}),
+}
+_SIDE, _TIMES = 512, 8
+
+
+def peak_flops(device: torch.device, *, precision: str) -> float:
+    """FLOP/s of products in `precision` (`fp32`, `bf16`) on a device.
+
+    A GPU's published dense peak; elsewhere the best of a few products of square matrices, with the threads that are
+    set: a tenth of a second.
+    """
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device).lower()
+        for gpu, (_, peaks) in GPUS.items():
+            if gpu in name:
+                return peaks[precision] * 1e12
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    side = _SIDE if device.type == "cpu" else 8 * _SIDE
+    return max(_measured(torch.ones(side, side, device=device, dtype=dtype)) for _ in range(_TIMES))
+
+
+def _measured(matrix: torch.Tensor) -> float:
+    _wait(matrix.device)
+    started = time.perf_counter()
+    matrix @ matrix
+    _wait(matrix.device)
+    return 2 * len(matrix) ** 3 / (time.perf_counter() - started)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,167 @@
+"""One question about one image: `vpt.load(FOLDER).ask("a.png", "What colour is it?")`."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from vpt.checkpoint.load import load_pretrained
+from vpt.config.schema import EvalGenerationConfig, GenerationConfig, TrainConfig
+from vpt.config.validate import generation_settings
+from vpt.data.build import media_store
+from vpt.data.images import MediaStore
+from vpt.data.records import PLACEHOLDER, REENCODE_PROMPT, REGION_PROMPT, SYSTEM_PROMPT, ImageRef, Message, Record
+from vpt.errors import ConfigError, DataError, did_you_mean
+from vpt.generation.generator import Generator
+from vpt.generation.row_state import Answer, PerceptionStep, RowState
+from vpt.generation.similarity_map import SimilarityMap, similarity_maps
+from vpt.models.build import ModelBundle
+from vpt.perception.batch import VISION_TOWER
+from vpt.perception.requests import FREE, NONE, REGION
+
+PICTURES = (".png", ".pdf", ".svg", ".jpg")
+StreamCallback = Callable[[RowState], None]
+
+
+@dataclass(frozen=True)
+class ImageQuestion:
+    """A question about an image as a model is asked it.
+
+    Attributes:
+        record: the conversation up to the question.
+        folder: where the image lies.
+        image: the image at full resolution.
+    """
+
+    record: Record
+    folder: MediaStore
+    image: Image.Image
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer and what led to it; as text, the answer."""
+
+    parts: ModelBundle
+    question: ImageQuestion
+    answer: Answer
+
+    def __str__(self) -> str:
+        return self.answer.text
+
+    @property
+    def trace(self) -> list[PerceptionStep]:
+        """Every request for perception and what came of it."""
+        return self.answer.trace
+
+    def maps(self) -> list[SimilarityMap | None]:
+        """For each step of the trace what its control state looked for; None where none steered what was seen."""
+        return similarity_maps(self.parts, self.answer, self.question.folder, self.question.image)
+
+    def draw(self, path: str | Path) -> Path:
+        """Write a picture: the image, what was selected and seen again, what was looked for. Needs matplotlib."""
+        check_output_path(Path(path))
+        from vpt.generation.reply_figure import draw_reply  # matplotlib is an extra
+
+        return draw_reply(
+            Path(path), image=self.question.image, question=self.question.record.question, answer=self.answer,
+            maps=self.maps(),
+        )  # fmt: skip
+
+
+class Pipeline(ModelBundle):
+    """A trained model, its tokenizer and its processor, ready to answer."""
+
+    def ask(
+        self, image: str | Path, question: str, *, prompted: bool | None = None, listener: StreamCallback | None = None,
+        **settings: Any,
+    ) -> Reply:  # fmt: skip
+        """Answer one question about one image, perceiving meanwhile.
+
+        Args:
+            image: a file.
+            question: text.
+            prompted: whether the sentence that asked for perception in training follows the question; by default as
+                the model was trained.
+            listener: called after every decoding step with the row that answers.
+            settings: keys of `generation`, such as `action="region"` or `temperature=1.0`; the rest is as trained.
+
+        Raises:
+            ConfigError: for a setting that does not exist or an action that the model lacks.
+            DataError: for an image that cannot be read, or a question that is too long.
+        """
+        generation = generation_settings(self.config, parse_settings(settings))
+        sentence = action_prompt(self.config, generation, prompted=prompted)
+        return reply(self, build_question(self.config, Path(image), question, sentence), generation, listener=listener)
+
+
+def load(path: str | Path, *, device: str = "auto") -> Pipeline:
+    """The trained model in `path`, ready to answer; `vpt.checkpoint.load.load_pretrained` says what `path` may be."""
+    return Pipeline(**vars(load_pretrained(path, device=device)))
+
+
+def parse_settings(settings: dict[str, Any]) -> EvalGenerationConfig:
+    """Keyword arguments as settings of generation. Raises ConfigError with the nearest name for one that is none."""
+    known = [item.name for item in fields(EvalGenerationConfig)]
+    for key in settings:
+        if key not in known:
+            raise ConfigError(f"{key} is not a setting of generation{did_you_mean(key, known)}")
+    return EvalGenerationConfig(**settings)
+
+
+def action_prompt(config: TrainConfig, generation: GenerationConfig, *, prompted: bool | None = None) -> str:
+    """The sentence that, in training, asked for the action that is now forced, or for the only one there was."""
+    if not (config.data.prompted if prompted is None else prompted):
+        return ""
+    trained = [kind for kind, share in config.data.actions.items() if share > 0]
+    kinds = trained if generation.action == FREE else [generation.action]
+    sentences = {"" if kind == NONE else REGION_PROMPT if kind == REGION else REENCODE_PROMPT for kind in kinds}
+    return sentences.pop() if len(sentences) == 1 else ""
+
+
+def build_question(config: TrainConfig, image: Path, question: str, sentence: str) -> ImageQuestion:
+    """Open the image and write the conversation. Raises DataError where either cannot be used."""
+    if not question.strip():
+        raise DataError("the question is empty")
+    if match := PLACEHOLDER.search(question):
+        raise DataError(f"the question holds {match[0]}; leave it out, the image comes first by itself")
+    if not image.is_file():
+        found = "is a folder" if image.is_dir() else "does not exist"
+        raise DataError(f"image {image} {found}; give the path of an image file")
+    path = image.resolve()
+    folder = replace(
+        media_store(path.parent, config.data), apply_exif_rotation=True
+    )  # a photograph, as its viewer sees it
+    reference, where = ImageRef(path.name), "the question"
+    messages = (
+        Message("system", SYSTEM_PROMPT),
+        Message("user", f"<image>\n{question.strip()} {sentence}".rstrip()),
+    )
+    record = Record(messages, {VISION_TOWER: (reference,)}, where, question.strip())
+    return ImageQuestion(record, folder, folder.original(reference, where=where))
+
+
+def reply(
+    parts: ModelBundle, question: ImageQuestion, generation: GenerationConfig, *, listener: StreamCallback | None = None
+) -> Reply:  # fmt: skip
+    """Answer a question that has been read."""
+    generator = Generator.from_config(parts.model, parts.encoder, parts.tokenizer, generation)
+    sample = parts.encoder.encode_prompt(question.record, question.folder)
+    (speaker,) = generator.start([sample], [question.folder])
+    for _ in generator.steps([speaker]):
+        if listener is not None:
+            listener(speaker)
+    return Reply(parts, question, generator.finalize(speaker))
+
+
+def check_output_path(path: Path) -> None:
+    """Raises ConfigError where no picture can be written to `path`."""
+    if find_spec("matplotlib") is None:
+        raise ConfigError("a picture needs matplotlib; type: pip install matplotlib")
+    if not path.absolute().parent.is_dir():
+        raise ConfigError(f"out={path}: folder {path.parent} does not exist")
+    if path.suffix not in PICTURES:
+        raise ConfigError(f"out={path}: {path.suffix or 'no suffix'} is no picture format; {', '.join(PICTURES)} are")

@@ -1,0 +1,78 @@
+"""Answering questions whose images are in memory, many at once."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from vpt.checkpoint.load import load_pretrained
+from vpt.config.validate import generation_settings
+from vpt.data.build import media_store
+from vpt.data.images import MediaStore, transposed
+from vpt.data.records import SYSTEM_PROMPT, ImageRef, Message, Record
+from vpt.errors import DataError
+from vpt.generation.generator import Generator
+from vpt.generation.pipeline import action_prompt, parse_settings
+from vpt.models.build import ModelBundle
+from vpt.perception.batch import VISION_TOWER
+
+IMAGE = "<image>"
+_numbers = count()  # an image's name, new for each, because prepared images are kept by name
+
+
+@dataclass(frozen=True)
+class InMemoryMedia(MediaStore):
+    """Images in memory, where others lie in a folder."""
+
+    images: Mapping[str, Image.Image] = field(default_factory=dict)
+
+    def original(self, reference: ImageRef, *, where: str) -> Image.Image:
+        return transposed(self.images[reference.path].convert("RGB"), reference.transpose)
+
+
+class Responder:
+    """A checkpoint that answers questions about images in memory.
+
+    Args:
+        checkpoint: whatever `vpt.load` takes.
+        device: `auto`, `cpu` or `cuda`.
+        prompted: whether the sentence that asked for perception in training follows each question; by default as the
+            model was trained.
+    """
+
+    def __init__(self, checkpoint: str | Path, *, device: str = "auto", prompted: bool | None = None) -> None:
+        self.parts: ModelBundle = load_pretrained(checkpoint, device=device)
+        self.prompted = prompted
+
+    def respond(self, questions: Sequence[tuple[Sequence[Image.Image], str]], **settings: Any) -> list[str]:
+        """Answer questions together, each (images, text); `<image>` in a text says where its images stand.
+
+        Args:
+            questions: the images of each come first where its text does not name as many as there are.
+            settings: keys of `generation`; the rest is as trained.
+
+        Raises:
+            ConfigError: for a setting that does not exist.
+            DataError: for a question that is too long.
+        """
+        generation = generation_settings(self.parts.config, parse_settings(settings))
+        sentence = action_prompt(self.parts.config, generation, prompted=self.prompted)
+        records, albums = zip(*(self._record(images, text, sentence) for images, text in questions))
+        samples = [self.parts.encoder.encode_prompt(record, album) for record, album in zip(records, albums)]
+        generator = Generator.from_config(self.parts.model, self.parts.encoder, self.parts.tokenizer, generation)
+        return [answer.text for answer in generator.generate(samples, albums)]
+
+    def _record(self, images: Sequence[Image.Image], text: str, sentence: str) -> tuple[Record, InMemoryMedia]:
+        references = [ImageRef(f"in memory {next(_numbers)}") for _ in images]
+        if text.count(IMAGE) != len(images):
+            text = IMAGE * len(images) + "\n" + text.replace(IMAGE, "").strip()
+        if not text.replace(IMAGE, "").strip():
+            raise DataError("a question is empty")
+        limits = media_store(Path(), self.parts.config.data)
+        kept = {reference.path: image for reference, image in zip(references, images)}
+        album = InMemoryMedia(limits.root, limits.max_side, limits.resample, limits.max_pixels, images=kept)
+        messages = (Message("system", SYSTEM_PROMPT), Message("user", f"{text} {sentence}".rstrip()))
+        return Record(messages, {VISION_TOWER: tuple(references)} if references else {}, "question"), album

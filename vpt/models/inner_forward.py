@@ -1,0 +1,102 @@
+"""The walk: extend, read the control states, perceive, extend, ...
+
+`extend` is the one operation of this project. Training walks over segments that come from the data; generation walks
+over segments that come from the model (`vpt.generation.generator`).
+"""
+
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._dynamo import config as dynamo
+from torch.utils.checkpoint import checkpoint
+
+from vpt.models.attention import AttentionLayout
+
+KeyValues = dict[int, tuple[Tensor, Tensor]]  # layer -> keys and values, [1, kv heads, N, d] each
+
+
+class StagedKVCache:
+    """Keys and values of every stage so far, kept as they were computed so that gradients reach them."""
+
+    def __init__(self) -> None:
+        self.stages: list[KeyValues] = []
+
+    def new_stage(self) -> "StageKV":
+        """The cache that the next stage runs on."""
+        self.stages.append({})
+        return StageKV(self.stages[:-1], self.stages[-1])
+
+
+class StageKV:
+    """What one stage finds cached and what it adds. It has the `update` of transformers' caches.
+
+    It goes on naming the same stages after later ones have run: a layer that is recomputed in the backward pass then
+    finds what it found in the forward pass. Not a dataclass: sharding copies those among a layer's arguments.
+    """
+
+    def __init__(self, earlier: list[KeyValues], own: KeyValues) -> None:
+        self.earlier, self.own = earlier, own
+
+    @torch.compiler.disable
+    def update(self, key: Tensor, value: Tensor, layer: int, *_: object) -> tuple[Tensor, Tensor]:
+        """A layer hands in its own keys and values and gets back all of them, [1, kv heads, N of all stages, d]."""
+        self.own.setdefault(layer, (key, value))
+        if not self.earlier:
+            return key, value
+        keys, values = zip(*(stage[layer] for stage in self.earlier), strict=True)
+        return torch.cat([*keys, key], dim=2), torch.cat([*values, value], dim=2)
+
+
+def extend(
+    language: Any, cache: object, embeddings: Tensor, positions: Tensor, layout: AttentionLayout, *,
+    logits_to_keep: Tensor | None = None, checkpointing: bool = False,
+) -> Tensor:  # fmt: skip
+    """Run the decoder over packed embeddings, on top of what is cached.
+
+    Args:
+        language: transformers' text model of Qwen2-VL or Qwen2.5-VL (`layers`, `norm`, `rotary_emb`).
+        cache: anything with `update(key, value, layer)`.
+        embeddings: [N, D].
+        positions: [3, N].
+        layout: who attends to whom.
+        asked: [h] the positions whose hidden states are wanted, or None for all; the others leave their keys behind.
+        checkpointing: recompute each layer in the backward pass instead of keeping its activations.
+
+    Returns:
+        [h, D], the final-normed hidden states.
+    """
+    hidden = embeddings[None]
+    rope = language.rotary_emb(hidden, positions[:, None])
+    for layer in language.layers:
+        call = {"position_embeddings": rope, "past_key_values": cache, "layout": layout}
+        if layer is language.layers[-1]:
+            call["logits_to_keep"] = logits_to_keep
+        hidden = checkpoint(layer, hidden, use_reentrant=False, **call) if checkpointing else layer(hidden, **call)
+    return language.norm(hidden)[0]
+
+
+def restrict_last_layer(layer: nn.Module) -> None:
+    """Let the last decoder layer compute nothing that nobody reads.
+
+    Its keys and values are needed of every position, what comes after its attention only at positions in `logits_to_keep`:
+    a fifth of the positions or less in training, one while a prompt is read. It stays transformers' layer in all else.
+    """
+    whole: Any = layer.forward
+
+    def forward(self: Any, hidden_states: Tensor, *, logits_to_keep: Tensor | None = None, **call: Any) -> Tensor:
+        if logits_to_keep is None:
+            return whole(hidden_states, **call)
+        mixed, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **call)
+        hidden = (hidden_states + mixed).index_select(1, logits_to_keep)
+        return hidden + self.mlp(self.post_attention_layernorm(hidden))
+
+    layer.forward = MethodType(forward, layer)  # type: ignore[method-assign]
+
+
+def compile_layers(layers: nn.ModuleList) -> None:
+    """Compile the decoder layers in place. The first steps take a minute longer; numbers change by rounding."""
+    dynamo.allow_unspec_int_on_nn_module = True  # a layer's number would make it a graph of its own
+    for layer in layers:
+        layer.compile(dynamic=True)

@@ -1,0 +1,148 @@
+"""The base model: Qwen2-VL or Qwen2.5-VL, its tokenizer and its image processor, pretrained or of given sizes."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from copy import deepcopy
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
+)
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from vpt.config.schema import ImageConfig, ModelConfig, VideoConfig
+from vpt.errors import ConfigError
+from vpt.models.architecture import Architecture
+from vpt.models.attention import SEGMENT_ATTENTION
+from vpt.models.tiny_tokenizer import tiny_tokenizer
+from vpt.perception.tokens import CHAT_TOKENS, PerceptionVocabulary
+
+FAMILIES = {
+    "qwen2_vl": (Qwen2VLConfig, Qwen2VLForConditionalGeneration),
+    "qwen2_5_vl": (Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration),
+}
+Loaded = TypeVar("Loaded")
+
+
+def build_tokenizer(config: ModelConfig, kind: Any = AutoTokenizer) -> PreTrainedTokenizerBase:
+    """The base model's tokenizer, read by transformers' class `kind`; the tiny one where there are no weights to match."""
+    if config.path is None:
+        return tiny_tokenizer()
+    tokenizer = from_pretrained_or_hub(config.path, "model.path", lambda path: kind.from_pretrained(path))
+    missing = [token for token in CHAT_TOKENS if token not in tokenizer.get_vocab()]
+    if missing:
+        raise ConfigError(f"the tokenizer in model.path={config.path} lacks {', '.join(missing)}: not a Qwen2-VL model")
+    return tokenizer
+
+
+def build_qwen(
+    config: ModelConfig, vocabulary: PerceptionVocabulary, sizes: Architecture | None, *, bare: bool = False
+) -> PreTrainedModel:  # fmt: skip
+    """transformers' own Qwen2-VL or Qwen2.5-VL: with weights from `path`, or random ones of `sizes` or `config`.
+
+    `bare`: shapes without memory.
+    """
+    config_class, model_class = FAMILIES[config.family]
+    dtype = getattr(torch, config.dtype)
+    if sizes is not None:
+        with torch.device("meta") if bare else nullcontext():
+            return model_class(config_class(**deepcopy(sizes.qwen), attn_implementation=SEGMENT_ATTENTION)).to(dtype)
+    if config.path is not None:
+        qwen = from_pretrained_or_hub(
+            config.path, "model.path", partial(_qwen_shapes if bare else _qwen_weights, dtype=dtype)
+        )
+        if qwen.config.model_type != config.family:
+            raise ConfigError(
+                f"model.path={config.path} holds a {qwen.config.model_type}, model.family is {config.family}; "
+                f"choose the model group that fits (model=qwen2_vl_2b, model=qwen2_5_vl_3b, ...)"
+            )
+        return qwen
+    ids = {
+        "image_token_id": vocabulary.image_pad, "video_token_id": vocabulary.video_pad,
+        "vision_start_token_id": vocabulary.vision_start, "vision_end_token_id": vocabulary.vision_end,
+        "bos_token_id": vocabulary.end_of_text, "eos_token_id": vocabulary.im_end,
+    }  # fmt: skip
+    try:
+        # a copy: transformers writes into nested dictionaries
+        sizes = config_class(**{**deepcopy(config.config), **ids}, attn_implementation=SEGMENT_ATTENTION)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"model.config is not accepted by {config_class.__name__}: {error}") from None
+    return model_class(sizes).to(dtype)
+
+
+def _qwen_weights(path: str, *, dtype: torch.dtype) -> PreTrainedModel:
+    return AutoModelForImageTextToText.from_pretrained(path, dtype=dtype, attn_implementation=SEGMENT_ATTENTION)
+
+
+def _qwen_shapes(path: str, *, dtype: torch.dtype) -> PreTrainedModel:
+    with torch.device("meta"):
+        sizes = AutoConfig.from_pretrained(path)
+        return AutoModelForImageTextToText.from_config(sizes, dtype=dtype, attn_implementation=SEGMENT_ATTENTION)
+
+
+def build_processor(qwen: PreTrainedModel, limits: ImageConfig) -> Qwen2VLImageProcessorPil:
+    """transformers' Pillow image processor for this model's patches."""
+    vision = qwen.config.vision_config
+    return Qwen2VLImageProcessorPil(
+        patch_size=vision.patch_size,
+        merge_size=vision.spatial_merge_size,
+        temporal_patch_size=vision.temporal_patch_size,
+        size=pixel_limits(limits),
+    )
+
+
+def pixel_limits(limits: ImageConfig | VideoConfig) -> dict[str, int]:
+    """Pixels of an image or frame, at least and at most, as transformers' processors spell it."""
+    return {"shortest_edge": limits.min_pixels, "longest_edge": limits.max_pixels}
+
+
+def from_pretrained_or_hub(path: str | None, key: str, loader: Callable[[str | None], Loaded]) -> Loaded:
+    """Call a loader of transformers; say what to type where a folder is no model or a hub cannot be reached."""
+    if path is not None and not Path(path).is_dir():
+        print(f"fetching {path} from the hub ({key}=FOLDER takes a local copy)", flush=True)
+    try:
+        return loader(path)
+    except (OSError, ValueError) as error:  # transformers raises either
+        if path is None:
+            raise
+        if Path(path).is_dir():
+            raise ConfigError(f"{key}={path} is not a folder of weights: {_first_line(error)}") from None
+        raise ConfigError(
+            f"{key}={path} could not be fetched from the hub ({_first_line(error)}); without a network, download it "
+            f"elsewhere and type {key}=FOLDER"
+        ) from None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def resize_token_embeddings(model: PreTrainedModel, vocabulary_size: int, *, multiple_of: int = 64) -> None:
+    """Make room in the embedding table for `vocabulary_size` ids.
+
+    Qwen's tables have spare rows after the last id, so new ids usually fit and nothing changes. A table that is too
+    short grows to the next multiple of `multiple_of`, its new rows at the mean of the old ones; it never shrinks, and
+    tied weights stay tied.
+    """
+    table = model.get_input_embeddings()
+    rows = table.weight.shape[0]
+    if vocabulary_size <= rows:
+        return
+    model.resize_token_embeddings(vocabulary_size, pad_to_multiple_of=multiple_of, mean_resizing=False)
+    heads: list[Any] = [model.get_input_embeddings()]
+    if not model.config.tie_word_embeddings:
+        heads.append(model.get_output_embeddings())
+    with torch.no_grad():
+        for head in heads:
+            head.weight[rows:] = head.weight[:rows].mean(dim=0)

@@ -1,0 +1,175 @@
+"""Qwen's visual tower over many images at once.
+
+The weights and modules are transformers' own; only the walk over them is ours, because theirs attends image by image
+(window by window) in a Python loop and embeds patches with a 3-D convolution. Here equal-sized images and windows
+share one attention call, and the patch embedding is the same weights as a matrix product.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from vpt.perception.batch import Grid
+
+MICRO_BATCH_PATCHES = (1024, 32768)  # patches that a frozen tower sees at a time, on a CPU and elsewhere
+
+
+class AttentionGroups:
+    """Runs of patches that attend among themselves, grouped by length: one attention call for each length."""
+
+    def __init__(self, lengths: list[int], device: torch.device) -> None:
+        starts: dict[int, list[int]] = defaultdict(list)
+        offset = 0
+        for length in lengths:
+            starts[length].append(offset)
+            offset += length
+        self.single = next(iter(starts)) if len(starts) == 1 else None
+        self.indices = [
+            (length, (torch.tensor(begin)[:, None] + torch.arange(length)).flatten().to(device))
+            for length, begin in starts.items()
+        ]
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """[N, heads, d] each; full attention inside every run. Returns [N, heads * d]."""
+        if self.single is not None:
+            return _attend(query, key, value, self.single)
+        out = query.new_empty(query.shape[0], query.shape[1] * query.shape[2])
+        for length, index in self.indices:
+            out = out.index_copy(0, index, _attend(query[index], key[index], value[index], length))
+        return out
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, length: int) -> Tensor:
+    q, k, v = (x.unflatten(0, (-1, length)).transpose(1, 2) for x in (query, key, value))
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(0, 1).flatten(1)
+
+
+@lru_cache(maxsize=4096)
+def _patch_positions(grid: Grid, merge: int) -> Tensor:
+    """Row and column of every patch, [t*h*w, 2], in the processor's order: merge x merge blocks, row by row."""
+    frames, height, width = grid
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    blocks = [x.view(height // merge, merge, width // merge, merge).transpose(1, 2).flatten() for x in (rows, columns)]
+    return torch.stack(blocks, dim=-1).repeat(frames, 1)
+
+
+@lru_cache(maxsize=4096)
+def window_order(grid: Grid, merge: int, window: int) -> tuple[Tensor, tuple[int, ...]]:
+    """Order of the merged positions of one image by windows of `window` x `window`, and patches in each window."""
+    frames, height, width = grid[0], grid[1] // merge, grid[2] // merge
+    index = torch.arange(frames * height * width).view(frames, height, width)
+    cells = [
+        index[t, top : top + window, left : left + window].flatten()
+        for t in range(frames)
+        for top in range(0, height, window)
+        for left in range(0, width, window)
+    ]
+    return torch.cat(cells), tuple(len(cell) * merge * merge for cell in cells)
+
+
+def _rope(grids: list[Grid], merge: int, head_dim: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of the 2-D rotary embedding, [patches, 1, 1, head_dim / 2]."""
+    positions = torch.cat([_patch_positions(grid, merge) for grid in grids]).to(device)
+    frequencies = 1.0 / theta ** (torch.arange(0, head_dim // 2, 2, device=device).float() / (head_dim // 2))
+    angles = (positions[..., None] * frequencies).flatten(1)[:, None, None]
+    return angles.cos(), angles.sin()
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Queries and keys in their positions' directions, [patches, 2, heads, head_dim]; computed in float32."""
+    first, second = x.float().chunk(2, dim=-1)
+    turned = (torch.addcmul(first * cos, second, sin, value=-1), torch.addcmul(second * cos, first, sin))
+    return torch.cat(turned, dim=-1).to(x.dtype)
+
+
+def _permute(x: Tensor, order: Tensor, unit: int) -> Tensor:
+    return x.unflatten(0, (-1, unit))[order].flatten(0, 1)
+
+
+def vision_forward(visual: Any, pixels: Tensor, grids: list[Grid]) -> Tensor:
+    """Image tokens of many images (or videos) through a Qwen2-VL or Qwen2.5-VL tower.
+
+    Args:
+        visual: `model.visual` of transformers' Qwen2-VL or Qwen2.5-VL.
+        pixels: [patches, channels * temporal_patch * patch * patch], as the image processor makes them.
+        grids: one (t, h, w) for each image, in patches.
+
+    Returns:
+        [sum of t * h * w / merge**2, hidden]: the merged embeddings, image after image.
+    """
+    if torch.is_grad_enabled() or len(grids) == 1:
+        return _forward(visual, pixels, grids)
+    # Nothing is kept for a backward pass: equal images go together, no more of them than caches hold well.
+    patches = [math.prod(grid) for grid in grids]
+    parts = pixels.split(patches)
+    merged: list[Tensor] = [pixels] * len(grids)
+    for chosen in _micro_batches(grids, limit=MICRO_BATCH_PATCHES[pixels.device.type != "cpu"]):
+        out = _forward(visual, torch.cat([parts[i] for i in chosen]), [grids[i] for i in chosen])
+        lengths = [patches[i] // visual.config.spatial_merge_size**2 for i in chosen]
+        for number, part in zip(chosen, out.split(lengths), strict=True):
+            merged[number] = part
+    return torch.cat(merged)
+
+
+def _micro_batches(grids: list[Grid], *, limit: int) -> Iterator[list[int]]:
+    """Numbers of images of about `limit` patches together, sorted by shape."""
+    bundle: list[int] = []
+    held = 0
+    for number in sorted(range(len(grids)), key=lambda i: grids[i]):
+        patches = math.prod(grids[number])
+        if bundle and held + patches > limit:
+            yield bundle
+            bundle, held = [], 0
+        bundle.append(number)
+        held += patches
+    yield bundle
+
+
+def _forward(visual: Any, pixels: Tensor, grids: list[Grid]) -> Tensor:
+    config = visual.config
+    merge = config.spatial_merge_size
+    embedding: Tensor = visual.patch_embed.proj.weight
+    # Under autocast the weight may be wider than the products; pixels follow the weight.
+    hidden = F.linear(pixels.to(embedding.dtype), embedding.flatten(1))
+    theta = (getattr(config, "rope_parameters", None) or {}).get("rope_theta", 10_000.0)
+    cos, sin = _rope(grids, merge, visual.blocks[0].attn.head_dim, theta, hidden.device)
+    frames = [height * width for time, height, width in grids for _ in range(time)]
+    whole = windowed = AttentionGroups(frames, hidden.device)
+    windows = getattr(config, "fullatt_block_indexes", None)
+    order = None
+    if windows is not None:  # Qwen2.5-VL: patches travel in window order between the embedding and the merger
+        order, windowed = _by_window(grids, merge, config, hidden.device)
+        hidden, cos, sin = (_permute(x, order, merge * merge) for x in (hidden, cos, sin))
+    for index, block in enumerate(visual.blocks):
+        groups = whole if windows is None or index in windows else windowed
+        hidden = _block(block, hidden, cos, sin, groups)
+    merged = visual.merger(hidden)
+    return merged if order is None else merged[torch.argsort(order)]
+
+
+def _block(block: Any, hidden: Tensor, cos: Tensor, sin: Tensor, groups: AttentionGroups) -> Tensor:
+    attention = block.attn
+    qkv = attention.qkv(block.norm1(hidden)).unflatten(-1, (3, -1, attention.head_dim))
+    query, key = _rotate(qkv[:, :2], cos, sin).unbind(1)
+    seen = groups.attend(query, key, qkv[:, 2])
+    hidden = hidden + attention.proj(seen)
+    return hidden + block.mlp(block.norm2(hidden))
+
+
+def _by_window(grids: list[Grid], merge: int, config: Any, device: torch.device) -> tuple[Tensor, AttentionGroups]:
+    window = config.window_size // merge // config.patch_size
+    orders: list[Tensor] = []
+    lengths: list[int] = []
+    offset = 0
+    for grid in grids:
+        order, patches = window_order(grid, merge, window)
+        orders.append(order + offset)
+        lengths.extend(patches)
+        offset += len(order)
+    return torch.cat(orders).to(device), AttentionGroups(lengths, device)

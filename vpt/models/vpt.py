@@ -1,0 +1,207 @@
+"""The model of the paper's figure 2: look, walk with perception, predict."""
+
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from vpt.data.feature_cache import FeatureCache
+from vpt.encoders.base import ReEncoder
+from vpt.models.forward_plan import ForwardPlan, ForwardPlanner, Stage, VisualInsert
+from vpt.models.inner_forward import StagedKVCache, extend, restrict_last_layer
+from vpt.models.output import Output, compute_outputs
+from vpt.models.vision_tower import vision_forward
+from vpt.perception.batch import VISION_TOWER, Batch, Grid, ImageInputs, Row
+from vpt.perception.segments import InnerForward, MaskMode, Segment, split_segments
+from vpt.perception.tokens import PerceptionVocabulary
+
+
+@dataclass(frozen=True)
+class InnerForwardConfig:
+    """How a conversation is walked.
+
+    Attributes:
+        inner_forward: `shared` runs every segment once; `full` runs whole passes, the reference.
+        num_inner_forward_run: 2, or 1 for the alignment stage: no control states, nothing conditioned.
+        projector_scale: control tokens of an action.
+        mask_mode: what masking does to a masked row (`vpt.perception.masking`).
+        checkpointing: recompute decoder layers in the backward pass.
+    """
+
+    inner_forward: InnerForward = "shared"
+    num_inner_forward_run: int = 2
+    projector_scale: int = 1
+    mask_mode: MaskMode = "zero"
+    checkpointing: bool = False
+
+
+class VPTModel(nn.Module):
+    """Qwen2-VL or Qwen2.5-VL with re-encoders.
+
+    Given its parts; `vpt.models.build` makes them from a configuration.
+
+    Attributes:
+        store: keeps what frozen encoders see, if set.
+        linked: set where processes reduce gradients layer by layer. Every stage then has a backward pass, needed or
+            not, so that each process gathers and reduces the same layers in the same order.
+    """
+
+    uniform_backward = False
+
+    def __init__(
+        self, qwen: PreTrainedModel, encoders: dict[str, ReEncoder], *, vocabulary: PerceptionVocabulary,
+        forward_config: InnerForwardConfig,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.qwen: Any = qwen
+        self.vocabulary, self.forward_config = vocabulary, forward_config
+        self.encoders = nn.ModuleDict(encoders)
+        self.feature_cache: FeatureCache | None = None
+        restrict_last_layer(self.language.layers[-1])
+
+    @property
+    def language(self) -> Any:
+        """transformers' text model."""
+        return self.qwen.model.language_model
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lives."""
+        return self.language.norm.weight.device
+
+    def train(self, mode: bool = True) -> "VPTModel":
+        """As any module, but frozen towers stay in evaluation mode: what they see of an image is always the same."""
+        super().train(mode)
+        towers = [self.qwen.model.visual, *(e.vision for e in map(self.encoder, self.encoders) if e.vision is not None)]
+        for tower in towers:
+            if not is_trained(tower):
+                tower.eval()
+        return self
+
+    def forward(self, batch: Batch, *, keep_logits: bool = False) -> Output:
+        """The paper's figure 2: encode every image, run the stages with perception in between, predict the labels."""
+        tokens = self.project_features(self.encode_images(batch.images), batch)
+        plan = self.plan_forward(batch, batch.loss_positions)
+        hidden, states = self.run_stages(batch, plan, tokens, StagedKVCache())
+        output = compute_outputs(self.logits, batch, hidden[plan.output_index], states, keep_logits=keep_logits)
+        if self.uniform_backward:
+            output.grad_anchor = 0.0 * (hidden[:, 0].sum() + self.logits(hidden[:1]).sum())
+        return output
+
+    def encode_images(self, looks: dict[str, ImageInputs]) -> dict[str, Tensor]:
+        """Features of every image, once for each view: view -> [positions, feature_dim]."""
+        return {
+            view: images.merge_cached(self._encode_uncached(view, images)) for view, images in sorted(looks.items())
+        }
+
+    def _encode_uncached(self, view: str, images: ImageInputs) -> Tensor | None:
+        """Features of the images that are not known yet."""
+        if not images.uncached:
+            return None
+        module = self.qwen.model.visual if view == VISION_TOWER else self._encoder_with(view).vision
+        with torch.set_grad_enabled(torch.is_grad_enabled() and is_trained(module)):
+            if view == VISION_TOWER:
+                seen = self.run_vision_tower(images.pixels, images.grids)
+            else:
+                seen = self._encoder_with(view).forward_features(images.pixels)
+        if self.feature_cache is not None:
+            self.feature_cache.put(images, seen)
+        return seen
+
+    def run_vision_tower(self, pixels: Tensor, grids: list[Grid]) -> Tensor:
+        """Image tokens through Qwen's own tower, [tokens, D]."""
+        return vision_forward(self.qwen.model.visual, pixels, grids)
+
+    def project_features(self, features: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        """Unconditioned tokens of every source that the batch refers to: source -> [tokens, D]."""
+        sources = {block.source for row in batch.rows for block in row.blocks}
+        return {
+            source: features[VISION_TOWER]
+            if source == VISION_TOWER
+            else self.encoder(source).projector.project(features[self.transform_of(source)])
+            for source in sorted(sources)
+        }
+
+    def plan_forward(self, batch: Batch, logits_to_keep: np.ndarray | None = None) -> ForwardPlan:
+        """Lay out the stages; `asked` are the positions whose hidden states are wanted, ascending, all by default."""
+        sources = {block.source for row in batch.rows for block in row.blocks}
+        offsets = {source: [0, *accumulate(batch.images[self.transform_of(source)].tokens)] for source in sources}
+        segments = self.split_segments(batch.rows)
+        return ForwardPlanner(
+            batch.rows, segments, offsets, logits_to_keep=logits_to_keep, device=batch.input_ids.device
+        ).plan()
+
+    def split_segments(self, rows: list[Row]) -> list[list[Segment]]:
+        """Cut each row into segments."""
+        passes = self.forward_config
+        return [
+            split_segments(
+                row, inner_forward=passes.inner_forward, passes=passes.num_inner_forward_run, mode=passes.mask_mode
+            )
+            for row in rows
+        ]
+
+    def run_stages(
+        self, batch: Batch, plan: ForwardPlan, tokens: dict[str, Tensor], cache: StagedKVCache
+    ) -> tuple[Tensor, Tensor]:
+        """Extend, read the control states, perceive, extend, ...
+
+        Returns:
+            hidden states that the stages were asked for, [n, D]; control states in the order they were read, [r, D].
+        """
+        hidden: list[Tensor] = []
+        states = batch.positions.new_zeros((0, self.language.config.hidden_size), dtype=torch.float32)
+        for stage in plan.stages:
+            embeddings = self.embed_inputs(batch.input_ids[stage.tokens], stage, tokens, states)
+            if self.uniform_backward and torch.is_grad_enabled() and not embeddings.requires_grad:
+                embeddings.requires_grad_()
+            positions = batch.positions[:, stage.tokens]
+            out = extend(
+                self.language, cache.new_stage(), embeddings, positions, stage.layout,
+                logits_to_keep=stage.logits_to_keep, checkpointing=self.forward_config.checkpointing,
+            )  # fmt: skip
+            states = torch.cat([states.to(out.dtype), out[stage.control_outputs]])
+            hidden.append(out)
+        return torch.cat(hidden), states
+
+    def embed_inputs(self, ids: Tensor, stage: Stage, tokens: dict[str, Tensor], states: Tensor) -> Tensor:
+        """The embeddings of a stage: text, control states, what has been perceived, zeros where it is masked."""
+        x = self.language.embed_tokens(ids)
+        if len(stage.control_positions):
+            x = x.index_copy(0, stage.control_positions, states[stage.control_sources].to(x.dtype))
+        for perceived in stage.inserts:
+            x = x.index_copy(0, perceived.positions, self.condition(perceived, tokens, states).to(x.dtype))
+        if len(stage.zeroed):
+            x = x.index_fill(0, stage.zeroed, 0.0)
+        return x
+
+    def condition(self, insert: VisualInsert, tokens: dict[str, Tensor], states: Tensor) -> Tensor:
+        """Tokens of a source, conditioned on their control states where they have any."""
+        chosen = tokens[insert.source][insert.tokens]
+        if insert.states is None:
+            return chosen
+        projector = self.encoder(insert.source).projector
+        return projector(chosen, projector.condition_vector(states[insert.states])[insert.block])
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[n, D] -> [n, vocabulary], in float32."""
+        return self.qwen.lm_head(hidden).float()
+
+    def transform_of(self, source: str) -> str:
+        """The view through which a source looks."""
+        return VISION_TOWER if source == VISION_TOWER else self.encoder(source).transform.name
+
+    def encoder(self, name: str) -> ReEncoder:
+        """A re-encoder by its name."""
+        return self.encoders[name]  # type: ignore[return-value]  # a ModuleDict knows modules only
+
+    def _encoder_with(self, view: str) -> ReEncoder:
+        return next(e for e in map(self.encoder, self.encoders) if e.transform.name == view)
+
+
+def is_trained(module: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters())

@@ -1,0 +1,172 @@
+"""What the model is given: rows packed one after the other, never padded.
+
+A *row* is one conversation. Its *blocks* are runs of placeholder tokens that an encoder fills, its *actions* are runs
+of control tokens. Positions inside a `Row` count from the row's first token; `start` says where the row begins in the
+packed tensors.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+VISION_TOWER = "image"  # the view that Qwen's own visual tower looks through
+IGNORE_INDEX = -100  # the label of a position that carries no loss
+Grid = tuple[int, int, int]  # (frames, rows of patches, columns of patches)
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class PlaceholderSpan:
+    """A run of placeholder tokens.
+
+    Attributes:
+        start, length: where it lies in its row.
+        source: whose tokens fill it: `TOWER` for a plain image, else the name of a re-encoder.
+        look: which image of the source's view, in the order of the row (in a batch: of the batch).
+    """
+
+    start: int
+    length: int
+    source: str
+    image: int
+
+
+@dataclass(frozen=True)
+class Action:
+    """A run of `count` control tokens at `start`; `block` is the index of the block it steers, if one follows."""
+
+    start: int
+    count: int
+    encoder: str
+    block: int | None
+
+
+@dataclass(frozen=True)
+class Row:
+    """The structure of one conversation.
+
+    Attributes:
+        start: its first token in the packed batch.
+        length: how many tokens it has.
+        paragraphs: spans strictly inside `<|im_start|>` ... `<|im_end|>`, in order (section 1 of the paper's masking).
+        masked: spans hidden between the inner passes; empty for a row that is not masked.
+    """
+
+    length: int
+    blocks: tuple[PlaceholderSpan, ...] = ()
+    actions: tuple[Action, ...] = ()
+    paragraphs: tuple[Span, ...] = ()
+    masked: tuple[Span, ...] = ()
+    start: int = 0
+
+
+@dataclass
+class ImageInputs:
+    """Images prepared for one view, each of them once however often it is referred to.
+
+    Attributes:
+        pixels: what the view's encoder takes, of the images that are not `known`: [patches, dim] for the tower,
+            [images, 3, H, W] for others.
+        tokens: how many tokens each image becomes.
+        grids: (t, h, w) in patches of each image among `pixels`; the tower's only.
+        known: features of images that need no encoder, by number.
+        keys: of each image among `pixels`, the name under which its features may be kept (`vpt.data.feature_cache`).
+    """
+
+    pixels: Tensor
+    tokens: list[int]
+    grids: list[Grid] = field(default_factory=list)
+    cached: dict[int, Tensor] = field(default_factory=dict)
+    cache_keys: list[str | None] = field(default_factory=list)
+
+    @property
+    def uncached(self) -> list[int]:
+        """Tokens of each image among `pixels`."""
+        return [count for number, count in enumerate(self.tokens) if number not in self.cached]
+
+    def merge_cached(self, seen: Tensor | None) -> Tensor:
+        """[positions, feature_dim], image after image: the known, and those that have been `seen` just now."""
+        if not self.cached:
+            assert seen is not None
+            return seen
+        parts = iter(self.split(seen) if seen is not None else ())
+        return torch.cat([self.cached[n] if n in self.cached else next(parts) for n in range(len(self.tokens))])
+
+    def split(self, seen: Tensor) -> tuple[Tensor, ...]:
+        """The features of each image among `pixels`."""
+        positions = len(seen) // sum(self.uncached)  # of a token: a projector may make one of several positions
+        return seen.split([count * positions for count in self.uncached])
+
+    def map(self, move: Callable[[Tensor], Tensor]) -> "ImageInputs":
+        """The same with every tensor moved."""
+        return replace(self, pixels=move(self.pixels), cached={n: move(seen) for n, seen in self.cached.items()})
+
+    def concat(self, other: "ImageInputs") -> "ImageInputs":
+        """The images of both, those of `other` last."""
+        pixels = torch.cat([self.pixels, other.pixels.to(self.pixels)]) if self.uncached else other.pixels
+        known = self.cached | {number + len(self.tokens): seen for number, seen in other.cached.items()}
+        keys = (self.cache_keys or [None] * len(self.uncached)) + (other.cache_keys or [None] * len(other.uncached))
+        return ImageInputs(pixels, self.tokens + other.tokens, self.grids + other.grids, known, keys)
+
+
+@dataclass
+class Batch:
+    """Rows of any kind, packed.
+
+    Attributes:
+        input_ids: [N].
+        labels: [N], `IGNORE` where there is no loss; not shifted.
+        positions: [3, N], temporal, vertical, horizontal (M-RoPE), counted within each row.
+        rows: the structure of each row.
+        looks: view -> prepared images.
+        ids: a name for each row, for reports (`source:index`).
+        predicting: [M] ascending, the positions whose next token carries loss; on the CPU wherever the rest is, since
+            the walk is laid out there. A row's first token is never predicted.
+        skipped: why records that belong here are left out, each beginning with the record's name.
+    """
+
+    input_ids: Tensor
+    labels: Tensor
+    positions: Tensor
+    rows: list[Row]
+    images: dict[str, ImageInputs]
+    ids: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    loss_positions: np.ndarray = field(default=None, repr=False)  # type: ignore[arg-type]  # from the labels
+
+    def __post_init__(self) -> None:
+        if self.loss_positions is None:
+            carries_loss = self.labels.numpy(force=True) != IGNORE_INDEX
+            carries_loss[[row.start for row in self.rows]] = False
+            self.loss_positions = np.flatnonzero(carries_loss) - 1
+
+    @classmethod
+    def empty(cls) -> "Batch":
+        """No rows: what a process holds where there are fewer rows than processes. No model can run it as it is."""
+        none = torch.zeros(0, dtype=torch.int64)
+        return cls(none, none, none.view(1, 0).expand(3, 0), [], {})
+
+    @property
+    def num_labels(self) -> int:
+        """How many tokens carry loss."""
+        return len(self.loss_positions)
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same batch with its tensors on `device`."""
+        return self._moved(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "Batch":
+        """The same batch in memory that a GPU can copy from while it computes; torch's loader asks for it by name."""
+        return self._moved(torch.Tensor.pin_memory)
+
+    def _moved(self, move: Callable[[Tensor], Tensor]) -> "Batch":
+        return replace(
+            self,
+            input_ids=move(self.input_ids),
+            labels=move(self.labels),
+            positions=move(self.positions),
+            images={view: look.map(move) for view, look in self.images.items()},
+        )

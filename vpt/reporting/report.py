@@ -1,0 +1,120 @@
+"""Putting a report together from what is on disk."""
+
+import os
+from collections.abc import Callable
+from html import escape
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from vpt.checkpoint.load import load_any_config
+from vpt.config.schema import TrainConfig
+from vpt.data.build import build_sources
+from vpt.data.references import ImageRef, VideoRef
+from vpt.errors import DataError, UserError
+from vpt.evaluation.predictions import Prediction
+from vpt.reporting import html
+from vpt.reporting.answer_images import CaptionedImage, answer_images
+from vpt.reporting.examples import ExampleAnswer
+from vpt.reporting.report_sections import choice, controls, curves, examples, regions, results, settings, tokens
+from vpt.reporting.run_artifacts import RunArtifacts
+from vpt.utils.files import atomic_write
+
+
+def write_report(folder: Path, *, config: TrainConfig | None = None) -> Path:
+    """Write `report.html` into a run or into one of its evaluations.
+
+    Args:
+        folder: `outputs/RUN_NAME`, or a folder of `predictions.jsonl`.
+        config: where the test images come from; by default as the run was trained.
+
+    Raises:
+        CheckpointError: where the folder holds neither a run nor answers.
+    """
+    found = RunArtifacts.at(folder)
+    shown = [
+        ("Results", results(found)),
+        ("Does the perception do the work?", controls(found)),
+        ("How it chose to perceive", choice(found)),
+        ("Regions", regions(found)),
+        ("Single answers", examples(found, image_loader(found, config))),
+        ("Curves of training", curves(found)),
+        ("Perception tokens, the right ones before them given", tokens(found)),
+        ("Settings", settings(found)),
+    ]
+    text = html.page(
+        found.name, [(name, body) for name, body in shown if body], lead=_lead(found), top=_tiles(found) + _links(found)
+    )
+    atomic_write(found.page, text)
+    return found.page
+
+
+def image_loader(
+    found: RunArtifacts, config: TrainConfig | None
+) -> Callable[[ExampleAnswer], list[CaptionedImage] | str]:
+    """What gives the pictures of an example, or says why there are none."""
+    if not found.examples:
+        return lambda example: ""
+    try:
+        config = config or load_any_config(found.run)
+        _, folders = build_sources(config.data.test, config, split="test")
+    except UserError as error:
+        reason = f"no pictures: {error}"
+        return lambda example: reason
+    images = dict(zip(config.data.test, folders, strict=True))
+
+    def look(example: ExampleAnswer) -> list[CaptionedImage] | str:
+        item = found.predictions[example.number]
+        reference = _first_image(item)
+        if reference is None:
+            return "a question without an image"
+        try:
+            return answer_images(images[item.source].full_resolution(reference, where=item.record), item, example.maps)
+        except DataError as error:
+            return f"no picture: {error}"
+
+    return look
+
+
+def _first_image(item: Prediction) -> ImageRef | None:
+    """What the question is about; of a video, the frame that is looked at again."""
+    first: Any = next(iter(item.images.get("image", [])), None)
+    if first is None:
+        return None
+    return VideoRef.read(first, item.record).frame if isinstance(first, dict) else ImageRef.parse(first)
+
+
+def _lead(found: RunArtifacts) -> str:
+    names = dict.fromkeys(item.source for item in found.predictions)
+    about = f"Answers to {len(found.predictions):,} questions of {', '.join(names)}." if names else "No answers yet."
+    return about + " Intervals are 95% bootstrap intervals over questions."
+
+
+def _tiles(found: RunArtifacts) -> str:
+    summary, pairs = found.summary, []
+    for source, metrics in summary.get("metrics", {}).items():
+        name, e = next(iter(metrics.items()), (None, None))
+        if e is not None:
+            where = f" on {source}" if len(summary["metrics"]) > 1 else ""
+            pairs.append((f"{name}{where} [{e['low']:.3f}, {e['high']:.3f}]", f"{e['value']:.3f}"))
+    for key, what, form in (
+        ("questions", "questions", ",d"), ("steps", "steps of training", ",d"),
+        ("perceived_tokens_per_question", "tokens perceived in a question", ".1f"),
+        ("seconds_per_question", "seconds a question", ".3f"),
+    ):  # fmt: skip
+        if key in summary:
+            pairs.append((what, format(summary[key], form)))
+    return html.tiles(pairs)
+
+
+def _links(found: RunArtifacts) -> str:
+    """To the run's other reports, which lie beside this one."""
+    links = []
+    for page in found.siblings():
+        path = quote(Path(os.path.relpath(page, found.page.parent)).as_posix())
+        links.append(f'<a href="{escape(path)}">{escape(_called(page, found.run))}</a>')
+    return f'<p class="note">Other reports of this run: {" ".join(links)}</p>' if links else ""
+
+
+def _called(page: Path, run: Path) -> str:
+    return "training" if page.parent == run else page.parent.name

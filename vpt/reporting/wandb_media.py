@@ -1,0 +1,78 @@
+"""What a report shows as tables and images, for W&B."""
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from PIL import Image
+
+from vpt.config.schema import TrainConfig
+from vpt.reporting.charts import draw_overlaps, overlaps
+from vpt.reporting.report import image_loader
+from vpt.reporting.run_artifacts import RunArtifacts
+from vpt.tracking import ReportMedia, Table
+
+
+def report_media(folder: Path, *, config: TrainConfig | None = None) -> ReportMedia:
+    """Tables and images of the report in `folder`; those that have no data are left out."""
+    found = RunArtifacts.at(folder)
+    tables = {
+        "metrics": _metrics(found.summary), "controls table": _controls(found.summary),
+        "confusion": _confusion(found.summary), "answers": _answers(found, config),
+    }  # fmt: skip
+    images = {}
+    for name in ("curves", "samples", "controls"):
+        if (folder / f"{name}.png").is_file():
+            with Image.open(folder / f"{name}.png") as image:
+                images[name] = image.convert("RGB")
+    if pairs := overlaps(found.predictions):
+        images["regions"] = _painted(draw_overlaps(pairs, {}))
+    return ReportMedia(found.page, {name: table for name, table in tables.items() if table.rows}, images)
+
+
+def _metrics(summary: Mapping[str, Any]) -> Table:
+    rows = [
+        (source, name, e["value"], e["low"], e["high"], e["questions"])
+        for source, metrics in summary.get("metrics", {}).items()
+        for name, e in metrics.items()
+    ]
+    return Table(["data", "metric", "value", "low", "high", "questions"], rows)
+
+
+def _controls(summary: Mapping[str, Any]) -> Table:
+    rows = [
+        (c["description"], c["questions"], c["reference"], c["ablated"], d["value"], d["low"], d["high"], c["p"])
+        for c in summary.get("controls", {}).values()
+        if (d := c["difference"])
+    ]
+    return Table(["what is changed", "questions", "as it is", "changed", "difference", "low", "high", "p"], rows)
+
+
+def _confusion(summary: Mapping[str, Any]) -> Table:
+    table = summary.get("perception", {}).get("confusion", {})
+    rows = [(asked, did, count) for asked, row in table.items() for did, count in row.items()]
+    return Table(["the record perceives by", "the model by", "questions"], rows)
+
+
+def _answers(found: RunArtifacts, config: TrainConfig | None) -> Table:
+    look, rows = image_loader(found, config), []
+    for example in found.examples:
+        item, seen = found.predictions[example.number], look(example)
+        pictures = [each.image for each in seen] if not isinstance(seen, str) else []
+        first, second = (*pictures, None, None)[:2]
+        did = " + ".join(item.actions) or "none"
+        rows.append((example.why, item.question, item.answer, item.target, item.confidence, did, first, second))
+    columns = ["why", "question", "answer", "target", "probability", "perceived by", "image", "looked at again"]
+    return Table(columns, rows)
+
+
+def _painted(figure: "Figure") -> Image.Image:
+    from matplotlib import pyplot as plt
+
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    plt.close(figure)
+    with Image.open(buffer) as image:
+        return image.convert("RGB")

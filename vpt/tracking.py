@@ -1,0 +1,169 @@
+"""Where numbers go: `metrics.jsonl` always, W&B as its mirror."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from netrc import NetrcParseError, netrc
+from pathlib import Path
+from typing import Any, Protocol
+
+import wandb
+from PIL.Image import Image
+
+from vpt.config.schema import TrackingConfig
+from vpt.errors import CheckpointError
+from vpt.utils.version import code_version
+
+
+@dataclass(frozen=True)
+class Table:
+    """Named columns; a cell is text, a number, a picture, or None."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+
+
+@dataclass(frozen=True)
+class ReportMedia:
+    """Attributes:
+    page: `report.html` itself.
+    tables, images: by name.
+    """
+
+    page: Path
+    tables: Mapping[str, Table] = field(default_factory=dict)
+    images: Mapping[str, Image] = field(default_factory=dict)
+
+
+AXIS = "step"  # of the run, counted from 1; what every metric is drawn over
+GROUPS = ("train", "eval", "perf", "data", "masking", "perception")
+BEST = {"eval/loss": "min", "eval/token_accuracy": "max"}  # what a run's table says of them
+
+
+class MetricLogger(Protocol):
+    """Anything that wants to see the metrics too."""
+
+    id: str | None
+
+    def log(self, metrics: dict[str, Any], *, step: int) -> None: ...
+
+    def log_summary(self, summary: dict[str, Any]) -> None: ...
+
+    def log_media(self, exhibits: ReportMedia) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class NullLogger:
+    """For `tracking=none`."""
+
+    id: str | None = None
+
+    def log(self, metrics: dict[str, Any], *, step: int) -> None: ...
+
+    def log_summary(self, summary: dict[str, Any]) -> None: ...
+
+    def log_media(self, exhibits: ReportMedia) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class WandbLogger:
+    """A W&B run; a resumed training continues the same one."""
+
+    def __init__(self, config: TrackingConfig, *, name: str, folder: Path, run_id: str | None, settings: dict) -> None:
+        mode: Any = config.mode if config.mode != "auto" else "online" if _has_key() else "offline"
+        self.run = wandb.init(
+            project=config.project, entity=config.entity, name=name, dir=folder, id=run_id, resume="allow", mode=mode,
+            config=settings | {"code": code_version()}, settings=wandb.Settings(silent=True),
+        )  # fmt: skip
+        self.id: str | None = self.run.id
+        self.run.define_metric(AXIS)
+        for group in GROUPS:
+            self.run.define_metric(f"{group}/*", step_metric=AXIS)
+        for name, best in BEST.items():
+            self.run.define_metric(name, step_metric=AXIS, summary=best)
+
+    def log(self, metrics: dict[str, Any], *, step: int) -> None:
+        # W&B's own step only ever grows: what a resumed run does again would be dropped.
+        self.run.log({AXIS: step, **metrics})
+
+    def log_summary(self, summary: dict[str, Any]) -> None:
+        self.run.summary.update(summary)
+
+    def log_media(self, exhibits: ReportMedia) -> None:
+        """The report as it is, and its tables and images one by one."""
+        tables = {name: _table(table) for name, table in exhibits.tables.items()}
+        images = {name: wandb.Image(image) for name, image in exhibits.images.items()}
+        page = wandb.Html(exhibits.page.read_text(encoding="utf-8"), inject=False)
+        self.run.log({f"report/{name}": shown for name, shown in {"page": page, **images, **tables}.items()})
+
+    def close(self) -> None:
+        self.run.finish()
+
+
+def _table(table: Table) -> wandb.Table:
+    rows = [[wandb.Image(cell) if isinstance(cell, Image) else cell for cell in row] for row in table.rows]
+    return wandb.Table(columns=list(table.columns), data=rows)
+
+
+def _has_key() -> bool:
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    try:
+        return netrc().authenticators("api.wandb.ai") is not None
+    except (OSError, NetrcParseError):
+        return False
+
+
+def build_tracker(
+    config: TrackingConfig, *, name: str, folder: Path, run_id: str | None, settings: dict
+) -> MetricLogger:
+    """The mirror that the configuration asks for."""
+    if not config.wandb:
+        return NullLogger()
+    return WandbLogger(config, name=name, folder=folder, run_id=run_id, settings=settings)
+
+
+class MetricsLog(Protocol):
+    """Anything that numbers can be written to."""
+
+    def log(self, metrics: dict[str, Any], *, step: int) -> None: ...
+
+
+class NoMetrics:
+    """For processes other than rank 0."""
+
+    def log(self, metrics: dict[str, Any], *, step: int) -> None: ...
+
+
+class JSONLLogger:
+    """`metrics.jsonl`: one JSON object a line, each with its `step`."""
+
+    def __init__(self, path: Path, *, resumed_at: int) -> None:
+        """Lines after the step that the run resumes at are dropped: they are about to be written again."""
+        self.path = path
+        kept = [line for line in _lines(path) if json.loads(line)["step"] <= resumed_at]
+        draft = path.with_suffix(".tmp")
+        draft.write_text("".join(f"{line}\n" for line in kept))
+        draft.replace(path)
+        self._file = path.open("a", encoding="utf-8")
+
+    def log(self, metrics: dict[str, Any], *, step: int) -> None:
+        """Append a line; it is on its way to the disk when this returns. Raises CheckpointError where that is full."""
+        try:
+            self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.path} cannot be written: {error}; make room and type the same command to go on from the last "
+                "checkpoint"
+            ) from None
+
+
+def _lines(path: Path) -> list[str]:
+    """Whole lines only: a killed run may have left half of one."""
+    if not path.exists():
+        return []
+    return [line for line in path.read_text(encoding="utf-8").split("\n")[:-1] if line]

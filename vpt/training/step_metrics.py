@@ -1,0 +1,130 @@
+"""What a logged step says about itself besides its loss.
+
+Everything here is read on steps that are logged; sums over processes travel in one collective.
+"""
+
+import resource
+import sys
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from vpt.distributed.dtensor import full_tensor
+from vpt.distributed.process_group import World
+from vpt.flops import FlopMeter
+from vpt.models.output import Output
+from vpt.models.vpt import VPTModel
+from vpt.perception.batch import Batch
+from vpt.training.optimizer import module_of
+
+
+class StepMetrics:
+    """Reads a step: gradients by module, rates, what was perceived, and how fast it all was."""
+
+    def __init__(
+        self, model: VPTModel, optimizer: torch.optim.Optimizer, world: World, *, meter: FlopMeter, peak: float
+    ) -> None:  # fmt: skip
+        """Args:
+        model: with its vocabulary.
+        optimizer: whose groups hold what is trained, by name.
+        world: the processes of the run.
+        meter: FLOPs of a batch.
+        peak: FLOP/s that one process could reach.
+        """
+        self.optimizer, self.world, self.meter, self.peak = optimizer, world, meter, peak
+        self._parts: dict[str, list[nn.Parameter]] = {}
+        for group in optimizer.param_groups:
+            for name, parameter in zip(group["names"], group["params"], strict=True):
+                self._parts.setdefault(module_of(name), []).append(parameter)
+        self._names = model.vocabulary.perception_ids()
+        rows = model.qwen.lm_head.weight.shape[0]
+        self._place = torch.full((rows,), len(self._names))  # token -> its place among the names, or after them
+        self._place[list(self._names)] = torch.arange(len(self._names))
+        self._seen: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._flops = 0.0
+
+    def update(self, batch: Batch, out: Output) -> None:
+        """Take note of a micro-batch."""
+        self._seen.append((out.targets, out.correct, out.control_states.detach()[self._real_rows(batch)]))
+
+    def _real_rows(self, batch: Batch) -> list[bool]:
+        """Which control states, in the order in which they are read, are of rows with a name: stand-ins have none."""
+        cuts = self.meter.model.split_segments(batch.rows)
+        return [
+            row < len(batch.ids)
+            for stage in range(max(map(len, cuts)))
+            for row, segments in enumerate(cuts)
+            if stage < len(segments)
+            for _ in segments[stage].control_positions
+        ]
+
+    def grad_norms(self) -> dict[str, float]:
+        """The norm of each module's gradient, before it is clipped."""
+        norms = {
+            part: full_tensor(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
+            for part, parameters in self._parts.items()
+        }
+        return {f"train/gradient_norm/{part}": norm.item() for part, norm in norms.items()}
+
+    def learning_rates(self) -> dict[str, float]:
+        """The learning rate, and that of each group that has a factor of its own on it."""
+        groups = self.optimizer.param_groups
+        base = groups[0]["lr"]
+        scales = {f"x{group['scale']:g}": group["lr"] for group in groups}
+        base = scales.get("x1", base)
+        return {"train/learning_rate": base} | (
+            {f"train/learning_rate/{scale}": rate for scale, rate in scales.items()} if len(scales) > 1 else {}
+        )
+
+    def compute(self, batches: Sequence[Batch]) -> dict[str, float]:
+        """What this step's rows perceived, over all processes; `batches` are this process's, without stand-ins."""
+        seen, self._seen = self._seen, []
+        count = len(self._names)
+        tokens, states, norms = torch.zeros(2, count, dtype=torch.float64), 0, 0.0
+        for targets, hits, read in seen:
+            places = self._place.to(targets.device)[targets]
+            tokens += torch.stack([p.bincount(minlength=count + 1)[:count] for p in (places, places[hits])]).cpu()
+            states += len(read)
+            norms += float(read.float().norm(dim=-1).sum())
+        own = [row for batch in batches for row in batch.rows]
+        flops = sum(cost.useful for batch in batches if batch.rows for cost in self.meter.step(batch).values())
+        mine = [
+            len(own), sum(bool(row.actions) for row in own), sum(bool(row.masked) for row in own),
+            sum(len(row.actions) for row in own), states, norms, flops,
+        ]  # fmt: skip
+        sums = self.world.all_reduce(torch.cat([torch.tensor(mine, dtype=torch.float64), tokens.flatten()]))
+        rows, acting, masked, actions, states, norms, self._flops = sums[: len(mine)].tolist()
+        return {
+            "masking/share_of_acting_rows": masked / max(acting, 1),
+            "perception/actions_per_row": actions / max(rows, 1),
+            **({"perception/control_state_norm": norms / states} if states else {}),
+            **self._accuracies(sums[len(mine) :].view(2, count)),
+            "data/rows": rows,
+        }
+
+    def _accuracies(self, counts: Tensor) -> dict[str, float]:
+        wanted, met = counts.tolist()
+        return {
+            f"perception/accuracy/{name}": right / labels
+            for name, labels, right in zip(self._names.values(), wanted, met, strict=True)
+            if labels
+        }
+
+    def throughput(self, metrics: Mapping[str, float], *, tokens: int, waited: float, took: float) -> dict[str, float]:
+        """How fast the step was that has just been read. Utilisation counts no work that is done twice."""
+        return {
+            "perf/tokens_per_second": tokens / took,
+            "perf/samples_per_second": metrics["data/rows"] / took,
+            "perf/seconds_per_step": took,
+            "perf/share_waiting_for_data": waited / took,
+            "perf/utilisation": self._flops / (took * self.peak * self.world.size),
+            "perf/memory_gib": peak_memory() / 2**30,
+        }
+
+
+def peak_memory() -> int:
+    """The most bytes that this process has held so far: on its GPU, or where it has none in memory."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

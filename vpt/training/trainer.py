@@ -1,0 +1,232 @@
+"""The training loop."""
+
+import contextlib
+import math
+import time
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from vpt.checkpoint.checksums import find_damage
+from vpt.checkpoint.format import STEP_FOLDER, list_checkpoints, save_metadata
+from vpt.checkpoint.resume import check_same_config
+from vpt.checkpoint.saver import Saver
+from vpt.checkpoint.tensors import unique_state_dict
+from vpt.checkpoint.train_state import TrainState, optimizer_tensors, restore
+from vpt.config.schema import TrainConfig
+from vpt.data.build import build_dataset
+from vpt.data.loader import build_dataloader
+from vpt.distributed.batch_alignment import BatchAligner, GlobalCounts
+from vpt.distributed.dtensor import full_tensor
+from vpt.distributed.process_group import World
+from vpt.errors import CheckpointError
+from vpt.flops.hardware import peak_flops
+from vpt.perception.batch import Batch
+from vpt.training.failures import FailureLog
+from vpt.training.frozen_features import open_feature_cache
+from vpt.training.optimizer import build_optimizer, lr_factor, parameter_table, set_lr
+from vpt.training.preemption import PreemptionHandler
+from vpt.training.run_logger import RunLogger
+from vpt.training.seed import seed_step
+from vpt.training.setup import build_training
+from vpt.training.step_metrics import StepMetrics
+from vpt.training.validator import Validator
+from vpt.utils.device import choose_device, keep_freed_heap
+
+
+class Trainer:
+    """A run, or one process's part in it: everything it holds, and `fit`."""
+
+    def __init__(self, config: TrainConfig, folder: Path, world: World | None = None) -> None:
+        """Build the run, or take up the one that `folder` holds. Raises UserError for whatever cannot run."""
+        self.config, self.folder = config, folder
+        self.world = world or World()
+        self.device = choose_device(config.device)
+        if self.device.type == "cpu":
+            keep_freed_heap()
+        found = self._latest_checkpoint()
+        if found:
+            self._verify(found)
+            check_same_config(found, config)
+        self.bundle, self.strategy, meter = build_training(config, found, self.world, self.device)
+        self.model = self.bundle.model
+        self.aligner = BatchAligner(self.world, self.model, self.bundle.encoder.transforms)
+        self.optimizer = build_optimizer(self.model, config.optim)
+        peak = peak_flops(self.device, precision=config.training.precision)
+        self.step_metrics = StepMetrics(self.model, self.optimizer, self.world, meter=meter, peak=peak)
+        self.state = TrainState()
+        if found:
+            self.state = restore(found, self.model, self.optimizer)
+        self.model.feature_cache = open_feature_cache(config.data, self.model, precision=config.training.precision)
+        self.processor = self.bundle.encoder.with_feature_cache(self.model.feature_cache)
+        self.saver = Saver(folder / "checkpoints", self.world, keep=config.training.keep)
+        self.dataset = build_dataset(config, self.processor, rank=self.world.rank, world_size=self.world.size)
+        self.failures = FailureLog(folder, self.world, self.state, config)
+        self.validator = Validator(config, self.processor, self.aligner, self.device)
+        self.run_logger = RunLogger(config, folder, self.world)
+        self.preemption = PreemptionHandler()  # what this process has been told
+        self.exit_code = 0  # the exit code that all processes have agreed on
+
+    def _latest_checkpoint(self) -> Path | None:
+        """The last checkpoint, as rank 0 sees it: file systems may show others an older state."""
+        folder = self.folder / "checkpoints"
+        last = max((int(path.name.rpartition("_")[2]) for path in list_checkpoints(folder)), default=-1)
+        last = self.world.broadcast(last)
+        return folder / STEP_FOLDER.format(last) if last >= 0 else None
+
+    def _verify(self, found: Path) -> None:
+        """Raise CheckpointError, on every process, where a file of the checkpoint is damaged."""
+        said = self.world.all_gather_text(find_damage(found, rank=self.world.rank, ranks=self.world.size))
+        for text in filter(None, said):
+            raise CheckpointError(text)
+
+    def fit(self) -> None:
+        """Train from where the run stands to its end, then say what it reached."""
+        strategy = f"{self.world.size} x {self.device.type} ({self.strategy.name})"
+        self.run_logger.start(self.state, parameter_table(self.model), strategy)
+        training, done = self.config.training, self.state.step
+        loader = build_dataloader(
+            self.dataset, start=done, workers=self.config.data.workers, pin=self.device.type == "cuda"
+        )
+        with self.preemption, self.saver, self.run_logger.progress_bar(done) as bar:
+            for step in range(done, training.steps):
+                started = time.perf_counter()
+                batches = [batch.to(self.device) for batch in next(loader)]
+                waited = time.perf_counter() - started
+                metrics = self.train_step(batches, step)
+                if self.failures.limit_exceeded:
+                    self._abort()
+                self.state.step = step + 1
+                took = time.perf_counter() - started
+                self.run_logger.update(bar, loss=metrics.get("train/loss", math.nan), speed=self.tokens / took)
+                if self._should_log(self.state.step):
+                    speed = self.step_metrics.throughput(metrics, tokens=self.tokens, waited=waited, took=took)
+                    self.run_logger.log_metrics(metrics | speed, step=self.state.step)
+                last = self.state.step == training.steps or bool(self.exit_code)
+                better = self._due(training.eval_every) and not last and self._evaluate()
+                due = self._due(training.checkpoint_every) and not self.state.consecutive_nonfinite
+                if last or better or due:
+                    self._save()
+                if self.exit_code:
+                    break
+        self._close_feature_cache()
+        if self.exit_code:
+            self.run_logger.close()
+        self.world.barrier()  # the last checkpoint is in place for all, and whoever leaves first interrupts nobody
+        if self.exit_code:
+            self.run_logger.info(f"stopped after step {self.state.step}, saved; type the same command to go on")
+            self.preemption.exit(self.exit_code)
+
+    def _close_feature_cache(self) -> None:
+        """What is answered from here on runs in a precision of its own."""
+        if self.model.feature_cache is not None:
+            self.model.feature_cache.flush()
+            self.model.feature_cache = None
+
+    def train_step(self, batches: list[Batch], step: int) -> dict[str, float]:
+        """One optimizer step over a global batch, this process's part in `batches`; how it is cut changes nothing."""
+        self.model.train()
+        set_lr(self.optimizer, self._lr_factor(step))
+        seed_step(self.config.seed, step, self.world.rank)
+        self.failures.start_step()
+        own = batches
+        batches, totals = self.aligner.align(own, stopping=self.preemption.code)
+        self.failures.record_skipped(own, totals)
+        logged = self._should_log(step + 1)
+        loss = torch.zeros((), device=self.device)
+        for number, batch in enumerate(batches, start=1):
+            with self.strategy.grad_sync(last=number == len(batches)):
+                with self._autocast():
+                    out = self.strategy(batch)
+                    part = out.loss_sum / max(totals.labels, 1)
+                if logged:
+                    self.step_metrics.update(batch, out)
+                if part.requires_grad:  # not so where a batch has no label that trained weights lead to
+                    (part * self.world.size).backward()  # processes take the mean of their gradients
+            loss += part.detach()
+        norms = self.step_metrics.grad_norms() if logged else {}
+        norm, reached = self._clip_gradients(), self.world.all_reduce(loss).item()
+        finite = math.isfinite(norm) and math.isfinite(reached)  # the same on all processes
+        if finite:
+            self.optimizer.step()
+            self.state.consecutive_nonfinite = 0
+        else:  # weights and moments stay, the schedule goes on
+            self.failures.record_nonfinite(own, loss=reached, norm=norm)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.exit_code, self.tokens = totals.stopping, totals.tokens
+        metrics = {"train/loss": reached, "train/gradient_norm": norm, **norms} if finite else {}
+        return metrics | (self._details(own, totals) if logged else {})
+
+    def _details(self, own: list[Batch], totals: GlobalCounts) -> dict[str, float]:
+        """What is logged of a step besides its loss and its gradient."""
+        return {
+            **self.step_metrics.learning_rates(),
+            "train/lost_steps": self.state.nonfinite_steps,
+            "masking/share_of_rows": totals.masked / max(totals.rows, 1),
+            **self.step_metrics.compute(own),
+            "data/skipped_records": self.state.skipped,
+        }
+
+    def _abort(self) -> None:
+        """Too many steps in a row were lost: leave a checkpoint from before them, and end the run."""
+        ending = self.failures.error()
+        self.state = self.failures.last_good
+        self.saver.wait()
+        there = self.folder / "checkpoints" / STEP_FOLDER.format(self.state.step)
+        if self.state.step and not self.world.broadcast(there.is_dir()):
+            self.save()
+        raise ending
+
+    def _lr_factor(self, step: int) -> float:
+        optim = self.config.optim
+        return lr_factor(step, steps=self.config.training.steps, warmup=optim.warmup, final=optim.final_lr)
+
+    def _clip_gradients(self) -> float:
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        limit = self.config.optim.clip or float("inf")
+        return full_tensor(torch.nn.utils.clip_grad_norm_(parameters, limit)).item()
+
+    def _autocast(self) -> contextlib.AbstractContextManager:
+        if self.config.training.precision == "fp32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+    def evaluate(self) -> dict[str, float]:
+        """Teacher-forced scores on test records; `Exam` has them."""
+        with self._autocast():
+            return self.validator.validate(self.model)
+
+    def _evaluate(self) -> bool:
+        """Evaluate and log; whether this is the best so far by `training.best`."""
+        metrics = self.evaluate()
+        self.run_logger.log_metrics(metrics, step=self.state.step)
+        return self.state.is_best(metrics, by=self.config.training.best)
+
+    def _save(self) -> None:
+        held = self.save()
+        self.run_logger.log_metrics({"perf/seconds_held_by_checkpoint": held}, step=self.state.step)
+        self.run_logger.info(f"checkpoint of step {self.state.step} begun; it held the loop for {held:.2f} s")
+
+    def save(self) -> float:
+        """Begin to write a checkpoint of this moment; the seconds for which that held the loop."""
+        tensors = {"model": unique_state_dict(self.model)}
+        if states := optimizer_tensors(self.optimizer):  # none where every step so far was lost
+            tensors["optimizer"] = states
+        small = partial(
+            save_metadata, model=self.model, config=self.config, tokenizer=self.bundle.tokenizer
+        )  # fmt: skip
+        return self.saver.save(tensors, self.state, small)
+
+    def free(self) -> None:
+        """Give back the memory of model and optimizer; the run is over."""
+        del self.model, self.optimizer, self.strategy, self.aligner, self.validator, self.bundle, self.step_metrics
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _should_log(self, step: int) -> bool:
+        """Whether the step with this number, counted from 1, is logged."""
+        return step % self.config.training.log_every == 0 or step == self.config.training.steps
+
+    def _due(self, every: int) -> bool:
+        return bool(every) and self.state.step % every == 0

@@ -1,0 +1,40 @@
+"""What a run is asked while it trains: test records with the right tokens given."""
+
+import torch
+
+from vpt.config.schema import TrainConfig
+from vpt.data.build import build_masking, build_sources
+from vpt.data.loader import eval_batches
+from vpt.data.processor import Processor
+from vpt.distributed.batch_alignment import BatchAligner
+from vpt.evaluation.teacher_forced import teacher_forced_metrics
+from vpt.models.vpt import VPTModel
+
+
+class Validator:
+    """The first `training.eval_rows` test records, of which every process takes a share."""
+
+    def __init__(self, config: TrainConfig, encoder: Processor, accord: BatchAligner, device: torch.device) -> None:
+        """Args:
+        config: of the run.
+        encoder: records to samples.
+        accord: completes batches where processes have to keep step.
+        device: where batches go.
+        """
+        self.config, self.processor, self.aligner, self.device = config, encoder, accord, device
+        self.sources, self.folders = build_sources(config.data.test, config, split="test")
+
+    def validate(self, model: VPTModel) -> dict[str, float]:
+        """`eval/loss`, `eval/token_accuracy`, and `eval/perception/NAME` for each perception token."""
+        config, world = self.config, self.aligner.world
+        batches = (
+            ready
+            for source, folder in zip(self.sources, self.folders, strict=True)
+            for batch in eval_batches(
+                source, folder, self.processor, build_masking(config), rows=config.training.eval_rows,
+                batch_size=config.training.micro_batch_size, seed=config.seed, rank=world.rank, ranks=world.size,
+                on_error=config.data.on_error,  # type: ignore[arg-type]  # one of the choices
+            )
+            for ready in self.aligner.align([batch.to(self.device)])[0]
+        )  # fmt: skip
+        return {f"eval/{key}": value for key, value in teacher_forced_metrics(model, batches, world).items()}

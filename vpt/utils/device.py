@@ -1,0 +1,36 @@
+"""The device that a run uses, and the heap of a process that trains on the CPU."""
+
+import ctypes
+
+import torch
+
+from vpt.errors import ConfigError
+
+# <malloc.h>
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+_LARGEST_TRIM = 2**31 - 1
+# The largest that glibc takes, and where its own rule ends up. Larger blocks stay apart: aligned ones as large leave
+# gaps in the heap that the next one of their size does not fit.
+_LARGEST_IN_HEAP = 2**25
+
+
+def keep_freed_heap() -> bool:
+    """Ask glibc to keep what this process frees, for as long as it runs. Returns whether there was a glibc to ask."""
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):  # another C library, or Windows, where None names no library
+        return False
+    return bool(mallopt(_MMAP_THRESHOLD, _LARGEST_IN_HEAP) and mallopt(_TRIM_THRESHOLD, _LARGEST_TRIM))
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` takes a GPU where there is one; of several, the one that is this process's.
+
+    Raises:
+        ConfigError: for `cuda` where there is none.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device=cuda, but torch finds no GPU here; type device=cpu, or device=auto for what there is")
+    return torch.device(name, torch.cuda.current_device()) if name == "cuda" else torch.device(name)
