@@ -185,13 +185,13 @@ def qwen_inputs(parts: ModelBundle, sample: Sample, *, perceived_grids: bool = F
             continue
         kind = 2 if look.seconds else 1
         types[block.start : block.start + block.length] = kind
-        side = round(look.tokens**0.5) * parts.encoder.position_scheme.merge
+        side = round(look.tokens**0.5) * parts.processor.position_scheme.merge
         grids[kind].append(look.grid or (1, side, side))
         seconds += [look.seconds] if look.seconds else []
     inputs = {"input_ids": sample.ids[None], "mm_token_type_ids": types[None].int()}
     inputs |= {"image_grid_thw": torch.tensor(grids[1])} if grids[1] else {}
     inputs |= {"video_grid_thw": torch.tensor(grids[2])} if grids[2] else {}
-    timed = seconds and parts.encoder.position_scheme.tokens_per_second
+    timed = seconds and parts.processor.position_scheme.tokens_per_second
     return inputs | ({"second_per_grid_ts": torch.tensor(seconds)} if timed else {})
 
 
@@ -199,4 +199,4 @@ def samples_of(parts: ModelBundle, folder: MediaStore, raws: list[dict] | None =
     """Encode records (all kinds by default)."""
     raws = mixed_records() if raws is None else raws
     records = [parse_record(raw, where=f"record {i}", encoder_tokens=TOKENS) for i, raw in enumerate(raws)]
-    return [parts.encoder.encode_conversation(record, folder) for record in records]
+    return [parts.processor.encode_conversation(record, folder) for record in records]

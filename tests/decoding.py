@@ -31,11 +31,11 @@ class FromScratch:
         first, *_ = record.images[VISION_TOWER]
         self.image = first.frame
         self.looks = {
-            VISION_TOWER: list(parts.encoder.process_images({VISION_TOWER: (first,)}, folder, where="")[VISION_TOWER])
+            VISION_TOWER: list(parts.processor.process_images({VISION_TOWER: (first,)}, folder, where="")[VISION_TOWER])
         }
         self.draft = EncodedConversation()
-        parts.encoder.chat_template.encode(self.draft, record.messages[: users[0] + 1], self.tokens())
-        parts.encoder.chat_template.add_generation_prompt(self.draft)
+        parts.processor.chat_template.encode(self.draft, record.messages[: users[0] + 1], self.tokens())
+        parts.processor.chat_template.add_generation_prompt(self.draft)
 
     def tokens(self):
         return {source: [look.tokens for _, look in looks] for source, looks in self.looks.items()}
@@ -43,7 +43,7 @@ class FromScratch:
     def logits(self):
         """[1, vocabulary] after everything so far."""
         model = self.parts.model
-        sample = self.parts.encoder.build_sample(self.draft, self.looks, self.record)
+        sample = self.parts.processor.build_sample(self.draft, self.looks, self.record)
         batch = collate([sample])
         passes, model.forward_config = model.forward_config, replace(model.forward_config, inner_forward="full")
         try:
@@ -93,7 +93,7 @@ class FromScratch:
         request = self.asking.select(self.asking.parse(turn))
         if request is None:
             return False
-        encoder = self.parts.encoder
+        encoder = self.parts.processor
         encoder.chat_template.end_turn(self.draft, loss=True)
         source = VISION_TOWER if request.region else request.kind
         image = self.image

@@ -85,8 +85,8 @@ def test_the_map_is_what_training_adds(make_parts, folder, image, kind, scale):
         direction = model.encoder(kind).projector.condition_vector(states[perceived.states])[0]
     expected = (moved @ direction) / direction.square().sum()
     torch.testing.assert_close(torch.from_numpy(found.values).flatten(), expected, rtol=1e-4, atol=1e-4)
-    assert found.values.shape == ((4, 4) if kind != "clip" else parts.encoder.position_scheme.grid_shape(
-        parts.encoder.apply_transform("clip", folder.resize(reply.question.image))
+    assert found.values.shape == ((4, 4) if kind != "clip" else parts.processor.position_scheme.grid_shape(
+        parts.processor.apply_transform("clip", folder.resize(reply.question.image))
     ))  # fmt: skip
 
 
@@ -124,8 +124,8 @@ def test_the_sentence_that_training_asked_with():
     assert of(dino) == of(both, action="sam") == REENCODE_PROMPT
     assert of(dino, action="region") == REGION_PROMPT
     assert of(both) == of(dino, action="none") == of() == ""
-    assert of(dino, "data.prompted=false") == of(dino, prompted=False) == ""
-    assert of(dino, "data.prompted=false", prompted=True) == REENCODE_PROMPT
+    assert of(dino, "data.action_prompt=false") == of(dino, prompted=False) == ""
+    assert of(dino, "data.action_prompt=false", prompted=True) == REENCODE_PROMPT
 
 
 def test_it_prints_while_it_answers(all_parts, image, capsys):

@@ -16,8 +16,8 @@ from vpt.config.targets import RE_ENCODER, locate
 
 CONF = ROOT / "conf"
 ALL_FILES = sorted(path.relative_to(CONF).with_suffix("") for path in CONF.glob("*/**/*.yaml"))
-GROUP_FILES = [path for path in ALL_FILES if path.parts[0] != "controls"]
-CONTROLS = [path.name for path in ALL_FILES if path.parts[0] == "controls"]
+GROUP_FILES = [path for path in ALL_FILES if path.parts[0] != "ablations"]
+ABLATIONS = [path.name for path in ALL_FILES if path.parts[0] == "ablations"]
 ENCODERS = [path.name for path in GROUP_FILES if path.parts[0] == "encoder"]
 SMALL = ["+debug=two_steps", "data.workers=0"]
 
@@ -116,13 +116,13 @@ def run(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", CONTROLS)
+@pytest.mark.parametrize("name", ABLATIONS)
 def test_controls(name, run):
     action = "region" if name == "regions" else "dino"
     evaluate_checkpoint(
         compose_eval(
             f"checkpoint={run}",
-            f"+controls={name}",
+            f"+ablations={name}",
             f"generation.action={action}",
             "data.limit=12",
             f"name={name}",
@@ -160,5 +160,5 @@ def test_the_view_of_dino_is_its_size_s_own_unless_one_is_asked_for(size, asked,
     overrides = ("encoder=[dino]", f"encoder.dino.size={size}", f"encoder.dino.options.view={asked}")
     tiny = ("encoder.dino.sizes.full.config={hidden_size:64,num_hidden_layers:1,num_attention_heads:4}",)
     parts = build_model(compose_config(*overrides, *tiny, "encoder.dino.sizes.full.weights=null"))
-    view = parts.encoder.transforms["dino"]
+    view = parts.processor.transforms["dino"]
     assert (view.crop, view.side) == (crop, {"tiny": 56, "full": 224}[size])

@@ -46,14 +46,14 @@ def test_curves_are_those_of_the_file(runs):
 def test_a_legend_hides_no_curve_and_zeros_leave_gaps(runs):
     """Below the axes; and lines of a logarithmic panel do not fall to the bottom where a value is 0."""
     panel = next(panel for panel in SECTIONS["train"] if panel.title == "gradient norm")
-    curves = {"train/gradient_norm": [(1, 2.0), (2, 1.0)], "train/gradient_norm/dino": [(1, 0.0), (2, 0.5)]}
+    curves = {"train/grad_norm": [(1, 2.0), (2, 1.0)], "train/grad_norm/dino": [(1, 0.0), (2, 0.5)]}
     for shown in ({"a": curves}, {"a": curves, "b": curves}):
         figure = draw_panel(panel, shown)
         figure.canvas.draw()
         [legend], [axis] = figure.legends, figure.axes
         assert legend.get_window_extent().y1 < axis.get_window_extent().y0
         labels = [text.get_text() for text in legend.get_texts()]
-        assert labels == [*(shown if len(shown) > 1 else ()), "gradient_norm", "gradient_norm/dino"]
+        assert labels == [*(shown if len(shown) > 1 else ()), "grad_norm", "grad_norm/dino"]
         looks = {(line.get_color(), line.get_linestyle()) for line in axis.lines}
         assert len(looks) == len(axis.lines) == 2 * len(shown)
         assert math.isnan(axis.lines[1].get_ydata()[0])

@@ -66,7 +66,7 @@ def test_what_a_user_types_cannot_act(make_parts, folder):
 @settings(max_examples=200)
 @given(text=st.text(max_size=60))
 def test_any_text_survives_beside_perception_tokens(all_parts, text):
-    ids = all_parts.encoder.chat_template.plain(text)
+    ids = all_parts.processor.chat_template.plain(text)
     assert max(ids, default=0) < all_parts.model.vocabulary.end_of_text  # never a special token
     assert all_parts.tokenizer.decode(ids) == unicodedata.normalize("NFC", text)
 
@@ -147,14 +147,14 @@ def test_a_link_out_of_the_root_is_refused(tmp_path):
 
 def test_rows_over_the_limit(make_parts, folder):
     parts = make_parts(*ALL)
-    encoder = parts.encoder
+    encoder = parts.processor
     record = samples_of(parts, folder, mixed_records()[:1])[0].record
     whole = encoder.encode_conversation(record, folder)
     try:
         encoder.max_length = len(whole.ids) - 1
         with pytest.raises(DataError, match=f"has {len(whole.ids)} tokens, data.max_length is {len(whole.ids) - 1}"):
             encoder.encode_conversation(record, folder)
-        encoder.overflow = "cut"
+        encoder.overflow = "truncate"
         first_answer = int((whole.labels != IGNORE_INDEX).nonzero()[0]) + 2
         for limit in range(first_answer, len(whole.ids)):
             encoder.max_length = limit

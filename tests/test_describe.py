@@ -116,7 +116,7 @@ def test_it_prints_and_needs_no_network(monkeypatch, capsys, tmp_path):
             "data=vpt",
             "gpus=64",
             "strategy=fsdp",
-            "describe.gpu=h100",
+            "assume.gpu=h100",
         ]
     )
     text = capsys.readouterr().out
@@ -131,12 +131,12 @@ def test_it_prints_and_needs_no_network(monkeypatch, capsys, tmp_path):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("describe.imag=[1,1]", "describe.imag is not a key of the configuration; did you mean describe.image"),
+        ("assume.imag=[1,1]", "assume.imag is not a key of the configuration; did you mean assume.image"),
         ("gpu=8", "gpu is not a key of the configuration; did you mean gpus"),
         ("masking.ara_mask_id=1", "masking.ara_mask_id is not a key"),
-        ("describe.gpu=b200", "describe.gpu=b200 is not one of a100, h100, h200"),
+        ("assume.gpu=b200", "assume.gpu=b200 is not one of a100, h100, h200"),
         ("gpus=0", "gpus=0 must lie between 1 and inf"),
-        ("describe.actions={sam:1}", "data.actions.sam asks for a kind of perception that this model lacks"),
+        ("assume.actions={sam:1}", "data.actions.sam asks for a kind of perception that this model lacks"),
         ("strategy=single gpus=2", "strategy=single is for one process"),
         ("strategy=hybrid gpus=12", "gpus=12 do not make groups of 8"),
     ],
@@ -170,15 +170,15 @@ def test_an_example_is_built_as_a_record_is(kind, make_parts, folder, monkeypatc
     if kind == "region":
         raw["images"].append("3.png_0,0,100,75")
     [sample] = samples_of(parts, folder, [raw])
-    plain = parts.encoder.chat_template.plain
+    plain = parts.processor.chat_template.plain
     monkeypatch.setattr(assumed, "SYSTEM", len(plain("system\nYou are a helpful assistant.")))
     monkeypatch.setattr(assumed, "ROLE", {"user": len(plain("user\n")), "assistant": len(plain("assistant\n"))})
     config = compose_description([
-        "encoder=[dino,sam,clip]", "model.projector_scale=2", "describe.image=[200,150]",
-        f"describe.question={len(plain('is it red?'))}", f"describe.answer={len(plain('brown'))}",
-        f"describe.actions={{none:0,{kind}:1}}", "masking=none",
+        "encoder=[dino,sam,clip]", "model.projector_scale=2", "assume.image=[200,150]",
+        f"assume.question={len(plain('is it red?'))}", f"assume.answer={len(plain('brown'))}",
+        f"assume.actions={{none:0,{kind}:1}}", "masking=none",
     ])  # fmt: skip
-    [example] = typical_samples(config, parts.encoder.transforms)
+    [example] = typical_samples(config, parts.processor.transforms)
     assert example.row == collate([sample]).rows[0]
     assert example.batch.num_labels == collate([sample]).num_labels
 
@@ -196,8 +196,8 @@ def test_constants_of_the_chat_format():
 
 
 def test_masked_samples_come_as_often_as_they_are_drawn():
-    config = compose_description(["+experiment=all", "masking=paper", "describe.actions={none:1,dino:2,region:1}"])
-    found = typical_samples(config, build_on_meta(config).encoder.transforms)
+    config = compose_description(["+experiment=all", "masking=paper", "assume.actions={none:1,dino:2,region:1}"])
+    found = typical_samples(config, build_on_meta(config).processor.transforms)
     shares = {(example.kind, bool(example.row.masked)): example.share for example in found}
     assert shares == {("none", False): 0.25, ("region", False): 0.25, ("dino", False): 0.25, ("dino", True): 0.25}
 
@@ -372,7 +372,7 @@ def tensors_in(path) -> int:
 def test_shards_divide_the_state():
     model = sizes_of("+experiment=dino", "model=qwen2_vl_2b")
     config = compose_description(["+experiment=dino", "model=qwen2_vl_2b", "gpus=64", "strategy=fsdp"])
-    views = build_on_meta(config).encoder.transforms
+    views = build_on_meta(config).processor.transforms
     load, types = (
         workload_of(FlopMeter(model), typical_samples(config, views), 8),
         DTypeBytes.of(model, autocast=True, packed=True),
@@ -393,7 +393,7 @@ def test_shards_divide_the_state():
 
 
 def test_pace():
-    config = compose_description(["gpus=4", "describe.peak_tflops=100", "describe.utilisation=0.5"])
+    config = compose_description(["gpus=4", "assume.peak_tflops=100", "assume.utilisation=0.5"])
     going = throughput(config, flops=1e12, tokens=300.0)
     assert going.samples_a_second == 200 and going.tokens_a_second == 60_000
     assert going.days(200 * 86_400 * 3) == 3

@@ -25,7 +25,7 @@ from vpt.evaluation.paired import pair
 from vpt.evaluation.predictions import Prediction, PredictionLog, read_predictions
 from vpt.evaluation.questions import expected_actions
 
-SMALL = ("+debug=two_steps", "+experiment=all", "tracking=none", "training.final_questions=8")
+SMALL = ("+debug=two_steps", "+experiment=all", "tracking=none", "training.final_eval_questions=8")
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +173,7 @@ def test_controls_beside_a_baseline(runs, capsys):
     evaluate_checkpoint(
         compose_eval(
             f"checkpoint={run}",
-            "+controls=features",
+            "+ablations=features",
             f"baseline={runs / 'seed_1'}",
             "data.limit=12",
             "name=controlled",
@@ -182,7 +182,7 @@ def test_controls_beside_a_baseline(runs, capsys):
     )
     folder = run / "eval" / "controlled"
     summary = json.loads((folder / "summary.json").read_text())
-    assert list(summary["controls"]) == ["features_zeroed", "features_noise", "features_other_image", "baseline"]
+    assert list(summary["controls"]) == ["features_zeroed", "features_noise", "features_swapped", "baseline"]
     for found in summary["controls"].values():
         assert found["questions"] == 12 and found["reference"] == summary["accuracy"]
         assert found["difference"]["low"] <= found["difference"]["value"] <= found["difference"]["high"]

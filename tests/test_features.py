@@ -41,7 +41,7 @@ def opened(parts, root, *, gigabytes=1.0, precision="fp32"):
     store = open_feature_cache(DataConfig(feature_cache=str(root), feature_cache_gb=gigabytes), parts.model,
                               precision=precision)  # fmt: skip
     parts.model.feature_cache = store
-    return store, replace(parts, encoder=parts.encoder.with_feature_cache(store))
+    return store, replace(parts, encoder=parts.processor.with_feature_cache(store))
 
 
 def batch_through(parts, folder):
@@ -92,7 +92,7 @@ def test_some_known_and_some_not(parts, folder, tmp_path):
 def test_what_an_entry_is_named_by(parts, folder, tmp_path):
     """The image's bytes, crop, limits, transform; the encoder's weights and precision."""
     store, _ = opened(parts, tmp_path / "store")
-    view = parts.encoder.transforms["dino"]
+    view = parts.processor.transforms["dino"]
     shutil.copy(folder.root / "1.png", tmp_path / "same.png")
     shutil.copy(folder.root / "2.png", tmp_path / "other.png")
     elsewhere = MediaStore(tmp_path)
@@ -105,7 +105,7 @@ def test_what_an_entry_is_named_by(parts, folder, tmp_path):
         store.key(view, ImageRef("1.png"), replace(folder, max_side=32)),
         store.key(view, ImageRef("1.png"), replace(folder, resample="bicubic")),
         store.key(replace(view, side=view.side // 2), ImageRef("1.png"), folder),
-        store.key(parts.encoder.transforms["sam"], ImageRef("1.png"), folder),
+        store.key(parts.processor.transforms["sam"], ImageRef("1.png"), folder),
         opened(parts, tmp_path, precision="bf16")[0].key(view, ImageRef("1.png"), folder),
     ]
     weight = parts.model.encoder("dino").vision.layernorm.weight

@@ -38,7 +38,7 @@ class Scripted(Generator):
     """Says what its records say, and keeps the logits it would have chosen from."""
 
     def __init__(self, parts, samples, limits, intervention=None):
-        super().__init__(parts.model.eval(), parts.encoder, parts.tokenizer.decode, limits, intervention=intervention)
+        super().__init__(parts.model.eval(), parts.processor, parts.tokenizer.decode, limits, intervention=intervention)
         self.logits = {}
         self.scripts = {sample.record.where: script_of(parts, sample) for sample in samples}
 
@@ -87,7 +87,7 @@ def test_generating_step_by_step_equals_one_forward(make_parts, folder, family, 
     with torch.no_grad():
         want = parts.model(collate(samples), keep_logits=True)
     generator = Scripted(parts, samples, GenerationLimits(200, 5))
-    prompts = [parts.encoder.encode_prompt(sample.record, folder) for sample in samples]
+    prompts = [parts.processor.encode_prompt(sample.record, folder) for sample in samples]
     answers = generator.generate(prompts, [folder] * len(prompts))
     got = torch.cat([torch.stack(generator.logits[sample.record.where]) for sample in samples])
     torch.testing.assert_close(got, want.logits, rtol=1e-4, atol=2e-4)
@@ -102,7 +102,7 @@ class Opening(Generator):
     """Begins each row with a script, then answers freely."""
 
     def __init__(self, parts, scripts, limits, sampling=None):
-        super().__init__(parts.model.eval(), parts.encoder, parts.tokenizer.decode, limits, sampling)
+        super().__init__(parts.model.eval(), parts.processor, parts.tokenizer.decode, limits, sampling)
         self.scripts = scripts
 
     def _sample(self, speakers, logits):
@@ -112,11 +112,11 @@ class Opening(Generator):
 
 
 def prompts_of(parts, folder, raws):
-    return [parts.encoder.encode_prompt(sample.record, folder) for sample in samples_of(parts, folder, raws)]
+    return [parts.processor.encode_prompt(sample.record, folder) for sample in samples_of(parts, folder, raws)]
 
 
 def free(parts, limits, sampling=None):
-    return Generator(parts.model.eval(), parts.encoder, parts.tokenizer.decode, limits, sampling)
+    return Generator(parts.model.eval(), parts.processor, parts.tokenizer.decode, limits, sampling)
 
 
 @pytest.mark.parametrize("sampling", [Sampling(), Sampling(1.5, top_k=40, top_p=0.9, seed=7)], ids=["greedy", "drawn"])
@@ -124,7 +124,7 @@ def test_alone_in_any_batch_and_from_scratch(all_parts, folder, sampling):
     """A row's ids depend neither on its neighbours nor on the cache; actions come first, then free text."""
     parts, limits, raws = all_parts, GenerationLimits(20, 5), [*records(), *mixed_records()[5:8]]
     samples = samples_of(parts, folder, raws)
-    prompts = [parts.encoder.encode_prompt(sample.record, folder) for sample in samples]
+    prompts = [parts.processor.encode_prompt(sample.record, folder) for sample in samples]
 
     def scripts():  # up to the end of the first turn, where something is asked for
         turns = [script_of(parts, sample) for sample in samples]
@@ -164,8 +164,8 @@ def test_it_equals_prompting_again_with_the_perceived_turn(make_parts, folder, k
         raw = conversation("1.png", action_turns(TOKENS[kind]), **{f"{TOKENS[kind]}_images": ["1.png"]})
     turns = len(raw["messages"]) // 2
     sample = samples_of(parts, folder, [raw])[0]
-    prompt = parts.encoder.encode_prompt(sample.record, folder)
-    again = parts.encoder.encode_prompt(sample.record, folder, turns=turns)
+    prompt = parts.processor.encode_prompt(sample.record, folder)
+    again = parts.processor.encode_prompt(sample.record, folder, turns=turns)
     script = script_of(parts, sample)
     asking = script[: last_index(script[:-1], parts.model.vocabulary.im_end) + 1]
 
@@ -188,7 +188,7 @@ def test_a_wider_crop_equals_prompting_with_it(make_parts, folder):
         return FromScratch(parts, sample.record, folder, limit=24, script=script, margin=margin).decode()
 
     generator = Opening(parts, {sample.record.where: [*script]}, GenerationLimits(24, 3, crop_margin=1))
-    answer = generator.generate([parts.encoder.encode_prompt(sample.record, folder)], [folder])[0]
+    answer = generator.generate([parts.processor.encode_prompt(sample.record, folder)], [folder])[0]
     assert answer.ids == scratch(1) != scratch(0)
 
 
@@ -233,7 +233,7 @@ class Insistent(Generator):
 def test_actions_are_bounded(make_parts, folder, most):
     """After `max_actions` the tokens that ask are forbidden, and so within a turn: no answer perceives for ever."""
     parts = make_parts("encoder=[dino]")
-    generator = Insistent(parts.model.eval(), parts.encoder, parts.tokenizer.decode, GenerationLimits(100, most))
+    generator = Insistent(parts.model.eval(), parts.processor, parts.tokenizer.decode, GenerationLimits(100, most))
     answer = generator.generate(prompts_of(parts, folder, [conversation("0.png")]), [folder])[0]
     assert [step.kind for step in answer.trace] == ["dino"] * most
     assert answer.complete
@@ -249,7 +249,7 @@ def test_a_loop_in_one_turn_ends(make_parts, folder):
             start, x = self.vocabulary.region_start, self.vocabulary.x[0]
             return [start if row[start] > -torch.inf else x for row in logits]
 
-    generator = Looping(parts.model.eval(), parts.encoder, parts.tokenizer.decode, GenerationLimits(12, 2))
+    generator = Looping(parts.model.eval(), parts.processor, parts.tokenizer.decode, GenerationLimits(12, 2))
     answer = generator.generate(prompts_of(parts, folder, [conversation("0.png")]), [folder])[0]
     assert len(answer.ids) == 12 and not answer.complete
     assert [(step.kind, step.status) for step in answer.trace] == [("region", "ignored")] * 2
@@ -287,7 +287,7 @@ def test_a_control_token_is_never_said(make_parts, folder):
             logits[:, control] = 1e6
             return super()._sample(speakers, logits)
 
-    generator = Longing(parts.model.eval(), parts.encoder, parts.tokenizer.decode, GenerationLimits(12, 0))
+    generator = Longing(parts.model.eval(), parts.processor, parts.tokenizer.decode, GenerationLimits(12, 0))
     assert control not in generator.generate(prompts_of(parts, folder, [conversation("0.png")]), [folder])[0].ids
 
 
@@ -306,7 +306,7 @@ def test_no_part_of_a_forbidden_action_is_said(make_parts, folder, action):
             return super()._sample(speakers, logits)
 
     generator = Longing(
-        parts.model.eval(), parts.encoder, parts.tokenizer.decode, GenerationLimits(14, 1, action=action)
+        parts.model.eval(), parts.processor, parts.tokenizer.decode, GenerationLimits(14, 1, action=action)
     )
     answer = generator.generate(prompts_of(parts, folder, [conversation("0.png")]), [folder])[0]
     assert len(answer.ids) > 6 and not {*answer.ids} & {*foreign}
@@ -399,7 +399,7 @@ def test_crops_come_from_the_original_at_full_resolution(make_parts, tmp_path):
         answer = generator.generate(prompts_of(parts, folder, [conversation("large.png")]), [folder])[0]
         assert answer.trace[0].box == box
         crop = folder.resize(Image.fromarray(pixels).crop(box))
-        assert torch.equal(seen[-1].pixels, parts.encoder.apply_transform(VISION_TOWER, crop).pixels)
+        assert torch.equal(seen[-1].pixels, parts.processor.apply_transform(VISION_TOWER, crop).pixels)
 
 
 def test_training_goes_on_after_answering(make_parts, folder):
@@ -407,7 +407,7 @@ def test_training_goes_on_after_answering(make_parts, folder):
     parts = make_parts("encoder=[dino]", *FAMILIES["qwen2_5_vl"])
     record = conversation("1.png", action_turns("detection"), detection_images=["1.png"])
     [sample] = samples_of(parts, folder, [record])
-    Generator(parts.model.eval(), parts.encoder, parts.tokenizer.decode, GenerationLimits(4)).generate(
+    Generator(parts.model.eval(), parts.processor, parts.tokenizer.decode, GenerationLimits(4)).generate(
         [sample], [folder]
     )
     assert not torch.is_inference_mode_enabled()

@@ -70,7 +70,7 @@ def test_damaged_records(all_parts, folder, count):
     def check(raw, random, context):
         source = OneRecord(context, mutated(mutated(raw, random), random))
         with refusing(DataError, r"train\.json: record 7"):
-            passed.append(sample := all_parts.encoder.encode_conversation(source[0], folder))
+            passed.append(sample := all_parts.processor.encode_conversation(source[0], folder))
             trains(sample)
 
     def trains(sample):
@@ -119,7 +119,7 @@ def test_upset_configurations(count):
 @examples(60, 5_000)
 def test_nothing_that_a_user_types_acts(all_parts, folder, count):
     """In a record's human turn, in a prompt of eval.py, and in a question to vpt.cli.ask: the row is as with plain words."""
-    encoder, vocabulary = all_parts.encoder, all_parts.model.vocabulary
+    encoder, vocabulary = all_parts.processor, all_parts.model.vocabulary
     special = sorted({id for ids in (vars(one).values() for one in vocabulary.actions.values()) for id in ids}
                      | {vocabulary.region_start, vocabulary.region_end, *vocabulary.x, *vocabulary.y, vocabulary.im_start,
                         vocabulary.im_end, vocabulary.image_pad, vocabulary.video_pad, vocabulary.end_of_text})  # fmt: skip
@@ -275,7 +275,7 @@ def test_a_linked_folder_leaves_the_root_too(tmp_path, all_parts):
     folder, reference = MediaStore(tmp_path / "root"), ImageRef("in/secret.png")
     with pytest.raises(DataError, match="a link that leaves"):
         folder.image(reference, where="r")
-    view = all_parts.encoder.transforms["dino"]
+    view = all_parts.processor.transforms["dino"]
     assert FeatureCache(tmp_path / "kept", 1 << 20, {view.name: ""}).key(view, reference, folder) is None
 
 
@@ -292,7 +292,7 @@ def test_record_files_below_the_root_only(tmp_path):
 
 
 def test_text_that_no_row_could_hold_is_not_even_encoded(all_parts, folder, monkeypatch):
-    monkeypatch.setattr(type(all_parts.encoder.chat_template.plain), "_encode", lambda *_: pytest.fail("encoded"))
+    monkeypatch.setattr(type(all_parts.processor.chat_template.plain), "_encode", lambda *_: pytest.fail("encoded"))
     record = conversation("0.png")
     record["messages"][0]["content"] += "a" * 10_000_000
     with pytest.raises(DataError, match=r"record 0: its text has 10,000,\d+ characters, data\.max_length=512 tokens"):

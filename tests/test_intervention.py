@@ -23,7 +23,7 @@ def said(parts, folder, intervention):
     """Logits of every scripted token, [rows][tokens, vocabulary], and the answers."""
     samples = samples_of(parts, folder, records())
     generator = Scripted(parts, samples, GenerationLimits(200, 5), intervention)
-    prompts = [parts.encoder.encode_prompt(sample.record, folder) for sample in samples]
+    prompts = [parts.processor.encode_prompt(sample.record, folder) for sample in samples]
     answers = generator.generate(prompts, [folder] * len(prompts))
     return [torch.stack(generator.logits[sample.record.where]) for sample in samples], answers
 

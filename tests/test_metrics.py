@@ -134,7 +134,7 @@ def test_free_choice():
     items = [item(["region"], ["region"]), item(["region"], ["dino"]), item(["dino"], []), item([], ["dino"]),
              item([], [])]  # fmt: skip
     found = {name: ratio.value for name, ratio in ActionChoice().measure(items).items()}
-    assert found == pytest.approx({"acting_precision": 2 / 3, "acting_recall": 2 / 3, "same_kind": 2 / 5})
+    assert found == pytest.approx({"action_precision": 2 / 3, "action_recall": 2 / 3, "action_accuracy": 2 / 5})
     assert confusion(items) == {
         "dino": {"none": 1}, "none": {"dino": 1, "none": 1}, "region": {"dino": 1, "region": 1},
     }  # fmt: skip
@@ -153,7 +153,7 @@ def test_what_perceiving_costs():
     items = [said("", "x", seconds=0.5, trace=[PerceptionStep("dino", visual_tokens=16), PerceptionStep("region", visual_tokens=4)]),
              said("", "x", seconds=1.0, trace=[PerceptionStep("region", status=IGNORED, visual_tokens=4)])]  # fmt: skip
     found = {name: ratio.value for metric in PERCEPTION for name, ratio in metric.measure(items).items()}
-    assert (found["perceived_tokens"], found["seconds"]) == (10, 0.75)
+    assert (found["extra_visual_tokens"], found["latency_seconds"]) == (10, 0.75)
 
 
 @pytest.mark.parametrize("name", METRICS)

@@ -24,7 +24,7 @@ def test_full_size_and_one_setting_from_the_stage_before(name):
     config = recipe(name)
     assert config.run_name == f"paper/{name}"
     assert config.model.path == f"Qwen/Qwen2-VL-{'7B' if name == 'clip_7b' else '2B'}-Instruct"
-    assert config.optim.warmup == 0.03 and config.optim.final_lr == 0 and config.training.precision == "bf16"
+    assert config.optim.warmup_ratio == 0.03 and config.optim.min_lr_ratio == 0 and config.training.precision == "bf16"
     assert config.data.max_length == 2048 and config.data.image.resample == "nearest"
     assert config.data.image.max_side == (224 if name == "dino_224" else 512)
     assert config.training.batch_size == (128 if name in ALIGNED else 256)
@@ -53,7 +53,7 @@ def test_instruction_tuning():
         config = recipe(name)
         assert (config.training.steps, config.optim.lr, config.model.num_inner_forward_run) == (6000, 2e-5, 2)
         assert (config.masking.para_mask_id, config.masking.para_mask_ratio) == (1, 0.5)
-        assert config.data.prompted == (name != "dino_free_choice")
+        assert config.data.action_prompt == (name != "dino_free_choice")
         lora = config.model.lora
         assert (lora.rank, lora.alpha, lora.targets) == ((512, 1024, ["*"]) if name == "clip_7b" else (0, 16, ["*"]))
         encoder = re.search("clip|dino|sam", name)[0]
@@ -92,7 +92,7 @@ def test_the_controls_differ_from_their_runs_in_nothing_else():
             b.data.train,
             b.data.test,
         )
-    assert recipe("same_data_same_tokens").data.plain_looks
+    assert recipe("same_data_same_tokens").data.token_matched_images
 
 
 def test_the_table_names_every_file():

@@ -25,7 +25,7 @@ from vpt.perception.regions import Region
 FEATURES = (FeaturesZeroed, FeaturesNoise, FeaturesSwapped, MarkersOnly)
 STATES = (StateZeroed, StateShuffled)
 REGIONS = (RegionRandom, RegionWhole, RegionOracle)
-NODES = compose_eval("checkpoint=x", "+controls=all").controls
+NODES = compose_eval("checkpoint=x", "+ablations=all").ablations
 QUESTIONS = 16  # of two images
 
 
@@ -88,7 +88,7 @@ def test_regions_that_are_shown(benches, tmp_path):
     assert boxes["features_zeroed"] == own
     assert boxes["region_whole"] == [(0, 0, 64, 64)] * QUESTIONS
     true = [Region.from_box(item.box, (64, 64), bins=8).to_box((64, 64), bins=8) for item in bench.plain]
-    assert boxes["region_true"] == true
+    assert boxes["region_oracle"] == true
     for (x0, y0, x1, y1), (a0, b0, a1, b1) in zip(boxes["region_random"], own, strict=True):
         assert (x1 - x0, y1 - y0) == (a1 - a0, b1 - b0)
     moved = [random != shown for random, shown in zip(boxes["region_random"], own, strict=True)]
@@ -143,7 +143,7 @@ def control_free_answers(bench):
 
 
 def test_what_is_no_control_stops_before_anything_runs():
-    nodes = compose_eval("checkpoint=x", "+controls=all").controls
+    nodes = compose_eval("checkpoint=x", "+ablations=all").ablations
     check_ablations(nodes)
     nodes["features_noise"].options = {"imges": 3}
     with pytest.raises(ConfigError, match=r"features_noise.options.imges is not an option.*did you mean images"):

@@ -24,7 +24,7 @@ def records() -> list[dict]:
 @pytest.mark.parametrize("perceived", ["sequential", "grid"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_each_row_of_a_packed_batch_has_its_own(make_parts, folder, family, perceived):
-    parts = make_parts(*ALL, *FAMILIES[family], f"model.perceived_positions={perceived}")
+    parts = make_parts(*ALL, *FAMILIES[family], f"model.reencoded_positions={perceived}")
     samples = samples_of(parts, folder, records())
     packed = collate(samples).positions.split([len(sample.ids) for sample in samples], dim=1)
     for sample, got in zip(samples, packed):
@@ -35,7 +35,7 @@ def test_each_row_of_a_packed_batch_has_its_own(make_parts, folder, family, perc
 
 def test_sequential_counts_tokens(make_parts, folder):
     """What the released training did."""
-    parts = make_parts(*ALL, "model.positions=sequential", "model.perceived_positions=grid")
+    parts = make_parts(*ALL, "model.positions=sequential", "model.reencoded_positions=grid")
     for sample in samples_of(parts, folder, records()):
         assert torch.equal(sample.positions, torch.arange(len(sample.ids)).expand(3, -1))
 

@@ -38,9 +38,11 @@ def run(tmp_path_factory) -> Path:
     mirrored = ("tracking=wandb", "tracking.mode=offline")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WANDB_DATA_DIR", str(folder.parent))
-        train(compose_config("+experiment=all", "+debug=two_steps", "training.final_questions=12", *mirrored), folder)
+        train(
+            compose_config("+experiment=all", "+debug=two_steps", "training.final_eval_questions=12", *mirrored), folder
+        )
         evaluate_checkpoint(
-            compose_eval(f"checkpoint={folder}", "+controls=all", "data.limit=12", "generation.action=dino", *mirrored)
+            compose_eval(f"checkpoint={folder}", "+ablations=all", "data.limit=12", "generation.action=dino", *mirrored)
         )
     return folder
 
@@ -112,9 +114,12 @@ def test_every_section_needs_its_data(run, tmp_path):
 
 def test_shares_have_a_bar_and_amounts_have_none():
     one = {"value": 0.5, "low": 0.4, "high": 0.6, "questions": 9}
-    summary = {"metrics": {"x": {"anls": one, "cider_d": one}}, "perception": {"acting_recall": one, "seconds": one}}
+    summary = {
+        "metrics": {"x": {"anls": one, "cider_d": one}},
+        "perception": {"action_recall": one, "latency_seconds": one},
+    }
     rows = results(SimpleNamespace(summary=summary, predictions=[])).split("<tr>")[2:]
-    assert [("anls" in row, "seconds" in row, "<svg" in row) for row in rows] == [
+    assert [("anls" in row, "latency_seconds" in row, "<svg" in row) for row in rows] == [
         (True, False, True), (False, False, False), (False, False, True), (False, True, False),
     ]  # fmt: skip
 
@@ -206,7 +211,7 @@ def test_confidence_is_the_probability_of_the_answer(make_parts, folder):
     samples = samples_of(
         parts, folder, [conversation("0.png", answer="red"), conversation("1.png", answer="a blue one")]
     )
-    prompts = [parts.encoder.encode_prompt(sample.record, folder) for sample in samples]
+    prompts = [parts.processor.encode_prompt(sample.record, folder) for sample in samples]
     generator = Scripted(parts, samples, GenerationLimits())
     for sample, said in zip(samples, generator.generate(prompts, [folder] * 2), strict=True):
         from vpt.data.collate import collate

@@ -86,9 +86,9 @@ def test_plain_looks_have_as_many_tokens(make_parts, folder, image):
         detection_images=[image], seg_images=[image], clip_images=[image],
     )  # fmt: skip
     with_all["images"].append(f"{image}_8,8,40,30")
-    treated = parts.encoder.encode_conversation(record_of(with_all), folder)
+    treated = parts.processor.encode_conversation(record_of(with_all), folder)
     plain = without_perception(record_of(with_all), TOKENS, token_matched_images=True)
-    control = parts.encoder.encode_conversation(plain, folder)
+    control = parts.processor.encode_conversation(plain, folder)
     wanted = [block.length for block in treated.row.blocks]
     found = [block.length for block in control.row.blocks]
     assert {block.source for block in control.row.blocks} == {VISION_TOWER} and not control.row.actions
@@ -97,7 +97,7 @@ def test_plain_looks_have_as_many_tokens(make_parts, folder, image):
     if image == "0.png":
         assert found[:4] == wanted[:4]  # a square comes out even
     assert parts.model(collate([control])).loss_sum > 0
-    prompt = parts.encoder.encode_prompt(plain, folder)  # what it is asked when it is tested
+    prompt = parts.processor.encode_prompt(plain, folder)  # what it is asked when it is tested
     assert [block.length for block in prompt.row.blocks] == found
 
 
@@ -126,7 +126,7 @@ def test_easy_vqa_and_files_alike(folder, tmp_path):
     for name in ("train", "test"):
         (tmp_path / f"{name}.json").write_text(json.dumps([raw]))
     actions = "data.actions={none:0,dino:1}"
-    looks = ("data.perception=false", "data.plain_looks=true")
+    looks = ("data.perception=false", "data.token_matched_images=true")
     for overrides in (("data=vpt", f"data.root={tmp_path}"), (actions,)):
         treated, plain, looking = [
             build_sources(config.data.test, config, split="test")[0][0][0]
@@ -140,4 +140,4 @@ def test_easy_vqa_and_files_alike(folder, tmp_path):
     with pytest.raises(DataError, match=r"needs a re-encoder spelt 'detection'.*encoder=\[...\]"):
         _ = build_sources(config.data.test, config, split="test")[0][0][0]
     with pytest.raises(ConfigError, match=r"data\.perception=false"):
-        compose_config("data.plain_looks=true")
+        compose_config("data.token_matched_images=true")

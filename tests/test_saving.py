@@ -112,7 +112,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, monkeypatch):
 def test_the_last_and_the_best_stay(tmp_path):
     """Also where the best one was no step at which a checkpoint was due."""
     trainer = trainer_at(tmp_path / "run", "training.steps=9", "training.eval_every=1", "training.checkpoint_every=4",
-                         "training.keep=1", "training.best=eval/token_accuracy")  # fmt: skip
+                         "training.keep_checkpoints=1", "training.best_metric=eval/token_accuracy")  # fmt: skip
     accuracies = iter([0.1, 0.5, 0.9, 0.9, 0.2, 0.3, 0.1, 0.2])
     trainer.evaluate = lambda: {"eval/token_accuracy": next(accuracies)}
     trainer.fit()
@@ -124,8 +124,10 @@ def test_the_last_and_the_best_stay(tmp_path):
 
 
 def test_a_metric_that_does_not_exist_is_named(tmp_path):
-    trainer = trainer_at(tmp_path / "run", "training.eval_every=1", "training.steps=2", "training.best=eval/los")
-    with pytest.raises(ConfigError, match=r"training.best=eval/los is not a metric of the evaluation: eval/loss"):
+    trainer = trainer_at(tmp_path / "run", "training.eval_every=1", "training.steps=2", "training.best_metric=eval/los")
+    with pytest.raises(
+        ConfigError, match=r"training.best_metric=eval/los is not a metric of the evaluation: eval/loss"
+    ):
         trainer.fit()
 
 

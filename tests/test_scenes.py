@@ -201,7 +201,7 @@ def evidence(parts, record: Record, folder: MediaStore) -> list[np.ndarray]:
     features = []
     for reference in record.images[VISION_TOWER]:
         seen = folder.image(reference, where="")
-        look = parts.encoder.apply_transform(VISION_TOWER, seen)
+        look = parts.processor.apply_transform(VISION_TOWER, seen)
         assert look.grid in ((1, 8, 8), (1, 4, 4)) if reference.crop is None else look.tokens <= 20
         left, top = (0, 0) if reference.crop is None else reference.crop[:2]
         width, height = look.grid[2] * 8, look.grid[1] * 8
@@ -286,7 +286,7 @@ def test_the_baseline_with_the_same_tokens_looks_twice_at_the_whole(make_parts):
         overrides = (f"+experiment=scenes/{name}", f"data.train.scenes.options.questions={READ}")
         config, parts = compose_config(*overrides), make_parts(*overrides)
         (source, _), (folder, _) = build_sources(config.data.train, config, split="train")
-        samples = [parts.encoder.encode_conversation(source[index], folder) for index in range(12)]
+        samples = [parts.processor.encode_conversation(source[index], folder) for index in range(12)]
         counts[name] = [[look.tokens for _, look in sample.images[VISION_TOWER]] for sample in samples]
     assert all(sample.record.images[VISION_TOWER][1].crop is None for sample in samples)
     assert {first for look in counts.values() for first, _ in look} == {4}

@@ -87,27 +87,27 @@ def test_by_default_the_first_broken_record_ends_the_run(tmp_path, data):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_skipped_records_are_counted_and_named_and_resuming_is_exact(tmp_path, data, workers):
     """Two epochs: each broken record is skipped twice, and everything is as if the run had not been dropped."""
-    config = config_of(data, "data.on_error=skip", "data.max_skipped=0.1", f"data.workers={workers}")
+    config = config_of(data, "data.on_error=skip", "data.max_skipped_fraction=0.1", f"data.workers={workers}")
     whole = fitted(config, tmp_path / "whole")
     fitted(config, tmp_path / "dropped", until=7)
     again = fitted(config, tmp_path / "dropped")
     for run in (whole, again):
-        skipped = lines(run.folder, "setbacks.jsonl")
+        skipped = lines(run.folder, "failures.jsonl")
         named = sorted(line["skipped"].split(": ")[1] for line in skipped)
         assert named == sorted([f"record {number}" for number in BROKEN] * 2)
         assert lines(run.folder, "metrics.jsonl")[-2]["data/skipped_records"] == run.state.skipped == 6
-    assert lines(whole.folder, "setbacks.jsonl") == lines(again.folder, "setbacks.jsonl")
+    assert lines(whole.folder, "failures.jsonl") == lines(again.folder, "failures.jsonl")
     assert same(state(whole), state(again))
 
 
 def test_too_many_skipped_records_end_the_run(tmp_path, data):
-    config = config_of(data, "data.on_error=skip", "data.max_skipped=0.003")  # three in a thousand
+    config = config_of(data, "data.on_error=skip", "data.max_skipped_fraction=0.003")  # three in a thousand
     with pytest.raises(DataError, match=r"4 of the first \d+ records could not be used, data\.max_skipped=0\.003"):
         Trainer(config, tmp_path / "run").fit()
 
 
 def test_a_micro_batch_of_nothing_but_broken_records(tmp_path, data):
-    config = config_of(data, "data.on_error=skip", "data.max_skipped=0.5", "training.micro_batch_size=1")
+    config = config_of(data, "data.on_error=skip", "data.max_skipped_fraction=0.5", "training.micro_batch_size=1")
     run = fitted(config, tmp_path / "run")
     assert run.state.step == 10 and run.state.skipped == 6
     (data / "train.json").write_text(json.dumps([{"messages": []}] * 8))
@@ -145,7 +145,7 @@ def poisoned(trainer: Trainer, steps: set[int], spoil=SPOILT["loss"]) -> Trainer
 
 
 def test_a_step_that_is_not_finite_changes_nothing(tmp_path, data):
-    config = config_of(data, "data.on_error=skip", "data.max_skipped=0.1", "training.steps=6")
+    config = config_of(data, "data.on_error=skip", "data.max_skipped_fraction=0.1", "training.steps=6")
     run = poisoned(Trainer(config, tmp_path / "run"), {2, 5})
     seen, step = [], run.train_step
 
@@ -161,19 +161,21 @@ def test_a_step_that_is_not_finite_changes_nothing(tmp_path, data):
     run.train_step = watching
     run.fit()
     assert seen == [(number in (2, 5), number not in (2, 5)) for number in range(6)]
-    lost = [line for line in lines(run.folder, "setbacks.jsonl") if "lost" in line]
+    lost = [line for line in lines(run.folder, "failures.jsonl") if "lost" in line]
     assert [line["step"] for line in lost] == [3, 6]
     assert lost[0]["lost"]["loss"] == "nan" and 7 <= len(lost[0]["records"]) <= 8
-    metrics = [line for line in lines(run.folder, "metrics.jsonl") if "train/lost_steps" in line]
-    assert [line["train/lost_steps"] for line in metrics] == [0, 0, 1, 1, 1, 2]
+    metrics = [line for line in lines(run.folder, "metrics.jsonl") if "train/nonfinite_steps" in line]
+    assert [line["train/nonfinite_steps"] for line in metrics] == [0, 0, 1, 1, 1, 2]
     optim = config.optim
-    rates = [optim.lr * lr_factor(step, steps=6, warmup=optim.warmup, final=optim.final_lr) for step in range(6)]
-    assert [line["train/learning_rate"] for line in metrics] == rates  # the schedule goes on
+    rates = [
+        optim.lr * lr_factor(step, steps=6, warmup=optim.warmup_ratio, final=optim.min_lr_ratio) for step in range(6)
+    ]
+    assert [line["train/lr"] for line in metrics] == rates  # the schedule goes on
 
 
 def test_too_many_in_a_row_leave_a_checkpoint_from_before(tmp_path, data):
     """Also where a checkpoint would have been due in between; going on from it is as if nothing had been."""
-    config = config_of(data, "data.on_error=skip", "data.max_skipped=0.1", "training.max_lost_steps=2",
+    config = config_of(data, "data.on_error=skip", "data.max_skipped_fraction=0.1", "training.max_nonfinite_steps=2",
                        "training.steps=8", "training.checkpoint_every=4")  # fmt: skip
     sound = fitted(config, tmp_path / "sound")
     run = poisoned(Trainer(config, tmp_path / "run"), {2, 3, 4})
@@ -182,7 +184,7 @@ def test_too_many_in_a_row_leave_a_checkpoint_from_before(tmp_path, data):
     assert [path.name for path in list_checkpoints(run.folder / "checkpoints")] == ["step_00000002"]
     again = fitted(config, run.folder)
     assert again.state.nonfinite_steps == 0 and same(state(sound), state(again))
-    assert all("lost" not in line for line in lines(run.folder, "setbacks.jsonl"))
+    assert all("lost" not in line for line in lines(run.folder, "failures.jsonl"))
     few = poisoned(Trainer(config, tmp_path / "few"), {1, 2, 4, 5})
     few.fit()
     assert few.state.nonfinite_steps == 4 and few.state.consecutive_nonfinite == 0
@@ -190,7 +192,7 @@ def test_too_many_in_a_row_leave_a_checkpoint_from_before(tmp_path, data):
 
 def test_a_run_that_has_lost_every_step_so_far_is_saved_too(tmp_path, data):
     """Though its optimizer holds nothing yet."""
-    config = config_of(data, "data.on_error=skip", "data.max_skipped=0.1", "training.steps=2")
+    config = config_of(data, "data.on_error=skip", "data.max_skipped_fraction=0.1", "training.steps=2")
     poisoned(Trainer(config, tmp_path / "run"), {0, 1}).fit()
     again = Trainer(config, tmp_path / "run")
     assert again.state.step == again.state.nonfinite_steps == 2 and not again.optimizer.state
@@ -232,12 +234,12 @@ def _on_a_rank(world, config, folder: str, spoil: str) -> dict:
 ])  # fmt: skip
 def test_all_ranks_skip_and_stop_together(tmp_path, data, strategy, spoil):
     """Only rank 0's loss or gradient is not finite, and each rank finds other records broken."""
-    config = config_of(data, "data.on_error=skip", "data.max_skipped=0.1", "training.max_lost_steps=1",
+    config = config_of(data, "data.on_error=skip", "data.max_skipped_fraction=0.1", "training.max_nonfinite_steps=1",
                        f"strategy={strategy}", "training.batch_size=7")  # fmt: skip
     first, second = on_ranks(2, _on_a_rank, config, str(tmp_path), spoil, folder=tmp_path)
     assert first == second and "the last 2 steps in a row" in first["error"] and first["lost"] == 3
     assert first["changed"] == [number not in (1, 7, 8) for number in range(9)]
-    written = lines(tmp_path / "run", "setbacks.jsonl")
+    written = lines(tmp_path / "run", "failures.jsonl")
     assert sum("skipped" in line for line in written) == first["skipped"] >= 3
     alone = Trainer(replace(config, strategy=replace(config.strategy, kind="single")), tmp_path / "run")
     lost = [line for line in written if "lost" in line]

@@ -28,7 +28,7 @@ def looking(*answers: str):
 def answer(parts, folder, raw, limits):
     sample = samples_of(parts, folder, [raw])[0]
     generator = Scripted(parts, [sample], limits)
-    found = generator.generate([parts.encoder.encode_prompt(sample.record, folder)], [folder])[0]
+    found = generator.generate([parts.processor.encode_prompt(sample.record, folder)], [folder])[0]
     return sample, generator, found
 
 
@@ -75,7 +75,7 @@ def test_without_control_states_generating_equals_one_forward(make_parts, folder
         want = parts.model(collate(samples), keep_logits=True).logits
     generator = Scripted(parts, samples, GenerationLimits(200, 5))
     generator.generate(
-        [parts.encoder.encode_prompt(sample.record, folder) for sample in samples], [folder] * len(samples)
+        [parts.processor.encode_prompt(sample.record, folder) for sample in samples], [folder] * len(samples)
     )
     got = torch.cat([torch.stack(generator.logits[sample.record.where]) for sample in samples])
     torch.testing.assert_close(got, want, rtol=1e-4, atol=2e-4)

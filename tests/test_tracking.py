@@ -99,20 +99,20 @@ def step(tmp_path_factory):
 
 def test_gradient_norms_are_those_of_the_modules(step):
     _, _, _, norms, metrics = step
-    shown = {name.removeprefix("train/gradient_norm/"): value for name, value in metrics.items()
-             if name.startswith("train/gradient_norm/")}  # fmt: skip
+    shown = {name.removeprefix("train/grad_norm/"): value for name, value in metrics.items()
+             if name.startswith("train/grad_norm/")}  # fmt: skip
     assert len(shown) == 7
     for part, value in shown.items():
         assert value == pytest.approx(math.sqrt(norms.get(part, 0.0)), rel=1e-5)
-    assert metrics["train/gradient_norm"] == pytest.approx(math.sqrt(sum(v**2 for v in shown.values())), rel=1e-5)
+    assert metrics["train/grad_norm"] == pytest.approx(math.sqrt(sum(v**2 for v in shown.values())), rel=1e-5)
 
 
 def test_rates_by_group(step):
     trainer, _, _, _, metrics = step
-    assert metrics["train/learning_rate/x0.5"] == pytest.approx(metrics["train/learning_rate"] / 2)
-    assert metrics["train/learning_rate"] == metrics["train/learning_rate/x1"]
+    assert metrics["train/lr/x0.5"] == pytest.approx(metrics["train/lr"] / 2)
+    assert metrics["train/lr"] == metrics["train/lr/x1"]
     assert {group["lr"] for group in trainer.optimizer.param_groups} == {
-        metrics["train/learning_rate"], metrics["train/learning_rate/x0.5"]
+        metrics["train/lr"], metrics["train/lr/x0.5"]
     }  # fmt: skip
 
 
@@ -120,8 +120,10 @@ def test_perception_is_counted_as_it_was(step):
     trainer, batches, outputs, _, metrics = step
     rows = [row for batch in batches for row in batch.rows]
     acting = [row for row in rows if row.actions]
-    assert acting and 0 < metrics["masking/share_of_acting_rows"] == sum(bool(r.masked) for r in acting) / len(acting)
-    assert metrics["masking/share_of_rows"] == sum(bool(r.masked) for r in rows) / len(rows)
+    assert acting and 0 < metrics["masking/fraction_of_action_rows"] == sum(bool(r.masked) for r in acting) / len(
+        acting
+    )
+    assert metrics["masking/fraction"] == sum(bool(r.masked) for r in rows) / len(rows)
     assert metrics["perception/actions_per_row"] == sum(len(r.actions) for r in rows) / len(rows)
     states = torch.cat([out.control_states for out in outputs])
     assert metrics["perception/control_state_norm"] == pytest.approx(
@@ -137,9 +139,9 @@ def test_utilisation_is_the_work_of_the_formulas_over_the_peak(step):
     trainer, batches, _, _, metrics = step
     speed = trainer.step_metrics.throughput(metrics, tokens=100, waited=1.0, took=4.0)
     flops = sum(cost.useful for batch in batches for cost in FlopMeter(trainer.model).step(batch).values())
-    assert speed["perf/utilisation"] == pytest.approx(flops / (4.0 * trainer.step_metrics.peak))
+    assert speed["perf/mfu"] == pytest.approx(flops / (4.0 * trainer.step_metrics.peak))
     assert (speed["perf/tokens_per_second"], speed["perf/samples_per_second"]) == (25, 2)
-    assert speed["perf/share_waiting_for_data"] == 0.25 and speed["perf/memory_gib"] > 0.1
+    assert speed["perf/data_wait_fraction"] == 0.25 and speed["perf/peak_memory_gib"] > 0.1
 
 
 def test_logging_changes_nothing(tmp_path):

@@ -117,7 +117,7 @@ def test_sampled_frames_are_spread_evenly(total, rate, wanted, most):
 @pytest.mark.parametrize("model", ["tiny", "tiny_2_5"])
 def test_patches_hold_the_frames_in_turn(make_parts, count, model):
     """Put together again, patches show every frame, the last one twice where the count is odd."""
-    view = make_parts("encoder=[]", f"model={model}").encoder.transforms["image"]
+    view = make_parts("encoder=[]", f"model={model}").processor.transforms["image"]
     frames = np.random.default_rng(0).integers(0, 255, (count, 64, 96, 3)).astype(np.uint8)
     look = view.video(VideoClip([Image.fromarray(frame) for frame in frames], fps=4.0))
     steps = (count + 1) // 2

@@ -20,7 +20,7 @@ from vpt.training.trainer import Trainer
 from wrecks import copied, wreck
 
 RUN = ("+experiment=dino", "+debug=easy_vqa", "run_name=run", "model.config.num_hidden_layers=1",
-       "model.config.vision_config.depth=1", "training.final_questions=0")  # fmt: skip
+       "model.config.vision_config.depth=1", "training.final_eval_questions=0")  # fmt: skip
 SECRET = "not-for-error-messages"
 ENOUGH = 1 << 28  # bytes by which a tiny checkpoint may raise the process's peak, several times what it takes
 OPENED: list[str] = []  # files that Python has opened

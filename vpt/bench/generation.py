@@ -52,11 +52,11 @@ class Answering:
         question = {"role": "user", "content": "<image>\n" + "what is the red shape in the image? " * 4}
         raw = {"messages": [question, {"role": "assistant", "content": "yes"}], "images": [name]}
         record = parse_record(raw, where=name, encoder_tokens={"dino": "detection"})
-        return self.parts.encoder.encode_prompt(record, self.folder)
+        return self.parts.processor.encode_prompt(record, self.folder)
 
     def generator(self, limits: GenerationLimits) -> Generator:
         """Ours."""
-        return Generator(self.model, self.parts.encoder, self.parts.tokenizer.decode, limits)
+        return Generator(self.model, self.parts.processor, self.parts.tokenizer.decode, limits)
 
     def ours(self, rows: int) -> Timed:
         """Answers of `NEW_TOKENS` tokens without perception."""

@@ -11,7 +11,7 @@ from vpt.bench.composed import composed
 from vpt.bench.measure import Measurement
 from vpt.training.trainer import Trainer
 
-WAITING = "perf/share_waiting_for_data"
+WAITING = "perf/data_wait_fraction"
 STEPS, WARM_UP = 30, 10  # workers start, and have to get ahead
 
 

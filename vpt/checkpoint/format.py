@@ -17,6 +17,7 @@ in a pickle, and a pickle runs whatever its author wants. No random state is kep
 """
 
 from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
@@ -25,6 +26,7 @@ from transformers import PreTrainedTokenizerBase, Qwen2Tokenizer
 from vpt.checkpoint.architecture_files import save_architecture
 from vpt.checkpoint.checksums import check_regular_files, write_checksums
 from vpt.checkpoint.tensors import LazyStateDict, load_state_dict, unique_state_dict
+from vpt.config.former_names import with_present_names
 from vpt.config.plain_yaml import read_values
 from vpt.config.resolve import resolve_config
 from vpt.config.schema import TrainConfig
@@ -90,7 +92,8 @@ def load_config(checkpoint: Path) -> TrainConfig:
     with wrap_read_errors(
         checkpoint / "config.yaml", "use the version of vpt that wrote it, or copy the checkpoint again"
     ):
-        return resolve_config(read_values(checkpoint / "config.yaml"), TrainConfig)
+        values: Any = OmegaConf.to_container(read_values(checkpoint / "config.yaml"))
+        return resolve_config(OmegaConf.create(with_present_names(values)), TrainConfig)
 
 
 def load_tokenizer(checkpoint: Path) -> PreTrainedTokenizerBase:

@@ -22,9 +22,9 @@ SHOWN = 6  # names in a message
 # Keys that may change between two commands of one run, because they change no result
 MAY_CHANGE = (
     "output_dir", "device", "strategy", "init_", "tracking", "generation", "data.root", "data.workers",
-    "data.cache_mb", "data.feature_cache", "data.limit", "training.micro_batch_size", "training.log_every",
-    "training.eval_every", "training.eval_rows", "training.final_questions", "training.checkpoint_every",
-    "training.keep", "training.best", "model.inner_forward", "model.activation_checkpointing", "model.token_ids",
+    "data.image_cache_mb", "data.feature_cache", "data.limit", "training.micro_batch_size", "training.log_every",
+    "training.eval_every", "training.eval_rows", "training.final_eval_questions", "training.checkpoint_every",
+    "training.keep_checkpoints", "training.best_metric", "model.inner_forward", "model.activation_checkpointing", "model.token_ids",
     "model.path",
 )  # fmt: skip
 
@@ -73,7 +73,7 @@ def warm_start(model: VPTModel, found: Path, *, without: Sequence[str] = (), qui
     Args:
         model: changed in place.
         found: a checkpoint.
-        without: patterns of tensor names that are not taken (`init_except`).
+        without: patterns of tensor names that are not taken (`init_exclude`).
         quiet: say nothing of it.
 
     Raises:
@@ -83,13 +83,13 @@ def warm_start(model: VPTModel, found: Path, *, without: Sequence[str] = (), qui
     tensors = {name: tensor for name, tensor in _tensors_for(own, found).items() if name in own}
     for pattern in without:
         if not any(fnmatchcase(name, pattern) for name in tensors):
-            raise CheckpointError(f"init_except: pattern {pattern!r} matches no tensor of {found}")
+            raise CheckpointError(f"init_exclude: pattern {pattern!r} matches no tensor of {found}")
     tensors = {n: tensor for n, tensor in tensors.items() if not any(fnmatchcase(n, pattern) for pattern in without)}
     wrong = shape_mismatches({name: tensor.shape for name, tensor in tensors.items()}, own)
     if wrong or not tensors:
         raise CheckpointError(
             f"init_from={found} does not fit the model: {'; '.join(wrong) or 'no tensor in common'}; "
-            "init_except=[PATTERN] leaves tensors as they are built"
+            "init_exclude=[PATTERN] leaves tensors as they are built"
         )
     with torch.no_grad():
         for name, tensor in tensors.items():

@@ -43,7 +43,7 @@ class TrainState:
         if by is None:
             return False
         if by not in metrics:
-            raise ConfigError(f"training.best={by} is not a metric of the evaluation: {', '.join(metrics)}")
+            raise ConfigError(f"training.best_metric={by} is not a metric of the evaluation: {', '.join(metrics)}")
         sign = -1 if by.endswith("loss") else 1
         if self.best is not None and sign * metrics[by] <= sign * self.best:
             return False

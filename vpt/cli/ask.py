@@ -14,7 +14,7 @@ picture of the image, the region and its crop, and what the control state looked
     action                   free; none; region or a re-encoder's name: what the answer begins with
     device                   auto, cpu or cuda
     data.max_length          tokens that image and question may have
-    data.prompted            whether the sentence that asked for perception in training follows the question
+    data.action_prompt            whether the sentence that asked for perception in training follows the question
     generation.              max_new_tokens, max_actions, crop_margin, temperature (0: greedy), top_k, top_p, seed,
                              stop (a list of tokens)
 
@@ -48,12 +48,12 @@ def main(arguments: Sequence[str]) -> None:
     image, question, config = read_arguments(arguments)
     trained = load_any_config(config.checkpoint)
     generation = generation_settings(trained, config.generation)
-    sentence = action_prompt(trained, generation, prompted=config.data.prompted)
+    sentence = action_prompt(trained, generation, prompted=config.data.action_prompt)
     asked = build_question(trained, Path(image), question, sentence)  # all that can be wrong comes before the weights
     if config.out:
         check_output_path(Path(config.out))
     parts = load_pretrained(config.checkpoint, device=config.device)
-    parts.encoder.max_length = config.data.max_length or parts.encoder.max_length
+    parts.processor.max_length = config.data.max_length or parts.processor.max_length
     listener = AnswerStreamer(parts.tokenizer)
     answered = reply(parts, asked, generation, listener=listener)
     listener.end(answered.answer)

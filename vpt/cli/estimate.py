@@ -2,8 +2,8 @@
 
 vpt estimate +experiment=dino model=qwen2_vl_2b
 vpt estimate +experiment=dino model=qwen2_vl_2b gpus=64 strategy=fsdp
-vpt estimate +experiment=dino model=qwen2_vl_2b gpus=8 describe.gpu=h100 describe.image=[512,512]
-vpt estimate +experiment=free_choice model=qwen2_vl_2b 'describe.actions={none:307,region:229,dino:293}'
+vpt estimate +experiment=dino model=qwen2_vl_2b gpus=8 assume.gpu=h100 assume.image=[512,512]
+vpt estimate +experiment=free_choice model=qwen2_vl_2b 'assume.actions={none:307,region:229,dino:293}'
 
 Prints modules with their parameters, tokens and FLOPs of a sample, memory of a GPU by part, speed, days and sizes of
 checkpoints. Overrides are those of train.py, and:
@@ -48,8 +48,8 @@ def compose_description(overrides: list[str]) -> EstimateConfig:
     if OmegaConf.is_missing(composed.data, "root"):
         composed.data.root = None  # no record is read
     config = resolve_config(composed, EstimateConfig)
-    if config.describe.actions:
-        config = replace(config, data=replace(config.data, actions=config.describe.actions))
+    if config.assume.actions:
+        config = replace(config, data=replace(config.data, actions=config.assume.actions))
     validate(config)
     return config
 

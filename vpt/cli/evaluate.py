@@ -77,12 +77,12 @@ class Evaluation:
         parts = load_pretrained(self.checkpoint, device=asked.device)
         if parts.model.device.type == "cpu":
             keep_freed_heap()
-        parts.encoder.max_length = self.config.data.max_length
+        parts.processor.max_length = self.config.data.max_length
         weights, chosen = weights_digest(self.checkpoint), questions(self.config, limit=self.limit)
         plain = answer_questions(parts, self.config, chosen, self.folder, weights=weights)
         summary = write_summary(parts, self.config, self.folder, plain, self.metrics)
         compared = run_ablations(
-            parts, self.config, chosen, plain, self.folder / "controls", nodes=asked.controls, metrics=self.metrics,
+            parts, self.config, chosen, plain, self.folder / "controls", nodes=asked.ablations, metrics=self.metrics,
             weights=weights,
         )  # fmt: skip
         if asked.pictures:
@@ -92,7 +92,7 @@ class Evaluation:
 
 def evaluate_checkpoint(config: EvalConfig) -> None:
     """Evaluate `config.checkpoint` on its own test split, beside controls and baseline, and say what it reached."""
-    check_ablations(config.controls)
+    check_ablations(config.ablations)
     evaluation = Evaluation.plan(config, config.checkpoint)
     baseline = Evaluation.plan(config, config.baseline) if config.baseline is not None else None
     folder, about = evaluation.folder, f"baseline: {config.baseline}"
@@ -100,7 +100,7 @@ def evaluate_checkpoint(config: EvalConfig) -> None:
         check_same_questions(about, evaluation.records(), {*baseline.records()})
     plain, summary, compared = evaluation.run(config)
     if baseline is not None:
-        other, _, _ = baseline.run(replace(config, controls={}))
+        other, _, _ = baseline.run(replace(config, ablations={}))
         compared["baseline"] = compare_answers(about, plain, other, evaluation.metrics)
     print(f"accuracy {summary['accuracy']:.4f} on {summary['questions']} questions; see {folder}/summary.json")
     print("\n".join(format_summary(summary)))

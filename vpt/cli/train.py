@@ -57,5 +57,5 @@ def _whole(trainer: Trainer) -> ModelBundle:
 
 
 def _limit(config: TrainConfig) -> int | None:
-    limits = [n for n in (config.data.limit, config.training.final_questions) if n is not None]
+    limits = [n for n in (config.data.limit, config.training.final_eval_questions) if n is not None]
     return min(limits) if limits else None

@@ -6,7 +6,7 @@ from pathlib import Path
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
-from vpt.config.resolve import key_paths
+from vpt.config.resolve import explain_unknown, key_paths
 from vpt.config.schema import EvalConfig, TrainConfig
 from vpt.errors import ConfigError, did_you_mean
 
@@ -53,7 +53,7 @@ def check_overrides(arguments: list[str], schema: type) -> None:
         if key in groups:
             _check_group(key, value, groups[key])
         elif not _is_known(key, known) and "@" not in key:
-            raise ConfigError(f"{key} is not a key of the configuration{did_you_mean(key, [*known, *groups])}")
+            raise ConfigError(explain_unknown(key, [*known, *groups]))
 
 
 def _options(group: Path) -> list[str]:

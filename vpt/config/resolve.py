@@ -8,6 +8,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from vpt.config.former_names import present_name
 from vpt.config.schema import AskConfig, EvalConfig, TrainConfig
 from vpt.errors import ConfigError, did_you_mean
 
@@ -27,7 +28,7 @@ def resolve_config(composed: DictConfig, schema: type[Schema]) -> Schema:
     except OmegaConfBaseException as error:
         raise ConfigError(f"the configuration does not resolve: {error}") from None
     known = list(key_paths(schema))
-    unknown = [_explain(path, known) for path in _unknown_keys(plain, schema)]
+    unknown = [explain_unknown(path, known) for path in _unknown_keys(plain, schema)]
     if unknown:
         raise ConfigError("\n".join(unknown))
     try:
@@ -74,7 +75,9 @@ def _unknown_keys(plain: Any, schema: type, prefix: str = "") -> Iterator[str]:
                 yield from _unknown_keys(entry, inner, f"{path}.{name}.")
 
 
-def _explain(path: str, known: list[str]) -> str:
+def explain_unknown(path: str, known: list[str]) -> str:
+    if present := present_name(path):
+        return f"{path} is now {present}"
     return f"{path} is not a key of the configuration{did_you_mean(path, known)}"
 
 

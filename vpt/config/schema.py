@@ -43,7 +43,7 @@ class ModelConfig:
     region_bins: int = bounded(8, high=1000)  # cells along a side; 0 leaves regions out
     region_format: str = choice("tokens", "text")  # text: the cells' numbers as [x0, y0, x1, y1], no new tokens
     positions: str = choice("mrope", "sequential")
-    perceived_positions: str = choice("sequential", "grid")
+    reencoded_positions: str = choice("sequential", "grid")
     activation_checkpointing: bool = False
     lora: LoraConfig = field(default_factory=LoraConfig)
     token_ids: dict[str, int] = field(default_factory=dict)  # resolved from the tokenizer and recorded, never typed
@@ -59,7 +59,7 @@ class EncoderSize:
 @dataclass
 class EncoderConfig:
     target: str = MISSING  # the class
-    token: str = MISSING  # how its tokens are spelt: <|TOKEN_action|>
+    token_prefix: str = MISSING  # how its tokens are spelt: <|TOKEN_action|>
     size: str = choice("full", "tiny")
     path: str | None = None  # weights that take the place of the size's own
     options: dict[str, Any] = field(default_factory=dict)  # further arguments of the class
@@ -80,8 +80,8 @@ class ImageConfig:
     resample: str = choice("nearest", "bilinear", "bicubic", "lanczos")
     min_pixels: int = bounded(56 * 56, low=1)
     max_pixels: int = bounded(28 * 28 * 1280, low=1)
-    refuse_above: int = bounded(100_000_000, low=1)  # pixels of a file, before anything of it is decoded
-    upright: bool = False  # turn images as their EXIF data say; boxes and crops then count in turned pixels
+    max_file_pixels: int = bounded(100_000_000, low=1)  # pixels of a file, before anything of it is decoded
+    apply_exif_rotation: bool = False  # turn images as their EXIF data say; boxes and crops then count in turned pixels
 
 
 @dataclass
@@ -107,19 +107,21 @@ class DataConfig:
     test: dict[str, SourceConfig] = field(default_factory=dict)
     mixing: str = choice("weights", "exhaust")  # exhaust: every record of every source once an epoch
     actions: dict[str, float] = field(default_factory=lambda: {"none": 1.0})
-    prompted: bool = True
+    action_prompt: bool = True
     perception: bool = True
-    plain_looks: bool = False  # with perception=false: a plain look of as many tokens in place of each perception
+    token_matched_images: bool = (
+        False  # with perception=false: a plain look of as many tokens in place of each perception
+    )
     metrics: list[str] = field(default_factory=lambda: ["exact_match"])  # the first one gives the score
     limit: int | None = bounded(None, low=1)  # the first n test questions only
     on_error: str = choice("raise", "skip")  # skip: records that cannot be used are left out, counted, and named
-    max_skipped: float = bounded(0.01, high=1.0)  # share of the rows at which a run that skips stops
+    max_skipped_fraction: float = bounded(0.01, high=1.0)  # share of the rows at which a run that skips stops
     max_length: int = bounded(2048, low=1)
-    on_too_long: str = choice("raise", "cut")
+    overflow: str = choice("raise", "truncate")
     image: ImageConfig = field(default_factory=ImageConfig)
     video: VideoConfig = field(default_factory=VideoConfig)
     workers: int = bounded(1)
-    cache_mb: int = bounded(1024)
+    image_cache_mb: int = bounded(1024)
     feature_cache: str | None = None  # folder for what frozen encoders see of each image; null: seen anew every time
     feature_cache_gb: float = bounded(50.0)
 
@@ -130,9 +132,9 @@ class OptimConfig:
     weight_decay: float = bounded(0.0)
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])  # two, each from 0 to below 1
     eps: float = bounded(1e-8)
-    warmup: float = bounded(0.03, high=1.0)  # share of the steps
-    final_lr: float = bounded(0.0, high=1.0)  # share of lr that the cosine ends at
-    clip: float = bounded(1.0)  # gradient norm; 0 does not clip
+    warmup_ratio: float = bounded(0.03, high=1.0)  # share of the steps
+    min_lr_ratio: float = bounded(0.0, high=1.0)  # share of lr that the cosine ends at
+    max_grad_norm: float = bounded(1.0)  # gradient norm; 0 does not clip
     lr_scale: dict[str, float] = field(default_factory=dict)  # pattern of parameter names -> factor on lr
     freeze: list[str] = field(default_factory=list)  # patterns; on top of pretrained towers, which are frozen
     unfreeze: list[str] = field(default_factory=list)  # patterns; has the last word
@@ -148,18 +150,22 @@ class TrainingConfig:
     log_every: int = bounded(10, low=1)
     eval_every: int = bounded(500)  # steps; 0 evaluates at the end only
     eval_rows: int = bounded(1000)
-    final_questions: int | None = None  # answered by generating once trained; null is the whole test split
+    final_eval_questions: int | None = None  # answered by generating once trained; null is the whole test split
     checkpoint_every: int = bounded(500, low=1)
-    max_lost_steps: int = bounded(10)  # in a row, without a finite loss and gradient; one more ends the run
-    keep: int = bounded(2, low=1)  # the last n checkpoints stay ...
-    best: str | None = "eval/loss"  # ... and the best one: by a metric of the evaluation, the lower a loss the better
+    max_nonfinite_steps: int = bounded(10)  # in a row, without a finite loss and gradient; one more ends the run
+    keep_checkpoints: int = bounded(2, low=1)  # the last n checkpoints stay ...
+    best_metric: str | None = (
+        "eval/loss"  # ... and the best one: by a metric of the evaluation, the lower a loss the better
+    )
 
 
 @dataclass
 class StrategyConfig:
     kind: str = choice("auto", "single", "ddp", "fsdp", "hybrid")  # auto: see vpt/distributed/strategy.py
     shard_size: int | None = None  # hybrid: processes that share one copy of the weights; null: those of a node
-    reshard: bool = True  # fsdp, hybrid: free a layer's weights after its forward pass; False: gather once a step
+    reshard_after_forward: bool = (
+        True  # fsdp, hybrid: free a layer's weights after its forward pass; False: gather once a step
+    )
 
 
 @dataclass
@@ -191,7 +197,7 @@ class TrainConfig:
     seed: int = 0
     device: str = choice("auto", "cpu", "cuda")
     init_from: str | None = None  # a run or checkpoint whose weights this one starts from
-    init_except: list[str] = field(default_factory=list)  # patterns of tensors that are not taken from it
+    init_exclude: list[str] = field(default_factory=list)  # patterns of tensors that are not taken from it
     model: ModelConfig = field(default_factory=ModelConfig)
     encoder: dict[str, EncoderConfig] = field(default_factory=dict)
     masking: MaskingConfig = field(default_factory=MaskingConfig)
@@ -226,7 +232,7 @@ class EvalGenerationConfig:
 
 
 @dataclass
-class ControlConfig:
+class AblationConfig:
     target: str = MISSING  # a class of vpt/evaluation/controls, or another like them
     options: dict[str, Any] = field(default_factory=dict)
 
@@ -235,7 +241,7 @@ class ControlConfig:
 class JudgeConfig:
     url: str | None = None  # of a server with the OpenAI chat format, up to /v1; null asks no judge
     model: str = "gpt-4o-2024-08-06"  # the paper's
-    key_from: str = "OPENAI_API_KEY"  # the environment variable that holds the key, where the server wants one
+    api_key_env: str = "OPENAI_API_KEY"  # the environment variable that holds the key, where the server wants one
     questions: int = bounded(1000, low=1)  # of each data set, the first ones
     workers: int = bounded(8, low=1)  # requests at a time
     retries: int = bounded(6)  # of a request that fails for a moment, each after a longer wait
@@ -250,7 +256,7 @@ class EvalConfig:
     checkpoint: str = MISSING
     name: str = "test"
     baseline: str | None = None  # another run or checkpoint, answering the same questions, to compare with
-    controls: dict[str, ControlConfig] = field(default_factory=dict)
+    ablations: dict[str, AblationConfig] = field(default_factory=dict)
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     device: str = choice("auto", "cpu", "cuda")
     pictures: bool = True  # the report, too
@@ -262,7 +268,7 @@ class EvalConfig:
 @dataclass
 class AskDataConfig:
     max_length: int | None = bounded(None, low=1)  # tokens that image and question may have
-    prompted: bool | None = None  # whether the sentence that asked for perception in training follows the question
+    action_prompt: bool | None = None  # whether the sentence that asked for perception in training follows the question
 
 
 @dataclass

@@ -5,8 +5,9 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+from vpt.config.former_names import FORMER_TARGETS
 from vpt.config.schema import (
-    ControlConfig,
+    AblationConfig,
     EncoderConfig,
     SourceConfig,
 )
@@ -17,16 +18,8 @@ SOURCE, RE_ENCODER = "vpt.data.sources.base.Source", "vpt.encoders.base.ReEncode
 METRIC, ABLATION = "vpt.evaluation.metrics.base.Metric", "vpt.evaluation.ablations.base.Ablation"
 
 
-# Classes by the dotted names that configurations of version 0.1 saved, where they have moved since
-FORMER_TARGETS = {
-    "vpt.encoders.clip.TowerEncoder": "vpt.encoders.qwen_vit.QwenViTEncoder",
-    "vpt.encoders.contrastive.ContrastiveEncoder": "vpt.encoders.clip_siglip.CLIPEncoder",
-    "vpt.data.sources.records.RecordFile": "vpt.data.sources.record_files.RecordFile",
-}
-
-
 def check_arguments(
-    path: str, node: EncoderConfig | SourceConfig | ControlConfig, contract: str, *, given: tuple[str, ...],
+    path: str, node: EncoderConfig | SourceConfig | AblationConfig, contract: str, *, given: tuple[str, ...],
     more: Mapping[str, Any] | None = None, method: str | None = None,
 ) -> None:  # fmt: skip
     """Bind a node's `options` to what its `target` takes, so that a typo in them is found before anything is built."""

@@ -32,8 +32,10 @@ def validate(config: TrainConfig) -> None:
     for split in ("train", "test"):
         for name, source in getattr(config.data, split).items():
             check_arguments(f"data.{split}.{name}", source, SOURCE, given=("context",))
-    if config.data.plain_looks and config.data.perception:
-        raise ConfigError("data.plain_looks=true takes the place of perception; type data.perception=false with it")
+    if config.data.token_matched_images and config.data.perception:
+        raise ConfigError(
+            "data.token_matched_images=true takes the place of perception; type data.perception=false with it"
+        )
     if config.data.root is not None and not _is_folder(config.data.root):
         raise ConfigError(f"data.root={config.data.root} is not a folder; type data.root=FOLDER")
     if config.model.path is None and not config.model.config:

@@ -25,11 +25,11 @@ def build_sources(
     data = config.data
     context = SourceContext(
         root=Path(data.root) if data.root else None,
-        encoder_tokens={name: encoder.token for name, encoder in config.encoder.items()},
+        encoder_tokens={name: encoder.token_prefix for name, encoder in config.encoder.items()},
         actions=data.actions,
-        action_prompt=data.prompted,
+        action_prompt=data.action_prompt,
         perception=data.perception,
-        token_matched_images=data.plain_looks,
+        token_matched_images=data.token_matched_images,
         region_bins=config.model.region_bins,
         seed=config.seed,
     )
@@ -51,7 +51,9 @@ def media_store(root: Path, data: DataConfig, draw: Callable[[str], Image.Image]
     """Images below `root`, or those that `draw` makes, with the limits of `data.image` and `data.video`."""
     image, video = data.image, data.video
     sampling = FrameSampling(video.fps, video.max_frames)
-    return MediaStore(root, image.max_side, image.resample, image.refuse_above, sampling, draw, image.upright)
+    return MediaStore(
+        root, image.max_side, image.resample, image.max_file_pixels, sampling, draw, image.apply_exif_rotation
+    )
 
 
 def build_dataset(config: TrainConfig, processor: Processor, *, rank: int, world_size: int) -> StepDataset:

@@ -21,7 +21,7 @@ from vpt.perception.regions import in_numbers
 from vpt.perception.tokens import REGION_END, REGION_START, PerceptionVocabulary, action_tokens
 
 # What to do with a row that is longer than the limit
-Overflow = Literal["raise", "cut"]
+Overflow = Literal["raise", "truncate"]
 
 
 class NoSpecialTokens:
@@ -178,7 +178,7 @@ def truncate(draft: EncodedConversation, limit: int, *, where: str, overflow: Ov
         return
     advice = f"{where}: the row has {len(draft.ids)} tokens, data.max_length is {limit}"
     if overflow == "raise":
-        raise DataError(f"{advice}; raise data.max_length, lower data.image.max_side, or set data.on_too_long=cut")
+        raise DataError(f"{advice}; raise data.max_length, lower data.image.max_side, or set data.overflow=truncate")
     for block in draft.blocks:  # the marker before the run goes with it
         if block.start - 1 < limit < block.start + block.length + 1:
             limit = block.start - 1

@@ -66,7 +66,7 @@ class MediaStore:
                 if width * height > self.max_pixels or not width * height:
                     raise DataError(
                         f"{where}: {path} has {width}x{height} pixels, allowed are 1 to {self.max_pixels}; replace it, "
-                        "or raise data.image.refuse_above"
+                        "or raise data.image.max_file_pixels"
                     )
                 return transposed(
                     to_rgb(ImageOps.exif_transpose(image) if self.apply_exif_rotation else image), reference.transpose

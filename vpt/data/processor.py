@@ -55,7 +55,7 @@ class PositionScheme:
 
     Attributes:
         positions: `model.positions`.
-        perceived: `model.perceived_positions`.
+        perceived: `model.reencoded_positions`.
         merge: the tower's `spatial_merge_size`.
         tokens_per_second: positions that a second of video takes (Qwen2.5-VL); None: a step of its grid takes one.
     """
@@ -158,16 +158,16 @@ class Processor:
     def _process_image(
         self, source: str, reference: Reference, folder: MediaStore, where: str
     ) -> tuple[ImageKey, ProcessedImage]:
-        view = self.transforms[source]
+        transform = self.transforms[source]
         key = (str(folder.root), str(reference))
-        look = self.image_cache.get(view.name, key)
+        look = self.image_cache.get(transform.name, key)
         if look is None or look.features is None:
             look = (
-                self._from_feature_cache(view, reference, folder, look)
+                self._from_feature_cache(transform, reference, folder, look)
                 or look
-                or self._transform(view, reference, folder, where)
+                or self._transform(transform, reference, folder, where)
             )
-            self.image_cache.put(view.name, key, look)
+            self.image_cache.put(transform.name, key, look)
         return key, look
 
     def _from_feature_cache(

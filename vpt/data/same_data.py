@@ -1,7 +1,7 @@
 """The same data without perception: what the controls of the paper's tables train on.
 
 `data.perception=false` removes every turn that asks for perception and every turn that shows what was asked for.
-`data.plain_looks=true` puts a plain look in its place: the whole image once more, through Qwen's own tower, behind the
+`data.token_matched_images=true` puts a plain look in its place: the whole image once more, through Qwen's own tower, behind the
 question, in as many tokens as the perception had (as nearly as the patch grid allows). Questions, answers and their
 order stay as they are.
 """

@@ -144,7 +144,7 @@ def build_strategy(
         if world.size % shards:
             raise ConfigError(f"strategy.shard_size={shards} does not divide the {world.size} processes of this run")
         mesh = init_device_mesh(device.type, (world.size // shards, shards), mesh_dim_names=("copies", "shards"))
-    return FSDP(model, mesh, precision=precision, reshard_after_forward=config.reshard)
+    return FSDP(model, mesh, precision=precision, reshard_after_forward=config.reshard_after_forward)
 
 
 def choose_strategy(model: VPTModel, world: World, device: torch.device) -> str:

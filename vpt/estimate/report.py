@@ -27,7 +27,7 @@ class Report:
 
     def __init__(self, config: EstimateConfig, parts: ModelBundle) -> None:
         self.config, self.model = config, parts.model
-        self.examples = typical_samples(config, parts.encoder.transforms)
+        self.examples = typical_samples(config, parts.processor.transforms)
         self.meter = FlopMeter(self.model)
         self.costs = [self.meter.step(example.batch) for example in self.examples]
 
@@ -53,7 +53,7 @@ class Report:
 
     def samples(self) -> Iterator[str]:
         """Tokens of each kind of sample, and what was assumed about them."""
-        assumed, (width, height) = self.config.describe, image_size(self.config)
+        assumed, (width, height) = self.config.assume, image_size(self.config)
         yield "tokens of a sample"
         yield f"  {'':20}{'share':>7}{'image':>7}{'text':>7}{'perceived':>11}{'all':>7}{'labelled':>10}{'run':>7}"
         for example in self.examples:
@@ -64,8 +64,8 @@ class Report:
                 f"{example.image_tokens:7}{example.text_tokens:7}{example.perceived_tokens:11}{row.length:7}"
                 f"{example.batch.num_labels:10}{run:7}"
             )
-        yield f"  assumed: images of {width}x{height} (describe.image); questions of {assumed.question} tokens, answers"
-        yield f"  of {assumed.answer} (describe.question, describe.answer); shares of data.actions (describe.actions)"
+        yield f"  assumed: images of {width}x{height} (assume.image); questions of {assumed.question} tokens, answers"
+        yield f"  of {assumed.answer} (assume.question, assume.answer); shares of data.actions (assume.actions)"
         yield f"  run: positions through the language model, model.inner_forward={self.config.model.inner_forward}"
 
     def mean(self) -> dict[str, FlopCost]:
@@ -109,7 +109,7 @@ class Report:
         fits = memory.total < FULL * memory_of_a_gpu(config)
         yield (
             f"  {'together':12}{memory.total / unit:9.2f}  {'fits' if fits else 'does not fit'} the "
-            f"{memory_of_a_gpu(config) / GIGA:g}e9 of {config.describe.gpu}; formula: vpt/estimate/memory.py"
+            f"{memory_of_a_gpu(config) / GIGA:g}e9 of {config.assume.gpu}; formula: vpt/estimate/memory.py"
         )
 
     def speed(self) -> Iterator[str]:
@@ -120,10 +120,10 @@ class Report:
         going = throughput(config, flops=flops, tokens=tokens)
         yield f"speed on gpus={config.gpus}, by {flops:.3g} FLOPs and {tokens:.0f} tokens a sample"
         yield (
-            f"  assumed: a peak of {going.peak / 1e12:g}e12 FLOP/s, {config.describe.gpu} in {training.precision} "
-            f"(describe.gpu, describe.peak_tflops);"
+            f"  assumed: a peak of {going.peak / 1e12:g}e12 FLOP/s, {config.assume.gpu} in {training.precision} "
+            f"(assume.gpu, assume.peak_tflops);"
         )
-        yield f"  {going.utilisation:.0%} of it reached (describe.utilisation)"
+        yield f"  {going.utilisation:.0%} of it reached (assume.utilisation)"
         yield f"  {going.samples_a_second:,.1f} samples a second, {going.tokens_a_second:,.0f} tokens a second"
         yield f"  {'':36}{'samples':>16}{'steps':>12}{'days':>10}"
         for name, samples in self.lengths().items():
@@ -133,7 +133,7 @@ class Report:
         """Runs that are asked about: name -> samples."""
         training = self.config.training
         recipe = {f"this run, {training.steps:,} x {training.batch_size}": training.steps * training.batch_size}
-        return recipe | {f"{records:,} records, once each": records for records in self.config.describe.records}
+        return recipe | {f"{records:,} records, once each": records for records in self.config.assume.records}
 
     def checkpoints(self) -> Iterator[str]:
         """Sizes on the disk."""
@@ -143,8 +143,8 @@ class Report:
         yield f"checkpoints, {name} bytes: {each / unit:.2f} each"
         yield f"  {weights / unit:.2f} weights, {optimizer / unit:.2f} AdamW's moments"
         yield (
-            f"  on the disk: {training.keep * each / unit:.2f} (training.keep={training.keep}), "
-            f"{(training.keep + 1) * each / unit:.2f} while one more is written"
+            f"  on the disk: {training.keep_checkpoints * each / unit:.2f} (training.keep_checkpoints={training.keep_checkpoints}), "
+            f"{(training.keep_checkpoints + 1) * each / unit:.2f} while one more is written"
         )
         for name, samples in self.lengths().items():
             saves = -(-samples // (training.batch_size * training.checkpoint_every))

@@ -26,4 +26,4 @@ class EstimateConfig(TrainConfig):
     """A run, where it is to run, and what is assumed about its data and its GPUs."""
 
     gpus: int = bounded(1, low=1)
-    describe: AssumedConfig = field(default_factory=AssumedConfig)
+    assume: AssumedConfig = field(default_factory=AssumedConfig)

@@ -53,14 +53,14 @@ class Throughput:
 
 def throughput(config: EstimateConfig, *, flops: float, tokens: float) -> Throughput:
     """The pace of a configuration."""
-    assumed = config.describe
+    assumed = config.assume
     peak = assumed.peak_tflops or GPUS[assumed.gpu][1][config.training.precision]
     return Throughput(config.gpus, peak * TERA, assumed.utilisation, flops, tokens)
 
 
 def memory_of_a_gpu(config: EstimateConfig) -> float:
     """Bytes."""
-    return GPUS[config.describe.gpu][0] * GIGA
+    return GPUS[config.assume.gpu][0] * GIGA
 
 
 def sharding_plan(config: EstimateConfig, model: VPTModel) -> ShardingPlan:
@@ -71,10 +71,10 @@ def sharding_plan(config: EstimateConfig, model: VPTModel) -> ShardingPlan:
         kind = "single" if gpus == 1 else "ddp" if fits_replicated(model, memory_of_a_gpu(config)) else "fsdp"
     if kind == "single" and gpus > 1:
         raise ConfigError(f"strategy=single is for one process; type strategy=ddp or fsdp for gpus={gpus}")
-    group = strategy.shard_size or min(gpus, config.describe.gpus_per_node)
+    group = strategy.shard_size or min(gpus, config.assume.gpus_per_node)
     if kind == "hybrid" and gpus % group:
         raise ConfigError(f"gpus={gpus} do not make groups of {group}; set strategy.shard_size")
-    return ShardingPlan(gpus, kind, {"fsdp": gpus, "hybrid": group}.get(kind, 1), strategy.reshard)
+    return ShardingPlan(gpus, kind, {"fsdp": gpus, "hybrid": group}.get(kind, 1), strategy.reshard_after_forward)
 
 
 def micro_batch(config: EstimateConfig) -> int:

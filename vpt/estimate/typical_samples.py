@@ -98,14 +98,14 @@ class _Writer:
 def image_size(config: EstimateConfig) -> tuple[int, int]:
     """Width and height that are assumed."""
     side = config.data.image.max_side
-    width, height = config.describe.image or (side, side * 3 // 4)
+    width, height = config.assume.image or (side, side * 3 // 4)
     scale = min(1.0, side / max(width, height))
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 
 def shares(config: EstimateConfig) -> dict[str, float]:
     """How often each kind of sample comes, adding up to 1."""
-    weights = {kind: weight for kind, weight in (config.describe.actions or config.data.actions).items() if weight}
+    weights = {kind: weight for kind, weight in (config.assume.actions or config.data.actions).items() if weight}
     if not config.data.perception:
         return {"none": 1.0}
     return {kind: weight / sum(weights.values()) for kind, weight in weights.items()}
@@ -125,7 +125,7 @@ def typical_samples(config: EstimateConfig, views: Mapping[str, ImageTransform])
 
 
 def _write(kind: str, config: EstimateConfig, views: Mapping[str, ImageTransform]) -> Batch:
-    assumed, image = config.describe, Image.new("RGB", image_size(config))
+    assumed, image = config.assume, Image.new("RGB", image_size(config))
     writer = _Writer()
     writer.turn(SYSTEM)
     writer.turn(ROLE["user"] + assumed.question, image=(VISION_TOWER, views[VISION_TOWER](image)))

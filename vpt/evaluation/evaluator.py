@@ -79,10 +79,10 @@ def answer_questions(
     """
     world = world or World()
     generator = Generator.from_config(
-        parts.model, parts.encoder, parts.tokenizer, config.generation, intervention=intervention
+        parts.model, parts.processor, parts.tokenizer, config.generation, intervention=intervention
     )
     chosen = answer_settings(config, weights) | {"control": control}
-    tokens, size = parts.encoder.chat_template.encoder_tokens, config.generation.batch_size
+    tokens, size = parts.processor.chat_template.encoder_tokens, config.generation.batch_size
     with open_log(folder, chosen, [question.record.where for question in asked], world) as log:
         waiting, name = asked[len(log.done) :], folder.name if control else "answering"
         with _bar(len(asked), done=len(asked) - len(waiting), name=name, quiet=not world.is_main) as bar:
@@ -149,7 +149,7 @@ def _teacher_forced(parts: ModelBundle, config: TrainConfig, rows: int, world: W
         batch.to(parts.model.device)
         for source, folder in zip(sources, folders, strict=True)
         for batch in eval_batches(
-            source, folder, parts.encoder, build_masking(config), rows=min(rows, config.training.eval_rows),
+            source, folder, parts.processor, build_masking(config), rows=min(rows, config.training.eval_rows),
             batch_size=config.training.micro_batch_size, seed=config.seed, rank=world.rank, ranks=world.size,
         )
         if batch.rows

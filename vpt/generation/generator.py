@@ -36,7 +36,7 @@ class Generator:
     """Answers prompts with a model that perceives while it answers."""
 
     def __init__(
-        self, model: VPTModel, encoder: Processor, decode: Callable[[list[int]], str], limits: GenerationLimits,
+        self, model: VPTModel, processor: Processor, decode: Callable[[list[int]], str], limits: GenerationLimits,
         sampling: Sampling | None = None, *, intervention: Intervention | None = None,
     ) -> None:  # fmt: skip
         """Args:
@@ -47,18 +47,18 @@ class Generator:
         sampling: how tokens are chosen; greedily by default.
         intervention: what is changed about perception; nothing by default.
         """
-        self.model, self.processor, self.decode, self.limits = model, encoder, decode, limits
+        self.model, self.processor, self.decode, self.limits = model, processor, decode, limits
         self.sampling, self.vocabulary = sampling or Sampling(), model.vocabulary
         self.intervention = intervention or Intervention()
         self.parser = PerceptionParser(model.vocabulary)
         self.constraints = PerceptionConstraints(self.parser, limits.action, device=model.device)
         steered = model.forward_config.num_inner_forward_run > 1
-        self.perceiver = Perceiver(encoder, self.parser, decode, limits, self.intervention, steered=steered)
+        self.perceiver = Perceiver(processor, self.parser, decode, limits, self.intervention, steered=steered)
         self._stops = {self.vocabulary.end_of_text, *limits.stop}
 
     @classmethod
     def from_config(
-        cls, model: VPTModel, encoder: Processor, tokenizer: PreTrainedTokenizerBase, settings: GenerationConfig,
+        cls, model: VPTModel, processor: Processor, tokenizer: PreTrainedTokenizerBase, settings: GenerationConfig,
         *, intervention: Intervention | None = None,
     ) -> "Generator":  # fmt: skip
         """A generator as `settings` describe it. Raises ConfigError where a stop is not one token."""
@@ -71,7 +71,7 @@ class Generator:
         def decode(ids: list[int]) -> str:
             return tokenizer.decode(ids, skip_special_tokens=True)
 
-        return cls(model.eval(), encoder, decode, limits, sampling, intervention=intervention)
+        return cls(model.eval(), processor, decode, limits, sampling, intervention=intervention)
 
     def generate(
         self, samples: Sequence[Sample], folders: Sequence[MediaStore], *, numbers: Sequence[int] | None = None

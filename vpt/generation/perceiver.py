@@ -22,7 +22,7 @@ class Perceiver:
     """Shows a row what it has asked for."""
 
     def __init__(
-        self, encoder: Processor, asking: PerceptionParser, decode: Callable[[list[int]], str], limits: GenerationLimits,
+        self, processor: Processor, parser: PerceptionParser, decode: Callable[[list[int]], str], limits: GenerationLimits,
         intervention: Intervention, *, steered: bool,
     ) -> None:  # fmt: skip
         """Args:
@@ -33,7 +33,7 @@ class Perceiver:
         intervention: what is changed about perception.
         steered: whether control states condition what is seen (`num_inner_forward_run` 2).
         """
-        self.processor, self.parser, self.decode, self.limits = encoder, asking, decode, limits
+        self.processor, self.parser, self.decode, self.limits = processor, parser, decode, limits
         self.intervention, self.steered = intervention, steered
 
     def perceive(self, speaker: RowState) -> RowInput | None:

@@ -45,7 +45,7 @@ class ImageQuestion:
 class Reply:
     """An answer and what led to it; as text, the answer."""
 
-    parts: ModelBundle
+    bundle: ModelBundle
     question: ImageQuestion
     answer: Answer
 
@@ -59,7 +59,7 @@ class Reply:
 
     def maps(self) -> list[SimilarityMap | None]:
         """For each step of the trace what its control state looked for; None where none steered what was seen."""
-        return similarity_maps(self.parts, self.answer, self.question.folder, self.question.image)
+        return similarity_maps(self.bundle, self.answer, self.question.folder, self.question.image)
 
     def draw(self, path: str | Path) -> Path:
         """Write a picture: the image, what was selected and seen again, what was looked for. Needs matplotlib."""
@@ -114,7 +114,7 @@ def parse_settings(settings: dict[str, Any]) -> EvalGenerationConfig:
 
 def action_prompt(config: TrainConfig, generation: GenerationConfig, *, prompted: bool | None = None) -> str:
     """The sentence that, in training, asked for the action that is now forced, or for the only one there was."""
-    if not (config.data.prompted if prompted is None else prompted):
+    if not (config.data.action_prompt if prompted is None else prompted):
         return ""
     trained = [kind for kind, share in config.data.actions.items() if share > 0]
     kinds = trained if generation.action == FREE else [generation.action]
@@ -145,16 +145,16 @@ def build_question(config: TrainConfig, image: Path, question: str, sentence: st
 
 
 def reply(
-    parts: ModelBundle, question: ImageQuestion, generation: GenerationConfig, *, listener: StreamCallback | None = None
+    bundle: ModelBundle, question: ImageQuestion, generation: GenerationConfig, *, listener: StreamCallback | None = None
 ) -> Reply:  # fmt: skip
     """Answer a question that has been read."""
-    generator = Generator.from_config(parts.model, parts.encoder, parts.tokenizer, generation)
-    sample = parts.encoder.encode_prompt(question.record, question.folder)
+    generator = Generator.from_config(bundle.model, bundle.processor, bundle.tokenizer, generation)
+    sample = bundle.processor.encode_prompt(question.record, question.folder)
     (speaker,) = generator.start([sample], [question.folder])
     for _ in generator.steps([speaker]):
         if listener is not None:
             listener(speaker)
-    return Reply(parts, question, generator.finalize(speaker))
+    return Reply(bundle, question, generator.finalize(speaker))
 
 
 def check_output_path(path: Path) -> None:

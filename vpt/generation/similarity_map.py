@@ -71,6 +71,6 @@ def similarity_maps(
         if steering is None or parts.model.forward_config.num_inner_forward_run == 1:
             maps.append(None)
         else:
-            found = similarity_map(parts.model, parts.encoder, step.kind, limited, steering)
+            found = similarity_map(parts.model, parts.processor, step.kind, limited, steering)
             maps.append(found.scaled(image.width / limited.width, image.height / limited.height))
     return maps

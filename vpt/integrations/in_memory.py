@@ -61,8 +61,8 @@ class Responder:
         generation = generation_settings(self.parts.config, parse_settings(settings))
         sentence = action_prompt(self.parts.config, generation, prompted=self.prompted)
         records, albums = zip(*(self._record(images, text, sentence) for images, text in questions))
-        samples = [self.parts.encoder.encode_prompt(record, album) for record, album in zip(records, albums)]
-        generator = Generator.from_config(self.parts.model, self.parts.encoder, self.parts.tokenizer, generation)
+        samples = [self.parts.processor.encode_prompt(record, album) for record, album in zip(records, albums)]
+        generator = Generator.from_config(self.parts.model, self.parts.processor, self.parts.tokenizer, generation)
         return [answer.text for answer in generator.generate(samples, albums)]
 
     def _record(self, images: Sequence[Image.Image], text: str, sentence: str) -> tuple[Record, InMemoryMedia]:

@@ -42,7 +42,7 @@ class ModelBundle:
     config: TrainConfig
     model: VPTModel
     tokenizer: PreTrainedTokenizerBase
-    encoder: Processor
+    processor: Processor
 
 
 def build_bundle(
@@ -88,7 +88,7 @@ def extend_vocabulary(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -
 
 def token_prefixes(config: TrainConfig) -> dict[str, str]:
     """How the tokens of each re-encoder are spelt."""
-    return {name: encoder.token for name, encoder in config.encoder.items()}
+    return {name: encoder.token_prefix for name, encoder in config.encoder.items()}
 
 
 def forward_config(config: TrainConfig) -> InnerForwardConfig:
@@ -109,7 +109,7 @@ def build_sample_processor(
     vision = model.qwen.config.vision_config
     numbering = PositionScheme(
         config.model.positions,  # type: ignore[arg-type]
-        config.model.perceived_positions,  # type: ignore[arg-type]
+        config.model.reencoded_positions,  # type: ignore[arg-type]
         vision.spatial_merge_size,
         getattr(vision, "tokens_per_second", None),
     )
@@ -118,8 +118,8 @@ def build_sample_processor(
         transforms,
         numbering,
         max_length=config.data.max_length,
-        overflow=config.data.on_too_long,  # type: ignore[arg-type]
-        image_cache=ImageCache(config.data.cache_mb // max(config.data.workers, 1)),
+        overflow=config.data.overflow,  # type: ignore[arg-type]
+        image_cache=ImageCache(config.data.image_cache_mb // max(config.data.workers, 1)),
     )
 
 

@@ -71,7 +71,7 @@ def save_examples(parts: ModelBundle, config: TrainConfig, folder: Path, *, limi
 def _maps(parts: ModelBundle, config: TrainConfig, asked: Sequence[EvalQuestion]) -> list[list[SimilarityMap | None]]:
     if not asked:
         return []
-    generator = Generator.from_config(parts.model, parts.encoder, parts.tokenizer, config.generation)
+    generator = Generator.from_config(parts.model, parts.processor, parts.tokenizer, config.generation)
     found = []
     for question, said in zip(asked, answer_batch(generator, asked), strict=True):
         reference = question.record.image

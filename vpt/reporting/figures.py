@@ -52,7 +52,7 @@ def draw_curves(folder: Path) -> Path:
     if len(shown) < len(names):
         _mean_curve(perception, lines, [name for name in names if name not in shown], "region cells (mean)")
     perception.set(title="accuracy of each perception token (teacher-forced, test)", ylim=(-0.03, 1.03))
-    _curve(rates, lines, "train/learning_rate", "learning rate")
+    _curve(rates, lines, "train/lr", "learning rate")
     rates.set(title="learning rate")
     _curve(speed, lines, "perf/tokens_per_second", "tokens per second", smooth=True)
     speed.set(title="tokens per second", ylim=(0, None))

@@ -21,9 +21,9 @@ class Panel:
 SECTIONS: dict[str, tuple[Panel, ...]] = {
     "train": (
         Panel("loss per labelled token", ("train/loss", "eval/loss"), log=True),
-        Panel("gradient norm", ("train/gradient_norm", "train/gradient_norm/*"), log=True),
-        Panel("learning rate", ("train/learning_rate", "train/learning_rate/*")),
-        Panel("steps lost to a gradient that is not finite", ("train/lost_steps",)),
+        Panel("gradient norm", ("train/grad_norm", "train/grad_norm/*"), log=True),
+        Panel("learning rate", ("train/lr", "train/lr/*")),
+        Panel("steps lost to a gradient that is not finite", ("train/nonfinite_steps",)),
     ),
     "eval": (
         Panel("accuracy, teacher-forced", ("eval/token_accuracy",)),
@@ -40,10 +40,10 @@ SECTIONS: dict[str, tuple[Panel, ...]] = {
     "perf": (
         Panel("tokens and samples a second", ("perf/tokens_per_second", "perf/samples_per_second"), log=True),
         Panel("seconds of a step", ("perf/seconds_per_step",)),
-        Panel("share of the step that waits for data", ("perf/share_waiting_for_data",)),
-        Panel("utilisation: share of the peak", ("perf/utilisation",)),
-        Panel("seconds for which a checkpoint holds the loop", ("perf/seconds_held_by_checkpoint",)),
-        Panel("memory, GiB at the most", ("perf/memory_gib",)),
+        Panel("share of the step that waits for data", ("perf/data_wait_fraction",)),
+        Panel("utilisation: share of the peak", ("perf/mfu",)),
+        Panel("seconds for which a checkpoint holds the loop", ("perf/checkpoint_stall_seconds",)),
+        Panel("memory, GiB at the most", ("perf/peak_memory_gib",)),
     ),
     "data": (
         Panel("rows of a step", ("data/rows",)),

@@ -16,7 +16,7 @@ from vpt.reporting.panels import SECTIONS
 from vpt.reporting.run_artifacts import RunArtifacts
 
 UNIT = (0.0, 1.0)
-AMOUNTS = ("perceived_tokens", "seconds", "cider_d")  # these may be small, and are no shares for all that
+AMOUNTS = ("extra_visual_tokens", "latency_seconds", "cider_d")  # these may be small, and are no shares for all that
 SEEN_AT = 0.5  # of the true box
 
 

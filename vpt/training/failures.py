@@ -1,6 +1,6 @@
 """What goes wrong without ending a run at once: records that cannot be used, steps without a finite gradient.
 
-Both are counted in the run's progress (so that a resumed run counts on), named in `setbacks.jsonl`, and bounded. All
+Both are counted in the run's progress (so that a resumed run counts on), named in `failures.jsonl`, and bounded. All
 processes count the same and stop together.
 """
 
@@ -31,7 +31,7 @@ class FailureLog:
 
     def __init__(self, folder: Path, world: World, progress: TrainState, config: TrainConfig) -> None:
         """`progress` is the run's own: its counts are kept up to date here."""
-        self.path, self.world, self.progress, self.config = folder / "setbacks.jsonl", world, progress, config
+        self.path, self.world, self.progress, self.config = folder / "failures.jsonl", world, progress, config
         self.last_good = replace(progress)
         if self.path.exists() and world.is_main:
             assert self._file  # what comes after the step that the run resumes at is dropped now
@@ -51,12 +51,12 @@ class FailureLog:
             return
         names = self._all([name for batch in batches for name in batch.skipped])
         self.progress.skipped += totals.skipped
-        step, share = self.progress.step + 1, self.config.data.max_skipped
+        step, share = self.progress.step + 1, self.config.data.max_skipped_fraction
         self._write([{"skipped": name} for name in names])
         rows = step * self.config.training.batch_size
         if self.progress.skipped > share * max(rows, CYCLE):
             raise DataError(
-                f"{self.progress.skipped} of the first {rows} records could not be used, data.max_skipped={share} "
+                f"{self.progress.skipped} of the first {rows} records could not be used, data.max_skipped_fraction={share} "
                 f"allows {share * max(rows, CYCLE):g}; {self.path} names them, the last is: {names[-1]}"
             )
 
@@ -65,21 +65,21 @@ class FailureLog:
         self.progress.nonfinite_steps += 1
         self.progress.consecutive_nonfinite += 1
         names = self._all([name for batch in batches for name in batch.ids])
-        self._write([{"lost": {"loss": str(loss), "gradient_norm": str(norm)}, "records": names}])
+        self._write([{"lost": {"loss": str(loss), "grad_norm": str(norm)}, "records": names}])
         if self.world.is_main:
             shown = ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
             tqdm.write(f"step {self.progress.step + 1} is skipped: loss {loss}, gradient norm {norm}; records {shown}")
 
     @property
     def limit_exceeded(self) -> bool:
-        """Whether more steps in a row were lost than `training.max_lost_steps`."""
-        return self.progress.consecutive_nonfinite > self.config.training.max_lost_steps
+        """Whether more steps in a row were lost than `training.max_nonfinite_steps`."""
+        return self.progress.consecutive_nonfinite > self.config.training.max_nonfinite_steps
 
     def error(self) -> TrainingError:
         """What to say where the run ends for too many lost steps."""
         return TrainingError(
             f"the last {self.progress.consecutive_nonfinite} steps in a row had no finite loss and gradient "
-            f"(training.max_lost_steps={self.config.training.max_lost_steps}); {self.path} names their records. The "
+            f"(training.max_nonfinite_steps={self.config.training.max_nonfinite_steps}); {self.path} names their records. The "
             f"checkpoint of step {self.last_good.step} is from before them. Mend the records and type the same command, "
             "or start another run from it: init_from=THIS_RUN run_name=OTHER optim.lr=LOWER"
         )

@@ -42,15 +42,15 @@ def shared_features(parts: ModelBundle, config: DataConfig) -> Iterator[None]:
         config: as for `open_feature_cache`.
     """
     store = open_feature_cache(config, parts.model, precision="fp32")
-    encoder = parts.encoder
-    parts.model.feature_cache, parts.encoder = (
+    encoder = parts.processor
+    parts.model.feature_cache, parts.processor = (
         store,
         encoder.with_feature_cache(store) if store is not None else encoder,
     )
     try:
         yield
     finally:
-        parts.model.feature_cache, parts.encoder = None, encoder
+        parts.model.feature_cache, parts.processor = None, encoder
         if store is not None:
             store.flush()
 

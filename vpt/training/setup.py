@@ -60,7 +60,7 @@ def build_training(
         load_base_weights(model, str(config.model.path))
         reset_adapters(model.language, seed=config.seed)
     if start is not None:
-        warm_start(model, start, without=config.init_except, quiet=not world.is_main)
+        warm_start(model, start, without=config.init_exclude, quiet=not world.is_main)
     return parts, strategy, meter
 
 

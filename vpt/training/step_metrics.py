@@ -65,7 +65,7 @@ class StepMetrics:
             part: full_tensor(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
             for part, parameters in self._parts.items()
         }
-        return {f"train/gradient_norm/{part}": norm.item() for part, norm in norms.items()}
+        return {f"train/grad_norm/{part}": norm.item() for part, norm in norms.items()}
 
     def learning_rates(self) -> dict[str, float]:
         """The learning rate, and that of each group that has a factor of its own on it."""
@@ -73,8 +73,8 @@ class StepMetrics:
         base = groups[0]["lr"]
         scales = {f"x{group['scale']:g}": group["lr"] for group in groups}
         base = scales.get("x1", base)
-        return {"train/learning_rate": base} | (
-            {f"train/learning_rate/{scale}": rate for scale, rate in scales.items()} if len(scales) > 1 else {}
+        return {"train/lr": base} | (
+            {f"train/lr/{scale}": rate for scale, rate in scales.items()} if len(scales) > 1 else {}
         )
 
     def compute(self, batches: Sequence[Batch]) -> dict[str, float]:
@@ -96,7 +96,7 @@ class StepMetrics:
         sums = self.world.all_reduce(torch.cat([torch.tensor(mine, dtype=torch.float64), tokens.flatten()]))
         rows, acting, masked, actions, states, norms, self._flops = sums[: len(mine)].tolist()
         return {
-            "masking/share_of_acting_rows": masked / max(acting, 1),
+            "masking/fraction_of_action_rows": masked / max(acting, 1),
             "perception/actions_per_row": actions / max(rows, 1),
             **({"perception/control_state_norm": norms / states} if states else {}),
             **self._accuracies(sums[len(mine) :].view(2, count)),
@@ -117,9 +117,9 @@ class StepMetrics:
             "perf/tokens_per_second": tokens / took,
             "perf/samples_per_second": metrics["data/rows"] / took,
             "perf/seconds_per_step": took,
-            "perf/share_waiting_for_data": waited / took,
-            "perf/utilisation": self._flops / (took * self.peak * self.world.size),
-            "perf/memory_gib": peak_memory() / 2**30,
+            "perf/data_wait_fraction": waited / took,
+            "perf/mfu": self._flops / (took * self.peak * self.world.size),
+            "perf/peak_memory_gib": peak_memory() / 2**30,
         }
 
 

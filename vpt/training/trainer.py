@@ -51,7 +51,7 @@ class Trainer:
             check_same_config(found, config)
         self.bundle, self.strategy, meter = build_training(config, found, self.world, self.device)
         self.model = self.bundle.model
-        self.aligner = BatchAligner(self.world, self.model, self.bundle.encoder.transforms)
+        self.aligner = BatchAligner(self.world, self.model, self.bundle.processor.transforms)
         self.optimizer = build_optimizer(self.model, config.optim)
         peak = peak_flops(self.device, precision=config.training.precision)
         self.step_metrics = StepMetrics(self.model, self.optimizer, self.world, meter=meter, peak=peak)
@@ -59,8 +59,8 @@ class Trainer:
         if found:
             self.state = restore(found, self.model, self.optimizer)
         self.model.feature_cache = open_feature_cache(config.data, self.model, precision=config.training.precision)
-        self.processor = self.bundle.encoder.with_feature_cache(self.model.feature_cache)
-        self.saver = Saver(folder / "checkpoints", self.world, keep=config.training.keep)
+        self.processor = self.bundle.processor.with_feature_cache(self.model.feature_cache)
+        self.saver = Saver(folder / "checkpoints", self.world, keep=config.training.keep_checkpoints)
         self.dataset = build_dataset(config, self.processor, rank=self.world.rank, world_size=self.world.size)
         self.failures = FailureLog(folder, self.world, self.state, config)
         self.validator = Validator(config, self.processor, self.aligner, self.device)
@@ -155,15 +155,15 @@ class Trainer:
             self.failures.record_nonfinite(own, loss=reached, norm=norm)
         self.optimizer.zero_grad(set_to_none=True)
         self.exit_code, self.tokens = totals.stopping, totals.tokens
-        metrics = {"train/loss": reached, "train/gradient_norm": norm, **norms} if finite else {}
+        metrics = {"train/loss": reached, "train/grad_norm": norm, **norms} if finite else {}
         return metrics | (self._details(own, totals) if logged else {})
 
     def _details(self, own: list[Batch], totals: GlobalCounts) -> dict[str, float]:
         """What is logged of a step besides its loss and its gradient."""
         return {
             **self.step_metrics.learning_rates(),
-            "train/lost_steps": self.state.nonfinite_steps,
-            "masking/share_of_rows": totals.masked / max(totals.rows, 1),
+            "train/nonfinite_steps": self.state.nonfinite_steps,
+            "masking/fraction": totals.masked / max(totals.rows, 1),
             **self.step_metrics.compute(own),
             "data/skipped_records": self.state.skipped,
         }
@@ -180,11 +180,11 @@ class Trainer:
 
     def _lr_factor(self, step: int) -> float:
         optim = self.config.optim
-        return lr_factor(step, steps=self.config.training.steps, warmup=optim.warmup, final=optim.final_lr)
+        return lr_factor(step, steps=self.config.training.steps, warmup=optim.warmup_ratio, final=optim.min_lr_ratio)
 
     def _clip_gradients(self) -> float:
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        limit = self.config.optim.clip or float("inf")
+        limit = self.config.optim.max_grad_norm or float("inf")
         return full_tensor(torch.nn.utils.clip_grad_norm_(parameters, limit)).item()
 
     def _autocast(self) -> contextlib.AbstractContextManager:
@@ -198,14 +198,14 @@ class Trainer:
             return self.validator.validate(self.model)
 
     def _evaluate(self) -> bool:
-        """Evaluate and log; whether this is the best so far by `training.best`."""
+        """Evaluate and log; whether this is the best so far by `training.best_metric`."""
         metrics = self.evaluate()
         self.run_logger.log_metrics(metrics, step=self.state.step)
-        return self.state.is_best(metrics, by=self.config.training.best)
+        return self.state.is_best(metrics, by=self.config.training.best_metric)
 
     def _save(self) -> None:
         held = self.save()
-        self.run_logger.log_metrics({"perf/seconds_held_by_checkpoint": held}, step=self.state.step)
+        self.run_logger.log_metrics({"perf/checkpoint_stall_seconds": held}, step=self.state.step)
         self.run_logger.info(f"checkpoint of step {self.state.step} begun; it held the loop for {held:.2f} s")
 
     def save(self) -> float:

@@ -14,14 +14,14 @@ from vpt.models.vpt import VPTModel
 class Validator:
     """The first `training.eval_rows` test records, of which every process takes a share."""
 
-    def __init__(self, config: TrainConfig, encoder: Processor, accord: BatchAligner, device: torch.device) -> None:
+    def __init__(self, config: TrainConfig, processor: Processor, aligner: BatchAligner, device: torch.device) -> None:
         """Args:
         config: of the run.
         encoder: records to samples.
         accord: completes batches where processes have to keep step.
         device: where batches go.
         """
-        self.config, self.processor, self.aligner, self.device = config, encoder, accord, device
+        self.config, self.processor, self.aligner, self.device = config, processor, aligner, device
         self.sources, self.folders = build_sources(config.data.test, config, split="test")
 
     def validate(self, model: VPTModel) -> dict[str, float]:

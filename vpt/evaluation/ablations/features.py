@@ -45,7 +45,7 @@ class FeaturesNoise(Ablation):
 
     def _features(self, source: str) -> Tensor:
         """[T, D] unsteered tokens of the reference images, image by image."""
-        model, encoder = self.context.parts.model, self.context.parts.encoder
+        model, encoder = self.context.parts.model, self.context.parts.processor
         view, found = model.transform_of(source), []
         for question in self.questions:
             look = encoder.apply_transform(source, question.folder.resize(full_image(question)))

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vpt.config.schema import ControlConfig, TrainConfig
+from vpt.config.schema import AblationConfig, TrainConfig
 from vpt.config.targets import ABLATION, check_arguments, locate
 from vpt.errors import ConfigError, require
 from vpt.evaluation.ablations.base import Ablation, AblationContext
@@ -47,7 +47,7 @@ class Comparison:
         )
 
 
-def check_ablations(nodes: Mapping[str, ControlConfig]) -> None:
+def check_ablations(nodes: Mapping[str, AblationConfig]) -> None:
     """Find what is wrong with them before a model is loaded. Raises ConfigError."""
     for name, node in nodes.items():
         key = f"controls.{name}"
@@ -58,7 +58,7 @@ def check_ablations(nodes: Mapping[str, ControlConfig]) -> None:
 
 def run_ablations(
     parts: ModelBundle, config: TrainConfig, asked: Sequence[EvalQuestion], plain: Sequence[Prediction], folder: Path, *,
-    nodes: Mapping[str, ControlConfig], metrics: Metrics, weights: str,
+    nodes: Mapping[str, AblationConfig], metrics: Metrics, weights: str,
 ) -> dict[str, Comparison]:  # fmt: skip
     """Answer under each control the questions that it may change; answers go to `folder`/NAME.
 

@@ -38,7 +38,7 @@ class StateShuffled(Ablation):
     def __init__(self, setting: AblationContext, *, seed: int = 0) -> None:
         super().__init__(setting, seed=seed)
         parts = setting.parts
-        self.generator = Generator.from_config(parts.model, parts.encoder, parts.tokenizer, setting.config.generation)
+        self.generator = Generator.from_config(parts.model, parts.processor, parts.tokenizer, setting.config.generation)
         self.states_of: dict[tuple[int, str], Tensor] = {}  # of the current batch's donors: (question, kind)
         self.asking: dict[str, list[int]] = {}  # kind -> questions whose answers ask for it
         for number, item in enumerate(setting.plain):

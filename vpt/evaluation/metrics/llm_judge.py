@@ -50,7 +50,7 @@ class Judge(Metric):
         """Raises ConfigError without the package openai."""
         self.config, self._openai = config, require("openai", "judge", "a judge")
         self._client = self._openai.OpenAI(
-            base_url=config.url, api_key=os.environ.get(config.key_from) or "none", max_retries=config.retries,
+            base_url=config.url, api_key=os.environ.get(config.api_key_env) or "none", max_retries=config.retries,
             timeout=config.timeout,
         )  # fmt: skip
 

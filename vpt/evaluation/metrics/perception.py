@@ -46,7 +46,7 @@ class RegionQuality(Metric):
 
 class ActionChoice(Metric):
     """Free Choice: whether the model acts where the record does (precision and recall of acting at all), and whether it
-    then does the same (`same_kind`: of all questions).
+    then does the same (`action_accuracy`: of all questions).
     """
 
     def measure(self, items: Sequence[Prediction]) -> dict[str, Ratio]:
@@ -54,16 +54,16 @@ class ActionChoice(Metric):
         acted = np.array([bool(item.actions) for item in items], dtype=float)
         same = np.array([item.expected_actions == item.actions for item in items], dtype=float)
         return {
-            "acting_precision": Ratio(asked * acted, acted),
-            "acting_recall": Ratio(asked * acted, asked),
-            "same_kind": Ratio(same, np.ones(len(items))),
+            "action_precision": Ratio(asked * acted, acted),
+            "action_recall": Ratio(asked * acted, asked),
+            "action_accuracy": Ratio(same, np.ones(len(items))),
         }
 
 
 class ExtraVisualTokens(MeanScore):
     """Visual tokens that were perceived besides the first look."""
 
-    name = "perceived_tokens"
+    name = "extra_visual_tokens"
 
     def score(self, item: Prediction) -> float:
         return sum(step.visual_tokens for step in item.perceived)
@@ -74,7 +74,7 @@ class Latency(MeanScore):
     differ, and nothing where there was one.
     """
 
-    name = "seconds"
+    name = "latency_seconds"
 
     def score(self, item: Prediction) -> float:
         return item.seconds
