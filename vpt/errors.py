@@ -36,7 +36,7 @@ class TrainingError(UserError):
 
 @contextmanager
 def wrap_read_errors(path: Path, fix: str) -> Iterator[None]:
-    """Whatever is raised in here is about the file or folder `path`, written by who knows whom: a CheckpointError.
+    """Turn every error raised in the block into a CheckpointError about the file or folder `path`.
 
     For code of other libraries that is given what stands there, and may raise anything. `fix` is what to do.
     """

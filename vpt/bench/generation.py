@@ -1,4 +1,4 @@
-"""What answering costs beside transformers' `generate`, and what perceiving costs while answering."""
+"""Time of our generation over transformers' `generate`, and of one perception over a prefill."""
 
 import statistics
 import tempfile
@@ -64,7 +64,7 @@ class Answering:
         return lambda: generator.generate(self.prompts[:rows], [self.folder] * rows)
 
     def theirs(self, rows: int) -> Timed:
-        """The same by transformers' `generate`."""
+        """Generate the same number of tokens by transformers' `generate`."""
         return generate(self.model, collate(self.prompts[:rows]), NEW_TOKENS)
 
     def perceiving(self) -> tuple[float, int]:
@@ -78,7 +78,7 @@ class Answering:
         return speaker.trace[0].seconds, fed
 
     def prefill(self, tokens: int) -> Timed:
-        """As many text tokens after the same prompt by transformers' own forward, up to the next token's logits."""
+        """Prefill as many text tokens after the same prompt by transformers' own forward, up to the next token's logits."""
         qwen, prompt = self.model.qwen, self.prompts[0].ids[None]
         cache = DynamicCache(config=qwen.config.get_text_config())
 

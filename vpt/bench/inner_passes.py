@@ -1,4 +1,4 @@
-"""What two inner passes cost, and masking between them."""
+"""Time of two inner passes over one, and of masking between them."""
 
 from dataclasses import replace
 

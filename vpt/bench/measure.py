@@ -41,7 +41,7 @@ def worst_of(name: str, parts: Mapping[str, float], *, bound: float, better: str
 
 
 def time_in_turns(sides: Mapping[str, Timed], *, rounds: int = ROUNDS) -> dict[str, list[float]]:
-    """How long each side takes in each round, the sides in turn.
+    """Seconds of each side in each round, the sides in turn.
 
     One unmeasured call of the first one wakes the threads; what the others do for the first time, medians leave out.
     """

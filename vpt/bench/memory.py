@@ -1,4 +1,4 @@
-"""How much memory a call takes at its peak, and what recomputing activations saves and costs."""
+"""Peak memory of a call, and the memory and time of activation checkpointing."""
 
 from itertools import accumulate
 

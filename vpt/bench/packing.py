@@ -1,4 +1,4 @@
-"""What rows of different lengths and their logits cost."""
+"""Time of packed over padded rows, and memory of logits at labels alone."""
 
 from dataclasses import replace
 
@@ -66,7 +66,7 @@ def labelled_logits_memory() -> Measurement:
 
 
 def loss_of_all_logits(model: VPTModel, batch: Batch) -> Tensor:
-    """The same loss from logits at every position, as language models commonly compute it."""
+    """The loss computed from logits at every position, as language models commonly do."""
     targets = torch.roll(batch.labels, -1)
     targets[[row.start + row.length - 1 for row in batch.rows]] = IGNORE_INDEX
     walk = model.plan_forward(batch)

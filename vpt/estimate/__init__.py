@@ -1,1 +1,1 @@
-"""What a run will need, from its configuration alone: `vpt estimate`. See `vpt.cli.estimate`."""
+"""Estimate parameters, FLOPs, memory and time of a run from its configuration alone (`vpt estimate`)."""

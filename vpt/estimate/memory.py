@@ -49,7 +49,7 @@ class Memory:
 
     @property
     def total(self) -> float:
-        """All of it together."""
+        """Bytes of all parts together."""
         return sum(asdict(self).values())
 
 
@@ -66,7 +66,7 @@ class DTypeBytes:
 
     @classmethod
     def of(cls, model: VPTModel, *, autocast: bool, packed: bool) -> "DTypeBytes":
-        """Those of a model; `autocast`: bf16 products whatever is stored (`training.precision=bf16`)."""
+        """Bytes a number of a model takes; `autocast`: bf16 products whatever is stored (`training.precision=bf16`)."""
         stored = next(iter(model.parameters())).element_size()
         return cls(stored, BFLOAT16 if autocast else stored, packed)
 
@@ -101,7 +101,7 @@ def predict_memory(model: VPTModel, load: Workload, spread: ShardingPlan, types:
 
 
 def state_bytes(model: VPTModel) -> tuple[int, int]:
-    """What a checkpoint holds: bytes of the weights, each once, and of the optimizer's moments and step counts."""
+    """Bytes of a checkpoint: the weights, each once, and of the optimizer's moments and step counts."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     persistent = model.state_dict().keys()
     buffers = sum(buffer.nbytes for name, buffer in model.named_buffers() if name in persistent)

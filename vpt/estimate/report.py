@@ -1,4 +1,4 @@
-"""What `vpt estimate` prints, table by table."""
+"""The tables that `vpt estimate` prints."""
 
 from collections.abc import Iterator
 from dataclasses import asdict

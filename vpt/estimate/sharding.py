@@ -1,4 +1,4 @@
-"""How the processes of a run share a model, and what that sharing itself keeps in memory (`vpt.distributed.strategy`)."""
+"""Sharding of a model among the processes of a run, and the memory of its communication buffers (`vpt.distributed.strategy`)."""
 
 from dataclasses import dataclass
 

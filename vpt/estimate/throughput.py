@@ -1,4 +1,4 @@
-"""Where a run goes, how fast and for how long: from FLOPs and what is assumed about the GPUs."""
+"""Samples a second and days of a run, from FLOPs and assumptions about the GPUs."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ GIGA, TERA = 1e9, 1e12
 
 @dataclass(frozen=True)
 class Throughput:
-    """What is assumed of the GPUs, and what follows.
+    """Assumptions about the GPUs, and the speed that follows from them.
 
         samples a second = GPUs * peak * utilisation / FLOPs of a sample
 
@@ -38,12 +38,12 @@ class Throughput:
 
     @property
     def samples_a_second(self) -> float:
-        """Of all GPUs."""
+        """Samples a second of all GPUs together."""
         return self.gpus * self.peak * self.utilisation / self.flops
 
     @property
     def tokens_a_second(self) -> float:
-        """Of all GPUs."""
+        """Tokens a second of all GPUs together."""
         return self.samples_a_second * self.tokens
 
     def days(self, samples: float) -> float:
@@ -64,7 +64,7 @@ def memory_of_a_gpu(config: EstimateConfig) -> float:
 
 
 def sharding_plan(config: EstimateConfig, model: VPTModel) -> ShardingPlan:
-    """How a configuration's processes share the model. Raises ConfigError where the strategy does not fit them."""
+    """The sharding that a configuration asks for. Raises ConfigError where the strategy does not fit them."""
     strategy, gpus = config.strategy, config.gpus
     kind = strategy.kind
     if kind == "auto":

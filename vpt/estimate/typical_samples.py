@@ -38,12 +38,12 @@ class TypicalSample:
 
     @property
     def image_tokens(self) -> int:
-        """What the tower's view of the image, and of a selected region, takes up."""
+        """Tokens of the vision tower: the image and a selected region."""
         return sum(block.length for block in self.row.blocks if block.source == VISION_TOWER)
 
     @property
     def perceived_tokens(self) -> int:
-        """What re-encoders bring."""
+        """Tokens of re-encoders."""
         return sum(block.length for block in self.row.blocks if block.source != VISION_TOWER)
 
     @property
@@ -104,7 +104,7 @@ def image_size(config: EstimateConfig) -> tuple[int, int]:
 
 
 def shares(config: EstimateConfig) -> dict[str, float]:
-    """How often each kind of sample comes, adding up to 1."""
+    """Share of each kind of sample; they add up to 1."""
     weights = {kind: weight for kind, weight in (config.assume.actions or config.data.actions).items() if weight}
     if not config.data.perception:
         return {"none": 1.0}

@@ -1,4 +1,4 @@
-"""What a micro-batch puts through the model, as its memory depends on it."""
+"""The workload of a micro-batch: the counts that its memory depends on."""
 
 from collections import defaultdict
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from vpt.perception.segments import Segment
 
 @dataclass(frozen=True)
 class Workload:
-    """What a micro-batch runs through the model and keeps for the backward pass; means over samples, so fractions.
+    """Positions that a micro-batch runs through the model and keeps for the backward pass; means over samples.
 
     Stages that nothing trained leads to keep nothing but the keys and values that later ones see: `passing`.
 

@@ -99,7 +99,7 @@ def answer_questions(
 
 
 def answer_settings(config: TrainConfig, weights: str) -> dict[str, Any]:
-    """Whatever changes an answer: where it differs, nothing is taken up."""
+    """Settings that change an answer; earlier answers under other settings are not taken up."""
     data = asdict(config.data)
     for key in ("root", "train", "metrics", "limit", "workers", "image_cache_mb", "max_length", "overflow"):
         del data[key]

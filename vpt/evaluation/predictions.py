@@ -92,7 +92,7 @@ def _known(kind: type, raw: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_predictions(path: Path) -> list[Prediction]:
-    """All whole lines of a file. Raises DataError where one is no prediction."""
+    """Read every complete line of a file. Raises DataError where one is no prediction."""
     lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # what a killed process left of a line goes
     try:
         return [Prediction.parse(line) for line in lines]
@@ -128,7 +128,7 @@ class PredictionLog:
         atomic_write(self._settings, json.dumps(settings, indent=1))
 
     def _differs(self, settings: dict[str, Any], records: Sequence[str]) -> str | None:
-        """What another evaluation differs in, or None where it is this one."""
+        """Name the first difference from the evaluation in the folder; None where it is the same one."""
         before = json.loads(self._settings.read_text(encoding="utf-8")) if self._settings.exists() else {}
         changed = [key for key in sorted({*before, *settings}) if before.get(key) != settings.get(key)]
         if changed:
@@ -165,7 +165,7 @@ class SharedLog:
         return [[Prediction.parse(line) for line in text.splitlines()] for text in texts]
 
     def add(self, items: Sequence[Prediction]) -> None:
-        """What every process adds, those of rank 0 first. A collective."""
+        """Append the predictions of every process, those of rank 0 first. A collective."""
         everyone = [item for part in self._gather(items) for item in part]
         self.done.extend(everyone)
         if self._log:

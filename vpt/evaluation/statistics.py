@@ -1,4 +1,4 @@
-"""How sure a score is: bootstrap intervals over questions, and two runs compared question by question.
+"""Bootstrap confidence intervals over questions, paired differences of two runs, and McNemar's exact test.
 
 Every score here is a ratio of two sums over questions. A mean is the sum of scores over the number of questions,
 precision is what was right over what was said, and so on; so one resampling serves them all.
@@ -37,7 +37,7 @@ class Ratio:
 
     @property
     def questions(self) -> int:
-        """How many questions count."""
+        """Number of questions that count."""
         return int((self.denominator != 0).sum())
 
     @property
@@ -46,7 +46,7 @@ class Ratio:
         return self.numerator[self.denominator != 0]
 
     def select(self, index: Sequence[int]) -> "Ratio":
-        """The same of some questions."""
+        """The ratio over the questions at these indices."""
         return Ratio(self.numerator[list(index)], self.denominator[list(index)])
 
 

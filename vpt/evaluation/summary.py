@@ -1,4 +1,4 @@
-"""What predictions amount to."""
+"""Summaries of predictions: scores, intervals, perception."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -27,7 +27,7 @@ def metrics_of(data: DataConfig) -> Metrics:
 
 
 def compute(items: Sequence[Prediction], metrics: Iterable[Metric]) -> dict[str, Ratio]:
-    """All ratios of some metrics over the same questions."""
+    """Compute every ratio of some metrics over the same questions."""
     return {name: ratio for metric in metrics for name, ratio in metric.measure(items).items()}
 
 

@@ -1,4 +1,4 @@
-"""What a matrix and a pair of attention cost; everything else is counting positions and pairs."""
+"""FLOPs of a matrix at a position and of a pair in attention; the rest is counting positions and pairs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -88,7 +88,7 @@ class DecoderCost:
         self.reading = LayerStack([last.mlp], needed[-1:])
 
     def cost(self, positions: int, asked: int, pairs: int, *, again: bool) -> FlopCost:
-        """Of a stage; `again`: whether layers run once more in the backward pass."""
+        """FLOPs of a stage; `again`: whether layers run once more in the backward pass."""
         mixing = self.before.cost(positions, pairs, again=again) + self.mixing.cost(positions, pairs, again=again)
         return mixing + self.reading.cost(asked, again=again)
 

@@ -1,4 +1,4 @@
-"""How many FLOP/s a device could reach: published for GPUs that are known, measured for all others."""
+"""Peak FLOP/s of a device: published for known GPUs, measured for all others."""
 
 import time
 

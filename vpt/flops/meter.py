@@ -30,7 +30,7 @@ class SegmentRun:
 
     @property
     def positions(self) -> int:
-        """That it runs over."""
+        """Number of positions of the segment."""
         return self.segment.stop - self.segment.start
 
 
@@ -81,7 +81,7 @@ class FlopMeter:
         return costs
 
     def stages(self, batch: Batch) -> Iterator[tuple[bool, list[SegmentRun]]]:
-        """What runs together, and whether its embeddings or its cached keys carry a gradient."""
+        """Group the segments that run together, each with whether its embeddings or cached keys carry a gradient."""
         carries = self.always_carries
         rows = [
             _runs(*cut, batch.loss_positions)
@@ -94,7 +94,7 @@ class FlopMeter:
             yield carries, stage
 
     def _projected(self, name: str, batch: Batch, looks: ImageInputs | None) -> int:
-        """How many times `EncoderCost.project` was paid: every look of the view, if any row refers to the source."""
+        """Number of images (or tokens) that a source's projector runs on."""
         if looks is None or not any(block.source == name for row in batch.rows for block in row.blocks):
             return 0
         return len(looks.tokens) if self.model.encoder(name).vision is not None else sum(looks.tokens)

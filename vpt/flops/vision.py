@@ -1,4 +1,4 @@
-"""What seeing costs: Qwen's tower by formula, re-encoders and their projectors as torch counts them."""
+"""FLOPs of vision: Qwen's tower by formula, re-encoders and their projectors as torch counts them."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -37,7 +37,7 @@ class TowerCost:
         self.merger = LayerStack([visual.merger], [is_trained(visual)])
 
     def cost(self, grids: Sequence[Grid]) -> FlopCost:
-        """Of images or videos, (t, h, w) in patches."""
+        """FLOPs of encoding images or videos, (t, h, w) in patches."""
         patches = sum(t * h * w for t, h, w in grids)
         frames = sum(t * (h * w) ** 2 for t, h, w in grids)
         return (
@@ -107,7 +107,7 @@ def _meta(tensor: Tensor) -> Tensor:
 
 
 def split_counts(counter: FlopCounterMode) -> tuple[int, int]:
-    """What torch counted: products with weights, products of activations (attention)."""
+    """Split torch's counts: products with weights, products of activations (attention)."""
     counts = {str(operation): count for operation, count in counter.get_flop_counts().get("Global", {}).items()}
     attention = sum(count for name, count in counts.items() if "bmm" in name or "attention" in name)
     return sum(counts.values()) - attention, attention

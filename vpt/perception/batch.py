@@ -1,4 +1,4 @@
-"""What the model is given: rows packed one after the other, never padded.
+"""`Batch`: rows packed one after the other, never padded, and their images.
 
 A *row* is one conversation. Its *blocks* are runs of placeholder tokens that an encoder fills, its *actions* are runs
 of control tokens. Positions inside a `Row` count from the row's first token; `start` says where the row begins in the
@@ -101,7 +101,7 @@ class ImageInputs:
         return seen.split([count * positions for count in self.uncached])
 
     def map(self, move: Callable[[Tensor], Tensor]) -> "ImageInputs":
-        """The same with every tensor moved."""
+        """Apply `move` to every tensor."""
         return replace(self, pixels=move(self.pixels), cached={n: move(seen) for n, seen in self.cached.items()})
 
     def concat(self, other: "ImageInputs") -> "ImageInputs":
@@ -151,15 +151,15 @@ class Batch:
 
     @property
     def num_labels(self) -> int:
-        """How many tokens carry loss."""
+        """Number of tokens that carry loss."""
         return len(self.loss_positions)
 
     def to(self, device: torch.device | str) -> "Batch":
-        """The same batch with its tensors on `device`."""
+        """Copy every tensor to `device`."""
         return self._moved(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> "Batch":
-        """The same batch in memory that a GPU can copy from while it computes; torch's loader asks for it by name."""
+        """Copy every tensor to page-locked memory; torch's DataLoader calls it by this name."""
         return self._moved(torch.Tensor.pin_memory)
 
     def _moved(self, move: Callable[[Tensor], Tensor]) -> "Batch":

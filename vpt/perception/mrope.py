@@ -37,7 +37,7 @@ class GridSpan:
 
     @property
     def length(self) -> int:
-        """How many tokens the grid covers."""
+        """Number of tokens that the grid covers."""
         return self.frames * self.height * self.width
 
     def positions(self, origin: int) -> Tensor:

@@ -62,7 +62,7 @@ class Region:
         return f"{REGION_START}<|x_{self.x0}|><|y_{self.y0}|><|x_{self.x1}|><|y_{self.y1}|>{REGION_END}"
 
     def to_numbers(self) -> str:
-        """The same cells as text: `[x0, y0, x1, y1]`, column and row of the first and of the last cell."""
+        """The cells as text: `[x0, y0, x1, y1]`, column and row of the first and of the last cell."""
         return f"[{self.x0}, {self.y0}, {self.x1}, {self.y1}]"
 
     def to_box(self, size: tuple[int, int], *, bins: int, margin: int = 0) -> tuple[int, int, int, int]:

@@ -23,7 +23,7 @@ FREE, NONE = "free", "none"
 
 @dataclass(frozen=True)
 class Request:
-    """What a turn asked for.
+    """One request for perception in a turn.
 
     Attributes:
         kind: `region` or a re-encoder.

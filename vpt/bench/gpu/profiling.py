@@ -1,4 +1,4 @@
-"""Where the time of a step goes."""
+"""Share of a step's time by kind of kernel."""
 
 import re
 from collections import defaultdict
@@ -53,7 +53,7 @@ def shares(training: Training, batch: Batch, table: Path) -> dict[str, float]:
 
 
 def kind_of(name: str) -> str:
-    """What a kernel does, by its name."""
+    """The kind of a kernel (attention, matmul, ...), by its name."""
     found = (kind for kind, pattern in KINDS.items() if re.search(pattern, name, re.IGNORECASE))
     return next(found, "other")
 

@@ -22,7 +22,7 @@ WARM_UP, STEPS = 3, 10
 
 @dataclass(frozen=True)
 class StepTiming:
-    """What a step costs, of one process.
+    """Time, tokens, FLOPs and memory of a step of one process.
 
     Attributes:
         rows: of a micro-batch, which is a step's.
@@ -84,7 +84,7 @@ class Training:
         self.optimizer = torch.optim.AdamW(self.trained, lr=1e-6, fused=True)
 
     def batch(self, rows: int) -> Batch:
-        """As many rows, on the device."""
+        """A synthetic batch of that many rows, on the device."""
         return synthetic_batch(self.model, [self.sizes.talk] * rows)
 
     def step(self, batch: Batch) -> None:

@@ -21,7 +21,7 @@ from vpt.models.build import ModelBundle
 
 @dataclass
 class AblationContext:
-    """What a control may draw on: the model, all questions, and their uncontrolled answers, in the same order."""
+    """Inputs of an ablation: the model, all questions, and their answers without it, in the same order."""
 
     parts: ModelBundle
     config: TrainConfig
@@ -63,5 +63,5 @@ def full_image(question: EvalQuestion) -> Image.Image:
 
 
 def image_key(question: EvalQuestion) -> tuple[str, str]:
-    """What tells the image of a question from others."""
+    """A key of a question's image: equal keys are equal images."""
     return str(question.folder.root), str(question.record.image)

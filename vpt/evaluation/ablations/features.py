@@ -57,7 +57,7 @@ class FeaturesNoise(Ablation):
 
 
 class FeaturesSwapped(Ablation):
-    """What is looked at again is the image of another question; a region shows the same cells of it."""
+    """Encode the image of another question instead; a region shows the same cells of it."""
 
     description = "perceived features taken from another image"
 

@@ -1,4 +1,4 @@
-"""What is measured of answers. `data.metrics` names it, a source's own `metrics` takes its place.
+"""Metrics of answers by name. `data.metrics` chooses them, a source's own `metrics` takes its place.
 
 A metric is a small class; a name out of `METRICS` or the dotted name of another class stands for it.
 """

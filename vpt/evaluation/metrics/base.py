@@ -1,4 +1,4 @@
-"""What a metric is."""
+"""`Metric`, the contract of metrics."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What is measured of the perceiving itself, whatever the data set."""
+"""Metrics of perception itself: region quality, action choice, extra visual tokens, latency."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -70,7 +70,7 @@ class ExtraVisualTokens(MeanScore):
 
 
 class Latency(MeanScore):
-    """What a question took of its batch's time. Questions of one batch have the same, so the interval tells how batches
+    """Seconds of a question: its share of its batch's time. Questions of one batch have the same, so the interval tells how batches
     differ, and nothing where there was one.
     """
 
@@ -89,7 +89,7 @@ def action_label(kinds: Sequence[str]) -> str:
 
 
 def confusion(items: Sequence[Prediction]) -> dict[str, dict[str, int]]:
-    """How many questions whose record perceives like the first key were answered perceiving like the second."""
+    """Confusion matrix of actions: expected actions -> chosen actions -> number of questions."""
     counts = Counter((action_label(item.expected_actions), action_label(item.actions)) for item in items)
     table: dict[str, dict[str, int]] = {}
     for (asked, chosen), count in sorted(counts.items()):
