@@ -17,7 +17,7 @@ from vpt.data.collate import collate
 from vpt.data.records import REENCODE_PROMPT, REGION_PROMPT
 from vpt.encoders.transforms import ResizeLongestSide, SquareTransform
 from vpt.errors import ConfigError, DataError, UserError
-from vpt.generation.pipeline import Pipeline, action_prompt, parse_settings
+from vpt.generation.pipeline import Pipeline, action_prompt
 from vpt.generation.row_state import IGNORED, Answer, PerceptionStep
 from vpt.generation.streaming import AnswerStreamer
 from vpt.models.inner_forward import StagedKVCache
@@ -118,7 +118,7 @@ def test_a_picture_of_every_kind_and_of_none(all_parts, image, tmp_path):
 def test_the_sentence_that_training_asked_with():
     def of(*overrides, action="free", prompted=None):
         config = compose_config("encoder=[dino,sam]", *overrides)
-        return action_prompt(config, generation_settings(config, parse_settings({"action": action})), prompted=prompted)
+        return action_prompt(config, generation_settings(config, {"action": action}), prompted=prompted)
 
     dino, both = "data.actions={none:0,dino:1}", "data.actions={none:0,dino:1,region:1}"
     assert of(dino) == of(both, action="sam") == REENCODE_PROMPT

@@ -9,7 +9,7 @@ import pytest
 
 from conftest import ROOT, compose_config
 from vpt.config.overrides import check_overrides
-from vpt.config.schema import EvalGenerationConfig, TrainConfig
+from vpt.config.schema import TrainConfig
 from vpt.config.validate import generation_settings
 from vpt.errors import ConfigError, UserError
 from vpt.training.trainer import Trainer
@@ -77,11 +77,12 @@ def test_evaluation_of_what_is_no_checkpoint(argument, message):
 
 def test_generation_as_trained_but_for_what_is_chosen():
     trained = compose_config("generation.top_k=7", "generation.max_actions=2")
-    chosen = generation_settings(trained, EvalGenerationConfig(action="dino", temperature=0.5, max_actions=1))
+    chosen = generation_settings(trained, {"action": "dino", "temperature": 0.5, "max_actions": 1})
     assert chosen == replace(trained.generation, action="dino", temperature=0.5, max_actions=1)
-    for wrong in ({"action": "sam"}, {"temperature": -1.0}, {"top_p": 0.0}, {"action": "dino", "max_actions": 0}):
+    for wrong in ({"action": "sam"}, {"temperature": -1.0}, {"top_p": 0.0}, {"action": "dino", "max_actions": 0},
+                  {"temprature": 1.0}, {"top_k": "many"}):  # fmt: skip
         with pytest.raises(ConfigError, match="generation"):
-            generation_settings(trained, EvalGenerationConfig(**wrong))
+            generation_settings(trained, wrong)
 
 
 def test_a_hub_name_without_a_network(tmp_path, monkeypatch):

@@ -23,21 +23,40 @@ What is not given is as the model was trained.
 
 import re
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from vpt.checkpoint.load import load_any_config, load_pretrained
+from vpt.config.fields import MISSING, bounded, choice
 from vpt.config.overrides import check_overrides
 from vpt.config.resolve import resolve_config
-from vpt.config.schema import AskConfig
 from vpt.config.validate import generation_settings
 from vpt.errors import ConfigError
 from vpt.generation.pipeline import action_prompt, build_question, check_output_path, reply
 from vpt.generation.streaming import AnswerStreamer
 
 SETTING = re.compile(r"^[\w.]+=")
+
+
+@dataclass
+class AskDataConfig:
+    max_length: int | None = bounded(None, low=1)  # tokens that image and question may have
+    action_prompt: bool | None = None  # whether the sentence that asked for perception in training follows the question
+
+
+@dataclass
+class AskConfig:
+    """Settings of `vpt ask`; null means as trained."""
+
+    checkpoint: str = MISSING
+    out: str | None = None  # the picture
+    action: str | None = None  # short for generation.action
+    device: str = choice("auto", "cpu", "cuda")
+    data: AskDataConfig = field(default_factory=AskDataConfig)
+    generation: dict[str, Any] = field(default_factory=dict)  # keys of GenerationConfig, in place of the trained ones
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -80,7 +99,8 @@ def read_arguments(arguments: Sequence[str]) -> tuple[str, str, AskConfig]:
             'IMAGE "QUESTION" checkpoint=RUN, the question in quotes'
         )
     if config.action is not None:
-        if config.generation.action not in (None, config.action):
-            raise ConfigError(f"action={config.action} but generation.action={config.generation.action}; give one")
-        config = replace(config, generation=replace(config.generation, action=config.action))
+        other = config.generation.get("action")
+        if other not in (None, config.action):
+            raise ConfigError(f"action={config.action} but generation.action={other}; give one")
+        config = replace(config, generation=config.generation | {"action": config.action})
     return texts[0], texts[1], config

@@ -9,10 +9,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from vpt.config.former_names import present_name
-from vpt.config.schema import AskConfig, EvalConfig, TrainConfig
 from vpt.errors import ConfigError, did_you_mean
 
-Schema = TypeVar("Schema", bound=TrainConfig | EvalConfig | AskConfig)
+Schema = TypeVar("Schema")
 
 
 def resolve_config(composed: DictConfig, schema: type[Schema]) -> Schema:

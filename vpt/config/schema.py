@@ -7,18 +7,7 @@ on the command line, is an error with the nearest right name.
 from dataclasses import dataclass, field
 from typing import Any
 
-# omegaconf's mark of a key that has to be given; written out, so that the schema is read without it.
-MISSING: Any = "???"
-
-
-def choice(*options: str) -> Any:
-    """A field that takes one of `options`, the first by default."""
-    return field(default=options[0], metadata={"choices": options})
-
-
-def bounded(default: float | int | None, *, low: float = 0, high: float = float("inf")) -> Any:
-    """A number between `low` and `high`, both included; or None where its type has it."""
-    return field(default=default, metadata={"range": (low, high)})
+from vpt.config.fields import MISSING, bounded, choice
 
 
 @dataclass
@@ -218,20 +207,6 @@ class EvalDataConfig:
 
 
 @dataclass
-class EvalGenerationConfig:
-    batch_size: int | None = None
-    max_new_tokens: int | None = None
-    max_actions: int | None = None
-    crop_margin: int | None = None
-    action: str | None = None
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    seed: int | None = None
-    stop: list[str] | None = None
-
-
-@dataclass
 class AblationConfig:
     target: str = MISSING  # a class of vpt/evaluation/controls, or another like them
     options: dict[str, Any] = field(default_factory=dict)
@@ -262,22 +237,4 @@ class EvalConfig:
     pictures: bool = True  # the report, too
     tracking: TrackingConfig = field(default_factory=lambda: TrackingConfig(wandb=False))  # a W&B run of its own
     data: EvalDataConfig = field(default_factory=EvalDataConfig)
-    generation: EvalGenerationConfig = field(default_factory=EvalGenerationConfig)
-
-
-@dataclass
-class AskDataConfig:
-    max_length: int | None = bounded(None, low=1)  # tokens that image and question may have
-    action_prompt: bool | None = None  # whether the sentence that asked for perception in training follows the question
-
-
-@dataclass
-class AskConfig:
-    """Settings of `vpt ask`; null means as trained."""
-
-    checkpoint: str = MISSING
-    out: str | None = None  # the picture
-    action: str | None = None  # short for generation.action
-    device: str = choice("auto", "cpu", "cuda")
-    data: AskDataConfig = field(default_factory=AskDataConfig)
-    generation: EvalGenerationConfig = field(default_factory=EvalGenerationConfig)
+    generation: dict[str, Any] = field(default_factory=dict)  # keys of GenerationConfig, in place of the trained ones

@@ -1,11 +1,16 @@
 """Checks of a configuration that one field alone cannot tell. Loads no weights and no data."""
 
-from dataclasses import fields, replace
+from collections.abc import Mapping
+from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
-from vpt.config.resolve import check_values
-from vpt.config.schema import EncoderConfig, EvalGenerationConfig, GenerationConfig, TrainConfig
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from vpt.config.resolve import check_values, explain_unknown
+from vpt.config.schema import EncoderConfig, GenerationConfig, TrainConfig
 from vpt.config.targets import RE_ENCODER, SOURCE, check_arguments
 from vpt.errors import ConfigError, did_you_mean
 
@@ -62,14 +67,22 @@ def kinds_of(config: TrainConfig) -> list[str]:
     return ["none", *(["region"] if config.model.region_bins else []), *config.encoder]
 
 
-def generation_settings(trained: TrainConfig, chosen: EvalGenerationConfig) -> GenerationConfig:
-    """How a trained model is to answer: as in its own configuration, but for what is chosen now.
+def generation_settings(trained: TrainConfig, chosen: Mapping[str, Any]) -> GenerationConfig:
+    """The generation settings of a trained model, with those that are `chosen` now in their place; null chooses nothing.
 
     Raises:
-        ConfigError: for values out of range, and for an action that the model lacks.
+        ConfigError: for unknown keys, wrong types, values out of range, and for an action that the model lacks.
     """
-    given = {item.name: getattr(chosen, item.name) for item in fields(chosen)}
-    merged = replace(trained.generation, **{key: value for key, value in given.items() if value is not None})
+    known = [item.name for item in fields(GenerationConfig)]
+    for key in chosen:
+        if key not in known:
+            paths = [f"generation.{name}" for name in known]
+            raise ConfigError(explain_unknown(f"generation.{key}", paths))
+    given = {key: value for key, value in chosen.items() if value is not None}
+    try:
+        merged: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(trained.generation), given))
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"generation.{error.full_key}: {str(error).splitlines()[0]}") from None
     check_values(merged, "generation.")
     _check_action(merged, trained)
     return merged

@@ -1,7 +1,7 @@
 """One question about one image: `vpt.load(FOLDER).ask("a.png", "What colour is it?")`."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -9,12 +9,12 @@ from typing import Any
 from PIL import Image
 
 from vpt.checkpoint.load import load_pretrained
-from vpt.config.schema import EvalGenerationConfig, GenerationConfig, TrainConfig
+from vpt.config.schema import GenerationConfig, TrainConfig
 from vpt.config.validate import generation_settings
 from vpt.data.build import media_store
 from vpt.data.images import MediaStore
 from vpt.data.records import PLACEHOLDER, REENCODE_PROMPT, REGION_PROMPT, SYSTEM_PROMPT, ImageRef, Message, Record
-from vpt.errors import ConfigError, DataError, did_you_mean
+from vpt.errors import ConfigError, DataError
 from vpt.generation.generator import Generator
 from vpt.generation.row_state import Answer, PerceptionStep, RowState
 from vpt.generation.similarity_map import SimilarityMap, similarity_maps
@@ -93,7 +93,7 @@ class Pipeline(ModelBundle):
             ConfigError: for a setting that does not exist or an action that the model lacks.
             DataError: for an image that cannot be read, or a question that is too long.
         """
-        generation = generation_settings(self.config, parse_settings(settings))
+        generation = generation_settings(self.config, settings)
         sentence = action_prompt(self.config, generation, prompted=prompted)
         return reply(self, build_question(self.config, Path(image), question, sentence), generation, listener=listener)
 
@@ -101,15 +101,6 @@ class Pipeline(ModelBundle):
 def load(path: str | Path, *, device: str = "auto") -> Pipeline:
     """The trained model in `path`, ready to answer; `vpt.checkpoint.load.load_pretrained` says what `path` may be."""
     return Pipeline(**vars(load_pretrained(path, device=device)))
-
-
-def parse_settings(settings: dict[str, Any]) -> EvalGenerationConfig:
-    """Keyword arguments as settings of generation. Raises ConfigError with the nearest name for one that is none."""
-    known = [item.name for item in fields(EvalGenerationConfig)]
-    for key in settings:
-        if key not in known:
-            raise ConfigError(f"{key} is not a setting of generation{did_you_mean(key, known)}")
-    return EvalGenerationConfig(**settings)
 
 
 def action_prompt(config: TrainConfig, generation: GenerationConfig, *, prompted: bool | None = None) -> str:

@@ -15,7 +15,7 @@ from vpt.data.images import MediaStore, transposed
 from vpt.data.records import SYSTEM_PROMPT, ImageRef, Message, Record
 from vpt.errors import DataError
 from vpt.generation.generator import Generator
-from vpt.generation.pipeline import action_prompt, parse_settings
+from vpt.generation.pipeline import action_prompt
 from vpt.models.build import ModelBundle
 from vpt.perception.batch import VISION_TOWER
 
@@ -58,7 +58,7 @@ class Responder:
             ConfigError: for a setting that does not exist.
             DataError: for a question that is too long.
         """
-        generation = generation_settings(self.parts.config, parse_settings(settings))
+        generation = generation_settings(self.parts.config, settings)
         sentence = action_prompt(self.parts.config, generation, prompted=self.prompted)
         records, albums = zip(*(self._record(images, text, sentence) for images, text in questions))
         samples = [self.parts.processor.encode_prompt(record, album) for record, album in zip(records, albums)]
