@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from ranks import on_ranks
 
-import wandb_file
 from conftest import compose_config
+from helpers import wandb_file
+from helpers.multiprocess import on_ranks
 from vpt.cli.train import train
 from vpt.flops import FlopMeter
 from vpt.tracking import GROUPS
