@@ -39,7 +39,7 @@ def judge_of(server, tmp_path, **options):
 def test_it_is_asked_as_in_the_paper_and_nothing_twice(serve, tmp_path, monkeypatch):
     monkeypatch.setenv("STUB_KEY", "secret")
     server = serve(REPLIES)
-    found = judge_of(server, tmp_path, key_from="STUB_KEY").measure([*ITEMS, ITEMS[0]])
+    found = judge_of(server, tmp_path, api_key_env="STUB_KEY").measure([*ITEMS, ITEMS[0]])
     assert found["judge"].value == pytest.approx((1 + 0.25 + 1) / 3)  # what has no score does not count
     assert found["judge_unscored"].value == 1 / 4 and found["judge"].questions == 3
     assert len(server.requests) == 3
