@@ -151,8 +151,8 @@ def test_what_is_no_control_stops_before_anything_runs():
     nodes["features_noise"].target = "vpt.perception.regions.Region"
     with pytest.raises(ConfigError, match="is no Ablation"):
         check_ablations(nodes)
-    with pytest.raises(ConfigError, match=r"controls.x.traget is not a key"):
-        compose_eval("checkpoint=x", "+controls.x={traget: a.b}")
+    with pytest.raises(ConfigError, match=r"ablations.x.traget is not a key"):
+        compose_eval("checkpoint=x", "+ablations.x={traget: a.b}")
 
 
 def test_a_difference_is_of_the_same_questions(benches):
