@@ -102,7 +102,9 @@ def test_skipped_records_are_counted_and_named_and_resuming_is_exact(tmp_path, d
 
 def test_too_many_skipped_records_end_the_run(tmp_path, data):
     config = config_of(data, "data.on_error=skip", "data.max_skipped_fraction=0.003")  # three in a thousand
-    with pytest.raises(DataError, match=r"4 of the first \d+ records could not be used, data\.max_skipped_fraction=0\.003"):
+    with pytest.raises(
+        DataError, match=r"4 of the first \d+ records could not be used, data\.max_skipped_fraction=0\.003"
+    ):
         Trainer(config, tmp_path / "run").fit()
 
 
