@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from conftest import compose_config
-from helpers.corrupt_checkpoints import copied, wreck
+from helpers.corrupt_checkpoints import copied, corrupt
 from helpers.fuzzing import RANDOM, examples, fuzz
 from vpt.checkpoint.checksums import CHECKSUMS, write_checksums
 from vpt.checkpoint.load import load_pretrained
@@ -34,7 +34,7 @@ def _watch(event: str, arguments: tuple) -> None:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> tuple[Path, dict[str, torch.Tensor]]:
     """A run of two steps, its checkpoint, and its weights."""
-    folder = tmp_path_factory.mktemp("wrecks") / "run"
+    folder = tmp_path_factory.mktemp("corrupt") / "run"
     trainer = Trainer(compose_config(*RUN), folder)
     trainer.fit()
     sys.addaudithook(_watch)
@@ -52,7 +52,7 @@ def loaded(folder: Path) -> torch.nn.Module:
 
 @examples(12, 1_500)
 @pytest.mark.parametrize("take", [loaded, resumed])
-def test_wrecked_checkpoints(run, tmp_path, monkeypatch, take, count):
+def test_corrupt_checkpoints(run, tmp_path, monkeypatch, take, count):
     folder, weights = run
     monkeypatch.setenv("VPT_SECRET", SECRET)
     outside, tried = tmp_path / "outside", []
@@ -61,35 +61,35 @@ def test_wrecked_checkpoints(run, tmp_path, monkeypatch, take, count):
         shutil.rmtree(outside, ignore_errors=True)
         outside.mkdir()
         found = copied(folder / "checkpoints" / "step_00000002", tmp_path / "run" / "checkpoints" / "step_00000002")
-        name, way = wreck(found, random, outside)
-        sealing = random.choice(["as it was", "as it was", "gone", "anew"])
-        if sealing != "as it was":
+        name, way = corrupt(found, random, outside)
+        sums = random.choice(["as it was", "as it was", "gone", "anew"])
+        if sums != "as it was":
             (found / CHECKSUMS).unlink()
-        if sealing == "anew":
-            _seal_anew(found)
-        what = f"{name} {way} sealed {sealing}"
+        if sums == "anew":
+            _write_checksums_anew(found)
+        what = f"{name} {way} checksums {sums}"
         result = _outcome(take, found, outside)
         refused = isinstance(result, str)
-        tried.append((way, sealing, "refused" if refused else "loads"))
+        tried.append((way, sums, "refused" if refused else "loads"))
         if refused:
             result.encode()  # it can be printed
             assert str(tmp_path) in result and SECRET not in result, f"{what}: {result}"
             return
         assert way not in ("_link", "_pipe", "_pickle") or name.startswith("optimizer"), what
-        if sealing == "as it was" or not name.startswith("model"):
+        if sums == "as it was" or not name.startswith("model"):
             own = unique_state_dict(result)
             assert own.keys() == weights.keys() and all(torch.equal(own[key], weights[key]) for key in own), what
 
     fuzz(count, check, random=RANDOM)
-    for (way, sealing, result), times in sorted(Counter(tried).items()):
-        print(f"{way:15} sealed {sealing:10} {result:8} {times:5}")
+    for (way, sums, result), times in sorted(Counter(tried).items()):
+        print(f"{way:15} checksums {sums:10} {result:8} {times:5}")
     assert "refused" in {result for *_, result in tried}
 
 
-def _seal_anew(folder: Path) -> None:
+def _write_checksums_anew(folder: Path) -> None:
     try:
         write_checksums(folder)
-    except OSError:  # a pipe or a circle: nobody can seal those
+    except OSError:  # a pipe or a circle: those have no checksum
         (folder / CHECKSUMS).unlink(missing_ok=True)
 
 
@@ -113,7 +113,7 @@ def _outcome(take, found: Path, outside: Path) -> torch.nn.Module | str:
     return result
 
 
-RELEASED = {
+UPSTREAM = {
     "other JSON": ("[]", "holds no checkpoint"), "no JSON": ("{", "config.json cannot be read"),
     "nesting": ("[" * 100_000, "config.json cannot be read"), "bytes": ("\x00", "config.json cannot be read"),
     "a word for a list": ('{"model_type": "qwen2_vl_vpt", "vision_encoder_ls": "dino"}', "cannot be read"),
@@ -123,9 +123,9 @@ RELEASED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", RELEASED)
-def test_released_folders_that_are_none(run, tmp_path, name):
-    text, message = RELEASED[name]
+@pytest.mark.parametrize("name", UPSTREAM)
+def test_upstream_folders_that_are_none(run, tmp_path, name):
+    text, message = UPSTREAM[name]
     parts = load_pretrained(run[0], device="cpu")
     parts.tokenizer.save_pretrained(tmp_path)
     shutil.copy(run[0] / "checkpoints" / "step_00000002" / "model.safetensors", tmp_path)

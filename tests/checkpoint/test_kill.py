@@ -5,14 +5,14 @@ from collections import Counter
 
 import pytest
 
-from helpers.kill_runner import Tormentor, assert_same_run, whole_run
+from helpers.kill_runner import KillRunner, assert_same_run, whole_run
 
 
 def test_a_few_kills(tmp_path):
-    tormentor = Tormentor(tmp_path / "tormented", steps=8, seed=0)
-    tormentor.torment(fates=["after a step", "while saving", "file limit", "while saving"])
-    assert tormentor.counts["killed"] >= 3 and tormentor.counts["found the disk full"] == 1
-    assert_same_run(tormentor.folder, whole_run(tmp_path / "whole", 8))
+    runner = KillRunner(tmp_path / "killed", steps=8, seed=0)
+    runner.run(fates=["after a step", "while saving", "file limit", "while saving"])
+    assert runner.counts["killed"] >= 3 and runner.counts["found the disk full"] == 1
+    assert_same_run(runner.folder, whole_run(tmp_path / "whole", 8))
 
 
 @pytest.mark.slow
@@ -21,12 +21,12 @@ def test_forty_kills(tmp_path):
     whole = whole_run(tmp_path / "whole", 24)
     totals: Counter[str] = Counter()
     for seed in range(5):
-        tormentor = Tormentor(tmp_path / f"run{seed}", steps=24, seed=seed)
+        runner = KillRunner(tmp_path / f"run{seed}", steps=24, seed=seed)
         fates = [*["at any time"] * 3, *["after a step"] * 2, *["while saving"] * 6, *["file limit"] * 3]
-        tormentor.random.shuffle(fates)
-        tormentor.torment(fates=["after a step", *fates])
-        assert_same_run(tormentor.folder, whole)
-        totals += tormentor.counts
+        runner.random.shuffle(fates)
+        runner.run(fates=["after a step", *fates])
+        assert_same_run(runner.folder, whole)
+        totals += runner.counts
     print(dict(totals))
     assert totals["killed"] >= 40 and totals["killed while saving"] >= 15 and totals["found the disk full"] >= 10
 
@@ -35,11 +35,11 @@ def test_forty_kills(tmp_path):
 @pytest.mark.parametrize("strategy", ["fsdp", "ddp"])
 def test_kills_of_two_processes(tmp_path, strategy):
     """One of them, the other, and both: whoever is left ends, and together they go on to the last bit."""
-    tormentor = Tormentor(tmp_path / "tormented", steps=20, seed=0, ranks=2, strategy=strategy)
-    tormentor.torment(fates=["after a step", *["while saving"] * 5, "after a step", "at any time"])
-    assert tormentor.counts["killed"] >= 6 and tormentor.counts["killed while saving"] >= 2
-    assert all(tormentor.counts[f"killed {victims} of 2"] for victims in ([0], [1], [0, 1]))
-    assert_same_run(tormentor.folder, whole_run(tmp_path / "whole", 20, ranks=2, strategy=strategy))
+    runner = KillRunner(tmp_path / "killed", steps=20, seed=0, ranks=2, strategy=strategy)
+    runner.run(fates=["after a step", *["while saving"] * 5, "after a step", "at any time"])
+    assert runner.counts["killed"] >= 6 and runner.counts["killed while saving"] >= 2
+    assert all(runner.counts[f"killed {victims} of 2"] for victims in ([0], [1], [0, 1]))
+    assert_same_run(runner.folder, whole_run(tmp_path / "whole", 20, ranks=2, strategy=strategy))
 
 
 @pytest.fixture
@@ -57,10 +57,10 @@ def small_disk(tmp_path):
 @pytest.mark.slow
 def test_a_disk_that_is_full(small_disk, tmp_path):
     """It says so and stops; once there is room, the run goes on."""
-    tormentor = Tormentor(small_disk / "run", steps=8, seed=0)
-    tormentor.try_once("left alone")
-    assert tormentor.counts["found the disk full"] == 1 and 1 <= tormentor.last() < 8
-    tormentor.check()
+    runner = KillRunner(small_disk / "run", steps=8, seed=0)
+    runner.try_once("left alone")
+    assert runner.counts["found the disk full"] == 1 and 1 <= runner.last() < 8
+    runner.check()
     subprocess.run(["mount", "-o", "remount,size=200m", small_disk], check=True)
-    tormentor.torment(fates=[])
-    assert_same_run(tormentor.folder, whole_run(tmp_path / "whole", 8))
+    runner.run(fates=[])
+    assert_same_run(runner.folder, whole_run(tmp_path / "whole", 8))

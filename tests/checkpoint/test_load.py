@@ -1,4 +1,4 @@
-"""Folders of trained models: ours, the released format and Qwen's, there and back."""
+"""Folders of trained models: ours, the authors' format and Qwen's, there and back."""
 
 import json
 import pickle
@@ -64,10 +64,10 @@ def test_exported_twice_is_the_same(saved, tmp_path):
 @pytest.mark.parametrize(
     "overrides", [(EVERY,), ("encoder=[dino]", UNTIED), ("encoder=[clip]", "model.projector_scale=2")]
 )
-def test_released_format_there_and_back(saved, tmp_path, overrides):
+def test_upstream_format_there_and_back(saved, tmp_path, overrides):
     """Exported, loaded by model.path, exported again: the same bytes, and the same predictions in between."""
     parts, folder = saved(*overrides)
-    theirs = export(Export(str(folder), str(tmp_path / "theirs"), "released"))
+    theirs = export(Export(str(folder), str(tmp_path / "theirs"), "upstream"))
     config = json.loads((theirs / "config.json").read_text())
     assert config["model_type"] == "qwen2_vl_vpt"
     assert config["vision_encoder_ls"] == list(parts.model.encoders)
@@ -78,15 +78,15 @@ def test_released_format_there_and_back(saved, tmp_path, overrides):
     back = tmp_path / "back"
     back.mkdir()
     save_weights(back, model=again.model, config=again.config, tokenizer=again.tokenizer)
-    twice = export(Export(str(back), str(tmp_path / "twice"), "released"))
+    twice = export(Export(str(back), str(tmp_path / "twice"), "upstream"))
     assert (theirs / "model.safetensors").read_bytes() == (twice / "model.safetensors").read_bytes()
     assert json.loads((twice / "config.json").read_text()) == config
 
 
-def test_a_released_folder_answers_without_a_configuration(saved, tmp_path, folder):
+def test_an_upstream_folder_answers_without_a_configuration(saved, tmp_path, folder):
     """`vpt.load` takes it as it is, and predicts what the model predicted before it was exported."""
     parts, ours = saved(EVERY)
-    theirs = export(Export(str(ours), str(tmp_path / "theirs"), "released"))
+    theirs = export(Export(str(ours), str(tmp_path / "theirs"), "upstream"))
     loaded = load_pretrained(theirs, device="cpu")
     assert same(loaded.model, parts.model)
     batch = collate(samples_of(parts, folder, mixed_records()))
@@ -95,24 +95,24 @@ def test_a_released_folder_answers_without_a_configuration(saved, tmp_path, fold
 
 
 @pytest.mark.parametrize("name", ["dino_two_pass", "sam_two_pass_masked", "clip_two_pass", "dino_tied_masked"])
-def test_golden_weights_load_as_a_released_folder(name, tmp_path, make_parts):
-    """The released names and flat keys, as the golden cases hold them, reach every tensor of the model."""
+def test_golden_weights_load_as_an_upstream_folder(name, tmp_path, make_parts):
+    """The authors' names and flat keys, as the golden cases hold them, reach every tensor of the model."""
     case = Case.load(ROOT / "tests" / "golden" / f"{name}.json")
     model = case.model("shared")
-    names = {from_upstream_name(released): released for released in case.spec["weights"]}
-    assert all(to_upstream_name(ours) == released for ours, released in names.items())
+    names = {from_upstream_name(theirs): theirs for theirs in case.spec["weights"]}
+    assert all(to_upstream_name(ours) == theirs for ours, theirs in names.items())
     save_file(
         {names[ours]: tensor.contiguous() for ours, tensor in unique_state_dict(model).items()},
         tmp_path / "model.safetensors",
     )
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2_vl_vpt", **case.config}))
-    released = UpstreamCheckpoint.at(tmp_path)
+    upstream = UpstreamCheckpoint.at(tmp_path)
     other = case.model("shared")
     for parameter in other.parameters():
         torch.nn.init.zeros_(parameter)
-    released.load_into(other)
+    upstream.load_into(other)
     assert same(other, model)
-    sizes = released.sizes({})
+    sizes = upstream.sizes({})
     assert type(model.qwen.config)(**sizes.qwen).text_config.rms_norm_eps == case.config["rms_norm_eps"]
 
 
@@ -137,7 +137,7 @@ def reshaped(folder: Path, kind: str) -> None:
 @pytest.mark.parametrize("kind", ["sharded", "bin", "sharded bin"])
 def test_every_layout_of_weights(saved, tmp_path, kind):
     parts, folder = saved("encoder=[dino]")
-    theirs = export(Export(str(folder), str(tmp_path / "theirs"), "released"))
+    theirs = export(Export(str(folder), str(tmp_path / "theirs"), "upstream"))
     reshaped(theirs, kind)
     assert same(build_model(compose_config("encoder=[dino]", f"model.path={theirs}")).model, parts.model)
 
@@ -148,10 +148,10 @@ def _edit(folder: Path, change) -> None:
     save_file(tensors, folder / "model.safetensors")
 
 
-def test_released_errors_list_the_tensors(saved, tmp_path):
-    """What the released loader passed over stops here, with names."""
+def test_upstream_errors_list_the_tensors(saved, tmp_path):
+    """What the authors' loader passed over stops here, with names."""
     _, folder = saved("encoder=[dino]")
-    theirs = export(Export(str(folder), str(tmp_path / "theirs"), "released"))
+    theirs = export(Export(str(folder), str(tmp_path / "theirs"), "upstream"))
     query = "detection_model.encoder.layer.0.attention.attention.query.weight"
     config = compose_config("encoder=[dino]", f"model.path={theirs}")
     _edit(theirs, lambda tensors: tensors.update({query[:-6] + "extra": tensors.pop(query)}))
@@ -165,9 +165,9 @@ def test_released_errors_list_the_tensors(saved, tmp_path):
 
 
 def test_untied_head_of_a_checkpoint_that_says_tied(saved, tmp_path):
-    """The released files store lm_head apart; where it differs it is kept, not overwritten by the embedding."""
+    """The authors' files store lm_head apart; where it differs it is kept, not overwritten by the embedding."""
     _, folder = saved("encoder=[dino]")
-    theirs = export(Export(str(folder), str(tmp_path / "theirs"), "released"))
+    theirs = export(Export(str(folder), str(tmp_path / "theirs"), "upstream"))
     _edit(theirs, lambda tensors: tensors["lm_head.weight"].add_(1))
     model = build_model(compose_config("encoder=[dino]", f"model.path={theirs}")).model
     assert torch.equal(model.qwen.lm_head.weight, LazyStateDict(theirs)["lm_head.weight"])
@@ -176,7 +176,7 @@ def test_untied_head_of_a_checkpoint_that_says_tied(saved, tmp_path):
 
 def test_pickles_are_refused(saved, tmp_path):
     _, folder = saved("encoder=[dino]")
-    theirs = export(Export(str(folder), str(tmp_path / "theirs"), "released"))
+    theirs = export(Export(str(folder), str(tmp_path / "theirs"), "upstream"))
     (theirs / "model.safetensors").unlink()
     with (theirs / "pytorch_model.bin").open("wb") as file:
         pickle.dump({"model.norm.weight": Path("touched")}, file)
@@ -235,11 +235,11 @@ def test_export_says_what_to_type(saved, tmp_path):
     assert not list(tmp_path.glob("*qwen*"))
     with pytest.raises(ConfigError, match="exists already"):
         export(Export(str(folder), str(folder)))
-    with pytest.raises(ConfigError, match="did you mean released"):
+    with pytest.raises(ConfigError, match="did you mean upstream"):
         export(Export(str(folder), str(tmp_path / "x"), "relaesed"))
 
 
-def test_qwen_2_5_has_no_released_format(saved, tmp_path):
+def test_qwen_2_5_has_no_upstream_format(saved, tmp_path):
     _, folder = saved("encoder=[dino]", "model=tiny_2_5")
     with pytest.raises(ConfigError, match="Qwen2-VL only"):
-        export(Export(str(folder), str(tmp_path / "x"), "released"))
+        export(Export(str(folder), str(tmp_path / "x"), "upstream"))

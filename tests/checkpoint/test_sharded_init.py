@@ -1,4 +1,4 @@
-"""Sharded models are read slice by slice: from Qwen's folders, released checkpoints and our own."""
+"""Sharded models are read slice by slice: from Qwen's folders, upstream checkpoints and our own."""
 
 from pathlib import Path
 
@@ -77,18 +77,18 @@ def plain(folder: Path) -> Path:
     return folder / "weights"
 
 
-def released(folder: Path) -> Path:
-    """The same in the released format, with DINOv2 and its projector."""
+def upstream(folder: Path) -> Path:
+    """The same in the authors' format, with DINOv2 and its projector."""
     parts = build_model(compose_config("encoder=[dino]", "model.region_bins=0"))
     parts.model.qwen.resize_token_embeddings(len(parts.tokenizer))
     ours = folder / "ours"
     ours.mkdir()
     save_weights(ours, model=parts.model, config=parts.config, tokenizer=parts.tokenizer)
-    return export(Export(str(ours), str(folder / "weights"), "released"))
+    return export(Export(str(ours), str(folder / "weights"), "upstream"))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("written", "most"), [(plain, 0.7), (released, 0.62)])
+@pytest.mark.parametrize(("written", "most"), [(plain, 0.7), (upstream, 0.62)])
 def test_a_sharded_model_is_never_whole(tmp_path, written, most):
     """Shapes first, then every process reads its slices: the same run as from a model that was built whole.
 
@@ -103,9 +103,9 @@ def test_a_sharded_model_is_never_whole(tmp_path, written, most):
     assert losses(tmp_path / "fsdp") == pytest.approx(losses(tmp_path / "single"), rel=1e-5)
 
 
-def test_a_released_checkpoint_in_slices_is_the_one_that_is_read_whole(tmp_path):
+def test_an_upstream_checkpoint_in_slices_is_the_one_that_is_read_whole(tmp_path):
     """Every tensor and what is frozen; and what is missing or left over is named."""
-    weights = released(tmp_path)
+    weights = upstream(tmp_path)
     with init_process_group(device="cpu", always=True) as world:
         whole, sliced = (
             build_training(settings(str(weights), f"strategy={kind}"), None, world, torch.device("cpu"))[0].model

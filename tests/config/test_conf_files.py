@@ -117,7 +117,7 @@ def run(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("name", ABLATIONS)
-def test_controls(name, run):
+def test_ablations(name, run):
     action = "region" if name == "regions" else "dino"
     evaluate_checkpoint(
         compose_eval(

@@ -74,8 +74,8 @@ def test_any_text_survives_beside_perception_tokens(all_parts, text):
 def test_equal_images_are_prepared_once(make_parts, folder):
     parts = make_parts(*ALL)
     twice = samples_of(parts, folder, [conversation("0.png", action_turns("clip"), clip_images=["0.png"])] * 2)
-    looks = collate(twice).images
-    assert list(looks) == ["image"] and len(looks["image"].tokens) == 1
+    images = collate(twice).images
+    assert list(images) == ["image"] and len(images["image"].tokens) == 1
 
 
 def test_positions_are_those_of_transformers(make_parts, folder):

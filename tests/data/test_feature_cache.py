@@ -64,11 +64,11 @@ def test_known_features_change_nothing(parts, folder, tmp_path):
     _, again = opened(parts, tmp_path)
     second = batch_through(again, folder)
     assert set(second.images) == {"image", "dino", "sam"}
-    for view, looks in second.images.items():
+    for view, images in second.images.items():
         videos = [grid for grid in first.images[view].grids if grid[0] > 1]
-        assert looks.cached
-        assert looks.grids == videos  # these are always looked at anew
-        assert len(looks.uncached) == len(videos)
+        assert images.cached
+        assert images.grids == videos  # these are always looked at anew
+        assert len(images.uncached) == len(videos)
     calls = count_calls(parts.model.encoder("dino").vision)
     assert_same(losses_and_gradients(parts, second, "shared"), want)
     assert not calls
@@ -85,7 +85,7 @@ def test_some_known_and_some_not(parts, folder, tmp_path):
             path.unlink()
     _, again = opened(parts, tmp_path)
     mixed = batch_through(again, folder)
-    assert any(looks.cached and looks.uncached for looks in mixed.images.values())
+    assert any(images.cached and images.uncached for images in mixed.images.values())
     assert_same(losses_and_gradients(parts, mixed, "shared"), want)
 
 
@@ -124,10 +124,10 @@ def test_what_is_trained_is_not_kept(parts, folder, tmp_path):
     losses_and_gradients(parts, batch_through(keeping, folder), "shared")
     store.flush()
     _, again = opened(parts, tmp_path)
-    looks = batch_through(again, folder).images
-    assert not looks["dino"].cached
-    assert looks["sam"].cached
-    assert not looks["sam"].uncached
+    images = batch_through(again, folder).images
+    assert not images["dino"].cached
+    assert images["sam"].cached
+    assert not images["sam"].uncached
     freeze(parts.model)
 
 
@@ -182,8 +182,8 @@ def write_many(root, order):
     for name in order * 5:
         key = kept(store, name)
         store.flush()
-        look = store.get(key)
-        assert look is None or look.features.eq(1.0).all()  # whole or absent
+        found = store.get(key)
+        assert found is None or found.features.eq(1.0).all()  # whole or absent
 
 
 def test_several_processes_share_a_folder(tmp_path):
@@ -237,13 +237,13 @@ def test_answers_of_a_second_run_encode_nothing(tmp_path, folder, monkeypatch):
 
     monkeypatch.setattr(VPTModel, "_encode_uncached", noting)
     monkeypatch.setattr("vpt.cli.train.save_examples", lambda *_, **__: None)  # maps look for themselves
-    looks = []
+    images = []
     for run in range(2):
         train(config, tmp_path / f"run{run}")
-        looks.append({view: sum(fresh for name, fresh in seen if name == view) for view, _ in seen})
+        images.append({view: sum(fresh for name, fresh in seen if name == view) for view, _ in seen})
         seen.clear()
-    assert min(looks[0].values()) >= 2
-    assert not any(looks[1].values())
+    assert min(images[0].values()) >= 2
+    assert not any(images[1].values())
 
 
 def test_what_is_frozen_stays_in_evaluation_mode(parts):

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from conftest import ALL, TOKENS, action_turns, compose_config, conversation, mixed_records, samples_of
-from helpers.fuzzing import PIECES, RANDOM, damaged, examples, fuzz, mutated, refusing, seed_images, upset
+from helpers.fuzzing import PIECES, RANDOM, damaged, examples, fuzz, mutated, refusing, scramble, seed_images
 from vpt.config.resolve import resolve_config
 from vpt.config.schema import TrainConfig
 from vpt.config.validate import validate
@@ -100,13 +100,13 @@ def test_damaged_record_files(tmp_path, monkeypatch, name, count):
 
 
 @examples(25, 2_000)
-def test_upset_configurations(count):
+def test_scrambled_configurations(count):
     bases = [OmegaConf.to_container(OmegaConf.structured(compose_config(f"+experiment={name}")))
              for name in ("dino", "all", "scenes/region")]  # fmt: skip
 
     def check(base, random):
         with refusing(ConfigError, r"\S"):
-            validate(resolve_config(OmegaConf.create(upset(base, random)), TrainConfig))
+            validate(resolve_config(OmegaConf.create(scramble(base, random)), TrainConfig))
 
     fuzz(count, check, base=st.sampled_from(bases), random=RANDOM)
 

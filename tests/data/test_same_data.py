@@ -1,4 +1,4 @@
-"""The same data without perception, and with plain looks of as many tokens."""
+"""The same data without perception, and with the image once more in as many tokens."""
 
 import json
 import shutil
@@ -65,7 +65,7 @@ def test_a_turn_that_cannot_go():
         without_perception(record, TOKENS)
 
 
-def test_a_plain_look_takes_the_place_of_each_perception():
+def test_a_token_matched_image_takes_the_place_of_each_perception():
     record = without_perception(record_of(long_record()), TOKENS, token_matched_images=True)
     assert contents(record) == ["<image>\nwhat?\n<image>\n<image>", "red", "<image>", "and blue"]
     crop = ImageRef("1.png", (12, 12, 72, 42))
@@ -78,7 +78,7 @@ def test_a_plain_look_takes_the_place_of_each_perception():
 
 
 @pytest.mark.parametrize("image", ["0.png", "1.png", "2.png", "3.png"])
-def test_plain_looks_have_as_many_tokens(make_parts, folder, image):
+def test_token_matched_images_have_as_many_tokens(make_parts, folder, image):
     """Through the whole path, to the blocks of a batch: 64x64, 96x48, 80x112 and 200x150 pixels."""
     parts = make_parts(*ALL)
     with_all = conversation(
@@ -119,24 +119,24 @@ def test_the_published_sizes_come_out_near():
 
 
 def test_easy_vqa_and_files_alike(folder, tmp_path):
-    """`data.perception=false` with and without plain looks, through both sources."""
+    """`data.perception=false` with and without token-matched images, through both sources."""
     for image in Path(folder.root).iterdir():
         shutil.copy(image, tmp_path)
     raw = conversation("1.png", action_turns("detection"), detection_images=["1.png"])
     for name in ("train", "test"):
         (tmp_path / f"{name}.json").write_text(json.dumps([raw]))
     actions = "data.actions={none:0,dino:1}"
-    looks = ("data.perception=false", "data.token_matched_images=true")
+    matched = ("data.perception=false", "data.token_matched_images=true")
     for overrides in (("data=vpt", f"data.root={tmp_path}"), (actions,)):
         treated, plain, looking = [
             build_sources(config.data.test, config, split="test")[0][0][0]
-            for config in (compose_config(*overrides, *more) for more in ((), looks[:1], looks))
+            for config in (compose_config(*overrides, *more) for more in ((), matched[:1], matched))
         ]
         assert treated.images.keys() == {VISION_TOWER, "dino"} and plain.images.keys() == {VISION_TOWER}
         assert treated.answer == plain.answer == looking.answer and treated.question == plain.question
         assert [type(image) for image in looking.images[VISION_TOWER]] == [ImageRef, TokenMatchedImage]
         assert len(plain.messages) == len(looking.messages) == 3
-    config = compose_config("data=vpt", f"data.root={tmp_path}", *looks, "encoder=[]")
+    config = compose_config("data=vpt", f"data.root={tmp_path}", *matched, "encoder=[]")
     with pytest.raises(DataError, match=r"needs a re-encoder spelt 'detection'.*encoder=\[...\]"):
         _ = build_sources(config.data.test, config, split="test")[0][0][0]
     with pytest.raises(ConfigError, match=r"data\.perception=false"):

@@ -57,8 +57,8 @@ def test_the_baselines_keep_the_video():
     plain = without_perception(record, TOKENS)
     assert [message.role for message in plain.messages] == ["system", "user", "assistant"]
     assert plain.images == {"image": record.images["image"]}
-    looks = without_perception(record, TOKENS, token_matched_images=True).images["image"]
-    assert looks[0] == record.images["image"][0] and looks[1].path == "frame3.png"
+    images = without_perception(record, TOKENS, token_matched_images=True).images["image"]
+    assert images[0] == record.images["image"][0] and images[1].path == "frame3.png"
 
 
 def test_a_region_is_answered_by_its_crop(folder):
@@ -119,11 +119,11 @@ def test_patches_hold_the_frames_in_turn(make_parts, count, model):
     """Put together again, patches show every frame, the last one twice where the count is odd."""
     view = make_parts("encoder=[]", f"model={model}").processor.transforms["image"]
     frames = np.random.default_rng(0).integers(0, 255, (count, 64, 96, 3)).astype(np.uint8)
-    look = view.video(VideoClip([Image.fromarray(frame) for frame in frames], fps=4.0))
+    processed = view.video(VideoClip([Image.fromarray(frame) for frame in frames], fps=4.0))
     steps = (count + 1) // 2
-    assert look.grid == (steps, 8, 12) and look.tokens == steps * 4 * 6 and look.seconds == 0.5
+    assert processed.grid == (steps, 8, 12) and processed.tokens == steps * 4 * 6 and processed.seconds == 0.5
     got = rearrange(
-        look.pixels, "(t h w a b) (c s y x) -> (t s) (h a y) (w b x) c",
+        processed.pixels, "(t h w a b) (c s y x) -> (t s) (h a y) (w b x) c",
         t=steps, h=4, w=6, a=2, b=2, c=3, s=2, y=8, x=8,
     )  # fmt: skip
     want = (torch.from_numpy(frames).float() / 255 - torch.tensor(CLIP_MEAN)) / torch.tensor(CLIP_STD)

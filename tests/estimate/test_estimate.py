@@ -50,7 +50,7 @@ def parameters(module) -> int:
     [("qwen2_vl_2b", "clip", 2.45), ("qwen2_vl_2b", "dino", 2.75), ("qwen2_vl_2b", "sam", 2.76),
      ("qwen2_vl_7b", "clip", 8.32)],
 )  # fmt: skip
-def test_totals_of_the_released_models(model, encoder, published):
+def test_totals_of_the_published_models(model, encoder, published):
     """Table 3's models; the paper counts lm_head apart, tied or not."""
     built = sizes_of(f"+experiment={encoder}", f"model={model}")
     tied = built.qwen.lm_head.weight is built.language.embed_tokens.weight
@@ -81,7 +81,7 @@ def test_pretrained_towers_are_frozen():
 
 
 @pytest.mark.parametrize("experiment", ["all", "free_choice", "region", "baseline"])
-def test_the_blueprint_is_what_a_run_builds(experiment):
+def test_the_meta_model_is_what_a_run_builds(experiment):
     """The same names, sizes and choice of what is trained, for the tiny model."""
     config = compose_config(f"+experiment={experiment}")
     run = build_model(config).model
@@ -271,7 +271,7 @@ class Peak(TorchDispatchMode):
 
     def __init__(self, model, batch) -> None:
         super().__init__()
-        there = (*model.parameters(), *(looks.pixels for looks in batch.images.values()))
+        there = (*model.parameters(), *(images.pixels for images in batch.images.values()))
         self.known = {tensor.untyped_storage()._cdata for tensor in there}
         self.alive, self.bytes = {}, 0
 
@@ -286,7 +286,7 @@ class Peak(TorchDispatchMode):
         return out
 
 
-WALKS = {
+FORWARDS = {
     "plain": InnerForwardConfig(num_inner_forward_run=1),
     "shared": InnerForwardConfig(),
     "full": InnerForwardConfig(inner_forward="full"),
@@ -298,15 +298,15 @@ WALKS = {
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize(
-    ("walk", "trained"),
-    [*((walk, "everything but towers") for walk in WALKS), ("shared", "adapters"), ("shared", "projectors")],
+    ("forward", "trained"),
+    [*((forward, "everything but towers") for forward in FORWARDS), ("shared", "adapters"), ("shared", "projectors")],
 )
-def test_activations_and_peak(prepared, walk, trained, precision):
+def test_activations_and_peak(prepared, forward, trained, precision):
     """What is kept for the backward pass within 5 %, and the peak of a second micro-batch within 10 %."""
     parts, samples = prepared(trained)
     model = parts.model
-    model.forward_config = WALKS[walk]
-    batch, example = micro_batch(parts, samples, masked=walk in ("zero", "bottleneck"))
+    model.forward_config = FORWARDS[forward]
+    batch, example = micro_batch(parts, samples, masked=forward in ("zero", "bottleneck"))
     autocast = precision == "bf16"
     types = DTypeBytes.of(model, autocast=autocast, packed=False)
     expected = predict_memory(model, workload_of(FlopMeter(model), [example], len(samples)), ShardingPlan(), types)
@@ -318,7 +318,7 @@ def test_activations_and_peak(prepared, walk, trained, precision):
     kept = Kept(model)
     with kept.hooks:
         loss = forward()
-    if walk != "checkpointing":  # there, most of it exists in the backward pass only
+    if forward != "checkpointing":  # there, most of it exists in the backward pass only
         assert kept.bytes == pytest.approx(expected.activations + expected.copies, rel=0.05)
     loss.backward()  # gradients are there from now on
     peak = Peak(model, batch)
@@ -392,7 +392,7 @@ def test_shards_divide_the_state():
     assert gathered > predict_memory(model, load, replace(how, kind="fsdp", shards=64), types).exchange
 
 
-def test_pace():
+def test_throughput():
     config = compose_description(["gpus=4", "assume.peak_tflops=100", "assume.utilisation=0.5"])
     going = throughput(config, flops=1e12, tokens=300.0)
     assert going.samples_a_second == 200 and going.tokens_a_second == 60_000

@@ -1,4 +1,4 @@
-"""Controls: what each of them changes, for which questions, and that nothing else decides what it draws."""
+"""Ablations: what each of them changes, for which questions, and that nothing else decides what it draws."""
 
 import json
 from dataclasses import replace
@@ -64,8 +64,8 @@ def answers(folder):
 def test_they_concern_answers_that_perceive_in_their_way(benches, action, concerned, tmp_path):
     bench = benches[action]
     for kind in (*FEATURES, *STATES, *REGIONS):
-        control = kind(bench.setting)
-        assert all(control.applies_to(item) for item in bench.plain) == (kind in concerned)
+        ablation = kind(bench.setting)
+        assert all(ablation.applies_to(item) for item in bench.plain) == (kind in concerned)
     compared = bench.run(tmp_path)
     assert {name for name, found in compared.items() if found.questions == QUESTIONS} == {
         name for name, node in NODES.items() if node.target.rpartition(".")[2] in {kind.__name__ for kind in concerned}
@@ -97,24 +97,24 @@ def test_regions_that_are_shown(benches, tmp_path):
 
 def test_another_image_is_another_image(benches):
     bench = benches["dino"]
-    control = FeaturesSwapped(bench.setting)
-    assert len(control.images) == 2
+    ablation = FeaturesSwapped(bench.setting)
+    assert len(ablation.images) == 2
     for question in bench.asked:
         own = question.folder.original(question.record.images[VISION_TOWER][0], where="")
-        assert control.image(own, record=question.record).tobytes() != own.tobytes()
+        assert ablation.image(own, record=question.record).tobytes() != own.tobytes()
     alone = AblationContext(bench.parts, bench.config, bench.asked[:1], bench.plain[:1])
     assert not FeaturesSwapped(alone).applies_to(bench.plain[0])
 
 
 def test_noise_has_the_moments_of_the_features(benches):
     bench = benches["dino"]
-    control = FeaturesNoise(bench.setting)
+    ablation = FeaturesNoise(bench.setting)
     first, second = (question.record for question in bench.asked[:2])
     like = torch.zeros(16, bench.parts.model.language.config.hidden_size)
     with torch.no_grad():
-        noise = [control.tokens(like, source="dino", record=record) for record in (first, second, first)]
-        features = control._features("dino")
-        many = control.tokens(like.repeat(1000, 1), source="dino", record=first)
+        noise = [ablation.tokens(like, source="dino", record=record) for record in (first, second, first)]
+        features = ablation._features("dino")
+        many = ablation.tokens(like.repeat(1000, 1), source="dino", record=first)
     assert torch.equal(noise[0], noise[2]) and not torch.equal(noise[0], noise[1])
     deviation = features.std(dim=0)
     torch.testing.assert_close(many.mean(dim=0), features.mean(dim=0), rtol=0, atol=0.05 * deviation.max().item())
@@ -123,26 +123,26 @@ def test_noise_has_the_moments_of_the_features(benches):
 
 def test_shuffled_states_are_those_of_another_question(benches):
     bench = benches["dino"]
-    control = StateShuffled(bench.setting)
+    ablation = StateShuffled(bench.setting)
     records = [question.record for question in bench.asked]
     with torch.no_grad():
-        control.on_batch(records)
-        given = {record.where: control.states(torch.zeros(1, 1), kind="dino", record=record) for record in records}
+        ablation.on_batch(records)
+        given = {record.where: ablation.states(torch.zeros(1, 1), kind="dino", record=record) for record in records}
         own = {}
-        for question, said in zip(bench.asked, control_free_answers(bench), strict=True):
+        for question, said in zip(bench.asked, answers_with_their_states(bench), strict=True):
             own[question.record.where] = said.states[0]
     for where, states in given.items():
         near = {other: (states - theirs).abs().max().item() for other, theirs in own.items()}
         assert min(near.values()) < 1e-4 < near[where]
 
 
-def control_free_answers(bench):
+def answers_with_their_states(bench):
     from vpt.evaluation.evaluator import answer_batch
 
     return answer_batch(StateShuffled(bench.setting).generator, bench.asked)
 
 
-def test_what_is_no_control_stops_before_anything_runs():
+def test_what_is_no_ablation_stops_before_anything_runs():
     nodes = compose_eval("checkpoint=x", "+ablations=all").ablations
     check_ablations(nodes)
     nodes["features_noise"].options = {"imges": 3}

@@ -123,7 +123,7 @@ def test_other_questions_begin_anew(tmp_path):
 
 
 def test_an_image_that_breaks_in_the_middle(runs, monkeypatch):
-    """What was answered before is kept, and once the image is mended the same command goes on."""
+    """What was answered before is kept, and once the image is repaired the same command goes on."""
     run = runs / "seed_0"
     ask = [f"checkpoint={run}", "data.limit=20", "generation.batch_size=4", "pictures=false"]
     evaluate_checkpoint(compose_eval(*ask, "name=sound"))
@@ -168,7 +168,7 @@ def test_weights_are_told_apart(runs):
     assert len(digests) == 2
 
 
-def test_controls_beside_a_baseline(runs, capsys):
+def test_ablations_beside_a_baseline(runs, capsys):
     run = runs / "seed_0"
     evaluate_checkpoint(
         compose_eval(
@@ -194,7 +194,7 @@ def test_controls_beside_a_baseline(runs, capsys):
 
 
 def test_another_test_split_is_no_baseline(runs, monkeypatch):
-    """Told before anything is answered, not at the end of all controls."""
+    """Told before anything is answered, not at the end of all ablations."""
     monkeypatch.setattr("vpt.cli.evaluate.load_pretrained", None)  # a call would end in another error
     ask = [f"checkpoint={runs / 'seed_0'}", f"baseline={runs / 'seed_1'}", "name=apart", "data.limit=6"]
     asked = Evaluation.records

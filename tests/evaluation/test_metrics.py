@@ -140,7 +140,7 @@ def test_free_choice():
     }  # fmt: skip
 
 
-def test_what_was_mended_ignored_and_cut_off_is_counted():
+def test_what_was_repaired_ignored_and_truncated_is_counted():
     items = [said("", "x", trace=[PerceptionStep("region", status=REPAIRED), PerceptionStep("region", status=IGNORED)]),
              said("", "x", complete=False, trace=[PerceptionStep("dino"), PerceptionStep("region", status=IGNORED)])]  # fmt: skip
     summary = summarise([replace(item, source="test") for item in items], {"test": [METRICS["exact_match"]()]})

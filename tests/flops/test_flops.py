@@ -19,7 +19,7 @@ from vpt.models.vpt import InnerForwardConfig
 from vpt.perception.masking import Masking
 from vpt.training.optimizer import set_trainable
 
-WALKS = {
+FORWARDS = {
     "plain": {"num_inner_forward_run": 1},
     "shared": {},
     "full": {"inner_forward": "full"},
@@ -81,13 +81,13 @@ def _nothing_is_padded(monkeypatch):
     )
 
 
-@pytest.mark.parametrize("walk", WALKS)
-def test_formula_equals_the_counter(parts_of, folder, walk):
-    parts = parts_of(scale=WALKS[walk].get("projector_scale", 1))
+@pytest.mark.parametrize("forward", FORWARDS)
+def test_formula_equals_the_counter(parts_of, folder, forward):
+    parts = parts_of(scale=FORWARDS[forward].get("projector_scale", 1))
     model = parts.model
-    model.forward_config = InnerForwardConfig(**WALKS[walk])
+    model.forward_config = InnerForwardConfig(**FORWARDS[forward])
     set_trainable(model, TRAINED["no tower"], tower_pretrained=False)
-    batch = one_row(parts, folder, masked=walk.startswith(("zero", "bottleneck")))
+    batch = one_row(parts, folder, masked=forward.startswith(("zero", "bottleneck")))
     cost = total(FlopMeter(model, pairs="dense").step(batch))
     assert (cost.linear, cost.attention, cost.backward + cost.recomputed) == counted(model, batch)
 
@@ -143,8 +143,8 @@ def test_what_is_known_is_not_seen_again(parts_of, folder):
     with torch.no_grad():
         seen = model.encode_images(batch.images)
     batch.images = {
-        view: replace(looks, pixels=torch.empty(0), grids=[], cached=dict(enumerate(looks.split(seen[view]))))
-        for view, looks in batch.images.items()
+        view: replace(images, pixels=torch.empty(0), grids=[], cached=dict(enumerate(images.split(seen[view]))))
+        for view, images in batch.images.items()
     }
     after = meter.step(batch)
     assert {part for part in after if after[part] != before[part]} == {
@@ -163,9 +163,9 @@ def test_two_passes_cost_what_one_costs(parts_of, folder):
     set_trainable(parts.model, OptimConfig(), tower_pretrained=True)
     batch = one_row(parts, folder, masked=False)
     meter, language = FlopMeter(parts.model), {}
-    for walk in ("plain", "shared", "full"):
-        parts.model.forward_config = InnerForwardConfig(**WALKS[walk])
-        language[walk] = meter.step(batch)["qwen.model.language_model"]
+    for forward in ("plain", "shared", "full"):
+        parts.model.forward_config = InnerForwardConfig(**FORWARDS[forward])
+        language[forward] = meter.step(batch)["qwen.model.language_model"]
     states = DecoderCost(parts.model.language.layers, carries=True).cost(0, 2, 0, again=False)
     labels = DecoderCost(parts.model.language.layers, carries=True).cost(0, batch.num_labels, 0, again=False)
     assert language["shared"] == language["plain"] + states

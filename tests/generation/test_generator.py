@@ -59,9 +59,9 @@ class Opening(Generator):
         super().__init__(parts.model.eval(), parts.processor, parts.tokenizer.decode, limits, sampling)
         self.scripts = scripts
 
-    def _sample(self, speakers, logits):
-        free = super()._sample(speakers, logits)
-        left = [self.scripts.get(speaker.sample.record.where, []) for speaker in speakers]
+    def _sample(self, rows, logits):
+        free = super()._sample(rows, logits)
+        left = [self.scripts.get(row.sample.record.where, []) for row in rows]
         return [script.pop(0) if script else token for script, token in zip(left, free, strict=True)]
 
 
@@ -109,7 +109,7 @@ def test_alone_in_any_batch_and_from_scratch(all_parts, folder, sampling):
 @pytest.mark.parametrize("scale", [1, 2])
 @pytest.mark.parametrize("kind", ["region", "dino", "sam", "clip", "region + sam"])
 def test_it_equals_prompting_again_with_the_perceived_turn(make_parts, folder, kind, scale):
-    """The two rounds of the released evaluation: prompt, then prompt again with what was perceived, from scratch."""
+    """The two rounds of the authors' evaluation: prompt, then prompt again with what was perceived, from scratch."""
     parts = make_parts(*ALL, f"model.projector_scale={scale}")
     region, both = records()[1:3]
     if kind.startswith("region"):
@@ -177,8 +177,8 @@ def test_control_states_steer_what_is_seen(make_parts, folder):
 class Insistent(Generator):
     """Asks whenever it may, and ends its turn otherwise."""
 
-    def _sample(self, speakers, logits):
-        self.constraints.mask_logits(logits, speakers)
+    def _sample(self, rows, logits):
+        self.constraints.mask_logits(logits, rows)
         start, end = self.vocabulary.actions["dino"].start, self.vocabulary.im_end
         return [start if row[start] > -torch.inf else end for row in logits]
 
@@ -198,8 +198,8 @@ def test_a_loop_in_one_turn_ends(make_parts, folder):
     parts = make_parts("encoder=[]")
 
     class Looping(Generator):
-        def _sample(self, speakers, logits):
-            self.constraints.mask_logits(logits, speakers)
+        def _sample(self, rows, logits):
+            self.constraints.mask_logits(logits, rows)
             start, x = self.vocabulary.region_start, self.vocabulary.x[0]
             return [start if row[start] > -torch.inf else x for row in logits]
 
@@ -237,9 +237,9 @@ def test_a_control_token_is_never_said(make_parts, folder):
     control = parts.model.vocabulary.actions["dino"].control
 
     class Longing(Generator):
-        def _sample(self, speakers, logits):
+        def _sample(self, rows, logits):
             logits[:, control] = 1e6
-            return super()._sample(speakers, logits)
+            return super()._sample(rows, logits)
 
     generator = Longing(parts.model.eval(), parts.processor, parts.tokenizer.decode, GenerationLimits(12, 0))
     assert control not in generator.generate(prompts_of(parts, folder, [conversation("0.png")]), [folder])[0].ids
@@ -255,9 +255,9 @@ def test_no_part_of_a_forbidden_action_is_said(make_parts, folder, action):
     foreign = [token for kind, tokens in own.items() if kind != action for token in tokens]
 
     class Longing(Generator):
-        def _sample(self, speakers, logits):
+        def _sample(self, rows, logits):
             logits[:, foreign] = 1e6
-            return super()._sample(speakers, logits)
+            return super()._sample(rows, logits)
 
     generator = Longing(
         parts.model.eval(), parts.processor, parts.tokenizer.decode, GenerationLimits(14, 1, action=action)
@@ -308,7 +308,7 @@ def test_malformed_regions(all_parts, said, region, repaired):
     assert len(twice) == 2 and asking.select(twice) == (twice[1] if region else None)
 
 
-def test_the_trace_tells_what_was_mended_and_ignored(make_parts, folder):
+def test_the_trace_tells_what_was_repaired_and_ignored(make_parts, folder):
     parts = make_parts("encoder=[dino]")
     v = parts.model.vocabulary
     scripts = {
@@ -343,9 +343,9 @@ def test_crops_come_from_the_original_at_full_resolution(make_parts, tmp_path):
     seen = []
 
     class Watching(Opening):
-        def _encode_visual_inputs(self, sights):
-            seen.extend(sight.image for group in sights.values() for sight in group)
-            return super()._encode_visual_inputs(sights)
+        def _encode_visual_inputs(self, inputs):
+            seen.extend(one.image for group in inputs.values() for one in group)
+            return super()._encode_visual_inputs(inputs)
 
     for margin, box in ((0, (0, 0, 128, 64)), (1, (0, 0, 192, 96))):
         script = [v.region_start, v.x[0], v.y[0], v.x[1], v.y[1], v.region_end, v.im_end]

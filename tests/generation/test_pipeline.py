@@ -78,9 +78,9 @@ def test_the_map_is_what_training_adds(make_parts, folder, image, kind, scale):
     raw = conversation("3.png", action_turns(token), **{f"{token}_images": ["3.png"]})
     with torch.no_grad():
         batch, model = collate(samples_of(parts, folder, [raw])), parts.model
-        tokens, walk = model.project_features(model.encode_images(batch.images), batch), model.plan_forward(batch)
-        _, states = model.run_stages(batch, walk, tokens, StagedKVCache())
-        (perceived,) = [one for stage in walk.stages for one in stage.inserts if one.states is not None]
+        tokens, plan = model.project_features(model.encode_images(batch.images), batch), model.plan_forward(batch)
+        _, states = model.run_stages(batch, plan, tokens, StagedKVCache())
+        (perceived,) = [one for stage in plan.stages for one in stage.inserts if one.states is not None]
         moved = model.condition(perceived, tokens, states) - tokens[kind][perceived.tokens]
         direction = model.encoder(kind).projector.condition_vector(states[perceived.states])[0]
     expected = (moved @ direction) / direction.square().sum()
@@ -132,8 +132,8 @@ def test_it_prints_while_it_answers(all_parts, image, capsys):
     """Words come out round by round, each act of perception before the words that follow it."""
     listener, pieces = AnswerStreamer(all_parts.tokenizer), []
 
-    def listen(speaker):
-        listener(speaker)
+    def listen(row):
+        listener(row)
         pieces.append(capsys.readouterr().out)
 
     reply = all_parts.ask(image, "what is the red shape?", action="dino", max_new_tokens=24, listener=listen)

@@ -21,8 +21,8 @@ LOGITS = torch.tensor([[0.5, 0.2, 0.0, 0.15, 0.1, 0.05]]).log()
 
 
 def drawn(sampling, logits=LOGITS, count=4000):
-    dice = sampling.rng_for(3)
-    chosen = sampling.sample(logits.expand(count, -1), [dice] * count)
+    rng = sampling.rng_for(3)
+    chosen = sampling.sample(logits.expand(count, -1), [rng] * count)
     return np.bincount(chosen, minlength=logits.shape[1]) / count
 
 
@@ -59,8 +59,8 @@ def test_rows_draw_by_seed_and_number():
 
     def row(seed, number):
         sampling = Sampling(1.0, seed=seed)
-        dice = sampling.rng_for(number)
-        return [sampling.sample(logits, [dice])[0] for _ in range(8)]
+        rng = sampling.rng_for(number)
+        return [sampling.sample(logits, [rng])[0] for _ in range(8)]
 
     assert row(0, 1) == row(0, 1)
     assert len({tuple(row(seed, number)) for seed in (0, 1) for number in (0, 1, 2)}) == 6

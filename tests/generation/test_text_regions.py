@@ -45,7 +45,7 @@ def test_a_box_in_text_leads_to_the_crop(make_parts, folder, spelling):
     torch.testing.assert_close(torch.stack(generator.logits[sample.record.where]), want, rtol=1e-4, atol=2e-4)
 
 
-def test_swapped_corners_are_mended_and_other_text_is_an_answer(make_parts, folder):
+def test_swapped_corners_are_repaired_and_other_text_is_an_answer(make_parts, folder):
     parts = make_parts(*TEXT)
     found = answer(parts, folder, looking("[749, 874, 125, 250]", "yes"), GenerationLimits(60, 3))[2]
     assert [(step.status, step.box) for step in found.trace] == [("repaired", CROP)]

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from helpers.fuzzing import damaged, upset
+from helpers.fuzzing import damaged, scramble
 
 ABSURD: list[Any] = [
     None, True, 0, -1, 1, 2, 3, 7, 0.5, 10**6, 2**31, 2**63, 10**30, -(10**9), float("nan"), float("inf"), "", "x", "\x00",
@@ -53,12 +53,12 @@ def replace(path: Path, data: bytes) -> None:
     path.write_bytes(data)
 
 
-def wreck(folder: Path, random: Random, outside: Path) -> tuple[str, str]:
+def corrupt(folder: Path, random: Random, outside: Path) -> tuple[str, str]:
     """Damage one file of a checkpoint; which one, and how."""
     names = [str(path.relative_to(folder)) for path in sorted(folder.rglob("*")) if path.is_file()]
     name = random.choice([name for name in names if not name.startswith("SHA")])
     ways = [_bytes, _bytes, _as_folder, _gone, _link, _pipe]
-    kind = {".json": [_json, _json, _entry, _entry, _entry], ".yaml": [_yaml, _yaml, _upset, _upset]}
+    kind = {".json": [_json, _json, _entry, _entry, _entry], ".yaml": [_yaml, _yaml, _scramble, _scramble]}
     ways += kind.get(Path(name).suffix, [_pickle, _header, _header, _header, _index, _bin])
     way = random.choice(ways)
     if name == "complete":
@@ -136,8 +136,8 @@ def _yaml(path: Path, random: Random, _: Path) -> None:
     replace(path, random.choice(BAD_YAML).encode())
 
 
-def _upset(path: Path, random: Random, _: Path) -> None:
-    tree = upset(yaml.safe_load(path.read_text()), random)
+def _scramble(path: Path, random: Random, _: Path) -> None:
+    tree = scramble(yaml.safe_load(path.read_text()), random)
     if random.random() < 0.5:
         node = random.choice([node for node in _nodes(tree) if isinstance(node, dict)])
         node[random.choice([*node, "_target_"])] = random.choice(["${oc.env:VPT_SECRET}", "os.system", 10**9, "*x"])

@@ -135,7 +135,7 @@ SETTINGS: list[Any] = [
 ]  # fmt: skip
 
 
-def upset(tree: dict[str, Any], random: Random) -> dict[str, Any]:
+def scramble(tree: dict[str, Any], random: Random) -> dict[str, Any]:
     """A plain configuration in which one to three keys have strange values, strange names, or are gone."""
     tree = copy.deepcopy(tree)
     for _ in range(random.randrange(1, 4)):

@@ -40,8 +40,8 @@ def attempt(world: World, folder: str, steps: int, strategy: str, file_limit: in
         os._exit(FULL)
 
 
-class Tormentor:
-    """Starts a run again and again and does away with it, until it has come to its end."""
+class KillRunner:
+    """Starts a run again and again and kills it, until it has come to its end."""
 
     def __init__(self, folder: Path, *, steps: int, seed: int = 0, ranks: int = 1, strategy: str = "auto") -> None:
         self.folder, self.steps, self.seed, self.ranks, self.strategy = folder, steps, seed, ranks, strategy
@@ -50,7 +50,7 @@ class Tormentor:
         everybody = list(range(ranks))
         self.victims = cycle([everybody] if ranks == 1 else [*([rank] for rank in everybody), everybody])
 
-    def torment(self, *, fates: list[str]) -> None:
+    def run(self, *, fates: list[str]) -> None:
         """One attempt for each fate, then as many as it takes."""
         for fate in fates:
             self.try_once(fate)
@@ -144,21 +144,21 @@ def history(folder: Path) -> list[tuple]:
     return [kept for line in lines if len(kept := tuple((k, v) for k, v in line.items() if "perf/" not in k)) > 1]
 
 
-def assert_same_run(tormented: Path, whole: Path) -> None:
+def assert_same_run(killed: Path, whole: Path) -> None:
     """To the last bit: what was logged, weights, moments, progress, and which checkpoints are left."""
-    assert history(tormented) == history(whole)
-    ones, others = (_stored(find_checkpoint(folder)) for folder in (tormented, whole))
+    assert history(killed) == history(whole)
+    ones, others = (_stored(find_checkpoint(folder)) for folder in (killed, whole))
     assert ones.keys() == others.keys()
     for file, one in ones.items():
         assert one.keys() == others[file].keys()
         assert all(torch.equal(one[name], others[file][name]) for name in one)
-    states = [json.loads((find_checkpoint(folder) / "state.json").read_text()) for folder in (tormented, whole)]
+    states = [json.loads((find_checkpoint(folder) / "state.json").read_text()) for folder in (killed, whole)]
     assert states[0] == states[1]
-    kept = [sorted(path.name for path in (folder / "checkpoints").iterdir()) for folder in (tormented, whole)]
+    kept = [sorted(path.name for path in (folder / "checkpoints").iterdir()) for folder in (killed, whole)]
     assert kept[0] == kept[1]
 
 
 def whole_run(folder: Path, steps: int, *, ranks: int = 1, strategy: str = "auto") -> Path:
     """The same run, left alone."""
-    Tormentor(folder, steps=steps, ranks=ranks, strategy=strategy).torment(fates=[])
+    KillRunner(folder, steps=steps, ranks=ranks, strategy=strategy).run(fates=[])
     return folder

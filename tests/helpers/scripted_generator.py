@@ -15,24 +15,24 @@ class Scripted(Generator):
         self.logits = {}
         self.scripts = {sample.record.where: script_of(parts, sample) for sample in samples}
 
-    def _sample(self, speakers, logits):
+    def _sample(self, rows, logits):
         chosen = []
-        for speaker, row in zip(speakers, logits, strict=True):
-            where = speaker.sample.record.where
+        for row, scores in zip(rows, logits, strict=True):
+            where = row.sample.record.where
             said = self.logits.setdefault(where, [])
             chosen.append(self.scripts[where][len(said)])
-            said.append(row)
+            said.append(scores)
         return chosen
 
 
 def script_of(parts, sample):
     """What a record's assistant says, control tokens left out."""
-    controls = {action.control for action in parts.model.vocabulary.actions.values()}
-    return [token for token in sample.labels.tolist() if token != -100 and token not in controls]
+    control_tokens = {action.control for action in parts.model.vocabulary.actions.values()}
+    return [token for token in sample.labels.tolist() if token != -100 and token not in control_tokens]
 
 
 def records():
-    """Conversations whose actions all look at the first image, as a generating model does."""
+    """Conversations whose actions all re-encode the first image, as a generating model does."""
     region = conversation("1.png", REGION_TURNS)
     region["images"].append("1.png_%d,%d,%d,%d" % REGION.to_box((96, 48), bins=8))
     both = conversation("2.png", REGION_TURNS, action_turns("seg"), answer="no", seg_images=["2.png"])
@@ -41,7 +41,7 @@ def records():
         "0.png", action_turns("detection"), action_turns("clip"), action_turns("detection"), answer="a red circle",
         detection_images=["0.png", "0.png"], clip_images=["0.png"],
     )  # fmt: skip
-    watched = video_conversation(  # perception looks at the middle frame
+    watched = video_conversation(  # perception sees the middle frame
         video(), action_turns("clip"), REGION_TURNS, action_turns("detection"), answer="teal",
         clip_images=["frame3.png"], detection_images=["frame3.png"],
         images=["frame3.png_%d,%d,%d,%d" % REGION.to_box((80, 48), bins=8)],

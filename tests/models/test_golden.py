@@ -1,4 +1,4 @@
-"""What the released code computed, through the classes that training uses."""
+"""What the authors' code computed, through the classes that training uses."""
 
 import pytest
 

@@ -92,11 +92,11 @@ def test_a_masked_answer_sees_the_image_through_the_control_state_alone(make_par
         batch = collate([sample], masked=[masked])
         tokens = model.project_features(model.encode_images(batch.images), batch)
         tokens["image"] = tokens["image"].detach().requires_grad_()
-        walk = model.plan_forward(batch)
+        plan = model.plan_forward(batch)
         with states_detached(model):
-            hidden, states = model.run_stages(batch, walk, tokens, StagedKVCache())
+            hidden, states = model.run_stages(batch, plan, tokens, StagedKVCache())
             out = compute_outputs(
-                model.logits, batch, hidden[walk.output_index][batch.loss_positions], states, keep_logits=False
+                model.logits, batch, hidden[plan.output_index][batch.loss_positions], states, keep_logits=False
             )
         gradient = torch.autograd.grad(out.nll[-1], tokens["image"], allow_unused=True)[0]
         seen = 0.0 if gradient is None else gradient.abs().max().item()
@@ -115,7 +115,7 @@ def states_detached(model):
 @pytest.mark.parametrize("mode", ["shared", "full"])
 def test_nothing_is_computed_that_nobody_reads(make_parts, folder, mode):
     """After the last attention: each label's position once, each control state once; and the predictions are those of
-    a walk that returns every position."""
+    a forward that returns every position."""
     parts = make_parts(*ALL)
     model = parts.model
     model.forward_config = replace(model.forward_config, inner_forward=mode)
@@ -126,11 +126,11 @@ def test_nothing_is_computed_that_nobody_reads(make_parts, folder, mode):
     hook.remove()
     states = sum(action.count for row in batch.rows for action in row.actions)
     assert sum(seen) == batch.num_labels + states
-    walk = model.plan_forward(batch)
+    plan = model.plan_forward(batch)
     hidden, _ = model.run_stages(
-        batch, walk, model.project_features(model.encode_images(batch.images), batch), StagedKVCache()
+        batch, plan, model.project_features(model.encode_images(batch.images), batch), StagedKVCache()
     )
     everywhere = compute_outputs(
-        model.logits, batch, hidden[walk.output_index][batch.loss_positions], out.control_states, keep_logits=False
+        model.logits, batch, hidden[plan.output_index][batch.loss_positions], out.control_states, keep_logits=False
     )
     torch.testing.assert_close(out.nll, everywhere.nll)

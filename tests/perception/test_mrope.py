@@ -34,7 +34,7 @@ def test_each_row_of_a_packed_batch_has_its_own(make_parts, folder, family, perc
 
 
 def test_sequential_counts_tokens(make_parts, folder):
-    """What the released training did."""
+    """What the authors' training did."""
     parts = make_parts(*ALL, "model.positions=sequential", "model.reencoded_positions=grid")
     for sample in samples_of(parts, folder, records()):
         assert torch.equal(sample.positions, torch.arange(len(sample.ids)).expand(3, -1))
@@ -46,14 +46,14 @@ def test_sequential_counts_tokens(make_parts, folder):
 )  # fmt: skip
 def test_the_temporal_position_of_a_video_is_its_time(steps, fps, tokens_per_second):
     """Rounded down from float32, as the published processor hands seconds to the model."""
-    look = ProcessedImage(torch.empty(0), steps * 6, (steps, 4, 6), seconds=2 / fps)
-    numbering = PositionScheme(tokens_per_second=tokens_per_second)
-    grid = numbering.grid_span(PlaceholderSpan(5, steps * 6, VISION_TOWER, 0), look)
+    image = ProcessedImage(torch.empty(0), steps * 6, (steps, 4, 6), seconds=2 / fps)
+    scheme = PositionScheme(tokens_per_second=tokens_per_second)
+    grid = scheme.grid_span(PlaceholderSpan(5, steps * 6, VISION_TOWER, 0), image)
     times = torch.arange(steps) * (tokens_per_second * torch.tensor(2 / fps))
     positions = row_positions(grid.length + 7, [grid])
     assert torch.equal(positions[0, 5:-2].view(steps, 6)[:, 0], 5 + times.long())
     assert positions[:, -2:].tolist() == [[8, 9]] * 3  # 5 + max(2, 3), whatever the time
-    assert PositionScheme().grid_span(PlaceholderSpan(5, steps * 6, VISION_TOWER, 0), look) == GridSpan(5, steps, 2, 3)
+    assert PositionScheme().grid_span(PlaceholderSpan(5, steps * 6, VISION_TOWER, 0), image) == GridSpan(5, steps, 2, 3)
 
 
 def test_fractions_of_a_second_as_transformers_has_them(make_parts, folder):

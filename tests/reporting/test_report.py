@@ -35,7 +35,7 @@ NASTY = "<script>alert('x')</script><img src=http://evil.example/a.png onerror=a
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
-    """A run of two steps with every kind of perception, and an evaluation of it with controls, both mirrored."""
+    """A run of two steps with every kind of perception, and an evaluation of it with ablations, both logged to W&B."""
     folder = tmp_path_factory.mktemp("runs") / "all"
     mirrored = ("tracking=wandb", "tracking.mode=offline")
     with pytest.MonkeyPatch.context() as patch:
