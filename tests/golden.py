@@ -2,7 +2,7 @@
 
     python tests/golden.py FOLDER        a line for each case and inner_forward; exits 1 past the tolerances
 
-A case is NAME.json (what went in) and NAME.safetensors (what the released code computed). Weights are regenerated from
+A case is NAME.json (what went in) and NAME.safetensors (what the authors' code computed). Weights are regenerated from
 their names.
 """
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from ranks import on_ranks
 
-import wandb_file
 from conftest import compose_config
+from helpers import wandb_file
+from helpers.multiprocess import on_ranks
 from vpt.cli.train import train
 from vpt.flops import FlopMeter
 from vpt.tracking import GROUPS
@@ -135,7 +135,7 @@ def test_perception_is_counted_as_it_was(step):
         assert metrics.get(f"perception/accuracy/{name}") == (float(right.double().mean()) if len(right) else None)
 
 
-def test_utilisation_is_the_work_of_the_formulas_over_the_peak(step):
+def test_mfu_is_the_work_of_the_formulas_over_the_peak(step):
     trainer, batches, _, _, metrics = step
     speed = trainer.step_metrics.throughput(metrics, tokens=100, waited=1.0, took=4.0)
     flops = sum(cost.useful for batch in batches for cost in FlopMeter(trainer.model).step(batch).values())

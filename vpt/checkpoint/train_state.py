@@ -16,6 +16,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from vpt.checkpoint.format import STEP_FOLDER
 from vpt.checkpoint.tensors import LazyStateDict, check_state_dict, unique_state_dict
+from vpt.config.former_names import FORMER_STATE
 from vpt.errors import ConfigError, wrap_read_errors
 from vpt.models.vpt import VPTModel
 
@@ -91,7 +92,8 @@ def restore(checkpoint: Path, model: VPTModel, optimizer: torch.optim.Optimizer)
 def _read_progress(checkpoint: Path) -> TrainState:
     """Where a run stood. Raises CheckpointError where that is nonsense: it decides which records come next."""
     with wrap_read_errors(checkpoint / "state.json", "resume from an older checkpoint"):
-        state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+        stored = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+        state = {FORMER_STATE.get(key, key): value for key, value in stored.items()}
         known = {item.name for item in fields(TrainState)} & state.keys()
         for key in known:
             hint, value = get_type_hints(TrainState)[key], state[key]

@@ -1,4 +1,4 @@
-"""Names that version 0.1 gave to configuration keys and classes: saved configurations have them, and users' fingers."""
+"""Names that version 0.1 gave to keys, classes, metrics and results: its files have them, and users' fingers."""
 
 import re
 from collections.abc import Mapping
@@ -35,6 +35,28 @@ FORMER_TARGETS = {
     "vpt.data.sources.records.RecordFile": "vpt.data.sources.record_files.RecordFile",
 }
 
+# Former metric in metrics.jsonl -> present metric; what follows after another / stays
+FORMER_METRICS = {
+    "train/gradient_norm": "train/grad_norm",
+    "train/learning_rate": "train/lr",
+    "train/lost_steps": "train/nonfinite_steps",
+    "perf/utilisation": "perf/mfu",
+    "perf/share_waiting_for_data": "perf/data_wait_fraction",
+    "perf/seconds_held_by_checkpoint": "perf/checkpoint_stall_seconds",
+    "perf/memory_gib": "perf/peak_memory_gib",
+    "masking/share_of_rows": "masking/fraction",
+    "masking/share_of_acting_rows": "masking/fraction_of_action_rows",
+}
+FORMER_STATE = {"lost": "nonfinite_steps", "lost_in_a_row": "consecutive_nonfinite"}  # in state.json
+_FORMER_COMPARISON = {"about": "description", "plain": "reference", "changed": "ablated"}
+_FORMER_PERCEPTION = {
+    "acting_precision": "action_precision",
+    "acting_recall": "action_recall",
+    "same_kind": "action_accuracy",
+    "perceived_tokens": "extra_visual_tokens",
+    "seconds": "latency_seconds",
+}
+
 
 def present_name(key: str) -> str | None:
     """What a former key, or one below it, is called now; None for any other key."""
@@ -57,3 +79,25 @@ def with_present_names(config: Mapping[str, Any], prefix: str = "") -> dict[str,
             value = FORMER_TARGETS.get(value, value) if key == "target" else FORMER_VALUES.get((path, value), value)
         renamed[path.rpartition(".")[2]] = value
     return renamed
+
+
+def present_metric(name: str) -> str:
+    """The present name of a metric in `metrics.jsonl`; one that was never renamed stays."""
+    for former, present in FORMER_METRICS.items():
+        if name == former or name.startswith(f"{former}/"):
+            return present + name.removeprefix(former)
+    return name
+
+
+def with_present_results(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """A `summary.json` that version 0.1 wrote, with the keys of this version."""
+    renamed = dict(summary)
+    if "controls" in summary:
+        renamed["controls"] = {name: _renamed(item, _FORMER_COMPARISON) for name, item in summary["controls"].items()}
+    if "perception" in summary:
+        renamed["perception"] = _renamed(summary["perception"], _FORMER_PERCEPTION)
+    return renamed
+
+
+def _renamed(values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    return {names.get(key, key): value for key, value in values.items()}

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from vpt.config.former_names import with_present_names
 from vpt.data.records import Pixels
 from vpt.distributed.process_group import World
 from vpt.errors import DataError
@@ -129,7 +130,8 @@ class PredictionLog:
 
     def _differs(self, settings: dict[str, Any], records: Sequence[str]) -> str | None:
         """Name the first difference from the evaluation in the folder; None where it is the same one."""
-        before = json.loads(self._settings.read_text(encoding="utf-8")) if self._settings.exists() else {}
+        stored = json.loads(self._settings.read_text(encoding="utf-8")) if self._settings.exists() else {}
+        before = with_present_names(stored)
         changed = [key for key in sorted({*before, *settings}) if before.get(key) != settings.get(key)]
         if changed:
             return f"with other settings ({', '.join(changed)})"

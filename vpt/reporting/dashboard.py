@@ -10,6 +10,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from vpt.config.former_names import present_metric
 from vpt.errors import CheckpointError, ConfigError
 from vpt.reporting import html
 from vpt.reporting.panels import SECTIONS, Panel
@@ -30,7 +31,7 @@ def read_curves(folder: Path) -> Curves:
         values = json.loads(line)
         step = values.pop("step")
         for name, value in values.items():
-            curves.setdefault(name, []).append((step, value))
+            curves.setdefault(present_metric(name), []).append((step, value))
     return curves
 
 

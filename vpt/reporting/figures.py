@@ -16,6 +16,7 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from vpt.checkpoint.format import find_checkpoint, load_config
+from vpt.config.former_names import present_metric
 from vpt.config.schema import TrainConfig
 from vpt.data.build import build_sources
 from vpt.data.images import MediaStore
@@ -38,7 +39,8 @@ def draw_run(folder: Path) -> list[Path]:
 
 def draw_curves(folder: Path) -> Path:
     """Loss, token accuracies, learning rate and speed over the steps of `metrics.jsonl`."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    raw = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines = [{present_metric(name): value for name, value in line.items()} for line in raw]
     figure, axes = plt.subplots(2, 2, figsize=(12, 7.5), layout="constrained")
     loss, perception, rates, speed = axes.flat
     _curve(loss, lines, "train/loss", "training", smooth=True)

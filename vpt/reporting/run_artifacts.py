@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vpt.config.former_names import with_present_results
 from vpt.errors import CheckpointError
 from vpt.evaluation.predictions import PREDICTIONS, Prediction, read_predictions
 from vpt.reporting.dashboard import Curves, read_curves
@@ -81,4 +82,4 @@ class RunArtifacts:
 
 def _read(path: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return found
+    return with_present_results(found)

@@ -8,6 +8,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from vpt.config.former_names import with_present_names, with_present_results
 from vpt.errors import CheckpointError
 
 # Keys in which two runs of one experiment may differ
@@ -44,8 +45,8 @@ def read_run(folder: Path) -> RunSummary:
     summary = folder / "summary.json"
     results = None
     if summary.is_file():
-        results = dict(_numbers(json.loads(summary.read_text())))
-    return RunSummary(folder, settings, results)
+        results = dict(_numbers(with_present_results(json.loads(summary.read_text()))))
+    return RunSummary(folder, with_present_names(settings), results)
 
 
 def _numbers(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:

@@ -1,0 +1,245 @@
+"""Folders of trained models: ours, the authors' format and Qwen's, there and back."""
+
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import Qwen2VLForConditionalGeneration
+
+import vpt
+from conftest import ROOT, compose_config, conversation, mixed_records, samples_of
+from golden import Case
+from vpt.checkpoint.export import Export, export
+from vpt.checkpoint.format import save_weights
+from vpt.checkpoint.load import build_model, load_pretrained
+from vpt.checkpoint.tensors import LazyStateDict, unique_state_dict
+from vpt.checkpoint.upstream import UpstreamCheckpoint, from_upstream_name, to_upstream_name
+from vpt.cli.export import parse
+from vpt.data.collate import collate
+from vpt.errors import CheckpointError, ConfigError
+from vpt.models.vpt import VPTModel
+
+EVERY = "encoder=[dino,sam,clip]"
+UNTIED = "model.config.tie_word_embeddings=false"
+
+
+@pytest.fixture
+def saved(make_parts, tmp_path):
+    """Build tiny parts and write them as our own folder."""
+
+    def save(*overrides: str):
+        parts, folder = make_parts(*overrides), tmp_path / "ours"
+        folder.mkdir()
+        save_weights(folder, model=parts.model, config=parts.config, tokenizer=parts.tokenizer)
+        return parts, folder
+
+    return save
+
+
+def same(a: VPTModel, b: VPTModel) -> bool:
+    ours, theirs = a.state_dict(), b.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize(
+    "overrides", [(EVERY,), ("encoder=[siglip,openai_clip]", "model=tiny_2_5"), ("encoder=[]", UNTIED)]
+)
+def test_our_folder_reads_back(saved, overrides):
+    parts, folder = saved(*overrides)
+    torch.manual_seed(1)  # what is not read from the folder would differ
+    assert same(vpt.load(folder, device="cpu").model, parts.model)
+    assert vpt.load(folder).tokenizer.get_vocab() == parts.tokenizer.get_vocab()
+
+
+def test_exported_twice_is_the_same(saved, tmp_path):
+    _, folder = saved(EVERY)
+    out = export(Export(str(folder), str(tmp_path / "out" / "model")))
+    first, second = (folder / "model.safetensors").read_bytes(), (out / "model.safetensors").read_bytes()
+    assert first == second
+
+
+@pytest.mark.parametrize(
+    "overrides", [(EVERY,), ("encoder=[dino]", UNTIED), ("encoder=[clip]", "model.projector_scale=2")]
+)
+def test_upstream_format_there_and_back(saved, tmp_path, overrides):
+    """Exported, loaded by model.path, exported again: the same bytes, and the same predictions in between."""
+    parts, folder = saved(*overrides)
+    theirs = export(Export(str(folder), str(tmp_path / "theirs"), "upstream"))
+    config = json.loads((theirs / "config.json").read_text())
+    assert config["model_type"] == "qwen2_vl_vpt"
+    assert config["vision_encoder_ls"] == list(parts.model.encoders)
+    torch.manual_seed(1)
+    again = build_model(compose_config(*overrides, f"model.path={theirs}"))
+    assert same(again.model, parts.model)
+    assert all(again.model.encoder(name).pretrained for name in again.model.encoders)
+    back = tmp_path / "back"
+    back.mkdir()
+    save_weights(back, model=again.model, config=again.config, tokenizer=again.tokenizer)
+    twice = export(Export(str(back), str(tmp_path / "twice"), "upstream"))
+    assert (theirs / "model.safetensors").read_bytes() == (twice / "model.safetensors").read_bytes()
+    assert json.loads((twice / "config.json").read_text()) == config
+
+
+def test_an_upstream_folder_answers_without_a_configuration(saved, tmp_path, folder):
+    """`vpt.load` takes it as it is, and predicts what the model predicted before it was exported."""
+    parts, ours = saved(EVERY)
+    theirs = export(Export(str(ours), str(tmp_path / "theirs"), "upstream"))
+    loaded = load_pretrained(theirs, device="cpu")
+    assert same(loaded.model, parts.model)
+    batch = collate(samples_of(parts, folder, mixed_records()))
+    with torch.no_grad():
+        assert torch.equal(loaded.model(batch).nll, parts.model.eval()(batch).nll)
+
+
+@pytest.mark.parametrize("name", ["dino_two_pass", "sam_two_pass_masked", "clip_two_pass", "dino_tied_masked"])
+def test_golden_weights_load_as_an_upstream_folder(name, tmp_path, make_parts):
+    """The authors' names and flat keys, as the golden cases hold them, reach every tensor of the model."""
+    case = Case.load(ROOT / "tests" / "golden" / f"{name}.json")
+    model = case.model("shared")
+    names = {from_upstream_name(theirs): theirs for theirs in case.spec["weights"]}
+    assert all(to_upstream_name(ours) == theirs for ours, theirs in names.items())
+    save_file(
+        {names[ours]: tensor.contiguous() for ours, tensor in unique_state_dict(model).items()},
+        tmp_path / "model.safetensors",
+    )
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2_vl_vpt", **case.config}))
+    upstream = UpstreamCheckpoint.at(tmp_path)
+    other = case.model("shared")
+    for parameter in other.parameters():
+        torch.nn.init.zeros_(parameter)
+    upstream.load_into(other)
+    assert same(other, model)
+    sizes = upstream.sizes({})
+    assert type(model.qwen.config)(**sizes.qwen).text_config.rms_norm_eps == case.config["rms_norm_eps"]
+
+
+def reshaped(folder: Path, kind: str) -> None:
+    """Lay the tensors of a folder out in another way that transformers knows."""
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    if kind == "bin":
+        torch.save(tensors, folder / "pytorch_model.bin")
+        return
+    names = sorted(tensors)
+    suffix = "safetensors" if kind == "sharded" else "bin"
+    stem = "model" if kind == "sharded" else "pytorch_model"
+    shards = {f"{stem}-0000{i + 1}-of-00002.{suffix}": names[i::2] for i in range(2)}
+    for file, own in shards.items():
+        part = {name: tensors[name] for name in own}
+        save_file(part, folder / file) if kind == "sharded" else torch.save(part, folder / file)
+    index = {"weight_map": {name: file for file, own in shards.items() for name in own}}
+    (folder / f"{stem}.{suffix}.index.json").write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize("kind", ["sharded", "bin", "sharded bin"])
+def test_every_layout_of_weights(saved, tmp_path, kind):
+    parts, folder = saved("encoder=[dino]")
+    theirs = export(Export(str(folder), str(tmp_path / "theirs"), "upstream"))
+    reshaped(theirs, kind)
+    assert same(build_model(compose_config("encoder=[dino]", f"model.path={theirs}")).model, parts.model)
+
+
+def _edit(folder: Path, change) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+
+
+def test_upstream_errors_list_the_tensors(saved, tmp_path):
+    """What the authors' loader passed over stops here, with names."""
+    _, folder = saved("encoder=[dino]")
+    theirs = export(Export(str(folder), str(tmp_path / "theirs"), "upstream"))
+    query = "detection_model.encoder.layer.0.attention.attention.query.weight"
+    config = compose_config("encoder=[dino]", f"model.path={theirs}")
+    _edit(theirs, lambda tensors: tensors.update({query[:-6] + "extra": tensors.pop(query)}))
+    with pytest.raises(CheckpointError, match=r"missing: encoders\.dino.*q_proj\.weight; unexpected: .*query\.extra"):
+        build_model(config)
+    _edit(theirs, lambda tensors: tensors.update({"audio.weight": torch.zeros(1)}))
+    with pytest.raises(CheckpointError, match=r"audio\.weight.*belongs to no part"):
+        build_model(config)
+    with pytest.raises(ConfigError, match=r"has the re-encoders \['dino'\].*type encoder=\[dino\]"):
+        build_model(compose_config("encoder=[clip]", f"model.path={theirs}"))
+
+
+def test_untied_head_of_a_checkpoint_that_says_tied(saved, tmp_path):
+    """The authors' files store lm_head apart; where it differs it is kept, not overwritten by the embedding."""
+    _, folder = saved("encoder=[dino]")
+    theirs = export(Export(str(folder), str(tmp_path / "theirs"), "upstream"))
+    _edit(theirs, lambda tensors: tensors["lm_head.weight"].add_(1))
+    model = build_model(compose_config("encoder=[dino]", f"model.path={theirs}")).model
+    assert torch.equal(model.qwen.lm_head.weight, LazyStateDict(theirs)["lm_head.weight"])
+    assert not torch.equal(model.qwen.lm_head.weight, model.language.embed_tokens.weight)
+
+
+def test_pickles_are_refused(saved, tmp_path):
+    _, folder = saved("encoder=[dino]")
+    theirs = export(Export(str(folder), str(tmp_path / "theirs"), "upstream"))
+    (theirs / "model.safetensors").unlink()
+    with (theirs / "pytorch_model.bin").open("wb") as file:
+        pickle.dump({"model.norm.weight": Path("touched")}, file)
+    with pytest.raises(CheckpointError, match=r"pytorch_model\.bin"):
+        build_model(compose_config("encoder=[dino]", f"model.path={theirs}"))
+
+
+def test_qwen_format_is_transformers_own(saved, tmp_path, folder):
+    parts, ours = saved("encoder=[]")
+    plain = Qwen2VLForConditionalGeneration.from_pretrained(export(Export(str(ours), str(tmp_path / "qwen"), "qwen")))
+    mine = parts.model.qwen.state_dict()
+    assert all(torch.equal(mine[name], tensor) for name, tensor in plain.state_dict().items())
+    assert plain.state_dict().keys() == mine.keys()
+
+
+def test_adapters_are_merged_on_the_way_out(saved, tmp_path, folder):
+    """A plain Qwen folder of a model with LoRA predicts what the model with its adapters predicts."""
+    pytest.importorskip("peft")
+    parts, ours = saved("encoder=[]", "model.lora.rank=4", "model.lora.alpha=8")
+    with torch.no_grad():
+        for name, parameter in parts.model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.2)
+    save_weights(ours, model=parts.model, config=parts.config, tokenizer=parts.tokenizer)
+    plain = export(Export(str(ours), str(tmp_path / "qwen"), "qwen"))
+    other = build_model(compose_config("encoder=[]", f"model.path={plain}"))
+    batch = collate(samples_of(parts, folder, [conversation("0.png")]))
+    with torch.no_grad():
+        theirs, mine = other.model(batch).nll, parts.model.eval()(batch).nll
+    assert torch.allclose(theirs, mine, atol=1e-5)
+    assert not torch.allclose(theirs, vpt.load(saved_plain(tmp_path, parts), device="cpu").model(batch).nll, atol=1e-3)
+
+
+def saved_plain(tmp_path: Path, parts) -> Path:
+    """The same model without what its adapters add."""
+    folder = tmp_path / "plain"
+    folder.mkdir()
+    with torch.no_grad():
+        for name, parameter in parts.model.named_parameters():
+            if "lora_B" in name:
+                parameter.zero_()
+    save_weights(folder, model=parts.model, config=parts.config, tokenizer=parts.tokenizer)
+    return folder
+
+
+def test_export_says_what_to_type(saved, tmp_path):
+    _, folder = saved(EVERY)
+    for arguments, message in {
+        ("checkpoint=x", "to=y", "fromat=qwen"): "did you mean format",
+        ("checkpoint=x",): "to is missing; type vpt export",
+    }.items():
+        with pytest.raises(ConfigError, match=message):
+            parse(list(arguments))
+    with pytest.raises(ConfigError, match="re-encoders dino, sam, clip have no place"):
+        export(Export(str(folder), str(tmp_path / "qwen"), "qwen"))
+    assert not list(tmp_path.glob("*qwen*"))
+    with pytest.raises(ConfigError, match="exists already"):
+        export(Export(str(folder), str(folder)))
+    with pytest.raises(ConfigError, match="did you mean upstream"):
+        export(Export(str(folder), str(tmp_path / "x"), "relaesed"))
+
+
+def test_qwen_2_5_has_no_upstream_format(saved, tmp_path):
+    _, folder = saved("encoder=[dino]", "model=tiny_2_5")
+    with pytest.raises(ConfigError, match="Qwen2-VL only"):
+        export(Export(str(folder), str(tmp_path / "x"), "upstream"))

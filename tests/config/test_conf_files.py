@@ -1,0 +1,164 @@
+"""Every file under conf/ is composed and run for two steps. A new file is found by itself."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from conftest import REGION_TURNS, ROOT, action_turns, compose_config, compose_eval, conversation, mixed_records
+from vpt.checkpoint.load import build_model
+from vpt.cli.evaluate import evaluate_checkpoint
+from vpt.cli.train import train
+from vpt.config.schema import TrainConfig
+from vpt.config.targets import RE_ENCODER, locate
+
+CONF = ROOT / "conf"
+ALL_FILES = sorted(path.relative_to(CONF).with_suffix("") for path in CONF.glob("*/**/*.yaml"))
+GROUP_FILES = [path for path in ALL_FILES if path.parts[0] != "ablations"]
+ABLATIONS = [path.name for path in ALL_FILES if path.parts[0] == "ablations"]
+ENCODERS = [path.name for path in GROUP_FILES if path.parts[0] == "encoder"]
+SMALL = ["+debug=two_steps", "data.workers=0"]
+
+
+def overrides_for(path: Path, records: Path, weights: Path) -> list[str]:
+    """What to type to run with one file."""
+    group, name = path.parts[0], "/".join(path.parts[1:])
+    if group == "debug":
+        return []  # SMALL has it
+    if group == "experiment" and name.startswith("paper/"):
+        return [f"+experiment={name}", f"data.root={records}"]
+    if group in ("experiment", "launcher", "sweep"):
+        return [f"+{group}={name}"]
+    if group == "encoder":
+        return [f"encoder=[{name}]", f"data.actions={{none:0,{name}:1}}"]
+    if group == "model" and not name.startswith("tiny"):
+        family = "2_5" if "2_5" in name else "2"
+        return [f"model={name}", f"model.path={weights / family}", "model.size=tiny"]
+    if group == "data":
+        return [f"data={name}", f"data.root={records}", "encoder=[dino,sam,clip]"]
+    return [f"{group}={name}"]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> Path:
+    """Folders of weights as a hub would have them, tiny, for the full-size model files."""
+    root = tmp_path_factory.mktemp("weights")
+    for family, model in (("2", "tiny"), ("2_5", "tiny_2_5")):
+        parts = build_model(compose_config(f"model={model}", "encoder=[]", "model.region_bins=0"))
+        parts.model.qwen.save_pretrained(root / family)
+        parts.tokenizer.save_pretrained(root / family)
+    return root
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory, folder) -> Path:
+    """A folder of VPT records: those of `data=vpt`, and every file that conf/data/paper names, as published."""
+    root = tmp_path_factory.mktemp("records")
+    for name in ("train", "test"):
+        (root / f"{name}.json").write_text(json.dumps(mixed_records()))
+    for name in re.findall(r"\w+\.jsonl?\b", "".join(path.read_text() for path in (CONF / "data/paper").iterdir())):
+        raws = published_records()
+        regions = [raw for raw in raws if "box" in raw] * 2
+        lines = name.endswith(".jsonl")  # files of the converter; published ones are lists, of every kind
+        (root / name).write_text("\n".join(map(json.dumps, regions)) if lines else json.dumps(raws))
+    for image in Path(folder.root).iterdir():
+        shutil.copy(image, root)
+    return root
+
+
+def published_records() -> list[dict]:
+    """One encoder, spelt `detection`; regions in 8 x 8 cells, with the box that the converter keeps."""
+    region = conversation("1.png", REGION_TURNS)
+    region |= {"images": ["1.png", "1.png_12,12,72,42"], "box": [12, 13, 70.5, 40], "region_bins": 8}
+    dino = conversation("2.png", action_turns("detection"), answer="teal", detection_images=["2.png"])
+    return [region, dino, conversation("3.png", answer="brown"), {**region, "dataset": "other"}]
+
+
+@pytest.fixture(scope="module")
+def stages(tmp_path_factory) -> Path:
+    """Where runs lie that others start from."""
+    return tmp_path_factory.mktemp("stages")
+
+
+def train_stage_before(config: TrainConfig, stages: Path, records: Path) -> None:
+    """Train the experiment whose run `init_from` names for its two steps, and those before it."""
+    if config.init_from is None or Path(config.init_from).is_dir():
+        return
+    experiment = Path(config.init_from).relative_to(stages)
+    before = compose_config(f"+experiment={experiment}", f"data.root={records}", *SMALL, f"output_dir={stages}")
+    train_stage_before(before, stages, records)
+    train(before, stages / before.run_name)
+
+
+@pytest.mark.parametrize("path", GROUP_FILES, ids=str)
+def test_two_steps(path, records, weights, stages, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    if path.parts[0] != "tracking":  # no other file changes what is drawn
+        for pictures in ("draw_run", "write_report"):
+            monkeypatch.setattr(f"vpt.cli.train.{pictures}", lambda folder, **_: [folder])
+    # the last word is debug's
+    config = compose_config(*overrides_for(path, records, weights), *SMALL, f"output_dir={stages}")
+    train_stage_before(config, stages, records)
+    train(config, tmp_path / "run")
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert summary["steps"] == 2 and sum("train/loss" in line for line in lines) == 2 and summary["questions"] == 4
+    assert summary["teacher_forced"]["loss"] > 0
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """A run of two steps that has every kind of perception."""
+    folder = tmp_path_factory.mktemp("controlled") / "run"
+    train(compose_config(*SMALL, "+experiment=all"), folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_ablations(name, run):
+    action = "region" if name == "regions" else "dino"
+    evaluate_checkpoint(
+        compose_eval(
+            f"checkpoint={run}",
+            f"+ablations={name}",
+            f"generation.action={action}",
+            "data.limit=12",
+            f"name={name}",
+            "pictures=false",
+        )
+    )
+    summary = json.loads((run / "eval" / name / "summary.json").read_text())
+    assert summary["controls"] and any(found["questions"] == 12 for found in summary["controls"].values())
+
+
+def test_full_sizes_are_accepted_by_transformers():
+    """The published sizes in conf/ are arguments that the configuration classes take."""
+    from transformers import CLIPVisionConfig, Dinov2Config, SamVisionConfig, SiglipVisionConfig
+
+    classes = {
+        "dino": Dinov2Config,
+        "sam": SamVisionConfig,
+        "siglip": SiglipVisionConfig,
+        "openai_clip": CLIPVisionConfig,
+    }
+    config = compose_config(f"encoder=[{','.join(ENCODERS)}]")
+    for name, encoder in config.encoder.items():
+        assert set(encoder.sizes) == {"full", "tiny"}
+        locate(encoder.target, name, RE_ENCODER)
+        for size in encoder.sizes.values():
+            if size.config:
+                made = classes[name](**size.config)
+                assert all(getattr(made, key) == value for key, value in size.config.items())
+
+
+@pytest.mark.parametrize(("size", "asked", "crop"), [
+    ("tiny", "null", "whole"), ("full", "null", "centre"), ("tiny", "centre", "centre"), ("full", "whole", "whole"),
+])  # fmt: skip
+def test_the_view_of_dino_is_its_size_s_own_unless_one_is_asked_for(size, asked, crop):
+    overrides = ("encoder=[dino]", f"encoder.dino.size={size}", f"encoder.dino.options.view={asked}")
+    tiny = ("encoder.dino.sizes.full.config={hidden_size:64,num_hidden_layers:1,num_attention_heads:4}",)
+    parts = build_model(compose_config(*overrides, *tiny, "encoder.dino.sizes.full.weights=null"))
+    view = parts.processor.transforms["dino"]
+    assert (view.crop, view.side) == (crop, {"tiny": 56, "full": 224}[size])

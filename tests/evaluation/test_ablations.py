@@ -1,0 +1,167 @@
+"""Ablations: what each of them changes, for which questions, and that nothing else decides what it draws."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from conftest import ALL, compose_config, compose_eval
+from vpt.checkpoint.load import build_model
+from vpt.errors import ConfigError
+from vpt.evaluation.ablations.base import AblationContext
+from vpt.evaluation.ablations.features import FeaturesNoise, FeaturesSwapped, FeaturesZeroed, MarkersOnly
+from vpt.evaluation.ablations.regions import RegionOracle, RegionRandom, RegionWhole
+from vpt.evaluation.ablations.runner import Comparison, ablation_table, check_ablations, compare_answers, run_ablations
+from vpt.evaluation.ablations.states import StateShuffled, StateZeroed
+from vpt.evaluation.evaluator import answer_questions
+from vpt.evaluation.predictions import read_predictions
+from vpt.evaluation.questions import questions
+from vpt.evaluation.statistics import Ratio
+from vpt.evaluation.summary import metrics_of
+from vpt.perception.batch import VISION_TOWER
+from vpt.perception.regions import Region
+
+FEATURES = (FeaturesZeroed, FeaturesNoise, FeaturesSwapped, MarkersOnly)
+STATES = (StateZeroed, StateShuffled)
+REGIONS = (RegionRandom, RegionWhole, RegionOracle)
+NODES = compose_eval("checkpoint=x", "+ablations=all").ablations
+QUESTIONS = 16  # of two images
+
+
+class Bench:
+    """A tiny model and its uncontrolled answers, begun by one kind of action."""
+
+    def __init__(self, action, folder):
+        self.config = compose_config(*ALL, f"generation.action={action}", "generation.max_new_tokens=14")
+        torch.manual_seed(0)
+        self.parts = build_model(self.config)
+        self.asked = questions(self.config, limit=QUESTIONS)
+        self.plain = answer_questions(self.parts, self.config, self.asked, folder, weights="w")
+        self.setting = AblationContext(self.parts, self.config, self.asked, self.plain)
+
+    def run(self, folder, *, batch_size=256, nodes=NODES):
+        config = replace(self.config, generation=replace(self.config.generation, batch_size=batch_size))
+        return run_ablations(
+            self.parts, config, self.asked, self.plain, folder, nodes=nodes, metrics=metrics_of(config.data),
+            weights="w",
+        )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def benches(tmp_path_factory):
+    return {action: Bench(action, tmp_path_factory.mktemp(action)) for action in ("none", "region", "dino")}
+
+
+def answers(folder):
+    return {path.parent.name: [(item.record, item.answer, item.trace[:1] and item.trace[0].box)
+            for item in read_predictions(path)] for path in folder.glob("*/predictions.jsonl")}  # fmt: skip
+
+
+@pytest.mark.parametrize(("action", "concerned"), [
+    ("none", ()), ("dino", (*FEATURES, *STATES)), ("region", (*FEATURES, *REGIONS)),
+])  # fmt: skip
+def test_they_concern_answers_that_perceive_in_their_way(benches, action, concerned, tmp_path):
+    bench = benches[action]
+    for kind in (*FEATURES, *STATES, *REGIONS):
+        ablation = kind(bench.setting)
+        assert all(ablation.applies_to(item) for item in bench.plain) == (kind in concerned)
+    compared = bench.run(tmp_path)
+    assert {name for name, found in compared.items() if found.questions == QUESTIONS} == {
+        name for name, node in NODES.items() if node.target.rpartition(".")[2] in {kind.__name__ for kind in concerned}
+    }
+    assert len(ablation_table(compared)) == 1 + len(NODES)
+
+
+@pytest.mark.parametrize("action", ["dino", "region"])
+def test_no_answer_depends_on_its_batch(benches, action, tmp_path):
+    benches[action].run(tmp_path / "together")
+    benches[action].run(tmp_path / "apart", batch_size=3)
+    assert answers(tmp_path / "together") == answers(tmp_path / "apart")
+
+
+def test_regions_that_are_shown(benches, tmp_path):
+    bench = benches["region"]
+    bench.run(tmp_path)
+    boxes = {name: [box for _, _, box in found] for name, found in answers(tmp_path).items()}
+    own = [item.region for item in bench.plain]
+    assert boxes["features_zeroed"] == own
+    assert boxes["region_whole"] == [(0, 0, 64, 64)] * QUESTIONS
+    true = [Region.from_box(item.box, (64, 64), bins=8).to_box((64, 64), bins=8) for item in bench.plain]
+    assert boxes["region_oracle"] == true
+    for (x0, y0, x1, y1), (a0, b0, a1, b1) in zip(boxes["region_random"], own, strict=True):
+        assert (x1 - x0, y1 - y0) == (a1 - a0, b1 - b0)
+    moved = [random != shown for random, shown in zip(boxes["region_random"], own, strict=True)]
+    assert all(moved[place] for place, box in enumerate(own) if box != (0, 0, 64, 64))
+
+
+def test_another_image_is_another_image(benches):
+    bench = benches["dino"]
+    ablation = FeaturesSwapped(bench.setting)
+    assert len(ablation.images) == 2
+    for question in bench.asked:
+        own = question.folder.original(question.record.images[VISION_TOWER][0], where="")
+        assert ablation.image(own, record=question.record).tobytes() != own.tobytes()
+    alone = AblationContext(bench.parts, bench.config, bench.asked[:1], bench.plain[:1])
+    assert not FeaturesSwapped(alone).applies_to(bench.plain[0])
+
+
+def test_noise_has_the_moments_of_the_features(benches):
+    bench = benches["dino"]
+    ablation = FeaturesNoise(bench.setting)
+    first, second = (question.record for question in bench.asked[:2])
+    like = torch.zeros(16, bench.parts.model.language.config.hidden_size)
+    with torch.no_grad():
+        noise = [ablation.tokens(like, source="dino", record=record) for record in (first, second, first)]
+        features = ablation._features("dino")
+        many = ablation.tokens(like.repeat(1000, 1), source="dino", record=first)
+    assert torch.equal(noise[0], noise[2]) and not torch.equal(noise[0], noise[1])
+    deviation = features.std(dim=0)
+    torch.testing.assert_close(many.mean(dim=0), features.mean(dim=0), rtol=0, atol=0.05 * deviation.max().item())
+    torch.testing.assert_close(many.std(dim=0), deviation, rtol=0.05, atol=1e-6)
+
+
+def test_shuffled_states_are_those_of_another_question(benches):
+    bench = benches["dino"]
+    ablation = StateShuffled(bench.setting)
+    records = [question.record for question in bench.asked]
+    with torch.no_grad():
+        ablation.on_batch(records)
+        given = {record.where: ablation.states(torch.zeros(1, 1), kind="dino", record=record) for record in records}
+        own = {}
+        for question, said in zip(bench.asked, answers_with_their_states(bench), strict=True):
+            own[question.record.where] = said.states[0]
+    for where, states in given.items():
+        near = {other: (states - theirs).abs().max().item() for other, theirs in own.items()}
+        assert min(near.values()) < 1e-4 < near[where]
+
+
+def answers_with_their_states(bench):
+    from vpt.evaluation.evaluator import answer_batch
+
+    return answer_batch(StateShuffled(bench.setting).generator, bench.asked)
+
+
+def test_what_is_no_ablation_stops_before_anything_runs():
+    nodes = compose_eval("checkpoint=x", "+ablations=all").ablations
+    check_ablations(nodes)
+    nodes["features_noise"].options = {"imges": 3}
+    with pytest.raises(ConfigError, match=r"features_noise.options.imges is not an option.*did you mean images"):
+        check_ablations(nodes)
+    nodes["features_noise"].target = "vpt.perception.regions.Region"
+    with pytest.raises(ConfigError, match="is no Ablation"):
+        check_ablations(nodes)
+    with pytest.raises(ConfigError, match=r"ablations.x.traget is not a key"):
+        compose_eval("checkpoint=x", "+ablations.x={traget: a.b}")
+
+
+def test_a_difference_is_of_the_same_questions(benches):
+    bench = benches["dino"]
+    metrics = metrics_of(bench.config.data)
+    same = compare_answers("itself", bench.plain, bench.plain[::-1], metrics)
+    assert (same.difference.value, same.p, same.questions) == (0.0, 1.0, QUESTIONS)
+    with pytest.raises(ConfigError, match="does not answer 1 of the 16 questions"):
+        compare_answers("another", bench.plain, bench.plain[1:], metrics)
+    found = Comparison.of("", Ratio.mean([1.0] * 12 + [0.0] * 8), Ratio.mean([1.0] * 2 + [0.0] * 18))
+    assert found.difference.value == -0.5 and found.difference.high < 0 and found.p == pytest.approx(2 / 2**10)
+    assert json.loads(json.dumps(found.p))

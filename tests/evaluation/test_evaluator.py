@@ -1,0 +1,268 @@
+"""Evaluations that are stopped, repeated, changed and compared."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from threading import Thread
+
+import pytest
+from PIL import Image
+
+from conftest import ROOT, TOKENS, compose_config, compose_eval, conversation, mixed_records
+from helpers.judge_server import Server
+from vpt.__main__ import main
+from vpt.checkpoint.load import weights_digest
+from vpt.cli.evaluate import Evaluation, evaluate_checkpoint
+from vpt.cli.train import train
+from vpt.data.records import parse_record
+from vpt.data.same_data import without_perception
+from vpt.errors import ConfigError, DataError
+from vpt.evaluation.paired import pair
+from vpt.evaluation.predictions import Prediction, PredictionLog, read_predictions
+from vpt.evaluation.questions import expected_actions
+
+SMALL = ("+debug=two_steps", "+experiment=all", "tracking=none", "training.final_eval_questions=8")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Two runs that differ in their seed."""
+    root = tmp_path_factory.mktemp("runs")
+    for seed in (0, 1):
+        train(compose_config(*SMALL, f"seed={seed}"), root / f"seed_{seed}")
+    return root
+
+
+def told(folder):
+    """Everything but the time it took, probabilities to six digits."""
+    items = [
+        replace(item, seconds=0.0, confidence=round(item.confidence, 6))
+        for item in read_predictions(folder / "predictions.jsonl")
+    ]
+    for item in items:
+        for step in item.trace:
+            step.seconds = 0.0
+    return items
+
+
+def test_stopped_by_hand_it_goes_on(runs):
+    """Ctrl-C in a real process, half a line on the disk; the same command answers the rest and the same."""
+    run = runs / "seed_0"
+    options = ["generation.batch_size=4", "generation.action=dino", "pictures=false"]
+    command = [sys.executable, "eval.py", f"checkpoint={run}", *options, "name=stopped"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [*command, "data.limit=4000"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env=environment,
+    )  # fmt: skip
+    path = run / "eval" / "stopped" / "predictions.jsonl"
+    while not path.exists() or path.read_text().count("\n") < 8:
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 130 and "type the same command to go on" in said and "Traceback" not in said
+    before = path.read_text()
+    answered = before.count("\n")
+    assert 8 <= answered < 4000
+    path.write_text(before + '{"record": "ea')
+    done = subprocess.run([*command, f"data.limit={answered + 6}"], cwd=ROOT, capture_output=True, text=True,
+                          env=environment)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert path.read_text().startswith(before)
+    evaluate_checkpoint(compose_eval(f"checkpoint={run}", *options, "name=whole", f"data.limit={answered + 6}"))
+    assert told(path.parent) == told(run / "eval" / "whole")
+    summary = json.loads((path.parent / "summary.json").read_text())
+    assert summary["questions"] == answered + 6
+
+
+def test_what_was_answered_is_not_asked_again(runs, monkeypatch):
+    run = runs / "seed_0"
+    ask = [f"checkpoint={run}", "name=twice", "data.limit=6", "pictures=false"]
+    evaluate_checkpoint(compose_eval(*ask))
+    first = told(run / "eval" / "twice")
+    monkeypatch.setattr("vpt.evaluation.evaluator.answer_batch", None)  # an answer would end in an error
+    evaluate_checkpoint(compose_eval(*ask, "generation.batch_size=1", "data.metrics=[anls]"))
+    assert told(run / "eval" / "twice") == first
+    summary = json.loads((run / "eval" / "twice" / "summary.json").read_text())
+    assert list(summary["metrics"]["easy_vqa"]) == ["anls"]
+    evaluate_checkpoint(compose_eval(*ask, "data.limit=4"))
+    assert json.loads((run / "eval" / "twice" / "summary.json").read_text())["questions"] == 4
+    assert told(run / "eval" / "twice") == first
+
+
+def test_other_settings_begin_anew_and_nothing_is_lost(runs, capsys):
+    run = runs / "seed_0"
+    ask = [f"checkpoint={run}", "name=changed", "data.limit=4", "pictures=false"]
+    evaluate_checkpoint(compose_eval(*ask))
+    first = told(run / "eval" / "changed")
+    capsys.readouterr()
+    evaluate_checkpoint(compose_eval(*ask, "generation.action=dino"))
+    said = capsys.readouterr().out
+    assert "with other settings (generation): kept as earlier_predictions.jsonl; begins anew" in said
+    kept = read_predictions(run / "eval" / "changed" / "earlier_predictions.jsonl")
+    assert [item.answer for item in kept] == [item.answer for item in first]
+    assert all(item.actions[0] == "dino" for item in told(run / "eval" / "changed"))
+
+
+def line(record: str) -> Prediction:
+    return Prediction(record, "q", "a", "a", True)
+
+
+def test_other_questions_begin_anew(tmp_path):
+    with PredictionLog(tmp_path, {"weights": "x"}, ["1", "2"]) as log:
+        log.add([line("1")])
+    assert [item.record for item in PredictionLog(tmp_path, {"weights": "x"}, ["1", "3", "4"]).done] == ["1"]
+    assert PredictionLog(tmp_path, {"weights": "x"}, ["2", "1"]).done == []
+    assert (tmp_path / "earlier_predictions.jsonl").read_text().count("\n") == 1
+    assert not (tmp_path / "predictions.jsonl").exists()
+
+
+def test_an_image_that_breaks_in_the_middle(runs, monkeypatch):
+    """What was answered before is kept, and once the image is repaired the same command goes on."""
+    run = runs / "seed_0"
+    ask = [f"checkpoint={run}", "data.limit=20", "generation.batch_size=4", "pictures=false"]
+    evaluate_checkpoint(compose_eval(*ask, "name=sound"))
+    sound = told(run / "eval" / "sound")
+    last = sound[-1].images["image"][0]
+    opened = Image.open
+
+    def broken(path, **options):
+        if str(path).endswith(f"/{last}"):
+            raise OSError("a bad sector")
+        return opened(path, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("vpt.data.images.Image.open", broken)
+        with pytest.raises(DataError, match=r"cannot be read \(a bad sector\); replace the file"):
+            evaluate_checkpoint(compose_eval(*ask, "name=broken"))
+    kept = told(run / "eval" / "broken")
+    assert 4 <= len(kept) < 20 and kept == sound[: len(kept)]
+    evaluate_checkpoint(compose_eval(*ask, "name=broken"))
+    assert told(run / "eval" / "broken") == sound
+
+
+def test_a_judge_of_an_evaluation(runs, tmp_path):
+    """`judge.url` beside the metrics of the data set, and its interval in the summary."""
+    server = Server({"": "score: 0.5"})
+    Thread(target=server.serve_forever, daemon=True).start()
+    ask = [f"checkpoint={runs / 'seed_0'}", "name=judged", "data.limit=6", "pictures=false", "judge.questions=4"]
+    try:
+        evaluate_checkpoint(
+            compose_eval(*ask, f"judge.url={server.url}", "judge.model=stub", f"judge.cache={tmp_path / 'j.sqlite'}")
+        )
+    finally:
+        server.shutdown()
+        server.server_close()
+    found = json.loads((runs / "seed_0" / "eval" / "judged" / "summary.json").read_text())["metrics"]["easy_vqa"]
+    assert next(iter(found)) == "exact_match", "the score is not the judge's"
+    assert (found["judge"]["value"], found["judge"]["questions"], found["judge_unscored"]["value"]) == (0.5, 4, 0)
+
+
+def test_weights_are_told_apart(runs):
+    digests = {weights_digest(runs / f"seed_{seed}") for seed in (0, 1)}
+    assert len(digests) == 2
+
+
+def test_ablations_beside_a_baseline(runs, capsys):
+    run = runs / "seed_0"
+    evaluate_checkpoint(
+        compose_eval(
+            f"checkpoint={run}",
+            "+ablations=features",
+            f"baseline={runs / 'seed_1'}",
+            "data.limit=12",
+            "name=controlled",
+            "generation.action=sam",
+        )
+    )
+    folder = run / "eval" / "controlled"
+    summary = json.loads((folder / "summary.json").read_text())
+    assert list(summary["controls"]) == ["features_zeroed", "features_noise", "features_swapped", "baseline"]
+    for found in summary["controls"].values():
+        assert found["questions"] == 12 and found["reference"] == summary["accuracy"]
+        assert found["difference"]["low"] <= found["difference"]["value"] <= found["difference"]["high"]
+        assert found["difference"]["value"] == pytest.approx(found["ablated"] - found["reference"])
+    other = json.loads((runs / "seed_1" / "eval" / "controlled" / "summary.json").read_text())
+    assert summary["controls"]["baseline"]["ablated"] == other["accuracy"]
+    assert (folder / "controls.png").stat().st_size > 10_000
+    assert "perceived features zeroed" in capsys.readouterr().out
+
+
+def test_another_test_split_is_no_baseline(runs, monkeypatch):
+    """Told before anything is answered, not at the end of all ablations."""
+    monkeypatch.setattr("vpt.cli.evaluate.load_pretrained", None)  # a call would end in another error
+    ask = [f"checkpoint={runs / 'seed_0'}", f"baseline={runs / 'seed_1'}", "name=apart", "data.limit=6"]
+    asked = Evaluation.records
+    monkeypatch.setattr(Evaluation, "records", lambda self: asked(self)[: 4 if "seed_1" in self.checkpoint else None])
+    with pytest.raises(ConfigError, match=r"baseline: .*seed_1 does not answer 2 of the 6 questions, .*data.limit"):
+        evaluate_checkpoint(compose_eval(*ask))
+    assert not (runs / "seed_0" / "eval" / "apart").exists()
+
+
+@pytest.mark.parametrize("key", ["data.limit", "data.max_length"])
+def test_no_questions_are_no_evaluation(key):
+    assert compose_eval("checkpoint=x", f"{key}=null").data.limit is None
+    with pytest.raises(ConfigError, match=f"{key}=0 must lie between 1 and inf"):
+        compose_eval("checkpoint=x", f"{key}=0")
+
+
+def test_comparing_two_runs(runs, tmp_path, capsys):
+    paths = [str(runs / f"seed_{seed}") for seed in (0, 1)]
+    main(["compare", "--paired", *paths, "--metrics", "exact_match,anls", "--out", str(tmp_path / "table.json")])
+    said = capsys.readouterr().out
+    assert "8 questions answered by both" in said and "easy_vqa: anls" in said
+    rows = json.loads((tmp_path / "table.json").read_text())
+    assert [row["metric"] for row in rows] == ["exact_match", "anls"]
+    ours, theirs = (read_predictions(runs / f"seed_{seed}" / "predictions" / "predictions.jsonl") for seed in (0, 1))
+    assert rows[0]["a"] == sum(item.correct for item in ours) / 8
+    assert rows[0]["difference"]["value"] == pytest.approx(rows[0]["b"] - rows[0]["a"])
+    with pytest.raises(DataError, match="no question in common"):
+        pair(ours, [replace(item, record="another") for item in theirs])
+    with pytest.raises(SystemExit):
+        main(["compare", "--paired", paths[0], str(tmp_path)])
+    assert "holds no predictions.jsonl" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["compare", "--paired", *paths, "--out", str(tmp_path / "nowhere" / "table.json")])
+    assert "nowhere does not exist; type: mkdir -p" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("override", "message"), [
+    ("data.metrics=[exact_mach]", "data.metrics: exact_mach is not a metric; did you mean exact_match"),
+    ("data.metrics=[]", "names no metric"),
+    ("+data.test.easy_vqa.metrics=[yes_know]", "data.test.easy_vqa.metrics: yes_know is not a metric"),
+])  # fmt: skip
+def test_wrong_metrics_stop_the_run_before_it_starts(override, message, tmp_path):
+    with pytest.raises(ConfigError, match=message.replace("[", r"\[")):
+        train(compose_config(override), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_records_say_what_is_right_and_where(folder):
+    raw = {"messages": [{"role": "user", "content": "<image>\nwhat?"}, {"role": "assistant", "content": "red"}],
+           "images": ["0.png"], "answers": ["red", "scarlet"], "box": [1, 2, 30, 40]}  # fmt: skip
+    record = parse_record(raw, where="here", encoder_tokens={})
+    assert record.accepted == ("red", "scarlet") and record.box == (1, 2, 30, 40)
+    assert without_perception(record, {}).accepted == record.accepted
+    for wrong in ({"answers": "red"}, {"answers": []}, {"box": [1, 2, 3]}, {"box": [5, 0, 4, 9]}):
+        with pytest.raises(DataError, match=r"^here: `(answers|box)` must be"):
+            parse_record(raw | wrong, where="here", encoder_tokens={})
+
+
+def test_what_a_record_asks_for():
+    """Regions in tokens or in numbers, re-encodings; a further image that nobody asked for is none of them."""
+    by_name = [parse_record(raw, where="", encoder_tokens=TOKENS) for raw in mixed_records()]
+    found = [expected_actions(record, TOKENS) for record in by_name]
+    assert found == [
+        ["dino", "clip", "dino"], ["clip"], ["region"], ["region", "sam"], [], [], ["dino"], ["sam"],
+        ["dino", "clip"], ["region", "sam"],
+    ]  # fmt: skip
+    turns = [{"role": "assistant", "content": "[1, 2, 5, 6]"}, {"role": "user", "content": "<image>"},
+             {"role": "assistant", "content": "so?"}, {"role": "user", "content": "<image>"}]  # fmt: skip
+    raw = conversation("0.png", turns)
+    raw["images"] = ["0.png"] * 3
+    assert expected_actions(parse_record(raw, where="", encoder_tokens=TOKENS), TOKENS) == ["region"]

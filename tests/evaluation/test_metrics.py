@@ -1,0 +1,210 @@
+"""Metrics equal what is known of them: published rules, worked examples, other routes to the same number."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vpt.errors import ConfigError
+from vpt.evaluation.metrics import METRICS, build_metrics
+from vpt.evaluation.metrics.perception import PERCEPTION, ActionChoice, RegionQuality, confusion, iogt, iou
+from vpt.evaluation.metrics.vqa import normalise as vqa_normalise
+from vpt.evaluation.predictions import Prediction
+from vpt.evaluation.statistics import Ratio, difference, estimates, mcnemar
+from vpt.evaluation.summary import summarise
+from vpt.generation.row_state import IGNORED, REPAIRED, PerceptionStep
+
+
+def said(answer: str, *accepted: str, **more) -> Prediction:
+    return Prediction("record", "question", accepted[0], answer, False, accepted=list(accepted), **more)
+
+
+def values(name: str, *items: Prediction) -> dict[str, float]:
+    (metric,) = build_metrics([name], key="data.metrics")
+    return {key: ratio.value for key, ratio in metric.measure(items).items()}
+
+
+@pytest.mark.parametrize(("answer", "accepted", "want"), [
+    ("The red circle.", ["a Red circle"], 1),
+    ("red", ["blue", "red"], 1),
+    ("reddish", ["red"], 0),
+    ("", ["red"], 0),
+])  # fmt: skip
+def test_exact_match(answer, accepted, want):
+    assert values("exact_match", said(answer, *accepted))["exact_match"] == want
+
+
+@pytest.mark.parametrize(("answer", "accepted", "want"), [
+    ("Paris", ["paris"], 1),
+    ("hallo", ["hello"], 1 - 1 / 5),  # one of five letters
+    ("abcd", ["abef"], 0),  # half of it: not above the threshold
+    ("abcde", ["abcdf", "abcde"], 1),  # the nearest one counts
+    ("3,14", ["3.14"], 1 - 1 / 4),
+])  # fmt: skip
+def test_anls(answer, accepted, want):
+    assert values("anls", said(answer, *accepted))["anls"] == pytest.approx(want)
+
+
+@pytest.mark.parametrize(("same", "want"), [(0, 0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1), (10, 1)])
+def test_vqa_accuracy_of_ten_people(same, want):
+    """The published values for so many of ten people who gave the answer."""
+    people = ["cat"] * same + [f"dog {number}" for number in range(10 - same)]
+    assert values("vqa_accuracy", said("cat", *people))["vqa_accuracy"] == pytest.approx(want)
+
+
+@pytest.mark.parametrize(("text", "want"), [
+    ("The  Cat's\nhat", "cat's hat"),
+    ("two dogs, and one cat", "2 dogs and 1 cat"),
+    ("dont", "don't"),
+    ("couldnt've wouldntve", "couldn't've wouldn't've"),
+    ("1,000", "1000"),
+    ("It is 1.5 m.", "it is 1.5 m"),
+    ("there are 3.", "there are 3"),
+    ("black/white", "black white"),
+    ("yes , it is!", "yes it is"),
+    ("none", "0"),
+])  # fmt: skip
+def test_vqa_normalisation(text, want):
+    assert vqa_normalise(text) == want
+
+
+def test_yes_no():
+    """Three of four questions to be answered by yes; one `yes` to a no; one answer that is neither."""
+    items = [said("Yes, it is.", "yes"), said("yes", "yes"), said("There is no dog.", "yes"), said("yes", "no"),
+             said("a dog", "no"), said("red", "red")]  # fmt: skip
+    got = values("yes_no", *items)
+    want = {"yes_no_accuracy": 2 / 5, "yes_precision": 2 / 3, "yes_recall": 2 / 3, "yes_f1": 2 / 3, "yes_rate": 3 / 5}
+    assert got == pytest.approx(want)
+
+
+def test_rouge_l():
+    """The longest common subsequence of `police killed the gunman` and `police kill the gunman` has 3 of 4 words."""
+    assert values("rouge_l", said("police kill the gunman", "police killed the gunman"))["rouge_l"] == 0.75
+    best = said("police kill the gunman", "nothing of it", "police kill the gunman")
+    assert values("rouge_l", best)["rouge_l"] == 1
+
+
+def test_cider_d():
+    """10 for the references themselves, 0 for nothing in common, the same for other case and punctuation, less for a
+    word said again and again (the D).
+    """
+    truth = ["a cat sits on the mat", "a man rides a brown horse", "two dogs run over a field"]
+    same = [said(text.capitalize() + ".", text) for text in truth]
+    assert values("cider_d", *same)["cider_d"] == pytest.approx(10)
+    other = [said("an unrelated remark altogether", text) for text in truth]
+    assert values("cider_d", *other)["cider_d"] == 0
+    again = [said(f"{text} {text.split()[-1]} {text.split()[-1]}", text) for text in truth]
+    assert 0 < values("cider_d", *again)["cider_d"] < 9
+
+
+boxes = st.tuples(*[st.integers(0, 12)] * 4).map(
+    lambda b: (min(b[0], b[2]), min(b[1], b[3]), max(b[0], b[2]) + 1, max(b[1], b[3]) + 1)
+)
+
+
+@given(boxes, boxes)
+def test_boxes_equal_counting_pixels(a, b):
+    masks = np.zeros((2, 14, 14), dtype=bool)
+    for mask, (x0, y0, x1, y1) in zip(masks, (a, b), strict=True):
+        mask[y0:y1, x0:x1] = True
+    shared, union = (masks[0] & masks[1]).sum(), (masks[0] | masks[1]).sum()
+    assert iou(a, b) == pytest.approx(shared / union)
+    assert iogt(a, b) == pytest.approx(shared / masks[1].sum())
+
+
+def test_region_quality_counts_regions_with_a_true_box():
+    items = [
+        said("", "x", box=(0, 0, 2, 2), trace=[PerceptionStep("dino"), PerceptionStep("region", box=(0, 0, 4, 2))]),
+        said("", "x", box=(0, 0, 2, 2), trace=[PerceptionStep("dino")]),
+        said("", "x", trace=[PerceptionStep("region", box=(0, 0, 4, 2))]),
+        said("", "x", box=(0, 0, 2, 2), trace=[PerceptionStep("region", status=IGNORED)]),
+    ]
+    found = RegionQuality().measure(items)
+    assert found["region_iou"].value == 0.5 and found["region_iogt"].value == 1
+    assert found["region_iou"].questions == 1
+
+
+def test_free_choice():
+    def item(asked, chosen):
+        return said("", "x", expected_actions=asked, trace=[PerceptionStep(kind) for kind in chosen])
+
+    items = [item(["region"], ["region"]), item(["region"], ["dino"]), item(["dino"], []), item([], ["dino"]),
+             item([], [])]  # fmt: skip
+    found = {name: ratio.value for name, ratio in ActionChoice().measure(items).items()}
+    assert found == pytest.approx({"action_precision": 2 / 3, "action_recall": 2 / 3, "action_accuracy": 2 / 5})
+    assert confusion(items) == {
+        "dino": {"none": 1}, "none": {"dino": 1, "none": 1}, "region": {"dino": 1, "region": 1},
+    }  # fmt: skip
+
+
+def test_what_was_repaired_ignored_and_truncated_is_counted():
+    items = [said("", "x", trace=[PerceptionStep("region", status=REPAIRED), PerceptionStep("region", status=IGNORED)]),
+             said("", "x", complete=False, trace=[PerceptionStep("dino"), PerceptionStep("region", status=IGNORED)])]  # fmt: skip
+    summary = summarise([replace(item, source="test") for item in items], {"test": [METRICS["exact_match"]()]})
+    assert [summary[key] for key in ("requests_mended", "requests_ignored", "cut_off")] == [1, 2, 1]
+    assert summary["perceptions"] == {"region": 1, "dino": 1}
+
+
+def test_what_perceiving_costs():
+    """Tokens of what was seen, not of what was ignored; time of every question."""
+    items = [said("", "x", seconds=0.5, trace=[PerceptionStep("dino", visual_tokens=16), PerceptionStep("region", visual_tokens=4)]),
+             said("", "x", seconds=1.0, trace=[PerceptionStep("region", status=IGNORED, visual_tokens=4)])]  # fmt: skip
+    found = {name: ratio.value for metric in PERCEPTION for name, ratio in metric.measure(items).items()}
+    assert (found["extra_visual_tokens"], found["latency_seconds"]) == (10, 0.75)
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_every_metric_takes_no_questions_and_empty_answers(name):
+    (metric,) = build_metrics([name], key="data.metrics")
+    assert all(math.isnan(ratio.value) for ratio in metric.measure([]).values())
+    assert all(len(ratio.numerator) == 2 for ratio in metric.measure([said("", "yes"), said("", "a cat")]).values())
+
+
+def test_a_missing_package_and_a_wrong_name_say_what_to_type(monkeypatch):
+    with pytest.raises(ConfigError, match=r"exact_mach is not a metric; did you mean exact_match"):
+        build_metrics(["exact_mach"], key="data.metrics")
+    with pytest.raises(ConfigError, match="is no Metric"):
+        build_metrics(["vpt.perception.regions.Region"], key="data.metrics")
+    assert build_metrics(["vpt.evaluation.metrics.vqa.VQAAccuracy"], key="data.metrics")
+    monkeypatch.setitem(__import__("sys").modules, "rapidfuzz", None)
+    with pytest.raises(ConfigError, match=r"anls needs the package rapidfuzz; type: pip install 'vpt\[metrics\]'"):
+        build_metrics(["anls"], key="data.metrics")
+
+
+def test_intervals_equal_those_of_scipy():
+    scipy_stats = pytest.importorskip("scipy.stats")
+    generator = np.random.default_rng(1)
+    part, whole = generator.random(400), generator.integers(0, 2, 400).astype(float)
+    part *= whole
+    ours = estimates({"score": Ratio(part, whole)})["score"]
+    theirs = scipy_stats.bootstrap(
+        (part, whole), lambda a, b, axis: a.sum(axis) / b.sum(axis), paired=True, vectorized=True, method="percentile",
+        n_resamples=5000, rng=2,
+    ).confidence_interval  # fmt: skip
+    spread = ours.high - ours.low
+    assert ours.low == pytest.approx(theirs.low, abs=0.06 * spread)
+    assert ours.high == pytest.approx(theirs.high, abs=0.06 * spread)
+
+
+def test_a_paired_difference_is_surer_than_two_runs():
+    """Questions differ more than runs do: the interval of the difference is that of the differences' mean."""
+    generator = np.random.default_rng(1)
+    hard = generator.random(2000)
+    one, two = Ratio.mean(hard.tolist()), Ratio.mean((hard + 0.01 + 0.01 * generator.standard_normal(2000)).tolist())
+    found = difference(one, two)
+    assert found.value == pytest.approx(0.01, abs=0.001)
+    assert found.high - found.low == pytest.approx(2 * 1.96 * 0.01 / math.sqrt(2000), rel=0.1)
+    single = estimates({"one": one})["one"]
+    assert single.high - single.low > 10 * (found.high - found.low)
+
+
+@pytest.mark.parametrize(("won", "lost", "p"), [(10, 2, 2 * (1 + 12 + 66) / 2**12), (3, 3, 1.0), (0, 0, 1.0)])
+def test_mcnemar(won, lost, p):
+    one = Ratio.mean([0.0] * won + [1.0] * lost + [1.0, 0.0] * 5)
+    two = Ratio.mean([1.0] * won + [0.0] * lost + [1.0, 0.0] * 5)
+    assert mcnemar(one, two) == pytest.approx(p)
+    assert mcnemar(one, Ratio.mean([0.5] * len(one.numerator))) is None
+    assert mcnemar(one, Ratio.mean([None] + [1.0] * (len(one.numerator) - 1))) is None
