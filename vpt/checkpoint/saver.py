@@ -37,7 +37,10 @@ _WRITING, _DROPPING = ".writing_", ".dropping_"
 
 
 class Saver:
-    """Writes the checkpoints of a run, one at a time. As a context it does not end before the last one is in place."""
+    """Writes the checkpoints of a run, one at a time.
+
+    As a context it ends once the last one is in place, and its thread and its process group are gone.
+    """
 
     def __init__(self, folder: Path, world: World, *, keep: int) -> None:
         """Args:
@@ -96,8 +99,11 @@ class Saver:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        with suppress(CheckpointError) if kind else nullcontext():  # what went wrong first is what is to be said
+        with suppress(CheckpointError) if kind else nullcontext():  # the user is told of the first error alone
             self.wait()
+        self._thread.shutdown()
+        if self._group is not None and kind is None:
+            dist.destroy_process_group(self._group)
 
     def _write(
         self, staged: dict[str, dict[str, Tensor]], progress: TrainState, describe: Callable[[Path], None]

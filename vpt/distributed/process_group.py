@@ -97,7 +97,9 @@ def _slurm_address(environment: Mapping[str, str]) -> str:
 
 @contextmanager
 def init_process_group(*, device: str, always: bool = False) -> Iterator[World]:
-    """Meet the other processes of this run and leave them at the end.
+    """Meet the other processes of this run, and leave together with them at the end.
+
+    Models, optimizers and groups of their own that use these processes must be gone by then.
 
     Args:
         device: `device` of the configuration; decides how tensors travel.
@@ -125,4 +127,5 @@ def init_process_group(*, device: str, always: bool = False) -> Iterator[World]:
     else:
         dist.init_process_group(backend)
     yield world
-    dist.destroy_process_group()  # not after an error: the others may never come to say goodbye
+    world.barrier()  # no process leaves while another still exchanges something; not so after an error, which may be
+    dist.destroy_process_group()  # of this process alone

@@ -1,6 +1,7 @@
 """The device that a run uses, and the heap of a process that trains on the CPU."""
 
 import ctypes
+import gc
 
 import torch
 
@@ -34,3 +35,10 @@ def choose_device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device=cuda, but torch finds no GPU here; type device=cpu, or device=auto for what there is")
     return torch.device(name, torch.cuda.current_device()) if name == "cuda" else torch.device(name)
+
+
+def free_unreachable() -> None:
+    """Give back the memory, on GPUs too, of models that nobody refers to: they are in cycles of references."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
