@@ -1,7 +1,6 @@
 """Write a trained model into a folder of its own, in one of three formats."""
 
 import json
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from vpt.checkpoint.upstream import to_upstream_name, upstream_config
 from vpt.errors import ConfigError, did_you_mean
 from vpt.models.build import ModelBundle
 from vpt.models.lora import merged
+from vpt.utils.files import atomic_folder
 
 
 @dataclass(frozen=True)
@@ -42,14 +42,8 @@ def export(wanted: Export) -> Path:
     if target.exists():
         raise ConfigError(f"{target} exists already; give another folder in to=FOLDER, or remove it")
     parts = load_pretrained(wanted.checkpoint, device="cpu")
-    draft = target.with_name(f".writing_{target.name}")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
-    try:
+    with atomic_folder(target) as draft:
         WRITERS[wanted.format](parts, draft)
-        draft.rename(target)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
     return target
 
 

@@ -112,14 +112,14 @@ def evaluate_checkpoint(config: EvalConfig) -> None:
         if any(item.difference for item in compared.values()):
             print(f"  {draw_ablations(compared, folder / 'controls.png', title=str(config.checkpoint))}")
         print(f"  {write_report(folder, config=evaluation.config)}")
-        _mirror(config, evaluation, summary)
+        _track(config, evaluation, summary)
 
 
-def _mirror(config: EvalConfig, evaluation: Evaluation, summary: dict[str, Any]) -> None:
-    """Show the same to W&B, where `tracking` asks for it."""
+def _track(config: EvalConfig, evaluation: Evaluation, summary: dict[str, Any]) -> None:
+    """Send summary and report to W&B, where `tracking` asks for it."""
     name = f"{evaluation.config.run_name}/eval/{config.name}"
     settings = json.loads((evaluation.folder / SETTINGS).read_text())
-    mirror = build_tracker(config.tracking, name=name, folder=evaluation.folder, run_id=None, settings=settings)
-    mirror.log_summary(summary)
-    mirror.log_media(report_media(evaluation.folder, config=evaluation.config))
-    mirror.close()
+    tracker = build_tracker(config.tracking, name=name, folder=evaluation.folder, run_id=None, settings=settings)
+    tracker.log_summary(summary)
+    tracker.log_media(report_media(evaluation.folder, config=evaluation.config))
+    tracker.close()

@@ -43,7 +43,7 @@ def train(config: TrainConfig, folder: str | Path) -> float:
 
 
 def _fit(config: TrainConfig, folder: Path, world: World) -> tuple[RunLogger, float]:
-    """Train to the last step; returns the run's open log, and seconds. The model and all that trains it go unreachable."""
+    """Train to the last step; returns the open logger, and seconds. Model and optimizer go out of scope."""
     trainer = Trainer(config, folder, world)
     started = time.perf_counter()
     trainer.fit()
@@ -59,7 +59,7 @@ def _report(
     print(f"accuracy {summary['accuracy']:.4f} on {summary['questions']} questions; see {folder}/summary.json")
     for path in (*draw_run(folder), write_report(folder, config=config)):
         print(f"  {path}")
-    run_logger.mirror.log_media(report_media(folder, config=config))
+    run_logger.log_media(report_media(folder, config=config))
     run_logger.close()
 
 
