@@ -157,7 +157,7 @@ class Trainer:
         seed_step(self.config.seed, step, self.world.rank)
         self.failures.start_step()
         own = batches
-        batches, totals = self.aligner.align(own, stopping=self.preemption.code)
+        batches, totals = self.aligner.align(own, exit_code=self.preemption.code)
         self.failures.record_skipped(own, totals)
         logged = self._should_log(step + 1)
         loss = torch.zeros((), device=self.device)
@@ -183,7 +183,7 @@ class Trainer:
         metrics = {"train/loss": reached, "train/grad_norm": norm, **norms} if finite else {}
         metrics |= self._details(own, totals) if logged else {}
         found = (reached, norm) if finite else (math.nan, math.nan)
-        return StepResult(*found, tokens=totals.tokens, exit_code=totals.stopping, metrics=metrics)
+        return StepResult(*found, tokens=totals.tokens, exit_code=totals.exit_code, metrics=metrics)
 
     def _details(self, own: list[Batch], totals: GlobalCounts) -> dict[str, float]:
         """What is logged of a step besides its loss and its gradient."""
