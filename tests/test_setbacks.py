@@ -220,7 +220,7 @@ def _on_a_rank(world, config, folder: str, spoil: str) -> dict:
     if world.is_main:
         save_file(held[7], Path(folder) / "before.safetensors")
     changed = [before.keys() != after.keys() or not same(before, after) for before, after in pairwise(held)]
-    progress = run.failures.progress
+    progress = run.failures.state
     return {
         "error": str(ended.value),
         "lost": progress.nonfinite_steps,

@@ -43,7 +43,7 @@ LATEST, BEST = "latest", "best"  # links beside them
 def save_weights(
     folder: Path, *, model: VPTModel, config: TrainConfig, tokenizer: PreTrainedTokenizerBase
 ) -> None:  # fmt: skip
-    """Write what `vpt.checkpoint.load.load` reads: weights, sizes, configuration, tokenizer."""
+    """Write a checkpoint without optimizer for `load_pretrained`: weights, sizes, configuration, tokenizer."""
     tensors = {name: tensor.contiguous() for name, tensor in unique_state_dict(model).items()}
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     save_metadata(folder, model=model, config=config, tokenizer=tokenizer)
@@ -53,7 +53,7 @@ def save_weights(
 def save_metadata(
     folder: Path, *, model: VPTModel, config: TrainConfig, tokenizer: PreTrainedTokenizerBase
 ) -> None:  # fmt: skip
-    """Write what is needed besides weights to build a model again."""
+    """Write sizes, configuration and tokenizer, of which a model is built again."""
     save_architecture(Architecture.of(model), folder / "sizes")
     OmegaConf.save(OmegaConf.structured(config), folder / "config.yaml")
     tokenizer.save_pretrained(folder / "tokenizer")

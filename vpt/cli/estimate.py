@@ -1,4 +1,4 @@
-"""What a run will need, from its configuration alone; loads nothing, fetches nothing, writes nothing.
+"""Estimate what a run will need from its configuration alone; loads nothing, fetches nothing, writes nothing.
 
 vpt estimate +experiment=dino model=qwen2_vl_2b
 vpt estimate +experiment=dino model=qwen2_vl_2b gpus=64 strategy=fsdp

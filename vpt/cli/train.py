@@ -1,4 +1,4 @@
-"""One run from its configuration to its summary."""
+"""`train.py` after its configuration has been checked: train, answer the test split, report."""
 
 import time
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Names that version 0.1 gave to configuration keys and classes: saved configurations have them, and users' fingers."""
+"""Names that version 0.1 gave to configuration keys and classes, as saved configurations have them."""
 
 import re
 from collections.abc import Mapping
@@ -37,7 +37,7 @@ FORMER_TARGETS = {
 
 
 def present_name(key: str) -> str | None:
-    """What a former key, or one below it, is called now; None for any other key."""
+    """The present name of a former key, or of one below it; None for any other key."""
     for former, present in FORMER_KEYS.items():
         match = re.fullmatch(re.escape(former).replace(r"\*", "([^.]+)") + r"(\..+)?", key)
         if match:

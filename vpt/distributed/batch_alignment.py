@@ -25,7 +25,7 @@ _BLANK = 64  # pixels along a side of the image that a dummy row looks at
 
 @dataclass(frozen=True)
 class GlobalCounts:
-    """Sums over all processes for one step, and the largest exit code that one has been asked to stop with (0: none)."""
+    """Sums over all processes for one step; the exit code is the largest that one has been asked for, 0 for none."""
 
     labels: int = 0
     rows: int = 0

@@ -18,12 +18,10 @@ from vpt.training.optimizer import set_trainable
 
 
 def open_feature_cache(config: DataConfig, model: VPTModel, *, precision: str) -> FeatureCache | None:
-    """A cache for the frozen encoders of `model`, whose weights are final; all of them are read once for it.
+    """The cache for the frozen encoders of `model`; reads their weights, so these must be final.
 
-    Args:
-        config: `feature_cache` and `feature_cache_gb`. Returns None where they ask for no cache.
-        model: with what is trained chosen.
-        precision: what it runs in, such as `bf16`.
+    Returns None where `data.feature_cache` asks for none. `requires_grad` must be set; `precision` is what the model
+    runs in, such as `bf16`.
     """
     if config.feature_cache is None:
         return None
@@ -53,7 +51,7 @@ def shared_features(bundle: ModelBundle, config: TrainConfig) -> Iterator[None]:
 
 
 def fingerprint(module: nn.Module, precision: str) -> str:
-    """A digest of an encoder: what it computes from pixels depends on nothing else."""
+    """A digest of an encoder's layers, configuration, weights and precision: its features depend on nothing else."""
     digest = blake2b(f"{module} {_settings(module)} {precision}".encode(), digest_size=20)
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -62,7 +60,7 @@ def fingerprint(module: nn.Module, precision: str) -> str:
 
 
 def _settings(module: nn.Module) -> str:
-    """What transformers' configuration says of an encoder, but for where it was loaded from."""
+    """transformers' configuration of an encoder, without the folder that it was loaded from."""
     config = getattr(module, "config", None)
     settings = config.to_dict() if config is not None else {}
     return repr(sorted((key, value) for key, value in settings.items() if key != "_name_or_path"))

@@ -89,7 +89,7 @@ class Trainer:
         self.saver = Saver(folder / "checkpoints", self.world, keep=config.training.keep_checkpoints)
 
     def _latest_checkpoint(self) -> Path | None:
-        """The last checkpoint, as rank 0 sees it: file systems may show others an older state."""
+        """The last checkpoint as rank 0 sees it: file systems may show other ranks an older state."""
         folder = self.folder / "checkpoints"
         last = max((int(path.name.rpartition("_")[2]) for path in list_checkpoints(folder)), default=-1)
         last = self.world.broadcast(last)
@@ -97,8 +97,8 @@ class Trainer:
 
     def _verify(self, found: Path) -> None:
         """Raise CheckpointError, on every process, where a file of the checkpoint is damaged."""
-        said = self.world.all_gather_text(find_damage(found, rank=self.world.rank, ranks=self.world.size))
-        for text in filter(None, said):
+        damage = find_damage(found, rank=self.world.rank, ranks=self.world.size)
+        for text in filter(None, self.world.all_gather_text(damage)):
             raise CheckpointError(text)
 
     def fit(self) -> None:
@@ -186,7 +186,7 @@ class Trainer:
         return StepResult(*found, tokens=totals.tokens, exit_code=totals.exit_code, metrics=metrics)
 
     def _details(self, own: list[Batch], totals: GlobalCounts) -> dict[str, float]:
-        """What is logged of a step besides its loss and its gradient."""
+        """Metrics of a logged step besides its loss and its gradient."""
         return {
             **self.step_metrics.learning_rates(),
             "train/nonfinite_steps": self.state.nonfinite_steps,
@@ -196,14 +196,14 @@ class Trainer:
         }
 
     def _abort(self) -> None:
-        """Too many steps in a row were lost: leave a checkpoint from before them, and end the run."""
-        ending = self.failures.error()
+        """End the run after too many non-finite steps, with a checkpoint from before them."""
+        error = self.failures.error()
         self.state = self.failures.last_good
         self.saver.wait()
         there = self.folder / "checkpoints" / STEP_FOLDER.format(self.state.step)
         if self.state.step and not self.world.broadcast(there.is_dir()):
             self.save()
-        raise ending
+        raise error
 
     def _lr_factor(self, step: int) -> float:
         optim = self.config.optim
@@ -220,12 +220,12 @@ class Trainer:
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
     def evaluate(self) -> dict[str, float]:
-        """Teacher-forced scores on test records; `Exam` has them."""
+        """Teacher-forced metrics on test records (`Validator`)."""
         with self._autocast():
             return self.validator.validate(self.model)
 
     def _evaluate(self) -> bool:
-        """Evaluate and log; whether this is the best so far by `training.best_metric`."""
+        """Evaluate and log. Returns True for the best result so far by `training.best_metric`."""
         metrics = self.evaluate()
         self.run_logger.log_metrics(metrics, step=self.state.step)
         return self.state.is_best(metrics, by=self.config.training.best_metric)
@@ -236,7 +236,7 @@ class Trainer:
         self.run_logger.info(f"checkpoint of step {self.state.step} begun; it held the loop for {held:.2f} s")
 
     def save(self) -> float:
-        """Begin to write a checkpoint of this moment; the seconds for which that held the loop."""
+        """Begin to write a checkpoint of this moment. Returns the seconds for which that held the loop."""
         tensors = {"model": unique_state_dict(self.model)}
         if states := optimizer_tensors(self.optimizer):  # none where every step so far was lost
             tensors["optimizer"] = states
@@ -246,7 +246,7 @@ class Trainer:
         return self.saver.save(tensors, self.state, small)
 
     def _should_log(self, step: int) -> bool:
-        """Whether the step with this number, counted from 1, is logged."""
+        """Metrics of the step with this number, counted from 1, are logged."""
         return step % self.config.training.log_every == 0 or step == self.config.training.steps
 
     def _due(self, every: int) -> bool:
