@@ -42,15 +42,11 @@ def export(wanted: Export) -> Path:
         raise ConfigError(f"{target} exists already; give another folder in to=FOLDER, or remove it")
     bundle = load_pretrained(wanted.checkpoint, device="cpu")
     with atomic_folder(target) as draft:
-        WRITERS[wanted.format](bundle, draft)
+        WRITERS[wanted.format](draft, bundle)
     return target
 
 
-def _write_vpt(bundle: ModelBundle, folder: Path) -> None:
-    save_weights(folder, model=bundle.model, config=bundle.config, tokenizer=bundle.tokenizer)
-
-
-def _write_upstream(bundle: ModelBundle, folder: Path) -> None:
+def _write_upstream(folder: Path, bundle: ModelBundle) -> None:
     """Flat configuration, tensors by upstream's names; `lm_head` apart, even where it is tied; adapters merged."""
     if bundle.config.model.family != "qwen2_vl":
         raise ConfigError(
@@ -68,7 +64,7 @@ def _write_upstream(bundle: ModelBundle, folder: Path) -> None:
     bundle.tokenizer.save_pretrained(folder)
 
 
-def _write_qwen(bundle: ModelBundle, folder: Path) -> None:
+def _write_qwen(folder: Path, bundle: ModelBundle) -> None:
     """transformers' own layout: a language model and its tower, without re-encoders; adapters merged."""
     if len(bundle.model.encoders):
         raise ConfigError(
@@ -79,6 +75,6 @@ def _write_qwen(bundle: ModelBundle, folder: Path) -> None:
     bundle.tokenizer.save_pretrained(folder)
 
 
-WRITERS: dict[str, Callable[[ModelBundle, Path], None]] = {
-    "vpt": _write_vpt, "upstream": _write_upstream, "qwen": _write_qwen,
+WRITERS: dict[str, Callable[[Path, ModelBundle], None]] = {
+    "vpt": save_weights, "upstream": _write_upstream, "qwen": _write_qwen,
 }  # fmt: skip

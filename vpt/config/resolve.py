@@ -16,10 +16,9 @@ Schema = TypeVar("Schema", bound=TrainConfig | EvalConfig | AskConfig)
 
 
 def resolve_config(composed: DictConfig, schema: type[Schema]) -> Schema:
-    """Merge what Hydra composed into a fresh schema.
+    """Merge a configuration that Hydra composed into a fresh schema.
 
-    Raises:
-        ConfigError: for unknown keys (with the nearest right ones), wrong types, values out of range, missing values.
+    Raises ConfigError for unknown keys (with the nearest right ones), wrong types, values out of range, missing values.
     """
     try:
         plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)

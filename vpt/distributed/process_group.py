@@ -35,9 +35,8 @@ class World:
         known = environment.get
         if known("RANK") is not None and known("WORLD_SIZE") is not None:
             size = int(known("WORLD_SIZE", "1"))
-            return cls(
-                int(known("RANK", "0")), size, int(known("LOCAL_RANK", "0")), int(known("LOCAL_WORLD_SIZE", str(size)))
-            )
+            local_rank, local_size = int(known("LOCAL_RANK", "0")), int(known("LOCAL_WORLD_SIZE", str(size)))
+            return cls(int(known("RANK", "0")), size, local_rank, local_size)
         if int(known("SLURM_STEP_NUM_TASKS", "1")) > 1:  # set inside `srun` only, not in the batch script
             size, nodes = int(environment["SLURM_STEP_NUM_TASKS"]), int(known("SLURM_STEP_NUM_NODES", "1"))
             return cls(
@@ -93,13 +92,9 @@ def _slurm_address(environment: Mapping[str, str]) -> str:
 
 @contextmanager
 def init_process_group(*, device: str, always: bool = False) -> Iterator[World]:
-    """Join the process group of this run; all processes leave it together.
+    """Join the process group of this run, with `always` even of one process, as sharding needs it; leave together.
 
-    Whatever holds groups of its own (DDP, sharded tensors, a checkpoint's saver) must be gone by then.
-
-    Args:
-        device: `device` of the configuration, which decides the backend.
-        always: make a process group even of one process (sharding needs one).
+    Whatever holds the group or groups of its own (DDP, sharded tensors, a checkpoint's saver) must be gone at the end.
     """
     world = World.from_environment()
     if world.size == 1 and not always:

@@ -24,13 +24,7 @@ class RunLogger:
         self.loggers: Sequence[MetricLogger] = ()
 
     def start(self, state: TrainState, parameters: str, strategy: str) -> None:
-        """Print what is about to be trained, write `config.yaml` and open the loggers.
-
-        Args:
-            state: of the run so far; is given the W&B run's id.
-            parameters: the table of parameters, frozen and trained.
-            strategy: number and kind of devices, and how they share the work.
-        """
+        """Print what is about to be trained, write `config.yaml` and open the loggers. `state` gets W&B's run id."""
         if not self.world.is_main:
             return
         training, step = self.config.training, state.step

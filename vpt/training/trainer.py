@@ -1,6 +1,5 @@
 """The training loop: `Trainer.fit` goes step by step, `Trainer.train_step` is one optimizer step."""
 
-import contextlib
 import math
 import time
 from collections.abc import Iterator
@@ -214,10 +213,8 @@ class Trainer:
         limit = self.config.optim.max_grad_norm or float("inf")
         return full_tensor(torch.nn.utils.clip_grad_norm_(parameters, limit)).item()
 
-    def _autocast(self) -> contextlib.AbstractContextManager:
-        if self.config.training.precision == "fp32":
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.training.precision != "fp32")
 
     def evaluate(self) -> dict[str, float]:
         """Teacher-forced metrics on test records (`Validator`)."""
@@ -240,10 +237,7 @@ class Trainer:
         tensors = {"model": unique_state_dict(self.model)}
         if states := optimizer_tensors(self.optimizer):  # none where every step so far was lost
             tensors["optimizer"] = states
-        small = partial(
-            save_metadata, model=self.model, config=self.config, tokenizer=self.bundle.tokenizer
-        )  # fmt: skip
-        return self.saver.save(tensors, self.state, small)
+        return self.saver.save(tensors, self.state, partial(save_metadata, bundle=self.bundle))
 
     def _should_log(self, step: int) -> bool:
         """Metrics of the step with this number, counted from 1, are logged."""

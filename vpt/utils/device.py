@@ -16,7 +16,7 @@ _LARGEST_IN_HEAP = 2**25
 
 
 def keep_freed_heap() -> bool:
-    """Ask glibc to keep what this process frees, for as long as it runs. Returns whether there was a glibc to ask."""
+    """Let glibc keep the memory that this process frees. Returns False where there is no glibc."""
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError, TypeError):  # another C library, or Windows, where None names no library
@@ -25,10 +25,9 @@ def keep_freed_heap() -> bool:
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto` takes a GPU where there is one; of several, the one that is this process's.
+    """The device that `auto`, `cpu` or `cuda` names; of several GPUs that of this process.
 
-    Raises:
-        ConfigError: for `cuda` where there is none.
+    Raises ConfigError for `cuda` where there is no GPU.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
