@@ -50,6 +50,7 @@ class Saver:
         self._stager = DefaultStager(StagingOptions(
             use_pinned_memory=on_gpu, use_shared_memory=False, use_async_staging=False, use_non_blocking_copy=on_gpu
         ))  # fmt: skip
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
         if world.is_main:
@@ -104,10 +105,8 @@ class Saver:
         draft = self.folder / f"{_WRITING}{STEP_FOLDER.format(state.step)}"
         try:
             for file, tensors in staged.items():
-                with warnings.catch_warnings():
-                    warnings.filterwarnings("ignore", "torch.distributed is disabled")
-                    writer = HuggingFaceStorageWriter(str(draft / file), save_distributed=True)
-                    dcp.save(tensors, storage_writer=writer, process_group=self._group, no_dist=self._group is None)
+                writer = HuggingFaceStorageWriter(str(draft / file), save_distributed=True)
+                dcp.save(tensors, storage_writer=writer, process_group=self._group, no_dist=self._group is None)
             if self.world.is_main:
                 for file in staged:
                     _flatten(draft, file)

@@ -76,12 +76,11 @@ def restore(checkpoint: Path, model: VPTModel, optimizer: torch.optim.Optimizer)
         tensors = unique_state_dict(model)
         check_state_dict({name: stored[name] for name in stored if "/" not in name}, tensors, where=checkpoint)
         tensors |= _blank_moments(optimizer, stored)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "torch.distributed is disabled")
-            try:
-                dcp.load(tensors, storage_reader=reader, no_dist=not dist.is_initialized())
-            except CheckpointException as error:  # no Exception; it holds one of each process that failed
-                raise next(iter(error.failures.values()))[0] from None
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        try:
+            dcp.load(tensors, storage_reader=reader, no_dist=not dist.is_initialized())
+        except CheckpointException as error:  # no Exception; it holds one of each process that failed
+            raise next(iter(error.failures.values()))[0] from None
         return _read_state(checkpoint)
 
 

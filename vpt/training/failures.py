@@ -6,7 +6,6 @@ processes count the same and stop together.
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 
 from tqdm import tqdm
@@ -33,12 +32,9 @@ class FailureLog:
         """`state` is the run's own: its counts are kept up to date here."""
         self.path, self.world, self.state, self.config = folder / "failures.jsonl", world, state, config
         self.last_good = replace(state)
-        if self.path.exists() and world.is_main:
-            assert self._file  # what comes after the step that the run resumes at is dropped now
-
-    @cached_property
-    def _file(self) -> JSONLLogger:
-        return JSONLLogger(self.path, resumed_at=self.state.step)
+        self._file: JSONLLogger | None = None
+        if self.path.exists():
+            self._write([])  # drops lines after the step that the run resumes at
 
     def start_step(self) -> None:
         """Remember the state before a step, unless the step before was not finite."""
@@ -91,5 +87,6 @@ class FailureLog:
 
     def _write(self, lines: Sequence[dict]) -> None:
         if self.world.is_main:
+            self._file = self._file or JSONLLogger(self.path, resumed_at=self.state.step)
             for line in lines:
                 self._file.log(line, step=self.state.step + 1)
