@@ -94,7 +94,7 @@ def step(tmp_path_factory):
         return clip()
 
     trainer.strategy, trainer._clip_gradients = Watching(), watching
-    return trainer, batches, outputs, norms, trainer.train_step(batches, 0)
+    return trainer, batches, outputs, norms, trainer.train_step(batches, 0).metrics
 
 
 def test_gradient_norms_are_those_of_the_modules(step):

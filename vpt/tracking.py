@@ -1,4 +1,4 @@
-"""Where numbers go: `metrics.jsonl` always, W&B as its mirror."""
+"""Metric loggers: `metrics.jsonl` always, W&B where the configuration asks for it."""
 
 import json
 import os
@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from netrc import NetrcParseError, netrc
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import wandb
 from PIL.Image import Image
 
 from vpt.config.schema import TrackingConfig
 from vpt.errors import CheckpointError
+from vpt.utils.files import atomic_write
 from vpt.utils.version import code_version
 
 
@@ -38,38 +39,28 @@ class ReportMedia:
 
 AXIS = "step"  # of the run, counted from 1; what every metric is drawn over
 GROUPS = ("train", "eval", "perf", "data", "masking", "perception")
-BEST = {"eval/loss": "min", "eval/token_accuracy": "max"}  # what a run's table says of them
+BEST = {"eval/loss": "min", "eval/token_accuracy": "max"}  # W&B's table of runs shows the best value
 
 
-class MetricLogger(Protocol):
-    """Anything that wants to see the metrics too."""
+class MetricLogger:
+    """Destination of a run's metrics, summary and report; ignores whatever a subclass has no place for."""
 
-    id: str | None
+    id: str | None = None  # under which a resumed run continues
 
     def log(self, metrics: dict[str, Any], *, step: int) -> None: ...
 
     def log_summary(self, summary: dict[str, Any]) -> None: ...
 
-    def log_media(self, exhibits: ReportMedia) -> None: ...
+    def log_media(self, media: ReportMedia) -> None: ...
 
     def close(self) -> None: ...
 
 
-class NullLogger:
+class NullLogger(MetricLogger):
     """For `tracking=none`."""
 
-    id: str | None = None
 
-    def log(self, metrics: dict[str, Any], *, step: int) -> None: ...
-
-    def log_summary(self, summary: dict[str, Any]) -> None: ...
-
-    def log_media(self, exhibits: ReportMedia) -> None: ...
-
-    def close(self) -> None: ...
-
-
-class WandbLogger:
+class WandbLogger(MetricLogger):
     """A W&B run; a resumed training continues the same one."""
 
     def __init__(self, config: TrackingConfig, *, name: str, folder: Path, run_id: str | None, settings: dict) -> None:
@@ -78,7 +69,7 @@ class WandbLogger:
             project=config.project, entity=config.entity, name=name, dir=folder, id=run_id, resume="allow", mode=mode,
             config=settings | {"code": code_version()}, settings=wandb.Settings(silent=True),
         )  # fmt: skip
-        self.id: str | None = self.run.id
+        self.id = self.run.id
         self.run.define_metric(AXIS)
         for group in GROUPS:
             self.run.define_metric(f"{group}/*", step_metric=AXIS)
@@ -92,11 +83,11 @@ class WandbLogger:
     def log_summary(self, summary: dict[str, Any]) -> None:
         self.run.summary.update(summary)
 
-    def log_media(self, exhibits: ReportMedia) -> None:
+    def log_media(self, media: ReportMedia) -> None:
         """The report as it is, and its tables and images one by one."""
-        tables = {name: _table(table) for name, table in exhibits.tables.items()}
-        images = {name: wandb.Image(image) for name, image in exhibits.images.items()}
-        page = wandb.Html(exhibits.page.read_text(encoding="utf-8"), inject=False)
+        tables = {name: _table(table) for name, table in media.tables.items()}
+        images = {name: wandb.Image(image) for name, image in media.images.items()}
+        page = wandb.Html(media.page.read_text(encoding="utf-8"), inject=False)
         self.run.log({f"report/{name}": shown for name, shown in {"page": page, **images, **tables}.items()})
 
     def close(self) -> None:
@@ -120,34 +111,20 @@ def _has_key() -> bool:
 def build_tracker(
     config: TrackingConfig, *, name: str, folder: Path, run_id: str | None, settings: dict
 ) -> MetricLogger:
-    """The mirror that the configuration asks for."""
+    """The logger of a service that the configuration asks for, beside the files."""
     if not config.wandb:
         return NullLogger()
     return WandbLogger(config, name=name, folder=folder, run_id=run_id, settings=settings)
 
 
-class MetricsLog(Protocol):
-    """Anything that numbers can be written to."""
-
-    def log(self, metrics: dict[str, Any], *, step: int) -> None: ...
-
-
-class NoMetrics:
-    """For processes other than rank 0."""
-
-    def log(self, metrics: dict[str, Any], *, step: int) -> None: ...
-
-
-class JSONLLogger:
-    """`metrics.jsonl`: one JSON object a line, each with its `step`."""
+class JSONLLogger(MetricLogger):
+    """`metrics.jsonl`, one JSON object a line with its `step`; the summary goes to `summary.json` beside it."""
 
     def __init__(self, path: Path, *, resumed_at: int) -> None:
         """Lines after the step that the run resumes at are dropped: they are about to be written again."""
         self.path = path
         kept = [line for line in _lines(path) if json.loads(line)["step"] <= resumed_at]
-        draft = path.with_suffix(".tmp")
-        draft.write_text("".join(f"{line}\n" for line in kept))
-        draft.replace(path)
+        atomic_write(path, "".join(f"{line}\n" for line in kept))
         self._file = path.open("a", encoding="utf-8")
 
     def log(self, metrics: dict[str, Any], *, step: int) -> None:
@@ -161,9 +138,15 @@ class JSONLLogger:
                 "checkpoint"
             ) from None
 
+    def log_summary(self, summary: dict[str, Any]) -> None:
+        atomic_write(self.path.with_name("summary.json"), json.dumps(summary, indent=1))
+
+    def close(self) -> None:
+        self._file.close()
+
 
 def _lines(path: Path) -> list[str]:
-    """Whole lines only: a killed run may have left half of one."""
+    """The whole lines of a file, if it exists; a killed run may have left half of one at the end."""
     if not path.exists():
         return []
     return [line for line in path.read_text(encoding="utf-8").split("\n")[:-1] if line]

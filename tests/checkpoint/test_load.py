@@ -33,7 +33,7 @@ def saved(make_parts, tmp_path):
     def save(*overrides: str):
         parts, folder = make_parts(*overrides), tmp_path / "ours"
         folder.mkdir()
-        save_weights(folder, model=parts.model, config=parts.config, tokenizer=parts.tokenizer)
+        save_weights(folder, parts)
         return parts, folder
 
     return save
@@ -77,7 +77,7 @@ def test_upstream_format_there_and_back(saved, tmp_path, overrides):
     assert all(again.model.encoder(name).pretrained for name in again.model.encoders)
     back = tmp_path / "back"
     back.mkdir()
-    save_weights(back, model=again.model, config=again.config, tokenizer=again.tokenizer)
+    save_weights(back, again)
     twice = export(Export(str(back), str(tmp_path / "twice"), "upstream"))
     assert (theirs / "model.safetensors").read_bytes() == (twice / "model.safetensors").read_bytes()
     assert json.loads((twice / "config.json").read_text()) == config
@@ -200,7 +200,7 @@ def test_adapters_are_merged_on_the_way_out(saved, tmp_path, folder):
         for name, parameter in parts.model.named_parameters():
             if "lora_B" in name:
                 parameter.normal_(std=0.2)
-    save_weights(ours, model=parts.model, config=parts.config, tokenizer=parts.tokenizer)
+    save_weights(ours, parts)
     plain = export(Export(str(ours), str(tmp_path / "qwen"), "qwen"))
     other = build_model(compose_config("encoder=[]", f"model.path={plain}"))
     batch = collate(samples_of(parts, folder, [conversation("0.png")]))
@@ -218,7 +218,7 @@ def saved_plain(tmp_path: Path, parts) -> Path:
         for name, parameter in parts.model.named_parameters():
             if "lora_B" in name:
                 parameter.zero_()
-    save_weights(folder, model=parts.model, config=parts.config, tokenizer=parts.tokenizer)
+    save_weights(folder, parts)
     return folder
 
 

@@ -83,7 +83,7 @@ def upstream(folder: Path) -> Path:
     parts.model.qwen.resize_token_embeddings(len(parts.tokenizer))
     ours = folder / "ours"
     ours.mkdir()
-    save_weights(ours, model=parts.model, config=parts.config, tokenizer=parts.tokenizer)
+    save_weights(ours, parts)
     return export(Export(str(ours), str(folder / "weights"), "upstream"))
 
 

@@ -71,10 +71,10 @@ def gradients(world: World, case: str, strategy: str, root: str, to: str) -> flo
 
     trainer.optimizer.step = keep
     batches = [collate([samples[row] for row in share]) if share else Batch.empty() for share in mine]
-    metrics = trainer.train_step(batches, 0)
+    result = trainer.train_step(batches, 0)
     if world.is_main:
         save_file(found, to)
-    return metrics["train/loss"]
+    return result.loss
 
 
 def all_gradients(world: World, cases: list[tuple[str, str]], root: str, to: str) -> list[float]:

@@ -27,7 +27,7 @@ from vpt.models.inner_forward import StagedKVCache
 def checkpoint(all_parts, tmp_path_factory):
     """A folder with a model of every kind."""
     folder = tmp_path_factory.mktemp("run")
-    save_weights(folder, model=all_parts.model, config=all_parts.config, tokenizer=all_parts.tokenizer)
+    save_weights(folder, all_parts)
     return folder
 
 

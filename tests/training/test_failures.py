@@ -154,11 +154,11 @@ def test_a_step_that_is_not_finite_changes_nothing(tmp_path, data):
     def watching(batches, number):
         before = state(run)
         moments = [{k: v.clone() for k, v in s.items()} for s in run.optimizer.state.values()]
-        metrics = step(batches, number)
+        result = step(batches, number)
         after = list(run.optimizer.state.values())
         still = all(torch.equal(a[k], b[k]) for a, b in zip(moments, after) for k in a)
-        seen.append((same(before, state(run)) and still, "train/loss" in metrics))
-        return metrics
+        seen.append((same(before, state(run)) and still, "train/loss" in result.metrics))
+        return result
 
     run.train_step = watching
     run.fit()
@@ -222,7 +222,7 @@ def _on_a_rank(world, config, folder: str, spoil: str) -> dict:
     if world.is_main:
         save_file(held[7], Path(folder) / "before.safetensors")
     changed = [before.keys() != after.keys() or not same(before, after) for before, after in pairwise(held)]
-    progress = run.failures.progress
+    progress = run.failures.state
     return {
         "error": str(ended.value),
         "lost": progress.nonfinite_steps,

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,9 +18,11 @@ from safetensors.torch import load_file
 from conftest import ROOT, compose_config, logged, losses
 from vpt.checkpoint.checksums import CHECKSUMS
 from vpt.checkpoint.format import STEP_FOLDER, find_checkpoint, list_checkpoints
+from vpt.checkpoint.load import load_pretrained
 from vpt.cli.train import train
 from vpt.errors import CheckpointError, ConfigError, DataError
 from vpt.training.optimizer import build_optimizer, lr_factor, set_trainable
+from vpt.training.setup import build_training
 from vpt.training.trainer import Trainer
 
 SMALL = (
@@ -210,6 +213,26 @@ def test_evaluation_equals_training(tmp_path):
         assert found[key] == said[key]
     for picture in ("curves.png", "samples.png", "eval/test/samples.png"):
         assert (tmp_path / "run" / picture).stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("strategy", ["single", "ddp", "fsdp"])
+def test_the_trained_model_is_gone_before_it_is_read_back(tmp_path, monkeypatch, strategy):
+    """A GPU that one model fills has no room for two."""
+    trained_models, read = [], []
+
+    def building(*arguments):
+        built = build_training(*arguments)
+        trained_models.append(weakref.ref(built[0].model))
+        return built
+
+    def reading(path, **options):
+        read.append([model() is None for model in trained_models])
+        return load_pretrained(path, **options)
+
+    monkeypatch.setattr("vpt.training.trainer.build_training", building)
+    monkeypatch.setattr("vpt.cli.train.load_pretrained", reading)
+    train(compose_config(*SMALL, f"strategy={strategy}", "training.steps=2"), tmp_path / "run")
+    assert read == [[True]]
 
 
 def test_a_broken_image_in_a_worker_ends_in_one_message(tmp_path):

@@ -25,7 +25,7 @@ def save_architecture(architecture: Architecture, folder: Path) -> None:
 
 
 def load_architecture(folder: Path) -> Architecture:
-    """Read what `save_architecture` wrote. Raises CheckpointError where that is missing or broken."""
+    """Parse the files of `save_architecture`. Raises CheckpointError where one is missing or broken."""
     found: dict[str, dict[str, Any]] = {}
     for path in sorted(folder.glob("*.json")):
         with wrap_read_errors(path, FIX):
@@ -38,13 +38,7 @@ def load_architecture(folder: Path) -> Architecture:
 
 
 def check_architecture(architecture: Architecture, *, where: Path, tensors: int) -> None:
-    """Refuse sizes that no model has, before anything is built of them. Raises CheckpointError.
-
-    Args:
-        architecture: as read from a checkpoint.
-        where: what to call it in messages.
-        tensors: how many are stored; there are no more layers than that.
-    """
+    """Raise CheckpointError for sizes that no model has (more layers than `tensors` stored), and for code to run."""
     for part, config in {QWEN: architecture.qwen, **architecture.encoders}.items():
         for key, value in _entries(config):
             if key in _NOT_SIZES:

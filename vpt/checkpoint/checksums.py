@@ -1,6 +1,6 @@
-"""Whether a checkpoint holds what was written into it: checksums of its files, and plain files only.
+"""Checksums of a checkpoint's files, and the check that it holds nothing but regular files.
 
-Bits that have flipped in a weight, or half of a copy, would load without a word. So a checkpoint has a list of its
+A flipped bit in a weight, or half of a copy, would load without an error. So a checkpoint has a list of its
 files' checksums, in the format of `sha256sum` (`sha256sum -c SHA256SUMS` in the folder says the same). A checkpoint
 without a list is from elsewhere and is taken as it is.
 """
@@ -23,44 +23,38 @@ def write_checksums(folder: Path) -> None:
     """Write the list of all files that `folder` holds now."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != CHECKSUMS)
     with ThreadPoolExecutor() as pool:
-        sums = pool.map(_sha256, files)
+        sums = pool.map(sha256, files)
         (folder / CHECKSUMS).write_text(
             "".join(f"{sum}  {path.relative_to(folder)}\n" for sum, path in zip(sums, files))
         )
 
 
 def check_regular_files(folder: Path) -> Path:
-    """The folder. Raises CheckpointError where it holds anything but plain files of its own; reads none of them."""
-    strange = _irregular(folder)
-    if strange:
-        raise CheckpointError(f"{folder}/{strange}")
+    """Return the folder. Raises CheckpointError where it holds anything but regular files of its own; reads none."""
+    if problem := _irregular(folder):
+        raise CheckpointError(f"{folder}/{problem}")
     return folder
 
 
 def verify(folder: Path) -> None:
-    """Raise CheckpointError with what `damage` finds."""
-    found = find_damage(folder)
-    if found:
-        raise CheckpointError(found)
+    """Raise CheckpointError with the message of `find_damage`, if any."""
+    if problem := find_damage(folder):
+        raise CheckpointError(problem)
 
 
 def find_damage(folder: Path, *, rank: int = 0, ranks: int = 1) -> str:
-    """What is wrong with the files of a checkpoint and what to do about it, or nothing.
-
-    Each of several processes reads its share of the files.
-    """
-    strange = _irregular(folder)
-    if strange:
-        return f"{folder}/{strange}"
+    """The first damaged file of a checkpoint and how to mend it, or "". Each of several ranks reads its share."""
+    if problem := _irregular(folder):
+        return f"{folder}/{problem}"
     if not (folder / CHECKSUMS).is_file():
         return ""
-    wanted = _listed(folder / CHECKSUMS)
+    wanted = _read_checksums(folder / CHECKSUMS)
     if wanted is None:
         return f"{folder}/{CHECKSUMS} is no list of checksums; copy the checkpoint again"
     for name in sorted(wanted)[rank::ranks]:
         path = folder / name
         there = path.is_file()
-        if not there or _sha256(path) != wanted[name]:
+        if not there or sha256(path) != wanted[name]:
             return (
                 f"{path} {'is not what was written there' if there else 'is missing'}; copy the checkpoint again, or "
                 f"remove {folder} and go on from the one before it. Where it was changed on purpose, remove {CHECKSUMS}"
@@ -69,7 +63,7 @@ def find_damage(folder: Path, *, rank: int = 0, ranks: int = 1) -> str:
 
 
 def _irregular(folder: Path) -> str:
-    """The first file that is none, or lies elsewhere: reading it would wait for ever, or read what is not ours."""
+    """The first entry that is no regular file, leads out of the folder, or is far too large; "" where there is none."""
     for parent, folders, files in os.walk(folder):
         for name in sorted((*folders, *files)):
             path = Path(parent, name)
@@ -92,14 +86,15 @@ def _inside(link: Path, folder: Path) -> bool:
         return False
 
 
-def _listed(file: Path) -> dict[str, str] | None:
-    """File -> checksum, or None where that is not what stands there."""
+def _read_checksums(file: Path) -> dict[str, str] | None:
+    """Parse SHA256SUMS to {file: checksum}; None if malformed."""
     lines = [_LINE.fullmatch(line) for line in file.read_text(encoding="utf-8", errors="replace").splitlines()]
     found = {match[2]: match[1] for match in lines if match}
     plain = all(not Path(name).is_absolute() and ".." not in Path(name).parts and "\0" not in name for name in found)
     return found if found and plain and len(found) == len(lines) else None
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """The checksum of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

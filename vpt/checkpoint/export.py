@@ -1,7 +1,6 @@
 """Write a trained model into a folder of its own, in one of three formats."""
 
 import json
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +14,12 @@ from vpt.checkpoint.upstream import to_upstream_name, upstream_config
 from vpt.errors import ConfigError, did_you_mean
 from vpt.models.build import ModelBundle
 from vpt.models.lora import merged
+from vpt.utils.files import atomic_folder
 
 
 @dataclass(frozen=True)
 class Export:
-    """What to write: a `checkpoint`, the folder it goes `to`, and the `format` (vpt, upstream, qwen)."""
+    """A `checkpoint`, the folder it is written `to`, and the `format` (vpt, upstream, qwen)."""
 
     checkpoint: str
     to: str
@@ -29,8 +29,7 @@ class Export:
 def export(wanted: Export) -> Path:
     """Load a checkpoint and write it. The folder is complete or absent.
 
-    Raises:
-        ConfigError: for an unknown format, a folder that exists, or a model that the format has no place for.
+    Raises ConfigError for an unknown format, a folder that exists, or a model that the format has no place for.
     """
     if wanted.format == "released":
         raise ConfigError("format=released is now format=upstream")
@@ -41,51 +40,41 @@ def export(wanted: Export) -> Path:
     target = Path(wanted.to)
     if target.exists():
         raise ConfigError(f"{target} exists already; give another folder in to=FOLDER, or remove it")
-    parts = load_pretrained(wanted.checkpoint, device="cpu")
-    draft = target.with_name(f".writing_{target.name}")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
-    try:
-        WRITERS[wanted.format](parts, draft)
-        draft.rename(target)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+    bundle = load_pretrained(wanted.checkpoint, device="cpu")
+    with atomic_folder(target) as draft:
+        WRITERS[wanted.format](draft, bundle)
     return target
 
 
-def _write_vpt(parts: ModelBundle, folder: Path) -> None:
-    save_weights(folder, model=parts.model, config=parts.config, tokenizer=parts.tokenizer)
-
-
-def _write_upstream(parts: ModelBundle, folder: Path) -> None:
-    """Flat configuration, tensors by the released names; `lm_head` apart, even where it is tied; adapters merged."""
-    if parts.config.model.family != "qwen2_vl":
+def _write_upstream(folder: Path, bundle: ModelBundle) -> None:
+    """Flat configuration, tensors by upstream's names; `lm_head` apart, even where it is tied; adapters merged."""
+    if bundle.config.model.family != "qwen2_vl":
         raise ConfigError(
-            f"the upstream format holds Qwen2-VL only, this is a {parts.config.model.family}; type format=vpt"
+            f"the upstream format holds Qwen2-VL only, this is a {bundle.config.model.family}; type format=vpt"
         )
-    tensors = merged(unique_state_dict(parts.model), parts.config.model.lora)
-    if parts.model.qwen.config.tie_word_embeddings:
-        tensors["qwen.lm_head.weight"] = parts.model.qwen.lm_head.weight.detach().clone()
+    tensors = merged(unique_state_dict(bundle.model), bundle.config.model.lora)
+    if bundle.model.qwen.config.tie_word_embeddings:
+        tensors["qwen.lm_head.weight"] = bundle.model.qwen.lm_head.weight.detach().clone()
     try:
         renamed = {to_upstream_name(name): tensor.contiguous() for name, tensor in tensors.items()}
     except KeyError as error:
         raise ConfigError(f"{error.args[0]}: it knows dino, sam and clip; type format=vpt") from None
     save_file(renamed, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(upstream_config(parts.model, parts.config), indent=1))
-    parts.tokenizer.save_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps(upstream_config(bundle.model, bundle.config), indent=1))
+    bundle.tokenizer.save_pretrained(folder)
 
 
-def _write_qwen(parts: ModelBundle, folder: Path) -> None:
+def _write_qwen(folder: Path, bundle: ModelBundle) -> None:
     """transformers' own layout: a language model and its tower, without re-encoders; adapters merged."""
-    if len(parts.model.encoders):
+    if len(bundle.model.encoders):
         raise ConfigError(
-            f"the re-encoders {', '.join(parts.model.encoders)} have no place in a plain Qwen folder; type format=vpt"
+            f"the re-encoders {', '.join(bundle.model.encoders)} have no place in a plain Qwen folder; type format=vpt"
         )
-    tensors = merged(unique_state_dict(parts.model.qwen), parts.config.model.lora)
-    parts.model.qwen.save_pretrained(folder, state_dict=tensors)
-    parts.tokenizer.save_pretrained(folder)
+    tensors = merged(unique_state_dict(bundle.model.qwen), bundle.config.model.lora)
+    bundle.model.qwen.save_pretrained(folder, state_dict=tensors)
+    bundle.tokenizer.save_pretrained(folder)
 
 
-WRITERS: dict[str, Callable[[ModelBundle, Path], None]] = {
-    "vpt": _write_vpt, "upstream": _write_upstream, "qwen": _write_qwen,
+WRITERS: dict[str, Callable[[Path, ModelBundle], None]] = {
+    "vpt": save_weights, "upstream": _write_upstream, "qwen": _write_qwen,
 }  # fmt: skip

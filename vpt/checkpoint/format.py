@@ -32,6 +32,7 @@ from vpt.config.resolve import resolve_config
 from vpt.config.schema import TrainConfig
 from vpt.errors import CheckpointError, wrap_read_errors
 from vpt.models.architecture import Architecture
+from vpt.models.build import ModelBundle
 from vpt.models.vpt import VPTModel
 
 STEP_FOLDER = "step_{:08d}"
@@ -40,23 +41,19 @@ COMPLETE = "complete"  # the marker inside a checkpoint
 LATEST, BEST = "latest", "best"  # links beside them
 
 
-def save_weights(
-    folder: Path, *, model: VPTModel, config: TrainConfig, tokenizer: PreTrainedTokenizerBase
-) -> None:  # fmt: skip
-    """Write what `vpt.checkpoint.load.load` reads: weights, sizes, configuration, tokenizer."""
-    tensors = {name: tensor.contiguous() for name, tensor in unique_state_dict(model).items()}
+def save_weights(folder: Path, bundle: ModelBundle) -> None:
+    """Write a checkpoint without optimizer for `load_pretrained`: weights, sizes, configuration, tokenizer."""
+    tensors = {name: tensor.contiguous() for name, tensor in unique_state_dict(bundle.model).items()}
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-    save_metadata(folder, model=model, config=config, tokenizer=tokenizer)
+    save_metadata(folder, bundle)
     write_checksums(folder)
 
 
-def save_metadata(
-    folder: Path, *, model: VPTModel, config: TrainConfig, tokenizer: PreTrainedTokenizerBase
-) -> None:  # fmt: skip
-    """Write what is needed besides weights to build a model again."""
-    save_architecture(Architecture.of(model), folder / "sizes")
-    OmegaConf.save(OmegaConf.structured(config), folder / "config.yaml")
-    tokenizer.save_pretrained(folder / "tokenizer")
+def save_metadata(folder: Path, bundle: ModelBundle) -> None:
+    """Write sizes, configuration and tokenizer, of which a model is built again."""
+    save_architecture(Architecture.of(bundle.model), folder / "sizes")
+    OmegaConf.save(OmegaConf.structured(bundle.config), folder / "config.yaml")
+    bundle.tokenizer.save_pretrained(folder / "tokenizer")
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

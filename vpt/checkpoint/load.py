@@ -1,6 +1,5 @@
-"""A trained model from its folder: a run, one of its checkpoints, an exported folder, or a released checkpoint."""
+"""A trained model from its folder: a run, one of its checkpoints, an exported folder, or an upstream checkpoint."""
 
-import hashlib
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from hydra.core.global_hydra import GlobalHydra
 from transformers import Qwen2Tokenizer
 
 from vpt.checkpoint.architecture_files import check_architecture, load_architecture
-from vpt.checkpoint.checksums import verify
+from vpt.checkpoint.checksums import sha256, verify
 from vpt.checkpoint.format import find_checkpoint, load_config, load_tokenizer, load_weights
 from vpt.checkpoint.tensors import LazyStateDict, check_state_dict, unique_state_dict
 from vpt.checkpoint.upstream import UpstreamCheckpoint
@@ -25,12 +24,10 @@ from vpt.utils.device import choose_device
 
 
 def load_pretrained(path: str | Path, *, device: str = "auto") -> ModelBundle:
-    """A trained model, its tokenizer and what prepares its inputs, ready to answer.
-
-    Needs no other folder: a checkpoint holds its parts' sizes.
+    """A trained model with its tokenizer and processor, ready to answer. Needs no folder but its own.
 
     Args:
-        path: `outputs/RUN_NAME`, one of its `checkpoints`, a folder made by `vpt.checkpoint.export`, or a released checkpoint.
+        path: `outputs/RUN_NAME`, one of its `checkpoints`, a folder of `vpt export`, or an upstream checkpoint.
         device: `auto`, `cpu` or `cuda`.
 
     Raises:
@@ -38,38 +35,31 @@ def load_pretrained(path: str | Path, *, device: str = "auto") -> ModelBundle:
         ConfigError: for `cuda` where there is no GPU.
     """
     target = choose_device(device)
-    released = UpstreamCheckpoint.at(path)
-    if released:
-        with wrap_read_errors(
-            released.folder, "it is no released checkpoint, or a damaged one: copy or download it again"
-        ):
-            parts = build_model(from_upstream_config(released))
+    upstream = UpstreamCheckpoint.at(path)
+    if upstream:
+        fix = "it is no upstream checkpoint, or a damaged one: copy or download it again"
+        with wrap_read_errors(upstream.folder, fix):
+            bundle = build_model(from_upstream_config(upstream))
     else:
         found = find_checkpoint(path)
         verify(found)
-        config = load_config(found)
-        parts = build_from_checkpoint(found, config)
-        load_weights(found, parts.model)
-    parts.model.to(target).eval()
-    return parts
+        bundle = build_from_checkpoint(found, load_config(found))
+        load_weights(found, bundle.model)
+    bundle.model.to(target).eval()
+    return bundle
 
 
 def load_any_config(path: str | Path) -> TrainConfig:
-    """The configuration of what `load_pretrained` would read; takes no time."""
-    released = UpstreamCheckpoint.at(path)
-    return from_upstream_config(released) if released else load_config(find_checkpoint(path))
+    """The configuration of the model that `load_pretrained` would read, without reading its weights."""
+    upstream = UpstreamCheckpoint.at(path)
+    return from_upstream_config(upstream) if upstream else load_config(find_checkpoint(path))
 
 
 def weights_digest(path: str | Path) -> str:
-    """What tells the weights that `load_pretrained` would read from all others."""
-    released = UpstreamCheckpoint.at(path)
-    folder = released.folder if released else find_checkpoint(path)
-    files = sorted(folder.glob("*.safetensors" if released else "model*.safetensors"))
-    digests = []
-    for name in files:
-        with name.open("rb") as file:
-            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
-    return " ".join(digests)
+    """SHA-256 of each file of weights that `load_pretrained` would read."""
+    upstream = UpstreamCheckpoint.at(path)
+    folder = upstream.folder if upstream else find_checkpoint(path)
+    return " ".join(map(sha256, sorted(folder.glob("*.safetensors" if upstream else "model*.safetensors"))))
 
 
 def build_model(config: TrainConfig, *, bare: bool = False) -> ModelBundle:
@@ -92,7 +82,7 @@ def build_model(config: TrainConfig, *, bare: bool = False) -> ModelBundle:
 
 
 def build_from_checkpoint(found: Path, config: TrainConfig, *, bare: bool = False) -> ModelBundle:
-    """The parts of a checkpoint by its sizes and tokenizer; its weights are still to be read.
+    """Model, tokenizer and processor by the sizes of a checkpoint, whose weights are still to be read.
 
     `bare`: the model is shapes without memory (`vpt.training.setup`).
     """
@@ -105,13 +95,13 @@ def build_from_checkpoint(found: Path, config: TrainConfig, *, bare: bool = Fals
     return build_bundle(config, tokenizer, sizes=sizes, bare=bare)
 
 
-def from_upstream_config(released: UpstreamCheckpoint) -> TrainConfig:
-    """Our configuration of a released checkpoint: its settings, and defaults for what it does not say."""
-    said = released.config
-    settings = [f"{key}={said[key]}" for key in ("num_inner_forward_run", "projector_scale") if key in said]
+def from_upstream_config(upstream: UpstreamCheckpoint) -> TrainConfig:
+    """Our configuration of an upstream checkpoint: its settings, and defaults for all others."""
+    stored = upstream.config
+    settings = [f"{key}={stored[key]}" for key in ("num_inner_forward_run", "projector_scale") if key in stored]
     overrides = [
-        "model=qwen2_vl_2b", "data=vpt", f"encoder=[{','.join(released.encoders)}]",
-        f"model.path={released.folder.absolute()}", f"data.root={released.folder.absolute()}", "run_name=released",
+        "model=qwen2_vl_2b", "data=vpt", f"encoder=[{','.join(upstream.encoders)}]",
+        f"model.path={upstream.folder.absolute()}", f"data.root={upstream.folder.absolute()}", "run_name=released",
         *(f"model.{setting}" for setting in settings),
     ]  # fmt: skip
     register_schemas()

@@ -1,4 +1,4 @@
-"""Taking up a run, and starting one from another's weights."""
+"""Checks before a run is resumed, and warm starts from another run's weights."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -24,8 +24,8 @@ MAY_CHANGE = (
     "output_dir", "device", "strategy", "init_", "tracking", "generation", "data.root", "data.workers",
     "data.image_cache_mb", "data.feature_cache", "data.limit", "training.micro_batch_size", "training.log_every",
     "training.eval_every", "training.eval_rows", "training.final_eval_questions", "training.checkpoint_every",
-    "training.keep_checkpoints", "training.best_metric", "model.inner_forward", "model.activation_checkpointing", "model.token_ids",
-    "model.path",
+    "training.keep_checkpoints", "training.best_metric", "model.inner_forward", "model.activation_checkpointing",
+    "model.token_ids", "model.path",
 )  # fmt: skip
 
 
@@ -66,18 +66,10 @@ def resolve_init_from(init_from: str) -> Path:
 
 
 def warm_start(model: VPTModel, found: Path, *, without: Sequence[str] = (), quiet: bool = False) -> None:
-    """Take every tensor of a checkpoint that the model has too; what the model has alone stays as it was built.
+    """Copy every tensor of a checkpoint that the model has too, unless its name matches a pattern of `without`.
 
     Adapters are merged where the model has none; where it has some, a checkpoint without gives it its base.
-
-    Args:
-        model: changed in place.
-        found: a checkpoint.
-        without: patterns of tensor names that are not taken (`init_exclude`).
-        quiet: say nothing of it.
-
-    Raises:
-        CheckpointError: where a tensor is of another size, nothing fits, or a pattern matches nothing.
+    Raises CheckpointError where a tensor is of another size, nothing fits, or a pattern matches nothing.
     """
     own = model.state_dict(keep_vars=True)
     tensors = {name: tensor for name, tensor in _tensors_for(own, found).items() if name in own}

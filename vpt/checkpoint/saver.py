@@ -37,22 +37,20 @@ _WRITING, _DROPPING = ".writing_", ".dropping_"
 
 
 class Saver:
-    """Writes the checkpoints of a run, one at a time. As a context it does not end before the last one is in place."""
+    """Writes the checkpoints of a run, one at a time.
+
+    As a context it ends once the last one is in place, and its thread and its process group are gone.
+    """
 
     def __init__(self, folder: Path, world: World, *, keep: int) -> None:
-        """Args:
-        folder: `checkpoints` of the run; what killed processes left behind in it is removed.
-        world: the processes that save together.
-        keep: checkpoints that stay, besides the best one.
-        """
+        """`folder` is cleared of what killed processes left behind; `keep` checkpoints stay, besides the best one."""
         self.folder, self.world, self.keep = folder, world, keep
         self._group = dist.new_group(backend="gloo") if world.size > 1 else None  # apart from training's collectives
         on_gpu = torch.cuda.is_available()
-        self._stager = DefaultStager(
-            StagingOptions(
-                use_pinned_memory=on_gpu, use_shared_memory=False, use_async_staging=False, use_non_blocking_copy=on_gpu
-            )
-        )
+        self._stager = DefaultStager(StagingOptions(
+            use_pinned_memory=on_gpu, use_shared_memory=False, use_async_staging=False, use_non_blocking_copy=on_gpu
+        ))  # fmt: skip
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
         if world.is_main:
@@ -61,31 +59,30 @@ class Saver:
         world.barrier()
 
     def save(
-        self, tensors: Mapping[str, Mapping[str, Tensor]], progress: TrainState, describe: Callable[[Path], None]
+        self, tensors: Mapping[str, Mapping[str, Tensor]], state: TrainState, save_metadata: Callable[[Path], None]
     ) -> float:
         """Begin to write a checkpoint. Returns the seconds for which the caller was held.
 
         Args:
             tensors: file -> name -> tensor, whole or this process's part.
-            progress: where the run stands.
-            describe: writes the small files into a folder; called by rank 0, in another thread.
+            state: goes into `state.json`.
+            save_metadata: writes the small files into a folder; called by rank 0, in another thread.
 
-        Raises:
-            CheckpointError: where the checkpoint before could not be written.
+        Raises CheckpointError where the checkpoint before could not be written.
         """
         started = time.perf_counter()
         self.wait()
         staged: Any = self._stager.stage({file: dict(named) for file, named in tensors.items()})
-        self._pending = self._thread.submit(self._write, staged, replace(progress), describe)
+        self._pending = self._thread.submit(self._write, staged, replace(state), save_metadata)
         return time.perf_counter() - started
 
     def wait(self) -> None:
-        """Until the checkpoint that is being written is in place. Raises CheckpointError where it cannot be."""
-        running, self._pending = self._pending, None
-        if running is None:
+        """Wait until the last checkpoint is in place. Raises CheckpointError where it could not be written."""
+        pending, self._pending = self._pending, None
+        if pending is None:
             return
         try:
-            running.result()
+            pending.result()
         except (CheckpointException, OSError) as error:
             raise CheckpointError(
                 f"a checkpoint could not be written below {self.folder}: {_cause(error)}; the ones before are "
@@ -96,49 +93,50 @@ class Saver:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        with suppress(CheckpointError) if kind else nullcontext():  # what went wrong first is what is to be said
+        with suppress(CheckpointError) if kind else nullcontext():  # the user is told of the first error alone
             self.wait()
+        self._thread.shutdown()
+        if self._group is not None and kind is None:
+            dist.destroy_process_group(self._group)
 
     def _write(
-        self, staged: dict[str, dict[str, Tensor]], progress: TrainState, describe: Callable[[Path], None]
+        self, staged: dict[str, dict[str, Tensor]], state: TrainState, save_metadata: Callable[[Path], None]
     ) -> None:
-        draft = self.folder / f"{_WRITING}{STEP_FOLDER.format(progress.step)}"
+        draft = self.folder / f"{_WRITING}{STEP_FOLDER.format(state.step)}"
         try:
             for file, tensors in staged.items():
-                with warnings.catch_warnings():
-                    warnings.filterwarnings("ignore", "torch.distributed is disabled")
-                    writer = HuggingFaceStorageWriter(str(draft / file), save_distributed=True)
-                    dcp.save(tensors, storage_writer=writer, process_group=self._group, no_dist=self._group is None)
+                writer = HuggingFaceStorageWriter(str(draft / file), save_distributed=True)
+                dcp.save(tensors, storage_writer=writer, process_group=self._group, no_dist=self._group is None)
             if self.world.is_main:
                 for file in staged:
                     _flatten(draft, file)
-                describe(draft)
-                self._publish(draft, progress)
+                save_metadata(draft)
+                self._publish(draft, state)
         except BaseException:
             if self.world.is_main:
                 shutil.rmtree(draft, ignore_errors=True)  # a full disk needs the room
             raise
 
-    def _publish(self, draft: Path, progress: TrainState) -> None:
+    def _publish(self, draft: Path, state: TrainState) -> None:
         versions = {**code_version(), "torch": torch.__version__, "transformers": transformers.__version__}
-        (draft / "state.json").write_text(json.dumps(asdict(progress) | {"versions": versions}, indent=1))
+        (draft / "state.json").write_text(json.dumps(asdict(state) | {"versions": versions}, indent=1))
         write_checksums(draft)
         for path in draft.rglob("*"):
             _sync(path)
         (draft / COMPLETE).touch()
         _sync(draft)
-        target = self.folder / STEP_FOLDER.format(progress.step)
+        target = self.folder / STEP_FOLDER.format(state.step)
         if target.exists():  # a copy that somebody broke off: it has no marker
             shutil.rmtree(target)
         draft.rename(target)
         _link(self.folder / LATEST, target.name)
-        if progress.best_step == progress.step:
+        if state.best_step == state.step:
             _link(self.folder / BEST, target.name)
         _sync(self.folder)
-        self._prune(progress)
+        self._prune(state)
 
-    def _prune(self, progress: TrainState) -> None:
-        best = STEP_FOLDER.format(progress.best_step) if progress.best_step is not None else None
+    def _prune(self, state: TrainState) -> None:
+        best = STEP_FOLDER.format(state.best_step) if state.best_step is not None else None
         for old in list_checkpoints(self.folder)[: -self.keep]:
             if old.name != best:
                 dropped = old.rename(old.with_name(f"{_DROPPING}{old.name}"))
@@ -146,7 +144,7 @@ class Saver:
 
 
 def _flatten(draft: Path, file: str) -> None:
-    """FILE/shard-... of every process become FILE.safetensors, or FILE-00001-of-00004.safetensors and so on."""
+    """Rename FILE/shard-... of every process to FILE.safetensors, or FILE-00001-of-00004.safetensors and so on."""
     parts = sorted((draft / file).glob("*.safetensors"))
     for number, part in enumerate(parts, start=1):
         numbered = "" if len(parts) == 1 else f"-{number:05d}-of-{len(parts):05d}"
@@ -155,7 +153,7 @@ def _flatten(draft: Path, file: str) -> None:
 
 
 def _link(link: Path, target: str) -> None:
-    """Make or turn a link at once: it points at one folder or the other, never at nothing."""
+    """Make a link, or point it elsewhere at once: it never points at nothing."""
     draft = link.with_name(f".{link.name}")
     draft.unlink(missing_ok=True)
     draft.symlink_to(target, target_is_directory=True)
@@ -169,7 +167,7 @@ def _sync(path: Path) -> None:
 
 
 def _cause(error: BaseException) -> str:
-    """What the first process that failed has to say."""
+    """The error message of the first process that failed."""
     if isinstance(error, CheckpointException):
         error = next(iter(error.failures.values()))[0]
     return str(error) or type(error).__name__

@@ -18,38 +18,32 @@ _TABLES = ("embed_tokens.weight", "lm_head.weight")  # a row for each token
 def materialize(model: VPTModel, device: torch.device) -> None:
     """Give tensors that are only shapes memory on `device`, without values, and buffers that no file holds theirs."""
     visions = [vision for name in model.encoders if (vision := model.encoder(name).vision) is not None]
-    bare = [
+    on_meta = [
         (part, module)
         for part in (model.qwen, *visions)
         for module in part.modules()
         if any(buffer.is_meta for buffer in module.buffers(recurse=False))
     ]
     model._apply(lambda tensor: torch.empty_like(tensor, device=device) if tensor.is_meta else tensor)
-    for part, module in bare:
+    for part, module in on_meta:
         part._init_weights(module)  # rotary frequencies, numbers of positions
 
 
 @torch.no_grad()
 def load_base_weights(model: VPTModel, path: str) -> None:
-    """Read weights into a model that may be sharded: all of it from a released checkpoint, Qwen's part from a folder of
-    Qwen's or the hub. Adapters are left alone.
+    """Read weights into a model that may be sharded: all of it from an upstream checkpoint, Qwen's part from a folder
+    of Qwen's or the hub. Adapters are left alone.
 
-    Rows by which the vocabulary has grown get the mean of the stored ones, as in `vpt.perception.tokens.grow_embedding`.
-
-    Raises:
-        CheckpointError: lists tensors that are missing or of another size, and those of a released checkpoint that
-            belong to no part.
+    Rows by which the vocabulary has grown get the mean of the stored ones, as in `vpt.models.qwen`. Raises
+    CheckpointError with the tensors that are missing, of another size, or upstream's of no known part.
     """
-    released = UpstreamCheckpoint.at(path)
-    tensors = released.tensors if released else LazyStateDict(_local(path))
-    held = (
-        unique_state_dict(model)
-        if released
-        else {f"qwen.{name}": t for name, t in unique_state_dict(model.qwen).items()}
-    )
+    upstream = UpstreamCheckpoint.at(path)
+    tensors = upstream.tensors if upstream else LazyStateDict(_local(path))
+    prefix, part = ("", model) if upstream else ("qwen.", model.qwen)
+    held = {f"{prefix}{name}": tensor for name, tensor in unique_state_dict(part).items()}
     own = {plain_name(name): tensor for name, tensor in held.items() if not is_adapter(name)}
-    if released:
-        names = released.names(tied=model.qwen.config.tie_word_embeddings)
+    if upstream:
+        names = upstream.names(tied=model.qwen.config.tie_word_embeddings)
     else:
         names = {ours: name for name in tensors if (ours := f"qwen.{_own_name(name)}") in own}
     shapes = {ours: list(tensors.shapes[name]) for ours, name in names.items()}
@@ -70,7 +64,7 @@ def _local(path: str) -> Path:
 
 
 def _own_name(stored: str) -> str:
-    """transformers' present name of a tensor in a Qwen2-VL or Qwen2.5-VL folder; older ones lack `model.` or more."""
+    """transformers' present name of a tensor in a Qwen2-VL or Qwen2.5-VL folder; older folders lack a prefix."""
     if stored.startswith("visual."):
         return f"model.{stored}"
     if stored.startswith("model.") and not stored.startswith(("model.visual.", "model.language_model.")):

@@ -39,10 +39,10 @@ class LazyStateDict(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         home = self._home[name]
-        return home[0][name] if len(home) == 1 else _join_shards(name, home)
+        return home[0][name] if len(home) == 1 else _join_shards(name, home, self.shapes[name])
 
     def _shape(self, name: str) -> list[int]:
-        """From the headers alone. Raises ValueError where a tensor's slices are not all there."""
+        """Shape by the files' headers. Raises ValueError where a tensor's slices are not all there."""
         home = self._home[name]
         files = [file for file in home if isinstance(file, SafetensorsFile)]
         if not files:
@@ -93,11 +93,11 @@ class SafetensorsFile(Mapping[str, Tensor]):
         return self._open.get_tensor(name)
 
     def offsets(self, name: str) -> list[int]:
-        """Where what is stored of a tensor begins in it."""
+        """Offsets in a tensor of the slice that this file holds."""
         return self._slices[name]["saved_offsets"] if name in self._slices else [0] * len(self.shape(name))
 
     def shape(self, name: str) -> list[int]:
-        """Of what this file holds of a tensor."""
+        """Shape of the slice of a tensor that this file holds."""
         return list(self._open.get_slice(name).get_shape())
 
     def __iter__(self) -> Iterator[str]:
@@ -107,13 +107,12 @@ class SafetensorsFile(Mapping[str, Tensor]):
         return len(self._names)
 
 
-def _join_shards(name: str, files: Sequence[Mapping[str, Tensor]]) -> Tensor:
-    """A tensor of which several processes have saved a slice each."""
+def _join_shards(name: str, files: Sequence[Mapping[str, Tensor]], shape: Sequence[int]) -> Tensor:
+    """Join the slices of a tensor that several processes have saved."""
     slices = [(file.offsets(name), file[name]) for file in files if isinstance(file, SafetensorsFile)]
-    ends = [[begin + size for begin, size in zip(offsets, part.shape)] for offsets, part in slices]
-    whole = slices[0][1].new_empty([max(end) for end in zip(*ends)])
-    for (offsets, part), end in zip(slices, ends):
-        whole[tuple(slice(begin, stop) for begin, stop in zip(offsets, end))] = part
+    whole = slices[0][1].new_empty(list(shape))
+    for offsets, part in slices:
+        whole[tuple(slice(begin, begin + size) for begin, size in zip(offsets, part.shape))] = part
     return whole
 
 
@@ -143,16 +142,10 @@ def unique_state_dict(model: nn.Module) -> dict[str, Tensor]:
 def load_state_dict(
     model: nn.Module, tensors: Mapping[str, Tensor], *, where: Path, names: Mapping[str, str] | None = None
 ) -> None:
-    """Copy tensors into a model, all of them into all of it.
+    """Copy tensors into a model, all of them into all of it; `names` are the model's name -> the stored name.
 
-    Args:
-        model: whose `state_dict` names count.
-        tensors: what is stored, by stored name.
-        where: what to call it in messages.
-        names: the model's name -> the stored name; the same where it is left out.
-
-    Raises:
-        CheckpointError: lists what is missing, unexpected, or of another shape. The model is as before then.
+    Raises CheckpointError that calls the store `where` and lists what is missing, unexpected, or of another shape. The
+    model is as before then.
     """
     own = unique_state_dict(model)
     names = names if names is not None else {name: name for name in tensors}
@@ -166,13 +159,9 @@ def check_state_dict(
     stored: Mapping[str, Sequence[int]], own: Mapping[str, Tensor], *, where: Path,
     names: Mapping[str, str] | None = None,
 ) -> None:  # fmt: skip
-    """Raise CheckpointError that lists what is missing, unexpected, or of another shape.
+    """Raise CheckpointError where `stored` shapes, by the model's names, and the model's `own` tensors do not match.
 
-    Args:
-        stored: shapes of what is stored, by the model's names.
-        own: tensors of the model.
-        where: what to call the store.
-        names: what the store calls them, where it does otherwise.
+    It lists what is missing, unexpected (by its name in `names`), or of another shape.
     """
     missing = [name for name in own if name not in stored]
     unexpected = [names[name] if names else name for name in stored if name not in own]
@@ -187,7 +176,7 @@ def check_state_dict(
 
 
 def shape_mismatches(stored: Mapping[str, Sequence[int]], own: Mapping[str, Tensor]) -> list[str]:
-    """Which stored tensors, by name and shape, have another shape than the model's."""
+    """Stored tensors, by name and both shapes, that have another shape than the model's."""
     return [
         f"{name} {list(shape)} instead of {list(own[name].shape)}"
         for name, shape in stored.items()

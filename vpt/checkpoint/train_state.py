@@ -23,8 +23,8 @@ from vpt.models.vpt import VPTModel
 
 @dataclass
 class TrainState:
-    """What a run needs besides tensors to go on: steps done, the run's id at W&B, its best score so far and when;
-    records left out so far, steps lost to a gradient that is not finite, and how many of those were the last ones.
+    """Everything besides tensors that a run resumes from: steps done, its W&B id, its best score so far and that one's
+    step; records left out, steps without a finite gradient, and how many of these were the last ones in a row.
     """
 
     step: int = 0
@@ -36,10 +36,9 @@ class TrainState:
     consecutive_nonfinite: int = 0
 
     def is_best(self, metrics: Mapping[str, float], *, by: str | None) -> bool:
-        """Whether a metric is better now than ever before, which is remembered; of a loss, the lower the better.
+        """Record a metric if it is better than ever before (a loss: lower), and return True then.
 
-        Raises:
-            ConfigError: where there is no such metric.
+        Raises ConfigError where there is no such metric.
         """
         if by is None:
             return False
@@ -67,10 +66,9 @@ def _named(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
 
 
 def restore(checkpoint: Path, model: VPTModel, optimizer: torch.optim.Optimizer) -> TrainState:
-    """Read weights and the optimizer's state in place, each process its part; return the rest.
+    """Read weights and the optimizer's state in place, each process its part, and return the rest.
 
-    Raises:
-        CheckpointError: where the checkpoint is broken, or of another model.
+    Raises CheckpointError where the checkpoint is broken, or of another model.
     """
     with wrap_read_errors(checkpoint, "resume from an older checkpoint"):
         LazyStateDict(checkpoint, sorted(checkpoint.glob("optimizer*.safetensors")))  # its headers make sense
@@ -78,19 +76,17 @@ def restore(checkpoint: Path, model: VPTModel, optimizer: torch.optim.Optimizer)
         stored = {name: entry.size for name, entry in reader.read_metadata().state_dict_metadata.items()}  # type: ignore[union-attr]
         tensors = unique_state_dict(model)
         check_state_dict({name: stored[name] for name in stored if "/" not in name}, tensors, where=checkpoint)
-        tensors |= _begin_state(optimizer, stored)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "torch.distributed is disabled")
-            try:
-                dcp.load(tensors, storage_reader=reader, no_dist=not dist.is_initialized())
-            except CheckpointException as error:  # no Exception; it holds one of each process that failed
-                raise next(iter(error.failures.values()))[0] from None
-        progress = _read_progress(checkpoint)
-    return progress
+        tensors |= _blank_moments(optimizer, stored)
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        try:
+            dcp.load(tensors, storage_reader=reader, no_dist=not dist.is_initialized())
+        except CheckpointException as error:  # no Exception; it holds one of each process that failed
+            raise next(iter(error.failures.values()))[0] from None
+        return _read_state(checkpoint)
 
 
-def _read_progress(checkpoint: Path) -> TrainState:
-    """Where a run stood. Raises CheckpointError where that is nonsense: it decides which records come next."""
+def _read_state(checkpoint: Path) -> TrainState:
+    """Parse `state.json`. Raises CheckpointError for impossible values: they decide which records come next."""
     with wrap_read_errors(checkpoint / "state.json", "resume from an older checkpoint"):
         stored = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
         state = {FORMER_STATE.get(key, key): value for key, value in stored.items()}
@@ -106,8 +102,8 @@ def _read_progress(checkpoint: Path) -> TrainState:
         return TrainState(**{key: state[key] for key in known})
 
 
-def _begin_state(optimizer: torch.optim.Optimizer, stored: Container[str]) -> dict[str, Tensor]:
-    """Give the optimizer the state tensors that a checkpoint holds, for it to be read into."""
+def _blank_moments(optimizer: torch.optim.Optimizer, stored: Container[str]) -> dict[str, Tensor]:
+    """Give the optimizer blank state tensors for those that a checkpoint holds, and return them by stored name."""
     tensors: dict[str, Tensor] = {}
     for name, parameter in _named(optimizer):
         blank = {

@@ -1,10 +1,10 @@
-"""The format of the released checkpoints: a flat `config.json`, and tensors by names of their own.
+"""The format of upstream's (the authors') checkpoints: a flat `config.json`, and tensors by names of their own.
 
     model.*, visual.*, lm_head.*                        qwen.model.language_model.*, qwen.model.visual.*, qwen.lm_head.*
     detection_model.*, seg_model.*                      encoders.dino.vision.*, encoders.sam.vision.*
     detection_projector.*, seg_projector.*, ...         encoders.*.projector.*
 
-`model.path=FOLDER` loads one; `vpt export format=released` writes one.
+`model.path=FOLDER` loads one; `vpt export format=upstream` writes one.
 """
 
 import json
@@ -23,7 +23,7 @@ from vpt.models.architecture import Architecture
 from vpt.models.vpt import VPTModel
 
 MODEL_TYPE = "qwen2_vl_vpt"
-SIZES = "re_encoder_sizes"  # our addition to config.json: the released code knows its encoders' sizes by heart
+SIZES = "re_encoder_sizes"  # our addition to config.json: upstream's code has its encoders' sizes built in
 # re-encoder -> how its tensors are spelt
 UPSTREAM_PREFIXES = {"dino": "detection", "sam": "seg", "clip": "clip"}
 # re-encoder -> where its encoder's tensors are
@@ -55,20 +55,20 @@ _QWEN_KEYS = (
 _ACTION_KEYS = ("image_token", "action", "action_start")
 
 
-def from_upstream_name(released: str) -> str:
-    """The name in `VPTModel.state_dict()` of a tensor in a released checkpoint. KeyError where there is none."""
+def from_upstream_name(stored: str) -> str:
+    """The name in `VPTModel.state_dict()` of a tensor in an upstream checkpoint. KeyError where there is none."""
     for prefix, ours in _PREFIXES:
-        if released.startswith(prefix):
-            name = ours + released.removeprefix(prefix)
+        if stored.startswith(prefix):
+            name = ours + stored.removeprefix(prefix)
             if ours == _VISION["dino"]:
                 for old, new in _RENAMED:
                     name = name.replace(old, new)
             return name
-    raise KeyError(f"tensor {released!r} belongs to no part of a released model")
+    raise KeyError(f"tensor {stored!r} belongs to no part of an upstream model")
 
 
 def to_upstream_name(ours: str) -> str:
-    """The other way round. KeyError for a tensor that the format has no place for."""
+    """The name in an upstream checkpoint of a tensor of ours. KeyError where the format has no place for it."""
     for prefix, start in _PREFIXES:
         if ours.startswith(start):
             name = prefix + ours.removeprefix(start)
@@ -76,11 +76,11 @@ def to_upstream_name(ours: str) -> str:
                 for old, new in _RENAMED:
                     name = name.replace(new, old)
             return name
-    raise KeyError(f"tensor {ours!r} has no place in a released checkpoint")
+    raise KeyError(f"tensor {ours!r} has no place in an upstream checkpoint")
 
 
 class UpstreamCheckpoint:
-    """A folder in the released format."""
+    """A folder in upstream's format."""
 
     def __init__(self, folder: Path, config: dict[str, Any]) -> None:
         self.folder, self.config = folder, config
@@ -132,8 +132,8 @@ class UpstreamCheckpoint:
             raise ConfigError(f"the tokenizer in {self.folder} does not go with its config.json: {'; '.join(wrong)}")
 
     def check_size(self, model: VPTModel) -> None:
-        """Raise CheckpointError where `config.json` asks for far more than the tensors hold: what it leaves out is
-        transformers' default, which is 72 B parameters. `load_into` compares one by one.
+        """Raise CheckpointError where `config.json` asks for far more than the tensors hold: sizes that it leaves out
+        are transformers' defaults, 72 B parameters. `load_into` compares one by one.
         """
         wanted = sum(tensor.numel() for tensor in unique_state_dict(model).values())
         held = sum(map(math.prod, self.tensors.shapes.values()))
@@ -146,14 +146,15 @@ class UpstreamCheckpoint:
     def load_into(self, model: VPTModel) -> None:
         """Read every tensor into `model`. Raises CheckpointError that lists what is missing or unexpected.
 
-        The released loader passed over such tensors, so that a re-encoder could stay random unnoticed.
+        Upstream's loader passed over such tensors, so that a re-encoder could stay random unnoticed.
         """
         names = self.names(tied=model.qwen.config.tie_word_embeddings)
         load_state_dict(model, self.tensors, where=self.folder, names=names)
 
     def names(self, *, tied: bool) -> dict[str, str]:
-        """The name in `VPTModel.state_dict()` of every stored tensor -> its stored name; a head that is `tied` has
-        none. Raises CheckpointError for a tensor that belongs to no part.
+        """Name in `VPTModel.state_dict()` -> stored name of every tensor, without a head that is `tied`.
+
+        Raises CheckpointError for a tensor that belongs to no part.
         """
         stored = [name for name in self.tensors if not (tied and name == "lm_head.weight")]
         try:
@@ -173,7 +174,7 @@ def read_config(path: str | Path | None) -> dict[str, Any]:
 
 
 def upstream_config(model: VPTModel, config: TrainConfig) -> dict[str, Any]:
-    """The released `config.json` of a model: flat keys, as transformers 4.45 wrote them."""
+    """The `config.json` of a model in upstream's format: flat keys, as transformers 4.45 wrote them."""
     qwen, sizes = model.qwen.config, Architecture.of(model)
     text, vision = qwen.text_config, model.qwen.config.vision_config.to_dict()
     rope = text.rope_parameters

@@ -14,7 +14,7 @@ picture of the image, the region and its crop, and what the control state looked
     action                   free; none; region or a re-encoder's name: what the answer begins with
     device                   auto, cpu or cuda
     data.max_length          tokens that image and question may have
-    data.action_prompt            whether the sentence that asked for perception in training follows the question
+    data.action_prompt       whether the sentence that asked for perception in training follows the question
     generation.              max_new_tokens, max_actions, crop_margin, temperature (0: greedy), top_k, top_p, seed,
                              stop (a list of tokens)
 
@@ -71,20 +71,19 @@ def main(arguments: Sequence[str]) -> None:
     asked = build_question(trained, Path(image), question, sentence)  # all that can be wrong comes before the weights
     if config.out:
         check_output_path(Path(config.out))
-    parts = load_pretrained(config.checkpoint, device=config.device)
-    parts.processor.max_length = config.data.max_length or parts.processor.max_length
-    listener = AnswerStreamer(parts.tokenizer)
-    answered = reply(parts, asked, generation, listener=listener)
-    listener.end(answered.answer)
+    bundle = load_pretrained(config.checkpoint, device=config.device)
+    bundle.processor.max_length = config.data.max_length or bundle.processor.max_length
+    streamer = AnswerStreamer(bundle.tokenizer)
+    answered = reply(bundle, asked, generation, listener=streamer)
+    streamer.end(answered.answer)
     if config.out:
         print(f"wrote {answered.draw(config.out)}")
 
 
 def read_arguments(arguments: Sequence[str]) -> tuple[str, str, AskConfig]:
-    """Image, question and settings. The first two that are no KEY=VALUE are image and question.
+    """Parse image, question (the two arguments that are no KEY=VALUE) and settings.
 
-    Raises:
-        ConfigError: for a key that does not exist, with the nearest one; for too few arguments, or too many.
+    Raises ConfigError for a key that does not exist, with the nearest one; for too few arguments, or too many.
     """
     settings = [argument for argument in arguments if SETTING.match(argument)]
     texts = [argument for argument in arguments if argument not in settings]

@@ -4,8 +4,8 @@
     vpt compare outputs/masking                           a sweep: every run below the folder
     vpt compare --paired outputs/baseline outputs/dino    two runs question by question
 
-Runs that differ in nothing but the seed are one line, mean ± standard deviation; compare.png and compare.json are written
-beside the runs. Paired, each metric's difference has its 95% interval and McNemar's exact test.
+Runs that differ in nothing but the seed are one line, mean ± standard deviation; compare.png and compare.json are
+written beside the runs. Paired, each metric's difference has its 95% interval and McNemar's exact test.
 """
 
 import argparse
@@ -27,8 +27,8 @@ def main(arguments: Sequence[str]) -> None:
         prog="vpt compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("folders", metavar="RUN", type=Path, nargs="+", help="runs, or folders of runs; with --paired exactly two runs, "
-        "folders with predictions, or their files")  # fmt: skip
+    add("folders", metavar="RUN", type=Path, nargs="+", help="runs, or folders of runs; with --paired exactly two "
+        "runs, folders with predictions, or their files")  # fmt: skip
     add("--paired", action="store_true", help="compare two runs question by question")
     add("--metrics", metavar="NAMES", help="by comma: keys of summary.json (default accuracy); with --paired of "
         f"{', '.join(METRICS)} (default exact_match)")  # fmt: skip

@@ -1,4 +1,4 @@
-"""What a run will need, from its configuration alone; loads nothing, fetches nothing, writes nothing.
+"""Estimate what a run will need from its configuration alone; loads nothing, fetches nothing, writes nothing.
 
 vpt estimate +experiment=dino model=qwen2_vl_2b
 vpt estimate +experiment=dino model=qwen2_vl_2b gpus=64 strategy=fsdp
@@ -32,11 +32,7 @@ OWN_KEYS = [item.name for item in fields(EstimateConfig) if item.name not in _TR
 
 
 def compose_description(overrides: list[str]) -> EstimateConfig:
-    """The configuration that overrides of `train.py` and of this program describe.
-
-    Raises:
-        ConfigError: as `train.py` does.
-    """
+    """The configuration that overrides of `train.py` and of this program describe. Raises ConfigError as those do."""
     register_schemas()
     check_overrides(overrides, EstimateConfig)
     ours = [_ours(text) for text in overrides]
@@ -61,7 +57,7 @@ def _ours(override: str) -> str:
 
 
 def help_text() -> str:
-    """The keys of this program and their defaults."""
+    """Keys of this program and their defaults, as YAML."""
     defaults = EstimateConfig(run_name="")
     return OmegaConf.to_yaml(OmegaConf.create({key: getattr(defaults, key) for key in OWN_KEYS}))
 

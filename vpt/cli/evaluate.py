@@ -35,7 +35,7 @@ from vpt.utils.files import atomic_write
 
 @dataclass
 class Evaluation:
-    """One checkpoint being evaluated: how it answers, by what it is measured, where results go."""
+    """Evaluation of one checkpoint: its configuration, metrics, and the folder for results."""
 
     checkpoint: str
     config: TrainConfig
@@ -45,7 +45,7 @@ class Evaluation:
 
     @classmethod
     def plan(cls, asked: EvalConfig, path: str) -> "Evaluation":
-        """What `eval.py` is to do with a checkpoint. Loads no weights; raises UserError for whatever cannot run."""
+        """The evaluation of `path` that is asked for. Loads no weights; raises UserError for what cannot run."""
         trained = load_any_config(path)
         config = replace(trained, generation=generation_settings(trained, asked.generation))
         if asked.data.root is not None:
@@ -69,29 +69,28 @@ class Evaluation:
         return [question.record.where for question in questions(self.config, limit=self.limit)]
 
     def run(self, asked: EvalConfig) -> tuple[list[Prediction], dict[str, Any], dict[str, Comparison]]:
-        """Answer, once more under every control, and leave predictions and `summary.json`.
+        """Answer, once more under every ablation, and write predictions and `summary.json`.
 
-        Returns:
-            the uncontrolled answers, the summary, and what each control made of them.
+        Returns the answers without ablation, the summary, and the comparison with each ablation by name.
         """
-        parts = load_pretrained(self.checkpoint, device=asked.device)
-        if parts.model.device.type == "cpu":
+        bundle = load_pretrained(self.checkpoint, device=asked.device)
+        if bundle.model.device.type == "cpu":
             keep_freed_heap()
-        parts.processor.max_length = self.config.data.max_length
+        bundle.processor.max_length = self.config.data.max_length
         weights, chosen = weights_digest(self.checkpoint), questions(self.config, limit=self.limit)
-        plain = answer_questions(parts, self.config, chosen, self.folder, weights=weights)
-        summary = write_summary(parts, self.config, self.folder, plain, self.metrics)
+        plain = answer_questions(bundle, self.config, chosen, self.folder, weights=weights)
+        summary = write_summary(bundle, self.config, self.folder, plain, self.metrics)
         compared = run_ablations(
-            parts, self.config, chosen, plain, self.folder / "controls", nodes=asked.ablations, metrics=self.metrics,
+            bundle, self.config, chosen, plain, self.folder / "controls", nodes=asked.ablations, metrics=self.metrics,
             weights=weights,
         )  # fmt: skip
         if asked.pictures:
-            save_examples(parts, self.config, self.folder, limit=self.limit)
+            save_examples(bundle, self.config, self.folder, limit=self.limit)
         return plain, summary, compared
 
 
 def evaluate_checkpoint(config: EvalConfig) -> None:
-    """Evaluate `config.checkpoint` on its own test split, beside controls and baseline, and say what it reached."""
+    """Evaluate `config.checkpoint` on its own test split, beside ablations and baseline, and print its results."""
     check_ablations(config.ablations)
     evaluation = Evaluation.plan(config, config.checkpoint)
     baseline = Evaluation.plan(config, config.baseline) if config.baseline is not None else None
@@ -112,14 +111,14 @@ def evaluate_checkpoint(config: EvalConfig) -> None:
         if any(item.difference for item in compared.values()):
             print(f"  {draw_ablations(compared, folder / 'controls.png', title=str(config.checkpoint))}")
         print(f"  {write_report(folder, config=evaluation.config)}")
-        _mirror(config, evaluation, summary)
+        _track(config, evaluation, summary)
 
 
-def _mirror(config: EvalConfig, evaluation: Evaluation, summary: dict[str, Any]) -> None:
-    """Show the same to W&B, where `tracking` asks for it."""
+def _track(config: EvalConfig, evaluation: Evaluation, summary: dict[str, Any]) -> None:
+    """Send summary and report to W&B, where `tracking` asks for it."""
     name = f"{evaluation.config.run_name}/eval/{config.name}"
     settings = json.loads((evaluation.folder / SETTINGS).read_text())
-    mirror = build_tracker(config.tracking, name=name, folder=evaluation.folder, run_id=None, settings=settings)
-    mirror.log_summary(summary)
-    mirror.log_media(report_media(evaluation.folder, config=evaluation.config))
-    mirror.close()
+    tracker = build_tracker(config.tracking, name=name, folder=evaluation.folder, run_id=None, settings=settings)
+    tracker.log_summary(summary)
+    tracker.log_media(report_media(evaluation.folder, config=evaluation.config))
+    tracker.close()

@@ -1,9 +1,9 @@
-"""torchrun that ends as the run does.
+"""Run torchrun with the exit codes and signals of the run itself.
 
     vpt launch --nproc-per-node 8 train.py +experiment=dino ...
 
 It takes whatever torchrun takes. Torchrun alone exits with 1 whatever its processes exit with, dies of SIGUSR1 without
-a word to them, and gives them 30 seconds to save.
+telling them, and gives them 30 seconds to save.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ DEFAULTS = {
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run torchrun; the exit code of the process that failed first, or that of the signal that ended them all."""
+    """Run torchrun. Returns the exit code of the process that failed first, or of the signal that ended them all."""
     known = torchrun.get_args_parser()._option_string_actions  # the second option is younger than our oldest torch
     options = [f"{name}={value}" for name, value in DEFAULTS.items() if name in known]
     try:

@@ -16,12 +16,12 @@ from vpt.reporting.runs import NOTE
 
 
 def in_sweep() -> bool:
-    """Whether this run is a member of a sweep."""
+    """This run is a member of a sweep."""
     return HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 def note_failure(error: Exception, folder: Path) -> None:
-    """Say why a member failed, and leave the same in its folder."""
+    """Print why a member of a sweep failed, and write it into its folder."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = [f"error: {error}"] if isinstance(error, UserError) else traceback.format_exception(error)
     text = "".join(lines).rstrip()
@@ -30,12 +30,12 @@ def note_failure(error: Exception, folder: Path) -> None:
 
 
 def forget_failure(folder: Path) -> None:
-    """The member has been run again and has ended well."""
+    """Remove the note of a member that has been run again and has ended well."""
     (folder / NOTE).unlink(missing_ok=True)
 
 
 class SweepReport(Callback):
-    """Counts the members of a sweep, and sums up at its end."""
+    """Hydra callback that counts the members of a sweep and prints at its end which failed."""
 
     def __init__(self) -> None:
         self.members: list[tuple[bool, list[str]]] = []
@@ -47,7 +47,7 @@ class SweepReport(Callback):
             self.members.append((done, list(job_return.overrides or ())))
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """What failed, how to run that again, and where to look."""
+        """Print the members that failed with the commands that repeat them, and the command that compares all."""
         failed = [overrides for done, overrides in self.members if not done]
         print(f"{len(self.members) - len(failed)} of {len(self.members)} runs of the sweep have ended")
         for overrides in failed:

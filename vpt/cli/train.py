@@ -1,12 +1,13 @@
-"""One run from its configuration to its summary."""
+"""`train.py` after its configuration has been checked: train, answer the test split, report."""
 
 import time
 from pathlib import Path
+from typing import Any
 
 from vpt.checkpoint.load import load_pretrained, weights_digest
 from vpt.config.schema import TrainConfig
-from vpt.distributed.process_group import init_process_group
-from vpt.distributed.strategy import FSDP, NEEDS_GROUP
+from vpt.distributed.process_group import World, init_process_group
+from vpt.distributed.strategy import NEEDS_GROUP
 from vpt.evaluation.evaluator import evaluate
 from vpt.evaluation.summary import metrics_of
 from vpt.models.build import ModelBundle
@@ -16,7 +17,9 @@ from vpt.reporting.report import write_report
 from vpt.reporting.wandb_media import report_media
 from vpt.training.frozen_features import shared_features
 from vpt.training.preemption import PreemptionHandler
+from vpt.training.run_logger import RunLogger
 from vpt.training.trainer import Trainer
+from vpt.utils.device import free_unreachable
 
 
 def train(config: TrainConfig, folder: str | Path) -> float:
@@ -24,36 +27,40 @@ def train(config: TrainConfig, folder: str | Path) -> float:
     metrics_of(config.data)  # a metric that does not exist, or lacks its package, ends the run before it begins
     folder = Path(folder)
     with init_process_group(device=config.device, always=config.strategy.kind in NEEDS_GROUP) as world:
-        trainer = Trainer(config, folder, world)
-        started = time.perf_counter()
-        trainer.fit()
-        took = time.perf_counter() - started
-        with PreemptionHandler(
-            deferred=False
-        ):  # all is saved, and answers that have been given are not asked for again
-            parts, weights = _whole(trainer), weights_digest(folder) if world.is_main else ""
-            with shared_features(parts, config.data):
+        run_logger, seconds = _fit(config, folder, world)
+        free_unreachable()
+        with PreemptionHandler(deferred=False):  # all is saved, answers included
+            weights = weights_digest(folder) if world.is_main else ""
+            bundle = load_pretrained(folder, device=config.device)  # the same way for whole and for sharded models
+            with shared_features(bundle, config):
                 summary = evaluate(
-                    parts, config, folder / "predictions", weights=weights, limit=_limit(config), world=world
+                    bundle, config, folder / "predictions", weights=weights, limit=_limit(config), world=world
                 )  # fmt: skip
-        if world.is_main:
-            save_examples(parts, config, folder / "predictions", limit=_limit(config))
-            steps = trainer.state.step
-            trainer.run_logger.log_summary(summary | {"steps": steps, "seconds_of_training_in_this_process": took})
-            print(f"accuracy {summary['accuracy']:.4f} on {summary['questions']} questions; see {folder}/summary.json")
-            for path in (*draw_run(folder), write_report(folder, config=config)):
-                print(f"  {path}")
-            trainer.run_logger.mirror.log_media(report_media(folder, config=config))
-            trainer.run_logger.close()
+    if world.is_main:
+        results = {"steps": config.training.steps, "seconds_of_training_in_this_process": seconds}
+        _report(bundle, config, folder, run_logger, summary | results)
     return summary["accuracy"]
 
 
-def _whole(trainer: Trainer) -> ModelBundle:
-    """Parts that one process can answer with: a sharded model is read back from its last checkpoint."""
-    if not isinstance(trainer.strategy, FSDP):
-        return trainer.bundle
-    trainer.free()
-    return load_pretrained(trainer.folder, device=trainer.config.device)
+def _fit(config: TrainConfig, folder: Path, world: World) -> tuple[RunLogger, float]:
+    """Train to the last step; returns the open logger, and seconds. Model and optimizer go out of scope."""
+    trainer = Trainer(config, folder, world)
+    started = time.perf_counter()
+    trainer.fit()
+    return trainer.run_logger, time.perf_counter() - started
+
+
+def _report(
+    bundle: ModelBundle, config: TrainConfig, folder: Path, run_logger: RunLogger, summary: dict[str, Any]
+) -> None:  # fmt: skip
+    """Write examples, `summary.json`, figures and `report.html`, and show them to W&B. Closes the run's log."""
+    save_examples(bundle, config, folder / "predictions", limit=_limit(config))
+    run_logger.log_summary(summary)
+    print(f"accuracy {summary['accuracy']:.4f} on {summary['questions']} questions; see {folder}/summary.json")
+    for path in (*draw_run(folder), write_report(folder, config=config)):
+        print(f"  {path}")
+    run_logger.log_media(report_media(folder, config=config))
+    run_logger.close()
 
 
 def _limit(config: TrainConfig) -> int | None:

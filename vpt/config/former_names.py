@@ -59,7 +59,7 @@ _FORMER_PERCEPTION = {
 
 
 def present_name(key: str) -> str | None:
-    """What a former key, or one below it, is called now; None for any other key."""
+    """The present name of a former key, or of one below it; None for any other key."""
     for former, present in FORMER_KEYS.items():
         match = re.fullmatch(re.escape(former).replace(r"\*", "([^.]+)") + r"(\..+)?", key)
         if match:

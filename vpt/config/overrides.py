@@ -17,8 +17,8 @@ _OVERRIDE = re.compile(r"^(?P<sign>\+{0,2}|~)(?P<key>[\w./@]+)(=(?P<value>.*))?$
 def _defaults(schema: type) -> DictConfig:
     """Every key with its default, for Hydra to start from.
 
-    As plain values: types and names are checked by `freeze`, whose messages say what to type. Dictionaries whose names
-    a user chooses take new ones from the command line without a `+`.
+    As plain values: `resolve_config` checks types and names, with messages that say what to type. Dictionaries whose
+    names a user chooses take new ones from the command line without a `+`.
     """
     defaults = OmegaConf.create(OmegaConf.to_container(OmegaConf.structured(schema)))
     assert isinstance(defaults, DictConfig)
@@ -38,11 +38,7 @@ def register_schemas() -> None:
 
 
 def check_overrides(arguments: list[str], schema: type) -> None:
-    """Find wrong keys and wrong group options before Hydra does, and name the nearest right ones.
-
-    Raises:
-        ConfigError: for a key that the schema lacks, or an option that a group lacks.
-    """
+    """Raise ConfigError, with the nearest right name, for an unknown key or an option that a group lacks."""
     known = list(key_paths(schema))
     groups = {path.name: sorted(_options(path)) for path in CONF.iterdir() if path.is_dir()}
     for argument in arguments:
@@ -70,7 +66,7 @@ def _check_group(group: str, value: str, options: list[str]) -> None:
 
 
 def _is_known(key: str, known: list[str]) -> bool:
-    """Whether a dotted key is in the schema; below a free dictionary anything may stand, checked when composed."""
+    """A dotted key is in the schema; below a free dictionary any key is, and is checked when composed."""
     parts = key.split(".")
     for length in range(len(parts), 0, -1):
         prefix = ".".join(parts[:length])

@@ -11,11 +11,10 @@ from vpt.errors import ConfigError
 
 
 def read_values(file: Path) -> DictConfig:
-    """A YAML file that holds values and nothing else, as a saved configuration does.
+    """Parse a YAML file that holds values and nothing else, as a saved configuration does.
 
-    Raises:
-        ConfigError: for an interpolation (it could read the environment), an alias (a few of them can stand for
-            billions of values), and for anything but a mapping.
+    Raises ConfigError for an interpolation (it could read the environment), an alias (a few of them can stand for
+    billions of values), and for anything but a mapping.
     """
     text = file.read_text(encoding="utf-8")
     if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
@@ -30,7 +29,7 @@ def read_values(file: Path) -> DictConfig:
 
 
 def _texts(tree: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Every text of a tree, and every key."""
+    """Every string of a tree with its dotted key, keys included."""
     if isinstance(tree, str):
         yield key, tree
     elif isinstance(tree, Mapping):

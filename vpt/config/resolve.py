@@ -1,4 +1,4 @@
-"""Freezing a composed configuration: unknown keys, wrong types, impossible values stop here, before anything loads."""
+"""From a composed configuration to its schema: unknown keys, wrong types and impossible values stop here."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -15,10 +15,9 @@ Schema = TypeVar("Schema")
 
 
 def resolve_config(composed: DictConfig, schema: type[Schema]) -> Schema:
-    """Merge what Hydra composed into a fresh schema.
+    """Merge a configuration that Hydra composed into a fresh schema.
 
-    Raises:
-        ConfigError: for unknown keys (with the nearest right ones), wrong types, values out of range, missing values.
+    Raises ConfigError for unknown keys (with the nearest right ones), wrong types, values out of range, missing values.
     """
     try:
         plain = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
@@ -81,7 +80,7 @@ def explain_unknown(path: str, known: list[str]) -> str:
 
 
 def check_values(config: Any, prefix: str) -> None:
-    """Choices and ranges that the fields declare."""
+    """Raise ConfigError for values outside the choices and ranges that fields declare."""
     for item in fields(config):
         path, value = f"{prefix}{item.name}", getattr(config, item.name)
         choices, limits = item.metadata.get("choices"), item.metadata.get("range")
@@ -107,7 +106,7 @@ def check_values(config: Any, prefix: str) -> None:
 
 
 def _check_items(values: list[Any], expected: tuple[Any, ...], path: str) -> None:
-    """OmegaConf lets a list or a dictionary stand among texts and numbers. Of `list[X] | None`, X counts."""
+    """Raise ConfigError for an item of another type: OmegaConf does not check them. Of `list[X] | None`, X counts."""
     kinds = tuple(kind for entry in expected for kind in (get_args(entry) or (entry,)))
     for value in values:
         if not isinstance(value, kinds):

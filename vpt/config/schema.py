@@ -1,7 +1,7 @@
 """The whole configuration as one tree of dataclasses. A key that is not here stops the run.
 
-Hydra composes plain YAML; `vpt.config.resolve` merges the result into this schema, so that a typo at any depth, in any file or
-on the command line, is an error with the nearest right name.
+Hydra composes plain YAML; `vpt.config.resolve` merges the result into this schema, so that a typo at any depth, in any
+file or on the command line, is an error with the nearest right name.
 """
 
 from dataclasses import dataclass, field
@@ -99,7 +99,7 @@ class DataConfig:
     action_prompt: bool = True
     perception: bool = True
     token_matched_images: bool = (
-        False  # with perception=false: a plain look of as many tokens in place of each perception
+        False  # with perception=false: the whole image in as many tokens in place of each perception
     )
     metrics: list[str] = field(default_factory=lambda: ["exact_match"])  # the first one gives the score
     limit: int | None = bounded(None, low=1)  # the first n test questions only
@@ -126,7 +126,7 @@ class OptimConfig:
     max_grad_norm: float = bounded(1.0)  # gradient norm; 0 does not clip
     lr_scale: dict[str, float] = field(default_factory=dict)  # pattern of parameter names -> factor on lr
     freeze: list[str] = field(default_factory=list)  # patterns; on top of pretrained towers, which are frozen
-    unfreeze: list[str] = field(default_factory=list)  # patterns; has the last word
+    unfreeze: list[str] = field(default_factory=list)  # patterns; applied after `freeze`
 
 
 @dataclass

@@ -6,14 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from vpt.config.former_names import FORMER_TARGETS
-from vpt.config.schema import (
-    AblationConfig,
-    EncoderConfig,
-    SourceConfig,
-)
+from vpt.config.schema import AblationConfig, EncoderConfig, SourceConfig
 from vpt.errors import ConfigError, did_you_mean
 
-# What a `target` must be
+# Base classes of a `target`
 SOURCE, RE_ENCODER = "vpt.data.sources.base.Source", "vpt.encoders.base.ReEncoder"
 METRIC, ABLATION = "vpt.evaluation.metrics.base.Metric", "vpt.evaluation.ablations.base.Ablation"
 
@@ -45,7 +41,7 @@ def locate(target: str, path: str, contract: str) -> Any:
 
 
 def _imported(target: str) -> Any:
-    """What a dotted name stands for, or None."""
+    """The object of a dotted name, or None."""
     module, _, name = target.rpartition(".")
     try:
         return getattr(importlib.import_module(module), name, None)

@@ -1,4 +1,4 @@
-"""Checks of a configuration that one field alone cannot tell. Loads no weights and no data."""
+"""Checks of a configuration across fields; `vpt.config.resolve` checks each field alone."""
 
 from collections.abc import Mapping
 from dataclasses import fields
@@ -16,7 +16,7 @@ from vpt.errors import ConfigError, did_you_mean
 
 
 def validate(config: TrainConfig) -> None:
-    """What one field alone cannot tell. Raises ConfigError; loads no weights and no data."""
+    """Raise ConfigError for fields that do not fit each other or this machine; loads no weights and no data."""
     encoders = list(config.encoder)
     if config.model.vision_encoder_ls != encoders:
         raise ConfigError(
@@ -63,7 +63,7 @@ def _check_numbers(config: TrainConfig) -> None:
 
 
 def kinds_of(config: TrainConfig) -> list[str]:
-    """What a model can do before it answers: nothing, select a region, look through one of its re-encoders."""
+    """Kinds of action of a model: none, selecting a region where it can, and re-encoding with each re-encoder."""
     return ["none", *(["region"] if config.model.region_bins else []), *config.encoder]
 
 
@@ -109,7 +109,7 @@ def _is_folder(path: str) -> bool:
 
 
 def check_folder_or_hub(path: str | None) -> None:
-    """A path must exist unless it is spelt like a hub name, OWNER/NAME."""
+    """Raise ConfigError for a path that does not exist and is not spelt like a hub name, OWNER/NAME."""
     if path is None or _is_folder(path):
         return
     if path.startswith((".", "/", "~")) or path.count("/") != 1:

@@ -14,7 +14,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from itertools import count
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -29,13 +28,13 @@ from vpt.data.references import ImageRef, Reference
 from vpt.data.transforms import ImageTransform, ProcessedImage
 from vpt.errors import DataError
 from vpt.perception.batch import Grid, ImageInputs
+from vpt.utils.files import atomic_file
 
 FORMAT = "2"  # of the entries, and of how their names are made
 SUFFIX = ".safetensors"
 STALE = 3600  # seconds after which an unfinished file has been given up by its writer
 LOOSE = 16  # the folder is measured once a process has written a LOOSE-th of its limit
 WAITING = 64  # entries that may wait to be written; further ones are not kept
-_numbers = count()
 
 
 @dataclass
@@ -117,11 +116,10 @@ class FeatureCache:
         self._waiting -= 1
         if self._broken or path.exists():
             return
-        unfinished = path.with_name(f"{path.name}.{os.getpid()}.{next(_numbers)}.tmp")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            save_file({"features": features.cpu().contiguous()}, unfinished, dict(about))
-            unfinished.replace(path)
+            with atomic_file(path) as draft:
+                save_file({"features": features.cpu().contiguous()}, draft, dict(about))
         except (OSError, SafetensorError) as error:  # a full disk must not end a run
             print(f"features are not kept: {error}", flush=True)
             self._broken = True

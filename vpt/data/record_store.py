@@ -18,6 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from vpt.errors import DataError
+from vpt.utils.files import atomic_file
 
 CHUNK = 1 << 24  # bytes read at a time while indexing
 _BLANKS = re.compile(r"[ \t\r\n]*")
@@ -78,9 +79,8 @@ def _index(path: Path, lines: bool, name: Path) -> np.ndarray:
         if not len(table):
             raise DataError(f"{name} holds no records")
         kept.parent.mkdir(parents=True, exist_ok=True)
-        draft = kept.with_name(f"{kept.stem}.{os.getpid()}.writing.npy")
-        np.save(draft, table)
-        draft.rename(kept)
+        with atomic_file(kept) as draft, draft.open("wb") as file:
+            np.save(file, table)
     return np.load(kept, mmap_mode="r", allow_pickle=False)
 
 
@@ -186,12 +186,10 @@ def _as_lines(path: Path) -> Path:
     kept = cache_folder() / f"{_cache_key(path)}.jsonl"
     if not kept.is_file():
         kept.parent.mkdir(parents=True, exist_ok=True)
-        draft = kept.with_name(f"{kept.stem}.{os.getpid()}.writing")
         table = parquet.ParquetFile(path)
         bar = tqdm(total=table.metadata.num_rows, unit="record", desc=f"reading {path.name}")
-        with draft.open("w", encoding="utf-8") as file, bar:
+        with atomic_file(kept) as draft, draft.open("w", encoding="utf-8") as file, bar:
             for batch in table.iter_batches(batch_size=1000):
                 file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in batch.to_pylist())
                 bar.update(batch.num_rows)
-        draft.rename(kept)
     return kept

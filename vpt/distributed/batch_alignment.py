@@ -1,17 +1,18 @@
-"""What processes agree on before a step, so that everything collective in it matches.
+"""Micro-batches that ask the same of the model on every process, so that everything collective in a step matches.
 
 Under sharding a layer's weights are gathered whenever it is called, by all processes at once. But how often a layer is
 called depends on the rows: a batch with three actions has four stages, one without any has one; an encoder runs where
-there is an image for it. So before a step every process says what its micro-batches ask of the model (one small
-collective), and a process that asks for less than the others takes in a *stand-in*: a row without labels that looks at
-blank images and perceives as often as need be. Its gradients are zero, and the calls match.
+there is an image for it. So before a step every process tells the others which modules its micro-batches call (one
+small collective), and a process that calls fewer of them gets a *dummy row*: it has no labels, looks at blank images
+and perceives as often as need be. Its gradients are zero, and the calls match.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from vpt.data.collate import stack_images
 from vpt.data.transforms import ImageTransform
@@ -19,45 +20,46 @@ from vpt.distributed.process_group import World
 from vpt.models.vpt import VPTModel
 from vpt.perception.batch import IGNORE_INDEX, Action, Batch, PlaceholderSpan, Row
 
-_BLANK = 64  # pixels along a side of the image that a stand-in looks at
+_BLANK = 64  # pixels along a side of the image that a dummy row looks at
 
 
 @dataclass(frozen=True)
 class GlobalCounts:
-    """Sums over all processes for one step, and the exit code that one of them has been asked for (0: none)."""
+    """Sums over all processes for one step; the exit code is the largest that one has been asked for, 0 for none."""
 
     labels: int = 0
     rows: int = 0
     masked: int = 0
     tokens: int = 0
     skipped: int = 0
-    stopping: int = 0
+    exit_code: int = 0
 
     @classmethod
-    def of(cls, batches: Sequence[Batch], *, stopping: int) -> "GlobalCounts":
-        """Those of one process."""
+    def of(cls, batches: Sequence[Batch], *, exit_code: int) -> "GlobalCounts":
+        """Counts of this process's micro-batches."""
         return cls(
             labels=sum(batch.num_labels for batch in batches),
             rows=sum(len(batch.rows) for batch in batches),
             masked=sum(bool(row.masked) for batch in batches for row in batch.rows),
             tokens=sum(len(batch.input_ids) for batch in batches),
             skipped=sum(len(batch.skipped) for batch in batches),
-            stopping=stopping,
+            exit_code=exit_code,
         )
 
-    def sums(self) -> list[int]:
-        """What is added up."""
-        return [self.labels, self.rows, self.masked, self.tokens, self.skipped]
+    @classmethod
+    def reduce(cls, counts: Tensor) -> "GlobalCounts":
+        """The counts of all processes together, from [processes, fields]."""
+        return replace(cls(*counts.sum(dim=0).tolist()), exit_code=int(counts[:, -1].max()))
 
 
 @dataclass(frozen=True)
 class ModuleCalls:
-    """What a micro-batch asks of a model.
+    """Modules of a model that a micro-batch calls.
 
     Attributes:
         stages: how often the decoder runs.
-        projected, steered: sources whose tokens are made, and made under control states.
-        looked: views whose encoders have to run: some of their images are not known yet.
+        projected, conditioned: sources whose tokens are projected, and projected under control states.
+        encoded: transforms whose encoders have to run: some of their images are not in the feature cache.
     """
 
     stages: int
@@ -67,19 +69,19 @@ class ModuleCalls:
 
     @classmethod
     def of(cls, batch: Batch, model: VPTModel) -> "ModuleCalls":
-        """Those of one process's micro-batch."""
+        """Module calls that this process's micro-batch makes."""
         actions = [(row, action) for row in batch.rows for action in row.actions if action.block is not None]
         conditioned = model.forward_config.num_inner_forward_run == 2
         return cls(
             stages=max(map(len, model.split_segments(batch.rows)), default=0),
             projected=frozenset(block.source for row in batch.rows for block in row.blocks),
             conditioned=frozenset(row.blocks[action.block].source for row, action in actions if conditioned),  # type: ignore[index]
-            encoded=frozenset(view for view, looks in batch.images.items() if looks.uncached),
+            encoded=frozenset(name for name, images in batch.images.items() if images.uncached),
         )
 
     def to_ints(self, names: Sequence[str]) -> list[int]:
-        """Itself as integers; `words` are all sources and views that there can be."""
-        return [self.stages, *(word in asked for asked in self._sets for word in names)]
+        """Stages, and a flag for each of `names` in each set; `names` are all sources and transforms that there are."""
+        return [self.stages, *(name in chosen for chosen in self._sets for name in names)]
 
     @property
     def _sets(self) -> tuple[frozenset[str], ...]:
@@ -87,49 +89,48 @@ class ModuleCalls:
 
     @classmethod
     def from_ints(cls, ints: Sequence[int], names: Sequence[str]) -> "ModuleCalls":
-        """The inverse of `numbers`."""
+        """The inverse of `to_ints`."""
         stages, *flags = ints
-        parts = [flags[start : start + len(names)] for start in range(0, len(flags), len(names))]
-        return cls(stages, *(frozenset(word for word, flag in zip(names, part) if flag) for part in parts))
+        sets = (flags[start : start + len(names)] for start in range(0, len(flags), len(names)))
+        return cls(stages, *(frozenset(name for name, chosen in zip(names, part) if chosen) for part in sets))
 
 
 class BatchAligner:
-    """Makes the micro-batches of all processes ask the same of the model."""
+    """Gives the micro-batches of all processes the same module calls, by dummy rows."""
 
-    def __init__(self, world: World, model: VPTModel, views: Mapping[str, ImageTransform]) -> None:
-        """`views`: source -> the view it looks through (`Processor.views`)."""
-        self.world, self.model, self.transforms = world, model, views
-        self._names = sorted({*views, *(view.name for view in views.values())})
+    def __init__(self, world: World, model: VPTModel, transforms: Mapping[str, ImageTransform]) -> None:
+        """`transforms`: by source (`Processor.transforms`)."""
+        self.world, self.model, self.transforms = world, model, transforms
+        self._names = sorted({*transforms, *(transform.name for transform in transforms.values())})
         self._dummies: dict[ModuleCalls, Batch] = {}
 
-    def align(self, batches: Sequence[Batch], *, stopping: int = 0) -> tuple[list[Batch], GlobalCounts]:
-        """Complete this process's micro-batches, of which all processes have equally many; and the sums over all.
+    def align(self, batches: Sequence[Batch], *, exit_code: int = 0) -> tuple[list[Batch], GlobalCounts]:
+        """This process's micro-batches, with dummy rows where others call more of the model, and counts over all.
 
-        One collective, on the CPU.
+        All processes have equally many micro-batches. One collective, on the CPU.
         """
-        mine = GlobalCounts.of(batches, stopping=stopping)
+        own_counts = GlobalCounts.of(batches, exit_code=exit_code)
         if self.world.size == 1:
-            return [batch for batch in batches if batch.rows], mine
-        needs = [ModuleCalls.of(batch, self.model) for batch in batches]
-        sums = mine.sums()
-        everyone = self.world.all_gather([*sums, stopping, *(n for need in needs for n in need.to_ints(self._names))])
-        labels, rows, masked, tokens, skipped = everyone[:, : len(sums)].sum(dim=0).tolist()
-        asked = everyone[:, len(sums) + 1 :].view(self.world.size, len(batches), -1)  # [processes, batches, needs]
-        most, least = asked.amax(dim=0), asked.amin(dim=0)
+            return [batch for batch in batches if batch.rows], own_counts
+        own_calls = [ModuleCalls.of(batch, self.model) for batch in batches]
+        sent = list(astuple(own_counts)), [number for calls in own_calls for number in calls.to_ints(self._names)]
+        counts, calls = self.world.all_gather([*sent[0], *sent[1]]).split([len(sent[0]), len(sent[1])], dim=1)
+        calls = calls.view(self.world.size, len(batches), -1)  # [processes, batches, ModuleCalls.to_ints]
+        most, least = calls.amax(dim=0), calls.amin(dim=0)
         completed = [
-            batch if bool((most[number] == least[number]).all()) else self._complete(batch, need, most[number].tolist())
-            for number, (batch, need) in enumerate(zip(batches, needs, strict=True))
+            batch if bool((most[number] == least[number]).all()) else self._complete(batch, own, most[number].tolist())
+            for number, (batch, own) in enumerate(zip(batches, own_calls, strict=True))
             if bool(most[number].any())  # not so where all records of all processes have been skipped
         ]
-        return completed, GlobalCounts(labels, rows, masked, tokens, skipped, int(everyone[:, len(sums)].max()))
+        return completed, GlobalCounts.reduce(counts)
 
     def _complete(self, batch: Batch, own: ModuleCalls, most: list[int]) -> Batch:
-        """The batch, with a stand-in unless it asks for all that a stand-in asks for."""
-        agreed = ModuleCalls.from_ints(most, self._names)
-        if agreed not in self._dummies:
-            self._dummies[agreed] = self._dummy_batch(agreed)
-        stand_in = self._dummies[agreed]
-        return batch if own == ModuleCalls.of(stand_in, self.model) else self._append(batch, stand_in)
+        """The batch, with a dummy row unless it makes all the calls of one."""
+        needed = ModuleCalls.from_ints(most, self._names)
+        if needed not in self._dummies:
+            self._dummies[needed] = self._dummy_batch(needed)
+        dummy = self._dummies[needed]
+        return batch if own == ModuleCalls.of(dummy, self.model) else self._append(batch, dummy)
 
     def _append(self, batch: Batch, stand_in: Batch) -> Batch:
         """The batch with the stand-in's row at its end, and its images after the batch's own."""

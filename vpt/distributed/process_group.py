@@ -1,4 +1,4 @@
-"""The processes of a run: who they are, and the few things they tell each other besides gradients."""
+"""The processes of a run: their ranks, and collectives for the few things that they exchange besides gradients."""
 
 import os
 import subprocess
@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -16,12 +15,12 @@ from vpt.errors import ConfigError
 
 @dataclass(frozen=True)
 class World:
-    """One process among `size`; alone by default.
+    """A process of a run and the group it belongs to; alone by default.
 
     Attributes:
-        rank, size: which process this is, of how many. Rank 0 prints, logs, draws and writes.
-        local_rank, local_size: the same on this node.
-        address: where rank 0 is met, `host:port`; None where torchrun has said so in the environment.
+        rank, size: number of this process, and of all. Rank 0 prints, logs, draws and writes.
+        local_rank, local_size: among the processes of this node.
+        address: `host:port` of rank 0; None where torchrun has set it in the environment.
     """
 
     rank: int = 0
@@ -32,13 +31,12 @@ class World:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "World":
-        """As `torchrun` or `srun` started this process; one process where neither did."""
+        """Ranks as `torchrun` or `srun` gave them in the environment; one process where neither did."""
         known = environment.get
         if known("RANK") is not None and known("WORLD_SIZE") is not None:
             size = int(known("WORLD_SIZE", "1"))
-            return cls(
-                int(known("RANK", "0")), size, int(known("LOCAL_RANK", "0")), int(known("LOCAL_WORLD_SIZE", str(size)))
-            )
+            local_rank, local_size = int(known("LOCAL_RANK", "0")), int(known("LOCAL_WORLD_SIZE", str(size)))
+            return cls(int(known("RANK", "0")), size, local_rank, local_size)
         if int(known("SLURM_STEP_NUM_TASKS", "1")) > 1:  # set inside `srun` only, not in the batch script
             size, nodes = int(environment["SLURM_STEP_NUM_TASKS"]), int(known("SLURM_STEP_NUM_NODES", "1"))
             return cls(
@@ -53,10 +51,8 @@ class World:
         return self.rank == 0
 
     def all_gather(self, values: list[int]) -> Tensor:
-        """The same number of integers from every rank, [size, n], on the CPU. One collective."""
-        return self._gather(torch.tensor(values, dtype=torch.int64))
-
-    def _gather(self, mine: Tensor) -> Tensor:
+        """Integers from every rank, equally many from each: [size, n], on the CPU. One collective."""
+        mine = torch.tensor(values, dtype=torch.int64)
         if self.size == 1:
             return mine[None]
         everyone = [torch.empty_like(mine) for _ in range(self.size)]
@@ -70,20 +66,19 @@ class World:
         return values
 
     def barrier(self) -> None:
-        """Until every rank is here."""
+        """Wait until every rank is here."""
         self.all_gather([0])
 
     def broadcast(self, value: int) -> int:
-        """What rank 0 says: file systems may show other ranks another state of a folder."""
+        """The integer of rank 0, on every rank: a file system may show other ranks another state of a folder."""
         return int(self.all_gather([value])[0, 0])
 
     def all_gather_text(self, text: str) -> list[str]:
-        """One text from each rank, on every rank."""
-        data = text.encode()
-        lengths = self.all_gather([len(data)]).flatten().tolist()
-        padded = torch.from_numpy(np.frombuffer(data.ljust(max(*lengths, 1)), dtype=np.uint8).copy())
-        rows = self._gather(padded).numpy()
-        return [row[:length].tobytes().decode() for row, length in zip(rows, lengths, strict=True)]
+        """One text from each rank, in rank order, on every rank."""
+        texts = [text] * self.size
+        if self.size > 1:  # pickles what the ranks of this run send each other; no file is ever unpickled
+            dist.all_gather_object(texts, text)
+        return texts
 
 
 def _slurm_address(environment: Mapping[str, str]) -> str:
@@ -97,11 +92,9 @@ def _slurm_address(environment: Mapping[str, str]) -> str:
 
 @contextmanager
 def init_process_group(*, device: str, always: bool = False) -> Iterator[World]:
-    """Meet the other processes of this run and leave them at the end.
+    """Join the process group of this run, with `always` even of one process, as sharding needs it; leave together.
 
-    Args:
-        device: `device` of the configuration; decides how tensors travel.
-        always: make a process group even of one process (sharding needs one).
+    Whatever holds the group or groups of its own (DDP, sharded tensors, a checkpoint's saver) must be gone at the end.
     """
     world = World.from_environment()
     if world.size == 1 and not always:
@@ -125,4 +118,5 @@ def init_process_group(*, device: str, always: bool = False) -> Iterator[World]:
     else:
         dist.init_process_group(backend)
     yield world
-    dist.destroy_process_group()  # not after an error: the others may never come to say goodbye
+    world.barrier()  # no process leaves while another still exchanges something; not so after an error, which may be
+    dist.destroy_process_group()  # of this process alone

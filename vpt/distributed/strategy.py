@@ -1,4 +1,4 @@
-"""How the processes of a run share a step: one alone, copies (DDP), shards (FSDP2), or shards with copies (hybrid).
+"""Strategies by which processes share a step: one alone, copies (DDP), shards (FSDP2), shards with copies (hybrid).
 
     single   one process
     ddp      every process holds the model; gradients are averaged while the backward pass runs
@@ -14,7 +14,7 @@ import contextlib
 import warnings
 from collections.abc import Iterator
 from types import MethodType
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -33,19 +33,8 @@ SHARDED = ("fsdp", "hybrid")
 NEEDS_GROUP = ("ddp", *SHARDED)  # those that need a process group even of one process
 
 
-class Strategy(Protocol):
-    """What the loop asks of any of them. Calling it runs the model on this process's micro-batch."""
-
-    name: str
-
-    def __call__(self, batch: Batch) -> Output: ...
-
-    def grad_sync(self, *, last: bool) -> contextlib.AbstractContextManager:
-        """Around the forward and backward pass of one micro-batch of a step."""
-
-
-class SingleProcess:
-    """One process; the model as it is."""
+class Strategy:
+    """Runs the model on this process's micro-batches, and says when gradients travel; here of one process, never."""
 
     name = "single"
 
@@ -56,16 +45,18 @@ class SingleProcess:
         return self.model(batch)
 
     def grad_sync(self, *, last: bool) -> contextlib.AbstractContextManager:
+        """Context of the forward and backward pass of one micro-batch, which may be the last of its step."""
         return contextlib.nullcontext()
 
 
-class DDP:
+class DDP(Strategy):
     """`DistributedDataParallel`; gradients travel in the backward pass of a step's last micro-batch."""
 
     name = "ddp"
 
     def __init__(self, model: VPTModel, device: torch.device) -> None:
-        model.to(device).uniform_backward = True
+        super().__init__(model, device)
+        model.uniform_backward = True
         # An encoder that no process needs in a step gets no gradient, as in one process: hence find_unused_parameters.
         self.module = DistributedDataParallel(model, broadcast_buffers=False, find_unused_parameters=True)
 
@@ -76,22 +67,23 @@ class DDP:
         return contextlib.nullcontext() if last else self.module.no_sync()
 
 
-class FSDP:
+class FSDP(Strategy):
     """`fully_shard` over one dimension of processes, or two (hybrid). Gradients are reduced after every micro-batch."""
 
     def __init__(self, model: VPTModel, mesh: DeviceMesh, *, precision: str, reshard_after_forward: bool) -> None:
-        """Args:
-        model: becomes sharded in place; its weights may be on the CPU or on `meta`.
-        mesh: of one dimension, or (copies, shards).
-        precision: with `bf16`, units are gathered as bfloat16 and reduced as float32. Embeddings, head and projectors
-            stay float32 as under autocast, so that the residual stream is the same.
-        reshard: give a unit's weights back after its forward pass, and gather them again for the next one.
+        """Shard a model in place, whose weights may be on the CPU or on `meta`.
+
+        Args:
+            mesh: of one dimension, or (copies, shards).
+            precision: with `bf16`, units are gathered as bfloat16 and reduced as float32. Embeddings, head and
+                projectors stay float32 as under autocast, so that the residual stream is the same.
+            reshard_after_forward: give a unit's weights back after its forward pass, and gather them for the next one.
         """
         self.name = "fsdp" if mesh.ndim == 1 else "hybrid"
         self.model, self.reshard_after_forward = model, reshard_after_forward
         half = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
         policy = half if precision == "bf16" else MixedPrecisionPolicy()
-        # What a unit returns is never written into, so it may be a view.
+        # Outputs of units are never written into, so they may be views.
         warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
         self.units = list(_units(model))
         for unit in self.units:
@@ -104,9 +96,6 @@ class FSDP:
         for unit in self.units:
             unit.set_reshard_after_backward(reshard_after_forward)
         model.uniform_backward = True
-
-    def __call__(self, batch: Batch) -> Output:
-        return self.model(batch)
 
     @contextlib.contextmanager
     def grad_sync(self, *, last: bool) -> Iterator[None]:
@@ -125,19 +114,17 @@ def _units(model: VPTModel) -> Iterator[Any]:
 def build_strategy(
     config: StrategyConfig, model: VPTModel, world: World, device: torch.device, *, precision: str
 ) -> Strategy:  # fmt: skip
-    """Make a model ready for the processes that train it. Which parameters are trained must be settled.
+    """Make a model, whose `requires_grad` are set, ready for the processes that train it.
 
-    Raises:
-        ConfigError: where a strategy does not fit the number of processes.
+    Raises ConfigError where a strategy does not fit the number of processes.
     """
-    kind = config.kind
-    if kind == "single":
+    if config.kind == "single":
         if world.size > 1:
             raise ConfigError(f"strategy=single is for one process, {world.size} run; type strategy=ddp or fsdp")
-        return SingleProcess(model, device)
-    if kind == "ddp":
+        return Strategy(model, device)
+    if config.kind == "ddp":
         return DDP(model, device)
-    if kind == "fsdp":
+    if config.kind == "fsdp":
         mesh = init_device_mesh(device.type, (world.size,), mesh_dim_names=("shards",))
     else:
         shards = config.shard_size or world.local_size
@@ -148,7 +135,7 @@ def build_strategy(
 
 
 def choose_strategy(model: VPTModel, world: World, device: torch.device) -> str:
-    """What `auto` means: copies where a model and its optimizer fill at most half of a GPU, else shards."""
+    """The strategy for `auto`: `ddp` where model and optimizer fill at most half of a GPU, else `fsdp`."""
     if world.size == 1:
         return "single"
     if device.type != "cuda":
@@ -157,6 +144,6 @@ def choose_strategy(model: VPTModel, world: World, device: torch.device) -> str:
 
 
 def fits_replicated(model: VPTModel, memory: float) -> bool:
-    """Whether weights, gradients and AdamW fill at most half of a GPU of `memory` bytes."""
+    """Weights, gradients and AdamW's moments fill at most half of a GPU of `memory` bytes."""
     trained = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
     return 3 * trained + sum(parameter.nbytes for parameter in model.parameters()) <= memory / 2

@@ -1,12 +1,11 @@
-"""What goes wrong without ending a run at once: records that cannot be used, steps without a finite gradient.
+"""Failures that do not end a run at once: records that cannot be used, steps without a finite loss and gradient.
 
-Both are counted in the run's progress (so that a resumed run counts on), named in `failures.jsonl`, and bounded. All
+Both are counted in `TrainState` (so that a resumed run counts on), named in `failures.jsonl`, and bounded. All
 processes count the same and stop together.
 """
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 
 from tqdm import tqdm
@@ -24,71 +23,70 @@ SHOWN = 5  # names in a message
 
 
 class FailureLog:
-    """The setbacks of a run; every process has one, rank 0's writes the file.
+    """Counts of a run's failures, on every process; `failures.jsonl` is written by rank 0.
 
-    `before` is the progress before the first of the steps that have been lost in a row.
+    `last_good` is the state before the first of the non-finite steps in a row.
     """
 
-    def __init__(self, folder: Path, world: World, progress: TrainState, config: TrainConfig) -> None:
-        """`progress` is the run's own: its counts are kept up to date here."""
-        self.path, self.world, self.progress, self.config = folder / "failures.jsonl", world, progress, config
-        self.last_good = replace(progress)
-        if self.path.exists() and world.is_main:
-            assert self._file  # what comes after the step that the run resumes at is dropped now
-
-    @cached_property
-    def _file(self) -> JSONLLogger:
-        return JSONLLogger(self.path, resumed_at=self.progress.step)
+    def __init__(self, folder: Path, world: World, state: TrainState, config: TrainConfig) -> None:
+        """`state` is the run's own: its counts are kept up to date here."""
+        self.path, self.world, self.state, self.config = folder / "failures.jsonl", world, state, config
+        self.last_good = replace(state)
+        self._file: JSONLLogger | None = None
+        if self.path.exists():
+            self._write([])  # drops lines after the step that the run resumes at
 
     def start_step(self) -> None:
-        """Remember the progress before a step, unless the one before it was lost."""
-        if not self.progress.consecutive_nonfinite:
-            self.last_good = replace(self.progress)
+        """Remember the state before a step, unless the step before was not finite."""
+        if not self.state.consecutive_nonfinite:
+            self.last_good = replace(self.state)
 
     def record_skipped(self, batches: Sequence[Batch], totals: GlobalCounts) -> None:
-        """Note what the batches of a step lack. Raises DataError where that is too much of what the run has seen."""
+        """Note the records left out of a step. Raises DataError above `data.max_skipped_fraction` of all so far."""
         if not totals.skipped:
             return
-        names = self._all([name for batch in batches for name in batch.skipped])
-        self.progress.skipped += totals.skipped
-        step, share = self.progress.step + 1, self.config.data.max_skipped_fraction
+        names = self._gather([name for batch in batches for name in batch.skipped])
+        self.state.skipped += totals.skipped
+        step, share = self.state.step + 1, self.config.data.max_skipped_fraction
         self._write([{"skipped": name} for name in names])
         rows = step * self.config.training.batch_size
-        if self.progress.skipped > share * max(rows, CYCLE):
+        if self.state.skipped > share * max(rows, CYCLE):
             raise DataError(
-                f"{self.progress.skipped} of the first {rows} records could not be used, data.max_skipped_fraction={share} "
-                f"allows {share * max(rows, CYCLE):g}; {self.path} names them, the last is: {names[-1]}"
+                f"{self.state.skipped} of the first {rows} records could not be used, "
+                f"data.max_skipped_fraction={share} allows {share * max(rows, CYCLE):g}; {self.path} names them, "
+                f"the last is: {names[-1]}"
             )
 
     def record_nonfinite(self, batches: Sequence[Batch], *, loss: float, norm: float) -> None:
         """Note a step whose loss or gradient is not finite."""
-        self.progress.nonfinite_steps += 1
-        self.progress.consecutive_nonfinite += 1
-        names = self._all([name for batch in batches for name in batch.ids])
+        self.state.nonfinite_steps += 1
+        self.state.consecutive_nonfinite += 1
+        names = self._gather([name for batch in batches for name in batch.ids])
         self._write([{"lost": {"loss": str(loss), "grad_norm": str(norm)}, "records": names}])
         if self.world.is_main:
             shown = ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
-            tqdm.write(f"step {self.progress.step + 1} is skipped: loss {loss}, gradient norm {norm}; records {shown}")
+            tqdm.write(f"step {self.state.step + 1} is skipped: loss {loss}, gradient norm {norm}; records {shown}")
 
     @property
     def limit_exceeded(self) -> bool:
-        """Whether more steps in a row were lost than `training.max_nonfinite_steps`."""
-        return self.progress.consecutive_nonfinite > self.config.training.max_nonfinite_steps
+        """More steps in a row were not finite than `training.max_nonfinite_steps`."""
+        return self.state.consecutive_nonfinite > self.config.training.max_nonfinite_steps
 
     def error(self) -> TrainingError:
-        """What to say where the run ends for too many lost steps."""
+        """The error that ends a run after too many non-finite steps."""
         return TrainingError(
-            f"the last {self.progress.consecutive_nonfinite} steps in a row had no finite loss and gradient "
-            f"(training.max_nonfinite_steps={self.config.training.max_nonfinite_steps}); {self.path} names their records. The "
-            f"checkpoint of step {self.last_good.step} is from before them. Mend the records and type the same command, "
-            "or start another run from it: init_from=THIS_RUN run_name=OTHER optim.lr=LOWER"
+            f"the last {self.state.consecutive_nonfinite} steps in a row had no finite loss and gradient "
+            f"(training.max_nonfinite_steps={self.config.training.max_nonfinite_steps}); {self.path} names their "
+            f"records. The checkpoint of step {self.last_good.step} is from before them. Mend the records and type the "
+            "same command, or start another run from it: init_from=THIS_RUN run_name=OTHER optim.lr=LOWER"
         )
 
-    def _all(self, names: list[str]) -> list[str]:
-        """Those of every process, by rank."""
+    def _gather(self, names: list[str]) -> list[str]:
+        """Names from all ranks, in rank order."""
         return [name for text in self.world.all_gather_text("\0".join(names)) for name in text.split("\0") if name]
 
     def _write(self, lines: Sequence[dict]) -> None:
         if self.world.is_main:
+            self._file = self._file or JSONLLogger(self.path, resumed_at=self.state.step)
             for line in lines:
-                self._file.log(line, step=self.progress.step + 1)
+                self._file.log(line, step=self.state.step + 1)

@@ -8,21 +8,20 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from vpt.config.schema import DataConfig
+from vpt.config.schema import DataConfig, TrainConfig
 from vpt.data.feature_cache import FeatureCache
 from vpt.distributed.dtensor import full_tensor
 from vpt.models.build import ModelBundle
 from vpt.models.vpt import VPTModel, is_trained
 from vpt.perception.batch import VISION_TOWER
+from vpt.training.optimizer import set_trainable
 
 
 def open_feature_cache(config: DataConfig, model: VPTModel, *, precision: str) -> FeatureCache | None:
-    """A cache for the frozen encoders of `model`, whose weights are final; all of them are read once for it.
+    """The cache for the frozen encoders of `model`; reads their weights, so these must be final.
 
-    Args:
-        config: `feature_cache` and `feature_cache_gb`. Returns None where they ask for no cache.
-        model: with what is trained chosen.
-        precision: what it runs in, such as `bf16`.
+    Returns None where `data.feature_cache` asks for none. `requires_grad` must be set; `precision` is what the model
+    runs in, such as `bf16`.
     """
     if config.feature_cache is None:
         return None
@@ -34,29 +33,25 @@ def open_feature_cache(config: DataConfig, model: VPTModel, *, precision: str) -
 
 
 @contextmanager
-def shared_features(parts: ModelBundle, config: DataConfig) -> Iterator[None]:
-    """Meanwhile `parts` answer (in float32) with what has been kept, and keep what they see anew.
+def shared_features(bundle: ModelBundle, config: TrainConfig) -> Iterator[None]:
+    """Let a loaded model of a run answer (in float32) with cached features of its frozen encoders, and add to them.
 
-    Args:
-        parts: a model whose parameters say which of its encoders are frozen.
-        config: as for `open_feature_cache`.
+    Sets `requires_grad` as the run does, by which encoders are told to be frozen.
     """
-    store = open_feature_cache(config, parts.model, precision="fp32")
-    encoder = parts.processor
-    parts.model.feature_cache, parts.processor = (
-        store,
-        encoder.with_feature_cache(store) if store is not None else encoder,
-    )
+    set_trainable(bundle.model, config.optim, tower_pretrained=config.model.path is not None)
+    cache = open_feature_cache(config.data, bundle.model, precision="fp32")
+    processor = bundle.processor
+    bundle.model.feature_cache, bundle.processor = cache, processor.with_feature_cache(cache)
     try:
         yield
     finally:
-        parts.model.feature_cache, parts.processor = None, encoder
-        if store is not None:
-            store.flush()
+        bundle.model.feature_cache, bundle.processor = None, processor
+        if cache is not None:
+            cache.flush()
 
 
 def fingerprint(module: nn.Module, precision: str) -> str:
-    """A digest of an encoder: what it computes from pixels depends on nothing else."""
+    """A digest of an encoder's layers, configuration, weights and precision: its features depend on nothing else."""
     digest = blake2b(f"{module} {_settings(module)} {precision}".encode(), digest_size=20)
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -65,7 +60,7 @@ def fingerprint(module: nn.Module, precision: str) -> str:
 
 
 def _settings(module: nn.Module) -> str:
-    """What transformers' configuration says of an encoder, but for where it was loaded from."""
+    """transformers' configuration of an encoder, without the folder that it was loaded from."""
     config = getattr(module, "config", None)
     settings = config.to_dict() if config is not None else {}
     return repr(sorted((key, value) for key, value in settings.items() if key != "_name_or_path"))

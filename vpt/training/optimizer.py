@@ -1,4 +1,4 @@
-"""What is trained, in which group, at which rate."""
+"""Trained parameters, the optimizer's groups of them, and the learning rate of a step."""
 
 import math
 from collections import Counter
@@ -17,8 +17,8 @@ def set_trainable(model: VPTModel, config: OptimConfig, *, tower_pretrained: boo
     """Set `requires_grad` of every parameter.
 
     Pretrained towers are frozen, random ones trained, and with LoRA the language model's own layers are frozen; then
-    `optim.freeze` and `optim.unfreeze` have their say.
-    Raises ConfigError for a pattern that matches nothing, or if nothing is left to train.
+    come the patterns of `optim.freeze` and of `optim.unfreeze`. Raises ConfigError for a pattern that matches nothing,
+    or if nothing is left to train.
     """
     encoders = [model.encoder(name) for name in model.encoders]
     towers = [(model.qwen.model.visual, tower_pretrained)]
@@ -79,8 +79,8 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict]:
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     """AdamW over `parameter_groups`; each group keeps its parameters' names."""
-    first, second = config.betas
-    return torch.optim.AdamW(parameter_groups(model, config), betas=(first, second), eps=config.eps, fused=True)
+    beta1, beta2 = config.betas
+    return torch.optim.AdamW(parameter_groups(model, config), betas=(beta1, beta2), eps=config.eps, fused=True)
 
 
 def lr_factor(step: int, *, steps: int, warmup: float, final: float) -> float:
@@ -99,17 +99,17 @@ def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
 
 
 def parameter_table(model: VPTModel) -> str:
-    """A table of the model's parts: parameters, trained or frozen. Said once at the start of a run."""
+    """A table of the model's modules: number of parameters, trained or frozen."""
     totals: Counter[tuple[str, bool]] = Counter()
     for name, parameter in model.named_parameters():
         totals[module_of(name), parameter.requires_grad] += parameter.numel()
-    parts = dict.fromkeys(part for part, _ in totals)
-    width = max(len(part) for part in parts)
+    modules = dict.fromkeys(module for module, _ in totals)
+    width = max(map(len, modules))
     lines = []
-    for part in parts:
-        trained, frozen = totals[part, True], totals[part, False]
+    for module in modules:
+        trained, frozen = totals[module, True], totals[module, False]
         state = "trained" if not frozen else "frozen" if not trained else f"{trained:,} trained, {frozen:,} frozen"
-        lines.append(f"  {part:{width}}  {trained + frozen:>13,}  {state}")
+        lines.append(f"  {module:{width}}  {trained + frozen:>13,}  {state}")
     return "\n".join(lines)
 
 

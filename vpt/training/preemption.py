@@ -1,4 +1,4 @@
-"""What asks a run to stop: Ctrl-C, SIGTERM, and the signals by which SLURM announces that it takes the node away."""
+"""Signals that ask a run to stop: Ctrl-C, SIGTERM, and those by which SLURM announces that it takes the node away."""
 
 import signal
 import sys
@@ -23,7 +23,7 @@ class PreemptionHandler:
     """
 
     def __init__(self, *, deferred: bool = True) -> None:
-        """`patient`: wait for whoever looks at `code`; otherwise exit with it at once. Ctrl-C twice always does."""
+        """`deferred`: the caller looks at `code`; otherwise the process exits with it at once."""
         self.code, self.deferred = 0, deferred
         self._number: int | None = None
 
@@ -36,13 +36,11 @@ class PreemptionHandler:
             signal.signal(number, handler)
 
     def exit(self, code: int) -> NoReturn:
-        """Exit with `code`, once all is saved; before, tell whoever watched the signal too, as submitit does, which
-        queues the job again.
-        """
+        """Exit with `code`, after the handler that the signal had before (submitit's queues the job again)."""
         if self._number is not None and self._number != signal.SIGINT:
-            watching = self._before[signal.Signals(self._number)]
-            if callable(watching):
-                watching(self._number, None)
+            before = self._before[signal.Signals(self._number)]
+            if callable(before):
+                before(self._number, None)
         sys.exit(code)
 
     def _note(self, number: int, frame: FrameType | None) -> None:

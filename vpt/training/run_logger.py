@@ -1,7 +1,7 @@
-"""What a run says of itself while it trains: lines on the screen, a progress bar, `metrics.jsonl`, W&B."""
+"""Console output, `metrics.jsonl` and W&B of a run while it trains."""
 
-import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,40 +12,33 @@ from tqdm import tqdm
 from vpt.checkpoint.train_state import TrainState
 from vpt.config.schema import TrainConfig
 from vpt.distributed.process_group import World
-from vpt.tracking import JSONLLogger, MetricLogger, MetricsLog, NoMetrics, NullLogger, build_tracker
+from vpt.tracking import JSONLLogger, MetricLogger, ReportMedia, build_tracker
 
 
 class RunLogger:
-    """Rank 0 keeps them; on all other processes nothing is said or written."""
+    """Console output, progress bar, `metrics.jsonl`, `summary.json` and W&B of a run; a no-op except on rank 0."""
 
     def __init__(self, config: TrainConfig, folder: Path, world: World) -> None:
-        """Nothing is written before `open`."""
+        """Nothing is written before `start`."""
         self.config, self.folder, self.world = config, folder, world
-        self.mirror: MetricLogger = NullLogger()
-        self.metrics: MetricsLog = NoMetrics()
+        self.loggers: Sequence[MetricLogger] = ()
 
-    def start(self, progress: TrainState, account: str, strategy: str) -> None:
-        """Say what is about to be trained, and begin to write.
-
-        Args:
-            progress: where the run stands; learns the W&B run's id.
-            account: the parameters, frozen and trained.
-            strategy: on what it runs.
-        """
+    def start(self, state: TrainState, parameters: str, strategy: str) -> None:
+        """Print what is about to be trained, write `config.yaml` and open the loggers. `state` gets W&B's run id."""
         if not self.world.is_main:
             return
-        training, step = self.config.training, progress.step
+        training, step = self.config.training, state.step
         self.folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(OmegaConf.structured(self.config), self.folder / "config.yaml")
-        print(account)
+        print(parameters)
         print(f"  {strategy}, {training.precision}; batch of {training.batch_size} rows, {training.steps} steps")
         print(f"  {self.folder}: " + (f"goes on after step {step}" if step else "a new run"), flush=True)
-        self.mirror = build_tracker(
-            self.config.tracking, name=self.config.run_name, folder=self.folder, run_id=progress.wandb_id,
+        tracker = build_tracker(
+            self.config.tracking, name=self.config.run_name, folder=self.folder, run_id=state.wandb_id,
             settings=asdict(self.config),
         )  # fmt: skip
-        progress.wandb_id = self.mirror.id
-        self.metrics = JSONLLogger(self.folder / "metrics.jsonl", resumed_at=step)
+        state.wandb_id = tracker.id
+        self.loggers = JSONLLogger(self.folder / "metrics.jsonl", resumed_at=step), tracker
 
     def progress_bar(self, done: int) -> tqdm:
         """The progress bar of a run that has taken `done` steps."""
@@ -66,14 +59,20 @@ class RunLogger:
 
     def log_metrics(self, metrics: dict[str, float], *, step: int) -> None:
         """Metrics of a step, counted from 1."""
-        self.metrics.log(metrics, step=step)
-        self.mirror.log(metrics, step=step)
+        for logger in self.loggers:
+            logger.log(metrics, step=step)
 
     def log_summary(self, summary: dict[str, Any]) -> None:
-        """Write `summary.json`."""
-        (self.folder / "summary.json").write_text(json.dumps(summary, indent=1))
-        self.mirror.log_summary(summary)
+        """Results of the whole run."""
+        for logger in self.loggers:
+            logger.log_summary(summary)
+
+    def log_media(self, media: ReportMedia) -> None:
+        """The report of the run."""
+        for logger in self.loggers:
+            logger.log_media(media)
 
     def close(self) -> None:
         """The run is over, or stops here."""
-        self.mirror.close()
+        for logger in self.loggers:
+            logger.close()

@@ -1,4 +1,4 @@
-"""What is drawn at random in a step (LoRA's dropout; nothing else), as a function of the step's number.
+"""Random numbers of a step (LoRA's dropout; nothing else) as a function of the step's number.
 
 Generators' states would have to be kept for every process and every device, and would fit no other number of
 processes. Instead all generators of a process are seeded before each step with the run's seed, the step and the rank.
@@ -15,5 +15,5 @@ import torch
 
 def seed_step(seed: int, step: int, rank: int) -> None:
     """Seed torch's generators, those of all devices, for the step with this number (counted from 0) on this process."""
-    [word] = np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)
-    torch.manual_seed(int(word))
+    [seed_of_step] = np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)
+    torch.manual_seed(int(seed_of_step))

@@ -1,8 +1,8 @@
-"""From a configuration to a model that its processes can train: built or taken up, whole or in slices.
+"""From a configuration to a model that its processes can train: new or of a checkpoint, whole or sharded.
 
 Sharded models with weights to read are built as shapes (`meta`), sharded, and then filled: every process reads its
 slices, one tensor at a time, so that the model is never whole on one of them. That goes for a folder of Qwen's, a
-released checkpoint and one of our own. Random weights, and re-encoders that come from folders of their own, are small
+upstream checkpoint and one of our own. Random weights, and re-encoders that come from folders of their own, are small
 enough to be built whole first.
 """
 
@@ -30,23 +30,20 @@ from vpt.training.optimizer import set_trainable
 def build_training(
     config: TrainConfig, found: Path | None, world: World, device: torch.device
 ) -> tuple[ModelBundle, Strategy, FlopMeter]:  # fmt: skip
-    """Build a run's model, and shard or copy it as configured. That of the checkpoint `found` is still to be read.
+    """Build a run's model and shard or copy it as configured; its FLOP meter is made while it is whole.
 
-    With them comes a meter that has seen the model whole.
-
-    Raises:
-        UserError: for whatever cannot run.
+    Weights of the checkpoint `found` are still to be read. Raises UserError for whatever cannot run.
     """
     start = resolve_init_from(config.init_from) if config.init_from and not found else None
     kind = config.strategy.kind
     readable = found is not None or config.model.path is not None
     bare = readable and (kind in SHARDED or (kind == "auto" and world.size > 1))
-    parts = _parts(config, found, bare=bare)
+    bundle = _bundle(config, found, bare=bare)
     if kind == "auto":
-        kind = choose_strategy(parts.model, world, device)
+        kind = choose_strategy(bundle.model, world, device)
         if bare and kind not in SHARDED:  # small enough to be whole
-            bare, parts = False, _parts(config, found, bare=False)
-    model = parts.model
+            bare, bundle = False, _bundle(config, found, bare=False)
+    model = bundle.model
     if not bare and not found:
         reset_adapters(model.language, seed=config.seed)
     meter = FlopMeter(model)
@@ -61,14 +58,15 @@ def build_training(
         reset_adapters(model.language, seed=config.seed)
     if start is not None:
         warm_start(model, start, without=config.init_exclude, quiet=not world.is_main)
-    return parts, strategy, meter
+    return bundle, strategy, meter
 
 
-def _parts(config: TrainConfig, found: Path | None, *, bare: bool) -> ModelBundle:
+def _bundle(config: TrainConfig, found: Path | None, *, bare: bool) -> ModelBundle:
+    """Model, tokenizer and processor, with `requires_grad` set; `bare` leaves weights that files hold on `meta`."""
     torch.manual_seed(config.seed)
-    parts = build_from_checkpoint(found, config, bare=bare) if found else build_model(config, bare=bare)
-    set_trainable(parts.model, config.optim, tower_pretrained=config.model.path is not None)
-    return parts
+    bundle = build_from_checkpoint(found, config, bare=bare) if found else build_model(config, bare=bare)
+    set_trainable(bundle.model, config.optim, tower_pretrained=config.model.path is not None)
+    return bundle
 
 
 def reset_adapters(language: nn.Module, *, seed: int) -> None:

@@ -1,7 +1,4 @@
-"""What a logged step says about itself besides its loss.
-
-Everything here is read on steps that are logged; sums over processes travel in one collective.
-"""
+"""Metrics of a logged step besides its loss; sums over processes travel in one collective."""
 
 import resource
 import sys
@@ -20,36 +17,30 @@ from vpt.training.optimizer import module_of
 
 
 class StepMetrics:
-    """Reads a step: gradients by module, rates, what was perceived, and how fast it all was."""
+    """Gradient norms by module, learning rates, perception metrics and throughput of one step."""
 
     def __init__(
         self, model: VPTModel, optimizer: torch.optim.Optimizer, world: World, *, meter: FlopMeter, peak: float
     ) -> None:  # fmt: skip
-        """Args:
-        model: with its vocabulary.
-        optimizer: whose groups hold what is trained, by name.
-        world: the processes of the run.
-        meter: FLOPs of a batch.
-        peak: FLOP/s that one process could reach.
-        """
+        """`meter` counts the FLOPs of a batch, `peak` are the FLOP/s that one process could reach."""
         self.optimizer, self.world, self.meter, self.peak = optimizer, world, meter, peak
-        self._parts: dict[str, list[nn.Parameter]] = {}
+        self._modules: dict[str, list[nn.Parameter]] = {}
         for group in optimizer.param_groups:
             for name, parameter in zip(group["names"], group["params"], strict=True):
-                self._parts.setdefault(module_of(name), []).append(parameter)
+                self._modules.setdefault(module_of(name), []).append(parameter)
         self._names = model.vocabulary.perception_ids()
         rows = model.qwen.lm_head.weight.shape[0]
-        self._place = torch.full((rows,), len(self._names))  # token -> its place among the names, or after them
+        self._place = torch.full((rows,), len(self._names))  # token -> its index among the names, or their number
         self._place[list(self._names)] = torch.arange(len(self._names))
         self._seen: list[tuple[Tensor, Tensor, Tensor]] = []
         self._flops = 0.0
 
     def update(self, batch: Batch, out: Output) -> None:
-        """Take note of a micro-batch."""
+        """Keep of a micro-batch what `compute` needs."""
         self._seen.append((out.targets, out.correct, out.control_states.detach()[self._real_rows(batch)]))
 
     def _real_rows(self, batch: Batch) -> list[bool]:
-        """Which control states, in the order in which they are read, are of rows with a name: stand-ins have none."""
+        """For each of `Output.control_states`: its row has an id (dummy rows have none)."""
         cuts = self.meter.model.split_segments(batch.rows)
         return [
             row < len(batch.ids)
@@ -62,31 +53,28 @@ class StepMetrics:
     def grad_norms(self) -> dict[str, float]:
         """The norm of each module's gradient, before it is clipped."""
         norms = {
-            part: full_tensor(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
-            for part, parameters in self._parts.items()
+            module: full_tensor(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
+            for module, parameters in self._modules.items()
         }
-        return {f"train/grad_norm/{part}": norm.item() for part, norm in norms.items()}
+        return {f"train/grad_norm/{module}": norm.item() for module, norm in norms.items()}
 
     def learning_rates(self) -> dict[str, float]:
-        """The learning rate, and that of each group that has a factor of its own on it."""
+        """The learning rate, and that of each group with a factor of its own."""
         groups = self.optimizer.param_groups
-        base = groups[0]["lr"]
-        scales = {f"x{group['scale']:g}": group["lr"] for group in groups}
-        base = scales.get("x1", base)
-        return {"train/lr": base} | (
-            {f"train/lr/{scale}": rate for scale, rate in scales.items()} if len(scales) > 1 else {}
-        )
+        rates = {f"x{group['scale']:g}": group["lr"] for group in groups}
+        scaled = {f"train/lr/{scale}": rate for scale, rate in rates.items()} if len(rates) > 1 else {}
+        return {"train/lr": rates.get("x1", groups[0]["lr"])} | scaled
 
     def compute(self, batches: Sequence[Batch]) -> dict[str, float]:
-        """What this step's rows perceived, over all processes; `batches` are this process's, without stand-ins."""
+        """Perception and masking metrics over all processes; `batches` are this process's, without dummy rows."""
         seen, self._seen = self._seen, []
         count = len(self._names)
         tokens, states, norms = torch.zeros(2, count, dtype=torch.float64), 0, 0.0
-        for targets, hits, read in seen:
+        for targets, correct, control_states in seen:
             places = self._place.to(targets.device)[targets]
-            tokens += torch.stack([p.bincount(minlength=count + 1)[:count] for p in (places, places[hits])]).cpu()
-            states += len(read)
-            norms += float(read.float().norm(dim=-1).sum())
+            tokens += torch.stack([p.bincount(minlength=count + 1)[:count] for p in (places, places[correct])]).cpu()
+            states += len(control_states)
+            norms += float(control_states.float().norm(dim=-1).sum())
         own = [row for batch in batches for row in batch.rows]
         flops = sum(cost.useful for batch in batches if batch.rows for cost in self.meter.step(batch).values())
         mine = [
@@ -104,15 +92,15 @@ class StepMetrics:
         }
 
     def _accuracies(self, counts: Tensor) -> dict[str, float]:
-        wanted, met = counts.tolist()
+        totals, correct = counts.tolist()
         return {
             f"perception/accuracy/{name}": right / labels
-            for name, labels, right in zip(self._names.values(), wanted, met, strict=True)
+            for name, labels, right in zip(self._names.values(), totals, correct, strict=True)
             if labels
         }
 
     def throughput(self, metrics: Mapping[str, float], *, tokens: int, waited: float, took: float) -> dict[str, float]:
-        """How fast the step was that has just been read. Utilisation counts no work that is done twice."""
+        """Speed and memory of the step that `compute` was last called for; MFU counts no recomputed work."""
         return {
             "perf/tokens_per_second": tokens / took,
             "perf/samples_per_second": metrics["data/rows"] / took,
@@ -124,7 +112,7 @@ class StepMetrics:
 
 
 def peak_memory() -> int:
-    """The most bytes that this process has held so far: on its GPU, or where it has none in memory."""
+    """Peak bytes that this process has held so far: on its GPU, or in memory where it has none."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

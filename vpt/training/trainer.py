@@ -1,12 +1,14 @@
-"""The training loop."""
+"""The training loop: `Trainer.fit` goes step by step, `Trainer.train_step` is one optimizer step."""
 
-import contextlib
 import math
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from vpt.checkpoint.checksums import find_damage
 from vpt.checkpoint.format import STEP_FOLDER, list_checkpoints, save_metadata
@@ -35,13 +37,30 @@ from vpt.training.validator import Validator
 from vpt.utils.device import choose_device, keep_freed_heap
 
 
+@dataclass(frozen=True)
+class StepResult:
+    """Loss and gradient of one optimizer step, as all processes agree on them, and what there is to log of it.
+
+    Attributes:
+        loss, grad_norm: over the global batch; NaN where the step was skipped because either is not finite.
+        tokens: of the global batch.
+        exit_code: for which a process has been asked to stop; 0 while none has.
+        metrics: for `metrics.jsonl`; on most steps those of the loss and the gradient alone.
+    """
+
+    loss: float
+    grad_norm: float
+    tokens: int
+    exit_code: int
+    metrics: dict[str, float]
+
+
 class Trainer:
     """A run, or one process's part in it: everything it holds, and `fit`."""
 
     def __init__(self, config: TrainConfig, folder: Path, world: World | None = None) -> None:
         """Build the run, or take up the one that `folder` holds. Raises UserError for whatever cannot run."""
-        self.config, self.folder = config, folder
-        self.world = world or World()
+        self.config, self.folder, self.world = config, folder, world or World()
         self.device = choose_device(config.device)
         if self.device.type == "cpu":
             keep_freed_heap()
@@ -49,27 +68,27 @@ class Trainer:
         if found:
             self._verify(found)
             check_same_config(found, config)
+        # 1. The model, sharded or copied; 2. the optimizer, which holds parameters and hence comes after sharding;
+        # 3. their values, read in place; 4. the feature cache, whose keys digest these values.
         self.bundle, self.strategy, meter = build_training(config, found, self.world, self.device)
         self.model = self.bundle.model
-        self.aligner = BatchAligner(self.world, self.model, self.bundle.processor.transforms)
         self.optimizer = build_optimizer(self.model, config.optim)
+        self.state = restore(found, self.model, self.optimizer) if found else TrainState()
+        self.model.feature_cache = open_feature_cache(config.data, self.model, precision=config.training.precision)
+        # In any order from here on, but for collectives: all processes make the saver's group at the same point.
+        processor = self.bundle.processor.with_feature_cache(self.model.feature_cache)
+        self.dataset = build_dataset(config, processor, rank=self.world.rank, world_size=self.world.size)
+        self.aligner = BatchAligner(self.world, self.model, processor.transforms)
+        self.validator = Validator(config, processor, self.aligner, self.device)
         peak = peak_flops(self.device, precision=config.training.precision)
         self.step_metrics = StepMetrics(self.model, self.optimizer, self.world, meter=meter, peak=peak)
-        self.state = TrainState()
-        if found:
-            self.state = restore(found, self.model, self.optimizer)
-        self.model.feature_cache = open_feature_cache(config.data, self.model, precision=config.training.precision)
-        self.processor = self.bundle.processor.with_feature_cache(self.model.feature_cache)
-        self.saver = Saver(folder / "checkpoints", self.world, keep=config.training.keep_checkpoints)
-        self.dataset = build_dataset(config, self.processor, rank=self.world.rank, world_size=self.world.size)
         self.failures = FailureLog(folder, self.world, self.state, config)
-        self.validator = Validator(config, self.processor, self.aligner, self.device)
         self.run_logger = RunLogger(config, folder, self.world)
-        self.preemption = PreemptionHandler()  # what this process has been told
-        self.exit_code = 0  # the exit code that all processes have agreed on
+        self.preemption = PreemptionHandler()
+        self.saver = Saver(folder / "checkpoints", self.world, keep=config.training.keep_checkpoints)
 
     def _latest_checkpoint(self) -> Path | None:
-        """The last checkpoint, as rank 0 sees it: file systems may show others an older state."""
+        """The last checkpoint as rank 0 sees it: file systems may show other ranks an older state."""
         folder = self.folder / "checkpoints"
         last = max((int(path.name.rpartition("_")[2]) for path in list_checkpoints(folder)), default=-1)
         last = self.world.broadcast(last)
@@ -77,61 +96,67 @@ class Trainer:
 
     def _verify(self, found: Path) -> None:
         """Raise CheckpointError, on every process, where a file of the checkpoint is damaged."""
-        said = self.world.all_gather_text(find_damage(found, rank=self.world.rank, ranks=self.world.size))
-        for text in filter(None, said):
+        damage = find_damage(found, rank=self.world.rank, ranks=self.world.size)
+        for text in filter(None, self.world.all_gather_text(damage)):
             raise CheckpointError(text)
 
     def fit(self) -> None:
-        """Train from where the run stands to its end, then say what it reached."""
+        """Train from where the run stands to its last step, or until a signal; the last checkpoint is then in place."""
         strategy = f"{self.world.size} x {self.device.type} ({self.strategy.name})"
         self.run_logger.start(self.state, parameter_table(self.model), strategy)
-        training, done = self.config.training, self.state.step
-        loader = build_dataloader(
-            self.dataset, start=done, workers=self.config.data.workers, pin=self.device.type == "cuda"
-        )
-        with self.preemption, self.saver, self.run_logger.progress_bar(done) as bar:
-            for step in range(done, training.steps):
+        training, exit_code = self.config.training, 0
+        with self.preemption, self.saver, self.run_logger.progress_bar(self.state.step) as bar:
+            batches_of_steps = self._batches()
+            for step in range(self.state.step, training.steps):
                 started = time.perf_counter()
-                batches = [batch.to(self.device) for batch in next(loader)]
+                batches = next(batches_of_steps)
                 waited = time.perf_counter() - started
-                metrics = self.train_step(batches, step)
+                result = self.train_step(batches, step)
                 if self.failures.limit_exceeded:
                     self._abort()
-                self.state.step = step + 1
-                took = time.perf_counter() - started
-                self.run_logger.update(bar, loss=metrics.get("train/loss", math.nan), speed=self.tokens / took)
-                if self._should_log(self.state.step):
-                    speed = self.step_metrics.throughput(metrics, tokens=self.tokens, waited=waited, took=took)
-                    self.run_logger.log_metrics(metrics | speed, step=self.state.step)
-                last = self.state.step == training.steps or bool(self.exit_code)
+                self.state.step, exit_code = step + 1, result.exit_code
+                self._log_step(bar, result, waited=waited, took=time.perf_counter() - started)
+                last = self.state.step == training.steps or bool(exit_code)
                 better = self._due(training.eval_every) and not last and self._evaluate()
                 due = self._due(training.checkpoint_every) and not self.state.consecutive_nonfinite
                 if last or better or due:
                     self._save()
-                if self.exit_code:
+                if exit_code:
                     break
         self._close_feature_cache()
-        if self.exit_code:
+        if exit_code:
             self.run_logger.close()
         self.world.barrier()  # the last checkpoint is in place for all, and whoever leaves first interrupts nobody
-        if self.exit_code:
+        if exit_code:
             self.run_logger.info(f"stopped after step {self.state.step}, saved; type the same command to go on")
-            self.preemption.exit(self.exit_code)
+            self.preemption.exit(exit_code)
+
+    def _batches(self) -> Iterator[list[Batch]]:
+        """This process's micro-batches of each step that is left, on its device."""
+        workers, pin = self.config.data.workers, self.device.type == "cuda"
+        for batches in build_dataloader(self.dataset, start=self.state.step, workers=workers, pin=pin):
+            yield [batch.to(self.device) for batch in batches]
+
+    def _log_step(self, bar: tqdm, result: StepResult, *, waited: float, took: float) -> None:
+        self.run_logger.update(bar, loss=result.loss, speed=result.tokens / took)
+        if self._should_log(self.state.step):
+            speed = self.step_metrics.throughput(result.metrics, tokens=result.tokens, waited=waited, took=took)
+            self.run_logger.log_metrics(result.metrics | speed, step=self.state.step)
 
     def _close_feature_cache(self) -> None:
-        """What is answered from here on runs in a precision of its own."""
+        """Wait until all features are written; whoever evaluates this model does so in fp32, with other features."""
         if self.model.feature_cache is not None:
             self.model.feature_cache.flush()
             self.model.feature_cache = None
 
-    def train_step(self, batches: list[Batch], step: int) -> dict[str, float]:
+    def train_step(self, batches: list[Batch], step: int) -> StepResult:
         """One optimizer step over a global batch, this process's part in `batches`; how it is cut changes nothing."""
         self.model.train()
         set_lr(self.optimizer, self._lr_factor(step))
         seed_step(self.config.seed, step, self.world.rank)
         self.failures.start_step()
         own = batches
-        batches, totals = self.aligner.align(own, stopping=self.preemption.code)
+        batches, totals = self.aligner.align(own, exit_code=self.preemption.code)
         self.failures.record_skipped(own, totals)
         logged = self._should_log(step + 1)
         loss = torch.zeros((), device=self.device)
@@ -154,12 +179,13 @@ class Trainer:
         else:  # weights and moments stay, the schedule goes on
             self.failures.record_nonfinite(own, loss=reached, norm=norm)
         self.optimizer.zero_grad(set_to_none=True)
-        self.exit_code, self.tokens = totals.stopping, totals.tokens
         metrics = {"train/loss": reached, "train/grad_norm": norm, **norms} if finite else {}
-        return metrics | (self._details(own, totals) if logged else {})
+        metrics |= self._details(own, totals) if logged else {}
+        found = (reached, norm) if finite else (math.nan, math.nan)
+        return StepResult(*found, tokens=totals.tokens, exit_code=totals.exit_code, metrics=metrics)
 
     def _details(self, own: list[Batch], totals: GlobalCounts) -> dict[str, float]:
-        """What is logged of a step besides its loss and its gradient."""
+        """Metrics of a logged step besides its loss and its gradient."""
         return {
             **self.step_metrics.learning_rates(),
             "train/nonfinite_steps": self.state.nonfinite_steps,
@@ -169,14 +195,14 @@ class Trainer:
         }
 
     def _abort(self) -> None:
-        """Too many steps in a row were lost: leave a checkpoint from before them, and end the run."""
-        ending = self.failures.error()
+        """End the run after too many non-finite steps, with a checkpoint from before them."""
+        error = self.failures.error()
         self.state = self.failures.last_good
         self.saver.wait()
         there = self.folder / "checkpoints" / STEP_FOLDER.format(self.state.step)
         if self.state.step and not self.world.broadcast(there.is_dir()):
             self.save()
-        raise ending
+        raise error
 
     def _lr_factor(self, step: int) -> float:
         optim = self.config.optim
@@ -187,18 +213,16 @@ class Trainer:
         limit = self.config.optim.max_grad_norm or float("inf")
         return full_tensor(torch.nn.utils.clip_grad_norm_(parameters, limit)).item()
 
-    def _autocast(self) -> contextlib.AbstractContextManager:
-        if self.config.training.precision == "fp32":
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.training.precision != "fp32")
 
     def evaluate(self) -> dict[str, float]:
-        """Teacher-forced scores on test records; `Exam` has them."""
+        """Teacher-forced metrics on test records (`Validator`)."""
         with self._autocast():
             return self.validator.validate(self.model)
 
     def _evaluate(self) -> bool:
-        """Evaluate and log; whether this is the best so far by `training.best_metric`."""
+        """Evaluate and log. Returns True for the best result so far by `training.best_metric`."""
         metrics = self.evaluate()
         self.run_logger.log_metrics(metrics, step=self.state.step)
         return self.state.is_best(metrics, by=self.config.training.best_metric)
@@ -209,23 +233,14 @@ class Trainer:
         self.run_logger.info(f"checkpoint of step {self.state.step} begun; it held the loop for {held:.2f} s")
 
     def save(self) -> float:
-        """Begin to write a checkpoint of this moment; the seconds for which that held the loop."""
+        """Begin to write a checkpoint of this moment. Returns the seconds for which that held the loop."""
         tensors = {"model": unique_state_dict(self.model)}
         if states := optimizer_tensors(self.optimizer):  # none where every step so far was lost
             tensors["optimizer"] = states
-        small = partial(
-            save_metadata, model=self.model, config=self.config, tokenizer=self.bundle.tokenizer
-        )  # fmt: skip
-        return self.saver.save(tensors, self.state, small)
-
-    def free(self) -> None:
-        """Give back the memory of model and optimizer; the run is over."""
-        del self.model, self.optimizer, self.strategy, self.aligner, self.validator, self.bundle, self.step_metrics
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        return self.saver.save(tensors, self.state, partial(save_metadata, bundle=self.bundle))
 
     def _should_log(self, step: int) -> bool:
-        """Whether the step with this number, counted from 1, is logged."""
+        """Metrics of the step with this number, counted from 1, are logged."""
         return step % self.config.training.log_every == 0 or step == self.config.training.steps
 
     def _due(self, every: int) -> bool:

@@ -1,4 +1,4 @@
-"""What a run is asked while it trains: test records with the right tokens given."""
+"""Teacher-forced loss and accuracy on test records while a run trains."""
 
 import torch
 
@@ -15,12 +15,6 @@ class Validator:
     """The first `training.eval_rows` test records, of which every process takes a share."""
 
     def __init__(self, config: TrainConfig, processor: Processor, aligner: BatchAligner, device: torch.device) -> None:
-        """Args:
-        config: of the run.
-        encoder: records to samples.
-        accord: completes batches where processes have to keep step.
-        device: where batches go.
-        """
         self.config, self.processor, self.aligner, self.device = config, processor, aligner, device
         self.sources, self.folders = build_sources(config.data.test, config, split="test")
 

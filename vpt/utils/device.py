@@ -1,6 +1,7 @@
 """The device that a run uses, and the heap of a process that trains on the CPU."""
 
 import ctypes
+import gc
 
 import torch
 
@@ -15,7 +16,7 @@ _LARGEST_IN_HEAP = 2**25
 
 
 def keep_freed_heap() -> bool:
-    """Ask glibc to keep what this process frees, for as long as it runs. Returns whether there was a glibc to ask."""
+    """Let glibc keep the memory that this process frees. Returns False where there is no glibc."""
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError, TypeError):  # another C library, or Windows, where None names no library
@@ -24,13 +25,19 @@ def keep_freed_heap() -> bool:
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto` takes a GPU where there is one; of several, the one that is this process's.
+    """The device that `auto`, `cpu` or `cuda` names; of several GPUs that of this process.
 
-    Raises:
-        ConfigError: for `cuda` where there is none.
+    Raises ConfigError for `cuda` where there is no GPU.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device=cuda, but torch finds no GPU here; type device=cpu, or device=auto for what there is")
     return torch.device(name, torch.cuda.current_device()) if name == "cuda" else torch.device(name)
+
+
+def free_unreachable() -> None:
+    """Give back the memory, on GPUs too, of models that nobody refers to: they are in cycles of references."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,4 +1,4 @@
-"""Which code a run ran on."""
+"""Version of the package and commit of the code that a run ran on."""
 
 import subprocess
 from functools import cache
@@ -20,7 +20,7 @@ def code_version() -> dict[str, str | bool]:
 
 
 def _git(*arguments: str) -> str | None:
-    """What git says, or None where there is no git, or no commit."""
+    """Output of a git command, or None where there is no git, or no commit."""
     try:
         done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):

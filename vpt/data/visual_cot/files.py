@@ -1,7 +1,6 @@
 """Convert whole Visual-CoT files to files of VPT records."""
 
 import json
-import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -12,6 +11,7 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 from vpt.errors import DataError
+from vpt.utils.files import atomic_file
 
 SHOWN = 5  # skipped records that are named
 
@@ -103,12 +103,8 @@ def _check_paths(source: Path, target: Path) -> None:
 @contextmanager
 def _whole(target: Path) -> Iterator[TextIO]:
     """A file to write, which gets its name once it is complete and is removed otherwise."""
-    draft = target.with_name(f"{target.name}.{os.getpid()}.tmp")
     try:
-        with draft.open("w", encoding="utf-8") as file:
+        with atomic_file(target) as draft, draft.open("w", encoding="utf-8") as file:
             yield file
-        draft.replace(target)
     except OSError as error:
         raise DataError(f"{target} cannot be written: {error}") from None
-    finally:
-        draft.unlink(missing_ok=True)
