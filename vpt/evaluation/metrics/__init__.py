@@ -7,15 +7,16 @@ from collections.abc import Sequence
 
 from vpt.config.targets import METRIC, locate
 from vpt.errors import ConfigError, did_you_mean, require
+from vpt.evaluation.metrics.anls import ANLS
 from vpt.evaluation.metrics.base import Metric
 from vpt.evaluation.metrics.captions import CiderD, RougeL
-from vpt.evaluation.metrics.exact_match import ExactMatch, NormalisedEditSimilarity
+from vpt.evaluation.metrics.exact_match import ExactMatch
 from vpt.evaluation.metrics.vqa import VQAAccuracy
 from vpt.evaluation.metrics.yes_no import YesNo
 
 METRICS: dict[str, type[Metric]] = {
     "exact_match": ExactMatch,
-    "anls": NormalisedEditSimilarity,
+    "anls": ANLS,
     "vqa_accuracy": VQAAccuracy,
     "yes_no": YesNo,
     "rouge_l": RougeL,
