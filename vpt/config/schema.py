@@ -83,7 +83,7 @@ class VideoConfig:
 
 @dataclass
 class SourceConfig:
-    target: str = MISSING
+    target: str = "vpt.data.sources.record_files.RecordFile"  # the class; by default a file of VPT records
     weight: float = bounded(1.0)
     options: dict[str, Any] = field(default_factory=dict)
     metrics: list[str] | None = None  # what its answers are measured by; null: data.metrics
