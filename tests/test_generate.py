@@ -79,7 +79,7 @@ def records():
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("scale", [1, 3])
 @pytest.mark.parametrize(
-    "positions", ["perceived_positions=sequential", "perceived_positions=grid", "positions=sequential"]
+    "positions", ["reencoded_positions=sequential", "reencoded_positions=grid", "positions=sequential"]
 )
 def test_generating_step_by_step_equals_one_forward(make_parts, folder, family, scale, positions):
     parts = make_parts(*ALL, *FAMILIES[family], f"model.projector_scale={scale}", f"model.{positions}")
