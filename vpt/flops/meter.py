@@ -30,7 +30,7 @@ class SegmentRun:
 
     @property
     def positions(self) -> int:
-        """That it runs over."""
+        """How many it runs over."""
         return self.segment.stop - self.segment.start
 
 
@@ -68,10 +68,10 @@ class FlopMeter:
             else FlopCost()
         }
         for name, cost in self.encoders.items():
-            encoder, looks = self.model.encoder(name), batch.images.get(self.model.transform_of(name))
+            encoder, images = self.model.encoder(name), batch.images.get(self.model.transform_of(name))
             if encoder.vision is not None:
-                costs[f"encoders.{name}.vision"] = cost.vision * (len(looks.uncached) if looks else 0)
-            costs[f"encoders.{name}.projector"] = cost.project * self._projected(name, batch, looks)
+                costs[f"encoders.{name}.vision"] = cost.vision * (len(images.uncached) if images else 0)
+            costs[f"encoders.{name}.projector"] = cost.project * self._projected(name, batch, images)
         costs |= {LANGUAGE_PART: FlopCost(), HEAD_PART: self._head(batch.num_labels)}
         for carries, stage in self.stages(batch):
             for block, steered in (filled for run in stage for filled in _blocks(run)):
@@ -93,11 +93,11 @@ class FlopMeter:
             carries = carries or any(self._carries(block.source, steered=steered) for block, steered in filled)
             yield carries, stage
 
-    def _projected(self, name: str, batch: Batch, looks: ImageInputs | None) -> int:
-        """How many times `EncoderCost.project` was paid: every look of the view, if any row refers to the source."""
-        if looks is None or not any(block.source == name for row in batch.rows for block in row.blocks):
+    def _projected(self, name: str, batch: Batch, images: ImageInputs | None) -> int:
+        """How many times `EncoderCost.project` was paid: all images, if any row refers to the source."""
+        if images is None or not any(block.source == name for row in batch.rows for block in row.blocks):
             return 0
-        return len(looks.tokens) if self.model.encoder(name).vision is not None else sum(looks.tokens)
+        return len(images.tokens) if self.model.encoder(name).vision is not None else sum(images.tokens)
 
     def _carries(self, source: str, *, steered: bool) -> bool:
         return self.sources_carry[source] or (

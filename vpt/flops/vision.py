@@ -1,4 +1,4 @@
-"""What seeing costs: Qwen's tower by formula, re-encoders and their projectors as torch counts them."""
+"""FLOPs of images: Qwen's tower by formula, re-encoders and their projectors as torch counts them."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -53,7 +53,7 @@ class TowerCost:
 
 
 class EncoderCost:
-    """A re-encoder: what an image costs in its encoder and its projector, and a direction that steers a block.
+    """Costs of a re-encoder: of an image in its encoder and its projector, and of the direction that conditions it.
 
     Attributes:
         vision, project, steer: those costs; where the features are the tower's, `project` is of one token.

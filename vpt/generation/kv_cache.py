@@ -14,11 +14,11 @@ class KVCache:
     """
 
     def __init__(self, stages: StagedKVCache, final: Tensor, lengths: list[int]) -> None:
-        """Take over what a walk over the prompts left behind.
+        """Take over the keys and values of the prompts.
 
         Args:
-            stages: the walk's cache.
-            final: [N] for each packed position, which of the walk's keys is its last (`Walk.cached`).
+            stages: the cache that the prompts ran on.
+            final: [N] for each packed position, which of its keys is its last (`ForwardPlan.kv_index`).
             lengths: of the packed rows.
         """
         self.lengths = list(lengths)
@@ -47,20 +47,20 @@ class KVCache:
         capacity = next(iter(self.keys.values())).shape[2]
         if self._visible > capacity:
             extra = max(self._visible, 2 * capacity) - capacity
-            for store in (self.keys, self.values):
-                for layer, tensor in store.items():
-                    store[layer] = torch.nn.functional.pad(tensor, (0, 0, 0, extra))
+            for tensors in (self.keys, self.values):
+                for layer, tensor in tensors.items():
+                    tensors[layer] = torch.nn.functional.pad(tensor, (0, 0, 0, extra))
 
     @torch.compiler.disable
     def update(self, key: Tensor, value: Tensor, layer: int, *_: object) -> tuple[Tensor, Tensor]:
         """[1, kv heads, N, d] packed -> [R, kv heads, K, d], everything cached."""
-        assert self._slots is not None, "open_feed comes before update"
+        assert self._slots is not None, "reserve comes before update"
         rows, slots = self._slots
-        for store, new in ((self.keys[layer], key[0]), (self.values[layer], value[0])):
+        for tensors, new in ((self.keys[layer], key[0]), (self.values[layer], value[0])):
             if isinstance(rows, slice):
-                store[:, :, slots] = new.unflatten(1, (len(store), -1)).transpose(0, 1)
+                tensors[:, :, slots] = new.unflatten(1, (len(tensors), -1)).transpose(0, 1)
             else:
-                store[rows, :, slots] = new.transpose(0, 1)
+                tensors[rows, :, slots] = new.transpose(0, 1)
         return self.keys[layer][:, :, : self._visible], self.values[layer][:, :, : self._visible]
 
     def commit(self, counts: list[int]) -> None:
@@ -71,6 +71,6 @@ class KVCache:
         """Go on with these rows only."""
         index = torch.tensor(rows, device=next(iter(self.keys.values())).device)
         self.lengths = [self.lengths[row] for row in rows]
-        for store in (self.keys, self.values):
-            for layer, tensor in store.items():
-                store[layer] = tensor[index]
+        for tensors in (self.keys, self.values):
+            for layer, tensor in tensors.items():
+                tensors[layer] = tensor[index]

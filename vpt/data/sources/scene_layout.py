@@ -195,8 +195,8 @@ class SceneBuilder:
 
 # kind of question -> lays it out; the first look answers the last two
 QUESTIONS = {
-    "read": SceneBuilder.read, "compare": SceneBuilder.compare, "count": SceneBuilder.count, "there": SceneBuilder.exists,
-    "colour": SceneBuilder.colour,
+    "read": SceneBuilder.read, "compare": SceneBuilder.compare, "count": SceneBuilder.count,
+    "there": SceneBuilder.exists, "colour": SceneBuilder.colour,
 }  # fmt: skip
 
 

@@ -17,8 +17,8 @@ PUBLISHED = ("detection", "clip", "seg")  # published records have these lists e
 
 
 def convert_record(
-    raw: Any, where: str = "record", *, kind: str = "region", bins: int = 8, prefix: str = "", action_prompt: bool = True,
-    region_format: str = "tokens", crop_margin: int = 0, notes: Counter[str] | None = None,
+    raw: Any, where: str = "record", *, kind: str = "region", bins: int = 8, prefix: str = "",
+    action_prompt: bool = True, region_format: str = "tokens", crop_margin: int = 0, notes: Counter[str] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """One Visual-CoT record of either layout as a VPT record.
 
