@@ -25,14 +25,10 @@ def build_sources(
     data = config.data
     context = SourceContext(
         root=Path(data.root) if data.root else None,
-        encoder_tokens={name: encoder.token_prefix for name, encoder in config.encoder.items()},
-        actions=data.actions,
-        action_prompt=data.action_prompt,
-        perception=data.perception,
-        token_matched_images=data.token_matched_images,
-        region_bins=config.model.region_bins,
-        seed=config.seed,
-    )
+        encoder_tokens={name: encoder.token_prefix for name, encoder in config.encoder.items()}, actions=data.actions,
+        action_prompt=data.action_prompt, perception=data.perception, token_matched_images=data.token_matched_images,
+        region_bins=config.model.region_bins, seed=config.seed,
+    )  # fmt: skip
     if not nodes:
         raise DataError(f"data.{split} names no source; type data=easy_vqa or data=vpt")
     sources = [_source(node, context, f"data.{split}.{name}") for name, node in nodes.items()]

@@ -134,18 +134,9 @@ def _worker_init(_: int) -> None:
 
 
 def eval_batches(
-    source: Source,
-    media: MediaStore,
-    processor: Processor,
-    masking: Masking,
-    *,
-    rows: int,
-    batch_size: int,
-    seed: int,
-    on_error: OnError = "raise",
-    rank: int = 0,
-    ranks: int = 1,
-) -> Iterator[Batch]:
+    source: Source, media: MediaStore, processor: Processor, masking: Masking, *, rows: int, batch_size: int, seed: int,
+    on_error: OnError = "raise", rank: int = 0, ranks: int = 1,
+) -> Iterator[Batch]:  # fmt: skip
     """The first `rows` records of a source, teacher-forced; nothing is masked unless `draw: batch` asks for it.
 
     Of several processes each takes every so-many-th batch; all take equally many, so the last may be empty.

@@ -200,11 +200,9 @@ class Processor:
         return {source: images for source, images in within.items() if images}
 
     def build_sample(
-        self,
-        conversation: EncodedConversation,
-        images: dict[str, list[tuple[ImageKey, ProcessedImage]]],
+        self, conversation: EncodedConversation, images: dict[str, list[tuple[ImageKey, ProcessedImage]]],
         record: Record,
-    ) -> Sample:
+    ) -> Sample:  # fmt: skip
         """The sample of an encoded conversation."""
         grids = [
             self.position_scheme.grid_span(block, images[block.source][block.image][1]) for block in conversation.blocks
@@ -212,14 +210,11 @@ class Processor:
         row = conversation.row()
         sources = {block.source for block in row.blocks}
         return Sample(
-            ids=torch.tensor(conversation.ids),
-            labels=torch.tensor(conversation.labels),
-            positions=row_positions(row.length, [grid for grid in grids if grid is not None]),
-            row=row,
+            ids=torch.tensor(conversation.ids), labels=torch.tensor(conversation.labels),
+            positions=row_positions(row.length, [grid for grid in grids if grid is not None]), row=row,
             images={source: entries for source, entries in images.items() if source in sources},
-            transforms={source: self.transforms[source].name for source in sources},
-            record=record,
-        )
+            transforms={source: self.transforms[source].name for source in sources}, record=record,
+        )  # fmt: skip
 
 
 def _tokens(images: Mapping[str, list[tuple[ImageKey, ProcessedImage]]]) -> dict[str, list[int]]:

@@ -99,12 +99,10 @@ class InsertCollector:
     def _insert(self, entries: list[tuple[str, range, range, Sequence[int]]]) -> VisualInsert:
         sources, positions, tokens, states = zip(*entries, strict=True)
         return VisualInsert(
-            sources[0],
-            positions=self._tensor(np.concatenate(positions)),
-            tokens=self._tensor(np.concatenate(tokens)),
+            sources[0], positions=self._tensor(np.concatenate(positions)), tokens=self._tensor(np.concatenate(tokens)),
             block=self._tensor(np.repeat(np.arange(len(entries)), [len(span) for span in positions])),
             states=self._tensor(np.array(states)) if states[0] else None,
-        )
+        )  # fmt: skip
 
 
 @dataclass

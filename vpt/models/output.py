@@ -70,10 +70,6 @@ def compute_outputs(
             logits.append(logits_of(part))
     empty = hidden.new_zeros(0)
     return Output(
-        nll=torch.cat(nll) if nll else empty,
-        correct=torch.cat(correct) if correct else empty.bool(),
-        targets=targets,
-        positions=positions,
-        control_states=states,
-        logits=torch.cat(logits) if logits else None,
-    )
+        nll=torch.cat(nll) if nll else empty, correct=torch.cat(correct) if correct else empty.bool(), targets=targets,
+        positions=positions, control_states=states, logits=torch.cat(logits) if logits else None,
+    )  # fmt: skip
