@@ -27,7 +27,7 @@ class MediaStore:
         max_side: longer sides are resized to it, after the crop; crops are cut at full resolution.
         resample: `nearest` (upstream), `bilinear`, `bicubic` or `lanczos`.
         max_pixels: larger files are refused before they are decoded.
-        sampling: which frames of a video are looked at.
+        sampling: which frames of a video are taken.
         render: makes the images instead of reading files, for a source that has none.
         apply_exif_rotation: turn images as their EXIF data say, as viewers show them. Boxes and crops of public data
             sets count in pixels as they are stored.

@@ -53,7 +53,7 @@ class ImageTransform(ABC):
         """An RGB image to what the encoder takes."""
 
     def to_token_count(self, image: Image.Image, tokens: int) -> ProcessedImage:
-        """An image in about as many tokens as asked for; only Qwen's own tower takes images of any size."""
+        """An image in about `tokens` tokens; only Qwen's own tower takes images of any size."""
         raise NotImplementedError(f"the transform {self.name!r} has a size of its own")
 
     def video(self, clip: VideoClip) -> ProcessedImage:

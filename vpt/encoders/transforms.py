@@ -99,7 +99,7 @@ class ResizeLongestSide(ImageTransform):
 
 
 class QwenTransform(ImageTransform):
-    """What Qwen's own tower takes, made by transformers' Pillow image processor."""
+    """The transform of Qwen's own tower, by transformers' Pillow image processor."""
 
     name = VISION_TOWER
 

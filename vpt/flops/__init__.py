@@ -15,7 +15,7 @@
     lm_head                              labelled positions only
     activation checkpointing             forward of every decoder layer again, but for its last product
 
-What is frozen and has nothing trained before it runs forward only, and not at all where what it sees is known
+A frozen module that has nothing trained before it runs forward only, and not at all where its features are cached
 (`vpt.data.feature_cache`). Normalisations, activations, rotary embeddings and
 the sum in f + (f . c) c are no matrix products and are not counted.
 """

@@ -56,8 +56,8 @@ class EncoderCost:
     """Costs of a re-encoder: of an image in its encoder and its projector, and of the direction that conditions it.
 
     Attributes:
-        vision, project, steer: those costs; where the features are the tower's, `project` is of one token.
-        tokens_carry, steering_carries: whether unconditioned tokens, and what is added to them, carry a gradient.
+        vision, project, condition: those costs; where the features are the tower's, `project` is of one token.
+        tokens_carry, condition_carries: whether unconditioned tokens, and what is added to them, carry a gradient.
     """
 
     def __init__(self, encoder: ReEncoder, hidden_size: int, *, tower_trained: bool) -> None:
@@ -70,9 +70,9 @@ class EncoderCost:
         self.project, tokens = _count(projector, lambda module, x: module.project(x), features)
         scale = projector.layernorm_condition.normalized_shape[0] // hidden_size
         states = torch.empty(1, scale, hidden_size, device="meta", requires_grad=True)
-        self.steer, _ = _count(projector, lambda module, x: module.condition_vector(x), states)
+        self.condition, _ = _count(projector, lambda module, x: module.condition_vector(x), states)
         self.tokens_carry = tokens.requires_grad
-        self.steering_carries = is_trained(projector.layernorm_condition) or is_trained(projector.linear_condition)
+        self.condition_carries = is_trained(projector.layernorm_condition) or is_trained(projector.linear_condition)
 
 
 class _Call(nn.Module):
@@ -107,7 +107,7 @@ def _meta(tensor: Tensor) -> Tensor:
 
 
 def split_counts(counter: FlopCounterMode) -> tuple[int, int]:
-    """What torch counted: products with weights, products of activations (attention)."""
+    """FLOPs as torch counted them: products with weights, products of activations (attention)."""
     counts = {str(operation): count for operation, count in counter.get_flop_counts().get("Global", {}).items()}
     attention = sum(count for name, count in counts.items() if "bmm" in name or "attention" in name)
     return sum(counts.values()) - attention, attention

@@ -1,4 +1,4 @@
-"""What rows pass to the next decode step, and how the inputs of all rows become one stage of `extend`."""
+"""Inputs that rows pass to the next decode step, packed into one stage of `extend`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

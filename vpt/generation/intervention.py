@@ -26,15 +26,15 @@ class Intervention:
         """Called with the records that are about to be answered together."""
 
     def states(self, states: Tensor, *, kind: str, record: Record) -> Tensor:
-        """The control states of an action, [s, D]: they steer the projector and are its tokens' embeddings."""
+        """The control states of an action, [s, D]: they condition the projector and are its tokens' embeddings."""
         return states
 
     def image(self, image: Image.Image, *, record: Record) -> Image.Image:
-        """The image, at full resolution, that is looked at again."""
+        """The image, at full resolution, that is shown again."""
         return image
 
     def region(self, region: Region, size: tuple[int, int], *, bins: int, record: Record) -> Region:
-        """The cells that are looked at, of `bins` along a side, in an image of `size` (width, height)."""
+        """The cells that are shown, of `bins` along a side, in an image of `size` (width, height)."""
         return region
 
     def tokens(self, tokens: Tensor, *, source: str, record: Record) -> Tensor:

@@ -72,7 +72,7 @@ class AttentionLayout:
 
     @cached_property
     def varlen_index(self) -> VarlenIndex | None:
-        """The stage for the variable-length kernel; None where it cannot say what is seen."""
+        """The stage for the variable-length kernel; None where the kernel cannot express it."""
         if self.keys_by_row or self.hidden is not None:
             return None
         index = self._unless_in_order(np.concatenate(self.keys))  # type: ignore[arg-type]

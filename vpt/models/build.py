@@ -101,7 +101,7 @@ def forward_config(config: TrainConfig) -> InnerForwardConfig:
 def build_sample_processor(
     config: TrainConfig, model: VPTModel, tokenizer: PreTrainedTokenizerBase, transforms: dict[str, ImageTransform]
 ) -> Processor:
-    """What turns records into rows for this model; `transforms` prepare the images of each source."""
+    """The processor of this model; `transforms` prepare the images of each source."""
     vision = model.qwen.config.vision_config
     position_scheme = PositionScheme(
         config.model.positions,  # type: ignore[arg-type]

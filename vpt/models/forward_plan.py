@@ -203,7 +203,7 @@ class ForwardPlanner:
     def _collect_inserts(
         self, collector: InsertCollector, row: Row, segment: Segment, progress: _RowProgress, *, shift: int
     ) -> None:
-        """What fills the segment's control tokens and placeholder spans; `shift` leads from row to stage positions."""
+        """Collect what fills control tokens and placeholder spans; `shift` leads from row to stage positions."""
         known = list(zip(row.actions[: segment.resolved_actions], progress.states, strict=False))
         for action, states in known:
             for position, state in enumerate(states, start=action.start):

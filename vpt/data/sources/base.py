@@ -1,4 +1,4 @@
-"""Where records come from: any sequence of `Record` with a folder of images."""
+"""Sources of records: any sequence of `Record` with a folder of images."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping

@@ -120,7 +120,7 @@ def _text(raw: dict[str, Any], key: str, where: str) -> str:
 
 
 def _turns(raw: dict[str, Any], where: str) -> list[str]:
-    """What is said in a benchmark record: question, box in fractions, `<image>`, answer."""
+    """The texts of a benchmark record: question, box in fractions, `<image>`, answer."""
     turns = _get(raw, "conversations", list, where)
     if len(turns) != 4 or not all(isinstance(turn, dict) for turn in turns):
         raise DataError(f"{where}: `conversations` must hold 4 turns (question, box, <image>, answer): {short(turns)}")
