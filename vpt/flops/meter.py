@@ -7,10 +7,10 @@ from typing import Literal
 
 import numpy as np
 
-from vpt.flops.cost import DecoderCost, FlopCost, LayerStack, is_trained
+from vpt.flops.cost import DecoderCost, FlopCost, LayerStack
 from vpt.flops.vision import EncoderCost, TowerCost
 from vpt.models.output import LOGIT_CHUNK
-from vpt.models.vpt import VPTModel
+from vpt.models.vpt import VPTModel, is_trained
 from vpt.perception.batch import VISION_TOWER, Batch, ImageInputs, PlaceholderSpan, Row
 from vpt.perception.segments import Segment
 

@@ -202,4 +202,5 @@ class VPTModel(nn.Module):
 
 
 def is_trained(module: nn.Module) -> bool:
+    """Whether any parameter of a module is trained."""
     return any(parameter.requires_grad for parameter in module.parameters())
