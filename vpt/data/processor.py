@@ -24,6 +24,9 @@ from vpt.errors import DataError
 from vpt.perception.batch import VISION_TOWER, PlaceholderSpan, Row
 from vpt.perception.mrope import GridSpan, PositionKind, ReencodedPositions, row_positions
 
+ProcessedImages = dict[
+    str, list[tuple[ImageKey, ProcessedImage]]
+]  # source -> its images, with keys that tell equal ones
 LONGEST_TOKEN = 256  # characters; the longest of Qwen's vocabulary has 128, and normalisation may shorten text
 
 
@@ -35,7 +38,7 @@ class Sample:
         ids, labels: [L]; labels are not shifted.
         positions: [3, L].
         row: its structure; blocks refer to the images of their source, in order.
-        images: source -> processed images, with keys that tell equal ones.
+        images: processed images.
         transforms: source -> name of its image transform.
         record: where it came from.
     """
@@ -44,7 +47,7 @@ class Sample:
     labels: Tensor
     positions: Tensor
     row: Row
-    images: dict[str, list[tuple[ImageKey, ProcessedImage]]]
+    images: ProcessedImages
     transforms: dict[str, str]
     record: Record
 
@@ -148,7 +151,7 @@ class Processor:
 
     def process_images(
         self, images: Mapping[str, tuple[Reference, ...]], media: MediaStore, *, where: str
-    ) -> dict[str, list[tuple[ImageKey, ProcessedImage]]]:
+    ) -> ProcessedImages:
         """Process the images of every source: source -> (key, processed image) in order."""
         return {
             source: [self._process_image(source, reference, media, where) for reference in references]
@@ -199,10 +202,7 @@ class Processor:
         within = {source: images[: counts[token[source]]] for source, images in record.images.items()}
         return {source: images for source, images in within.items() if images}
 
-    def build_sample(
-        self, conversation: EncodedConversation, images: dict[str, list[tuple[ImageKey, ProcessedImage]]],
-        record: Record,
-    ) -> Sample:  # fmt: skip
+    def build_sample(self, conversation: EncodedConversation, images: ProcessedImages, record: Record) -> Sample:
         """The sample of an encoded conversation."""
         grids = [
             self.position_scheme.grid_span(block, images[block.source][block.image][1]) for block in conversation.blocks
@@ -217,7 +217,7 @@ class Processor:
         )  # fmt: skip
 
 
-def _tokens(images: Mapping[str, list[tuple[ImageKey, ProcessedImage]]]) -> dict[str, list[int]]:
+def _tokens(images: ProcessedImages) -> dict[str, list[int]]:
     return {source: [image.tokens for _, image in entries] for source, entries in images.items()}
 
 
