@@ -138,7 +138,7 @@ def test_nothing_that_a_user_types_acts(all_parts, folder, count):
         return (
             encoder.encode_conversation(record, folder),
             encoder.encode_prompt(record, folder),
-            encoder.encode_prompt(asked.record, asked.folder),
+            encoder.encode_prompt(asked.record, asked.media),
         )
 
     plain = [structure(sample) for sample in samples("what?")]
@@ -245,7 +245,7 @@ def _lying_png(path, width: int, height: int) -> None:
 
 FILES = {
     "a header that promises a bomb": (lambda path: _lying_png(path, 50_000, 50_000), "cannot be read|allowed are 1 to"),
-    "a header that promises too much": (lambda path: _lying_png(path, 12_000, 9_000), r"allowed are 1 to 100000000; .*data\.image\.refuse_above"),
+    "a header that promises too much": (lambda path: _lying_png(path, 12_000, 9_000), r"allowed are 1 to 100000000; .*data\.image\.max_file_pixels"),
     "a header that promises more than there is": (lambda path: _lying_png(path, 500, 500), "cannot be read"),
     "no pixels": (lambda path: _lying_png(path, 0, 5), "cannot be read|has 0x5 pixels"),
     "an empty file": (lambda path: path.write_bytes(b""), "cannot be read"),
