@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
+from helpers.upstream_generator import UpstreamGenerator
 from vpt.checkpoint.upstream import UPSTREAM_PREFIXES, from_upstream_name
 from vpt.data.images import MediaStore
 from vpt.data.processor import Processor, Sample
@@ -28,7 +29,6 @@ from vpt.encoders.base import BuildContext, ReEncoder
 from vpt.encoders.dino import DinoEncoder
 from vpt.encoders.qwen_vit import QwenViTEncoder
 from vpt.encoders.sam import SamEncoder
-from vpt.generation.generator import Generator
 from vpt.generation.row_state import GenerationLimits
 from vpt.models.attention import SEGMENT_ATTENTION
 from vpt.models.output import Output
@@ -245,8 +245,8 @@ def decoded(case: Case, inner_forward: str) -> list[int]:
         batch.input_ids[:length], batch.labels[:length], batch.positions[:, :length], row,
         {source: looks[views[source]] for source in sources}, views, record,
     )  # fmt: skip
-    limits = GenerationLimits(max_new_tokens=len(wanted), upstream=True)
-    generator = Generator(model, Processor(None, {}), lambda ids: "", limits)
+    limits = GenerationLimits(max_new_tokens=len(wanted))
+    generator = UpstreamGenerator(model, Processor(None, {}), lambda ids: "", limits)
     return generator.generate([sample], [MediaStore(Path())])[0].ids
 
 

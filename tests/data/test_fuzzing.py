@@ -133,7 +133,7 @@ def test_nothing_that_a_user_types_acts(all_parts, folder, count):
         return (
             encoder.encode_conversation(record, folder),
             encoder.encode_prompt(record, folder),
-            encoder.encode_prompt(asked.record, asked.folder),
+            encoder.encode_prompt(asked.record, asked.media),
         )
 
     plain = [structure(sample) for sample in samples("what?")]

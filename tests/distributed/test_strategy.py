@@ -186,7 +186,7 @@ def test_ranks_share_a_step_and_masking_counts(tmp_path):
     overrides = ["+experiment=all", *QUIET, "training.batch_size=32", "training.micro_batch_size=4"]
     config = compose_config(*overrides, "masking.para_mask_ratio=1.0")
     alone = Trainer(config, tmp_path / "run")
-    cost = SampleCost.estimate(alone.bundle.processor, alone.dataset.mixture.sources, alone.dataset.folders)
+    cost = SampleCost.estimate(alone.bundle.processor, alone.dataset.mixture.sources, alone.dataset.media)
     whole = [name for batch in alone.dataset[0] for name in batch.ids]
     shares = [replace(alone.dataset, rank=rank, ranks=4, cost=cost)[0] for rank in range(4)]
     assert sorted(name for share in shares for batch in share for name in batch.ids) == sorted(whole)

@@ -70,12 +70,12 @@ class Answering:
     def perceiving(self) -> tuple[float, int]:
         """Seconds from the end of the turn that asks to the first token after what was seen; tokens fed for it."""
         generator = self.generator(GenerationLimits(8, action="dino"))
-        [speaker] = generator.start(self.prompts[:1], [self.folder])
+        [row] = generator.start(self.prompts[:1], [self.folder])
         fed = 0
-        for _ in generator.steps([speaker]):
-            if speaker.next_input is not None and speaker.next_input.visual is not None:
-                fed = len(speaker.next_input.ids)
-        return speaker.trace[0].seconds, fed
+        for _ in generator.steps([row]):
+            if row.next_input is not None and row.next_input.visual is not None:
+                fed = len(row.next_input.ids)
+        return row.trace[0].seconds, fed
 
     def prefill(self, tokens: int) -> Timed:
         """Prefill as many text tokens after the same prompt by transformers' own forward, up to the next token's logits."""

@@ -34,33 +34,33 @@ class SampleCost:
 
     @classmethod
     def estimate(
-        cls, encoder: Processor, sources: Sequence[Source], folders: Sequence[MediaStore],
+        cls, processor: Processor, sources: Sequence[Source], media: Sequence[MediaStore],
         on_error: OnError = "raise",
     ) -> "SampleCost":  # fmt: skip
         """Learn the averages from a few records of each source."""
         characters = text = 0
         tokens: Counter[str] = Counter()
         images: Counter[str] = Counter()
-        for source, folder in zip(sources, folders, strict=True):
+        for source, store in zip(sources, media, strict=True):
             for index in range(0, len(source), max(len(source) // _MEASURED, 1)):
-                [sample], _ = encode_samples([(source, index, folder)], encoder, on_error)
+                [sample], _ = encode_samples([(source, index, store)], processor, on_error)
                 if sample is None:
                     continue
-                seen = {name: sum(look.tokens for _, look in looks) for name, looks in sample.images.items()}
-                tokens.update(seen)
-                images.update({name: len(looks) for name, looks in sample.images.items()})
-                text += len(sample.ids) - sum(seen.values())
+                visual = {name: sum(image.tokens for _, image in own) for name, own in sample.images.items()}
+                tokens.update(visual)
+                images.update({name: len(own) for name, own in sample.images.items()})
+                text += len(sample.ids) - sum(visual.values())
                 characters += _characters(sample.record)
         typical = {name: tokens[name] / count for name, count in images.items() if count}
         return cls(text / max(characters, 1), typical)
 
     def __call__(self, record: Record, *, masked: bool) -> float:
-        """The cost of one record. `masked`: what follows the masked span runs twice, if the row looks again at all."""
+        """The cost of one record. `masked`: what follows the masked span runs twice, if the row re-encodes at all."""
         average = sum(self.per_image.values()) / max(len(self.per_image), 1)
-        perceived = sum(len(images) * self.per_image.get(name, average) for name, images in record.images.items())
-        once = self.per_character * _characters(record) + perceived
-        looks_again = any(images for name, images in record.images.items() if name != VISION_TOWER)
-        return 2 * once if masked and looks_again else once
+        visual = sum(len(images) * self.per_image.get(name, average) for name, images in record.images.items())
+        once = self.per_character * _characters(record) + visual
+        reencodes = any(images for name, images in record.images.items() if name != VISION_TOWER)
+        return 2 * once if masked and reencodes else once
 
 
 def _characters(record: Record) -> int:

@@ -1,4 +1,4 @@
-"""From the `data` and `masking` groups of a configuration to sources, image folders and masking."""
+"""From the `data` and `masking` groups of a configuration to sources, where their images lie, and masking."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -21,18 +21,14 @@ from vpt.perception.masking import Masking
 def build_sources(
     nodes: dict[str, SourceConfig], config: TrainConfig, *, split: str
 ) -> tuple[list[Source], list[MediaStore]]:
-    """The sources of a split and their image folders."""
+    """The sources of a split, and where the images of each lie."""
     data = config.data
     context = SourceContext(
         root=Path(data.root) if data.root else None,
-        encoder_tokens={name: encoder.token_prefix for name, encoder in config.encoder.items()},
-        actions=data.actions,
-        action_prompt=data.action_prompt,
-        perception=data.perception,
-        token_matched_images=data.token_matched_images,
-        region_bins=config.model.region_bins,
-        seed=config.seed,
-    )
+        encoder_tokens={name: encoder.token_prefix for name, encoder in config.encoder.items()}, actions=data.actions,
+        action_prompt=data.action_prompt, perception=data.perception, token_matched_images=data.token_matched_images,
+        region_bins=config.model.region_bins, seed=config.seed,
+    )  # fmt: skip
     if not nodes:
         raise DataError(f"data.{split} names no source; type data=easy_vqa or data=vpt")
     sources = [_source(node, context, f"data.{split}.{name}") for name, node in nodes.items()]
@@ -59,11 +55,11 @@ def media_store(root: Path, data: DataConfig, draw: Callable[[str], Image.Image]
 def build_dataset(config: TrainConfig, processor: Processor, *, rank: int, world_size: int) -> StepDataset:
     """The micro-batches of each step of a run that one process trains on."""
     data, training = config.data, config.training
-    sources, folders = build_sources(data.train, config, split="train")
+    sources, media = build_sources(data.train, config, split="train")
     weights = [node.weight for node in data.train.values()]
-    cost = SampleCost.estimate(processor, sources, folders, data.on_error) if world_size > 1 else None  # type: ignore[arg-type]
+    cost = SampleCost.estimate(processor, sources, media, data.on_error) if world_size > 1 else None  # type: ignore[arg-type]
     return StepDataset(
-        build_mixture(sources, weights, config.seed, data.mixing), folders, processor, build_masking(config),  # type: ignore[arg-type]
+        build_mixture(sources, weights, config.seed, data.mixing), media, processor, build_masking(config),  # type: ignore[arg-type]
         batch_size=training.batch_size, micro_batch_size=training.micro_batch_size, steps=training.steps,
         rank=rank, ranks=world_size, cost=cost, on_error=data.on_error,  # type: ignore[arg-type]
     )  # fmt: skip

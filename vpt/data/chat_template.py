@@ -86,7 +86,7 @@ class ChatTemplate:
         self._action_pattern = re.compile("|".join(re.escape(token) for token in self._acting) or r"(?!)")
 
     def _action_tokens(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
-        """Token text -> id of everything an assistant may say to perceive."""
+        """Token text -> id of everything by which an assistant may request perception."""
         texts = [text for token in self.encoder_tokens.values() for text in action_tokens(token)]
         if self.vocabulary.region_start is not None:
             texts += [REGION_START, REGION_END]
@@ -95,103 +95,105 @@ class ChatTemplate:
         return dict(zip(texts, ids, strict=True))
 
     def encode(
-        self, draft: EncodedConversation, messages: tuple[Message, ...], tokens_of: Mapping[str, list[int]]
+        self, conversation: EncodedConversation, messages: tuple[Message, ...], tokens_of: Mapping[str, list[int]]
     ) -> None:
-        """Append whole turns to `draft`.
+        """Append whole turns to `conversation`.
 
         Args:
             messages: the turns.
             tokens_of: source -> how many tokens each of its images takes, in order of the conversation.
         """
         for message in messages:
-            if draft.ids:
-                draft.add(self.plain("\n"))
-            self.begin_turn(draft, message.role)
+            if conversation.ids:
+                conversation.add(self.plain("\n"))
+            self.begin_turn(conversation, message.role)
             if message.role == "assistant":
-                self._assistant(draft, message.content)
+                self._assistant(conversation, message.content)
             else:
-                self._user(draft, message, tokens_of)
-            self.end_turn(draft, loss=message.role == "assistant")
+                self._user(conversation, message, tokens_of)
+            self.end_turn(conversation, loss=message.role == "assistant")
 
-    def begin_turn(self, draft: EncodedConversation, role: str) -> None:
+    def begin_turn(self, conversation: EncodedConversation, role: str) -> None:
         """`<|im_start|>`, and for an assistant the role; a user's role is encoded with what follows it."""
-        draft.add([self.vocabulary.im_start])
-        draft.paragraphs.append((len(draft.ids), len(draft.ids)))
+        conversation.add([self.vocabulary.im_start])
+        conversation.paragraphs.append((len(conversation.ids), len(conversation.ids)))
         if role == "assistant":
-            draft.add(self.plain("assistant\n"))
+            conversation.add(self.plain("assistant\n"))
 
-    def end_turn(self, draft: EncodedConversation, *, loss: bool) -> None:
+    def end_turn(self, conversation: EncodedConversation, *, loss: bool) -> None:
         """`<|im_end|>`."""
-        start, _ = draft.paragraphs[-1]
-        draft.paragraphs[-1] = (start, len(draft.ids))
-        draft.add([self.vocabulary.im_end], loss=loss)
+        start, _ = conversation.paragraphs[-1]
+        conversation.paragraphs[-1] = (start, len(conversation.ids))
+        conversation.add([self.vocabulary.im_end], loss=loss)
 
-    def add_generation_prompt(self, draft: EncodedConversation) -> None:
-        """Everything up to where the assistant begins to speak."""
-        draft.add(self.plain("\n"))
-        self.begin_turn(draft, "assistant")
+    def add_generation_prompt(self, conversation: EncodedConversation) -> None:
+        """Everything up to where the assistant answers."""
+        conversation.add(self.plain("\n"))
+        self.begin_turn(conversation, "assistant")
 
-    def _user(self, draft: EncodedConversation, message: Message, tokens_of: Mapping[str, list[int]]) -> None:
+    def _user(self, conversation: EncodedConversation, message: Message, tokens_of: Mapping[str, list[int]]) -> None:
         """A system or user turn: text, images and videos."""
         text, cursor = f"{message.role}\n", 0
         for match in PLACEHOLDER.finditer(message.content) if message.role == "user" else ():
             source = self._source.get(match[1] or "")
             if source is None:
                 continue  # not a placeholder of this model: text, checked by the record's parser
-            draft.add(self.plain(text + message.content[cursor : match.start()]))
+            conversation.add(self.plain(text + message.content[cursor : match.start()]))
             text, cursor = "", match.end()
-            look = sum(block.source == source for block in draft.blocks)
+            image = sum(block.source == source for block in conversation.blocks)
             pad = self.vocabulary.video_pad if match[0] == VIDEO else self._pads[source]
-            self._image(draft, PlaceholderSpan(0, tokens_of[source][look], source, look), pad)
-        draft.add(self.plain(text + message.content[cursor:]))
+            self._image(conversation, PlaceholderSpan(0, tokens_of[source][image], source, image), pad)
+        conversation.add(self.plain(text + message.content[cursor:]))
 
-    def _image(self, draft: EncodedConversation, block: PlaceholderSpan, pad: int) -> None:
+    def _image(self, conversation: EncodedConversation, block: PlaceholderSpan, pad: int) -> None:
         """Write a block that begins here."""
-        draft.add([self.vocabulary.vision_start])
-        waiting = [i for i, a in enumerate(draft.actions) if a.encoder == block.source and a.block is None]
+        conversation.add([self.vocabulary.vision_start])
+        waiting = [i for i, a in enumerate(conversation.actions) if a.encoder == block.source and a.block is None]
         if waiting:
-            draft.actions[waiting[0]] = replace(draft.actions[waiting[0]], block=len(draft.blocks))
-        draft.blocks.append(replace(block, start=len(draft.ids)))
-        draft.add([pad] * block.length)
-        draft.add([self.vocabulary.vision_end])
+            conversation.actions[waiting[0]] = replace(conversation.actions[waiting[0]], block=len(conversation.blocks))
+        conversation.blocks.append(replace(block, start=len(conversation.ids)))
+        conversation.add([pad] * block.length)
+        conversation.add([self.vocabulary.vision_end])
 
-    def _assistant(self, draft: EncodedConversation, content: str) -> None:
+    def _assistant(self, conversation: EncodedConversation, content: str) -> None:
         """An assistant turn: text and perception tokens."""
         cursor = 0
         if self.vocabulary.text_bins:
             content = in_numbers(content)
         for match in self._action_pattern.finditer(content):
-            draft.add(self.plain(content[cursor : match.start()]), loss=True)
+            conversation.add(self.plain(content[cursor : match.start()]), loss=True)
             cursor = match.end()
             token = self._acting[match[0]]
             if token in self._controls:
-                draft.actions.append(Action(len(draft.ids), self.scale, self._controls[token], None))
-                draft.add([token] * self.scale)
+                conversation.actions.append(Action(len(conversation.ids), self.scale, self._controls[token], None))
+                conversation.add([token] * self.scale)
             else:
-                draft.add([token], loss=True)
-        draft.add(self.plain(content[cursor:]), loss=True)
+                conversation.add([token], loss=True)
+        conversation.add(self.plain(content[cursor:]), loss=True)
 
 
-def truncate(draft: EncodedConversation, limit: int, *, where: str, overflow: Overflow) -> None:
+def truncate(conversation: EncodedConversation, limit: int, *, where: str, overflow: Overflow) -> None:
     """Keep a row within `limit` tokens: refuse it, or cut its end off, never inside a run of image tokens."""
-    if len(draft.ids) <= limit:
+    if len(conversation.ids) <= limit:
         return
-    advice = f"{where}: the row has {len(draft.ids)} tokens, data.max_length is {limit}"
+    advice = f"{where}: the row has {len(conversation.ids)} tokens, data.max_length is {limit}"
     if overflow == "raise":
         raise DataError(f"{advice}; raise data.max_length, lower data.image.max_side, or set data.overflow=truncate")
-    for block in draft.blocks:  # the marker before the run goes with it
+    for block in conversation.blocks:  # the marker before the run goes with it
         if block.start - 1 < limit < block.start + block.length + 1:
             limit = block.start - 1
-    for action in draft.actions:
+    for action in conversation.actions:
         if action.start <= limit < action.start + action.count + 1:
             limit = action.start
-    del draft.ids[limit:], draft.labels[limit:]
-    draft.blocks = [block for block in draft.blocks if block.start < limit]
-    draft.actions = [
-        Action(a.start, a.count, a.encoder, a.block if a.block is not None and a.block < len(draft.blocks) else None)
-        for a in draft.actions
+    del conversation.ids[limit:], conversation.labels[limit:]
+    conversation.blocks = [block for block in conversation.blocks if block.start < limit]
+    conversation.actions = [
+        Action(
+            a.start, a.count, a.encoder, a.block if a.block is not None and a.block < len(conversation.blocks) else None
+        )
+        for a in conversation.actions
         if a.start < limit
     ]
-    draft.paragraphs = [(start, min(stop, limit)) for start, stop in draft.paragraphs if start < limit]
-    if not any(label != IGNORE_INDEX for label in draft.labels[1:]):
+    conversation.paragraphs = [(start, min(stop, limit)) for start, stop in conversation.paragraphs if start < limit]
+    if not any(label != IGNORE_INDEX for label in conversation.labels[1:]):
         raise DataError(f"{advice}, and nothing with a label is left after the cut; raise data.max_length")

@@ -20,11 +20,11 @@ def collate(samples: Sequence[Sample], *, masked: Sequence[tuple[Span, ...]] | N
         samples: the rows.
         masked: for each row the spans hidden between the inner passes (`vpt.perception.masking`); none by default.
     """
-    shelves: dict[str, _Interned] = {}
+    interned: dict[str, _Interned] = {}
     rows, start = [], 0
     for sample, spans in zip(samples, masked or [()] * len(samples), strict=True):
         numbers = {
-            source: [_intern(shelves.setdefault(sample.transforms[source], {}), *entry) for entry in entries]
+            source: [_intern(interned.setdefault(sample.transforms[source], {}), *entry) for entry in entries]
             for source, entries in sample.images.items()
         }
         blocks = tuple(replace(block, image=numbers[block.source][block.image]) for block in sample.row.blocks)
@@ -35,24 +35,27 @@ def collate(samples: Sequence[Sample], *, masked: Sequence[tuple[Span, ...]] | N
         labels=torch.cat([sample.labels for sample in samples]),
         positions=torch.cat([sample.positions for sample in samples], dim=1),
         rows=rows,
-        images={view: stack_images(view, [look for _, look in shelf.values()]) for view, shelf in shelves.items()},
+        images={
+            transform: stack_images(transform, [image for _, image in entries.values()])
+            for transform, entries in interned.items()
+        },
         ids=[sample.record.where for sample in samples],
     )
 
 
-def _intern(shelf: _Interned, key: ImageKey, look: ProcessedImage) -> int:
-    return shelf.setdefault(key, (len(shelf), look))[0]
+def _intern(images: _Interned, key: ImageKey, image: ProcessedImage) -> int:
+    return images.setdefault(key, (len(images), image))[0]
 
 
-def stack_images(view: str, looks: Sequence[ProcessedImage]) -> ImageInputs:
-    """Prepared images of one view, together."""
-    fresh = [look for look in looks if look.features is None]
-    pixels = [look.pixels for look in fresh]
-    together = torch.cat if view == VISION_TOWER else torch.stack
+def stack_images(transform: str, images: Sequence[ProcessedImage]) -> ImageInputs:
+    """The processed images of one transform, together."""
+    uncached = [image for image in images if image.features is None]
+    pixels = [image.pixels for image in uncached]
+    together = torch.cat if transform == VISION_TOWER else torch.stack
     return ImageInputs(
         together(pixels) if pixels else torch.empty(0),
-        tokens=[look.tokens for look in looks],
-        grids=[look.grid for look in fresh if look.grid],
-        cached={number: look.features for number, look in enumerate(looks) if look.features is not None},
-        cache_keys=[look.cache_key for look in fresh],
+        tokens=[image.tokens for image in images],
+        grids=[image.grid for image in uncached if image.grid],
+        cached={number: image.features for number, image in enumerate(images) if image.features is not None},
+        cache_keys=[image.cache_key for image in uncached],
     )

@@ -1,7 +1,7 @@
-"""What frozen encoders see, on disk: an image is encoded once, by whichever run or process comes first.
+"""Features of frozen encoders on disk: an image is encoded once, by whichever run or process comes first.
 
 An entry is a file named by a digest of the image file's bytes, of all that is done to the image on its way to the
-encoder, and of the encoder: its weights, its configuration, the precision it runs in. What is trained has no entries.
+encoder, and of the encoder: its weights, its configuration, the precision it runs in. Trained encoders have no entries.
 Data workers look entries up and then neither open nor transform the image; the model writes what it had to compute.
 Any number of processes may share a folder. An entry appears whole or not at all, and the least recently used ones go
 once the folder is full.
@@ -44,7 +44,7 @@ class FeatureCache:
     Attributes:
         root: the folder.
         limit: bytes that it may hold; processes that write together may pass it by a sixteenth each.
-        fingerprints: transform -> digest of the frozen encoder behind it. Other views have no entries.
+        fingerprints: transform -> digest of the frozen encoder behind it. Other transforms have no entries.
     """
 
     root: Path
@@ -55,22 +55,20 @@ class FeatureCache:
     _broken: bool = False
     _writer: ThreadPoolExecutor | None = field(default=None, repr=False)
 
-    def key(self, view: ImageTransform, reference: Reference, folder: MediaStore) -> str | None:
+    def key(self, transform: ImageTransform, reference: Reference, media: MediaStore) -> str | None:
         """The name of an image's entry; None where there can be none, or where the image cannot be read."""
-        if (
-            view.name not in self.fingerprints or type(reference) is not ImageRef
-        ):  # a video, or as many tokens as another
+        if transform.name not in self.fingerprints or type(reference) is not ImageRef:  # a video, or token-matched
             return None
         try:
-            content = folder.path(reference, "").read_bytes()
+            content = media.path(reference, "").read_bytes()
         except (OSError, DataError):
             return None  # opening the image will say what is wrong
-        done = (FORMAT, self.fingerprints[view.name], repr(view), reference.crop, reference.transpose, folder.max_side,
-                folder.resample, folder.apply_exif_rotation)  # fmt: skip
+        done = (FORMAT, self.fingerprints[transform.name], transform.description, reference.crop, reference.transpose,
+                media.max_side, media.resample, media.apply_exif_rotation)  # fmt: skip
         return blake2b(repr(done).encode() + content, digest_size=20).hexdigest()
 
     def get(self, key: str) -> ProcessedImage | None:
-        """The entry as a look without pixels, or None. An entry that cannot be read is removed."""
+        """The entry as a processed image without pixels, or None. An entry that cannot be read is removed."""
         path = self._path(key)
         try:
             with safe_open(path, "pt") as entry:
@@ -86,12 +84,12 @@ class FeatureCache:
         shape = (grid[0], grid[1], grid[2]) if grid else None
         return ProcessedImage(torch.empty(0), int(about["tokens"]), shape, features=features)
 
-    def put(self, images: ImageInputs, seen: Tensor) -> None:
-        """Write what has been `seen` of the images among `images.pixels`, [positions, feature_dim], on any device."""
-        for number, (key, features) in enumerate(zip(images.cache_keys, images.split(seen), strict=True)):
+    def put(self, images: ImageInputs, features: Tensor) -> None:
+        """Write the features of the images among `images.pixels`, [positions, feature_dim], on any device."""
+        for number, (key, own) in enumerate(zip(images.cache_keys, images.split(features), strict=True)):
             if key is not None:
                 grid = images.grids[number] if images.grids else None
-                self._submit(key, features, images.uncached[number], grid)
+                self._submit(key, own, images.uncached[number], grid)
 
     def _submit(self, key: str, features: Tensor, tokens: int, grid: Grid | None) -> None:
         """Write an entry while the caller goes on."""

@@ -8,24 +8,24 @@ ImageKey = tuple[str, str]  # root and reference of an image: the same key is th
 
 
 class ImageCache:
-    """Prepared images by view and reference, the least recently used dropped beyond `megabytes`."""
+    """Processed images by transform and reference, the least recently used dropped beyond `megabytes`."""
 
     def __init__(self, megabytes: int) -> None:
         self.limit, self.held = megabytes << 20, 0
         self._entries: OrderedDict[tuple[str, ImageKey], ProcessedImage] = OrderedDict()
 
-    def get(self, view: str, key: ImageKey) -> ProcessedImage | None:
-        look = self._entries.get((view, key))
-        if look is not None:
-            self._entries.move_to_end((view, key))
-        return look
+    def get(self, transform: str, key: ImageKey) -> ProcessedImage | None:
+        image = self._entries.get((transform, key))
+        if image is not None:
+            self._entries.move_to_end((transform, key))
+        return image
 
-    def put(self, view: str, key: ImageKey, look: ProcessedImage) -> None:
-        size = look.nbytes
+    def put(self, transform: str, key: ImageKey, image: ProcessedImage) -> None:
+        size = image.nbytes
         if size > self.limit:
             return
-        before = self._entries.pop((view, key), None)
-        self._entries[view, key] = look
+        before = self._entries.pop((transform, key), None)
+        self._entries[transform, key] = image
         self.held += size - (before.nbytes if before is not None else 0)
         while self.held > self.limit:
             self.held -= self._entries.popitem(last=False)[1].nbytes

@@ -13,10 +13,8 @@ from vpt.data.transforms import RESAMPLING
 from vpt.data.videos import SUFFIXES, FrameSampling, VideoClip, VideoFile
 from vpt.errors import DataError
 
-# What images are stored in. Pillow knows more, among them PostScript, which it has another program run.
+# Formats that images may have. Pillow knows more, among them PostScript, which it has another program run.
 Image.init()
-
-
 FORMATS = {"AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP"} & Image.OPEN.keys()
 FLATTEST = 200  # times as long as wide: what Qwen's image processor still takes
 
@@ -27,12 +25,12 @@ class MediaStore:
 
     Attributes:
         max_side: longer sides are resized to it, after the crop; crops are cut at full resolution.
-        resample: `nearest` (released), `bilinear`, `bicubic` or `lanczos`.
+        resample: `nearest` (upstream), `bilinear`, `bicubic` or `lanczos`.
         max_pixels: larger files are refused before they are decoded.
-        sampling: which frames of a video are looked at.
-        draw: makes the images instead of reading files, for a source that has none.
-        upright: turn images as their EXIF data say, as viewers show them. Boxes and crops of public data sets count in
-            pixels as they are stored.
+        sampling: which frames of a video are taken.
+        render: makes the images instead of reading files, for a source that has none.
+        apply_exif_rotation: turn images as their EXIF data say, as viewers show them. Boxes and crops of public data
+            sets count in pixels as they are stored.
     """
 
     root: Path
@@ -48,7 +46,7 @@ class MediaStore:
         return self.resize(self.full_resolution(reference, where=where))
 
     def full_resolution(self, reference: ImageRef, *, where: str) -> Image.Image:
-        """The same at full resolution: what regions are cut out of."""
+        """The image at full resolution, which regions are cut out of."""
         return crop(self.original(reference, where=where), reference.crop, where=f"{where}: {reference.path}")
 
     def original(self, reference: ImageRef, *, where: str) -> Image.Image:
@@ -79,7 +77,7 @@ class MediaStore:
             ) from None
 
     def video(self, reference: VideoRef, *, where: str) -> VideoClip:
-        """The sampled frames, limited in size, all of them as large as the first. Raises DataError as `load` does."""
+        """The sampled frames, limited in size, all of them as large as the first. Raises DataError as `image` does."""
         if reference.fps is None:
             file = VideoFile(self.path(reference.frames[0], where), where=where, max_pixels=self.max_pixels)
             numbers, fps = self.sampling.frame_indices(file.total, file.rate)

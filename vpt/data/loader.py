@@ -27,9 +27,9 @@ class StepDataset(Dataset[list[Batch]]):
     order; several take shares of equal cost, each of as many micro-batches, some of which may be empty.
 
     Attributes:
-        mixture: what comes when.
-        folders: the image folder of each source.
-        encoder: records to samples.
+        mixture: which record comes when.
+        media: where the images of each source lie.
+        processor: makes samples of records.
         masking: which rows are masked, drawn per sample.
         batch_size: rows of a step, over all processes.
         micro_batch_size: rows that go through the model at once; never changes a result.
@@ -40,7 +40,7 @@ class StepDataset(Dataset[list[Batch]]):
     """
 
     mixture: Mixture
-    folders: Sequence[MediaStore]
+    media: Sequence[MediaStore]
     processor: Processor
     masking: Masking
     batch_size: int
@@ -77,7 +77,7 @@ class StepDataset(Dataset[list[Batch]]):
         return cost(record, masked=self.masking.mode == "zero" and self._masked(place))
 
     def _micro_batch(self, places: Sequence[SampleRef]) -> Batch:
-        rows = [(self.mixture.sources[place.source], place.index, self.folders[place.source]) for place in places]
+        rows = [(self.mixture.sources[place.source], place.index, self.media[place.source]) for place in places]
         samples, errors = encode_samples(rows, self.processor, self.on_error)
         masked = [self._spans(place, sample) for place, sample in zip(places, samples, strict=True) if sample]
         return _packed(samples, masked, errors)
@@ -134,18 +134,9 @@ def _worker_init(_: int) -> None:
 
 
 def eval_batches(
-    source: Source,
-    folder: MediaStore,
-    encoder: Processor,
-    masking: Masking,
-    *,
-    rows: int,
-    batch_size: int,
-    seed: int,
-    on_error: OnError = "raise",
-    rank: int = 0,
-    ranks: int = 1,
-) -> Iterator[Batch]:
+    source: Source, media: MediaStore, processor: Processor, masking: Masking, *, rows: int, batch_size: int, seed: int,
+    on_error: OnError = "raise", rank: int = 0, ranks: int = 1,
+) -> Iterator[Batch]:  # fmt: skip
     """The first `rows` records of a source, teacher-forced; nothing is masked unless `draw: batch` asks for it.
 
     Of several processes each takes every so-many-th batch; all take equally many, so the last may be empty.
@@ -156,7 +147,7 @@ def eval_batches(
         if start >= count:
             yield Batch.empty()
             continue
-        records = [(source, index, folder) for index in range(start, min(start + batch_size, count))]
-        samples, errors = encode_samples(records, encoder, on_error)
+        records = [(source, index, media) for index in range(start, min(start + batch_size, count))]
+        samples, errors = encode_samples(records, processor, on_error)
         drawn = masking.selects(seed=seed, key=(5, start), training=False)
         yield _packed(samples, [masking.spans(sample.row) if drawn else () for sample in samples if sample], errors)

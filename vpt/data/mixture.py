@@ -37,7 +37,7 @@ class Mixture(ABC):
 
     @abstractmethod
     def sample_at(self, number: int) -> SampleRef:
-        """What sample `number` of the run is."""
+        """Sample number `number` of the run."""
 
 
 def build_mixture(sources: Sequence[Source], weights: Sequence[float], seed: int, by: Mixing = "weights") -> Mixture:
@@ -59,7 +59,7 @@ def build_mixture(sources: Sequence[Source], weights: Sequence[float], seed: int
 
 
 class WeightedMixture(Mixture):
-    """Every stretch of `STRETCH` samples holds each source in its share, so that short ones come round more often.
+    """Every cycle of `CYCLE` samples holds each source in its share, so that short ones come round more often.
 
     Within a source every epoch is a fresh permutation, each record once.
     """
@@ -72,22 +72,22 @@ class WeightedMixture(Mixture):
         counts[np.argsort(counts - shares)[:short]] += 1  # the largest remainders get what flooring left over
         self.counts: list[int] = counts.tolist()
         self._orders: dict[int, tuple[int, Sequence[int]]] = {}
-        self._stretch: tuple[int, np.ndarray] | None = None
+        self._cycle: tuple[int, np.ndarray] | None = None
 
     def sample_at(self, number: int) -> SampleRef:
-        stretch, within = divmod(number, CYCLE)
-        picks = self._picks(stretch)
+        cycle, within = divmod(number, CYCLE)
+        picks = self._picks(cycle)
         source = int(picks[within])
-        ordinal = stretch * self.counts[source] + int((picks[:within] == source).sum())
+        ordinal = cycle * self.counts[source] + int((picks[:within] == source).sum())
         epoch, position = divmod(ordinal, len(self.sources[source]))
         return SampleRef(number, source, int(self._order(source, epoch)[position]), epoch)
 
-    def _picks(self, stretch: int) -> np.ndarray:
-        if self._stretch is None or self._stretch[0] != stretch:
+    def _picks(self, cycle: int) -> np.ndarray:
+        if self._cycle is None or self._cycle[0] != cycle:
             picks = np.repeat(np.arange(len(self.counts)), self.counts)
-            np.random.default_rng((self.seed, 1, stretch)).shuffle(picks)
-            self._stretch = (stretch, picks)
-        return self._stretch[1]
+            np.random.default_rng((self.seed, 1, cycle)).shuffle(picks)
+            self._cycle = (cycle, picks)
+        return self._cycle[1]
 
     def _order(self, source: int, epoch: int) -> Sequence[int]:
         kept = self._orders.get(source)

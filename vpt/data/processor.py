@@ -24,6 +24,9 @@ from vpt.errors import DataError
 from vpt.perception.batch import VISION_TOWER, PlaceholderSpan, Row
 from vpt.perception.mrope import GridSpan, PositionKind, ReencodedPositions, row_positions
 
+ProcessedImages = dict[
+    str, list[tuple[ImageKey, ProcessedImage]]
+]  # source -> its images, with keys that tell equal ones
 LONGEST_TOKEN = 256  # characters; the longest of Qwen's vocabulary has 128, and normalisation may shorten text
 
 
@@ -35,8 +38,8 @@ class Sample:
         ids, labels: [L]; labels are not shifted.
         positions: [3, L].
         row: its structure; blocks refer to the images of their source, in order.
-        looks: source -> prepared images, with keys that tell equal ones.
-        views: source -> name of the view that it looks through.
+        images: processed images.
+        transforms: source -> name of its image transform.
         record: where it came from.
     """
 
@@ -44,7 +47,7 @@ class Sample:
     labels: Tensor
     positions: Tensor
     row: Row
-    images: dict[str, list[tuple[ImageKey, ProcessedImage]]]
+    images: ProcessedImages
     transforms: dict[str, str]
     record: Record
 
@@ -55,7 +58,7 @@ class PositionScheme:
 
     Attributes:
         positions: `model.positions`.
-        perceived: `model.reencoded_positions`.
+        reencoded: `model.reencoded_positions`.
         merge: the tower's `spatial_merge_size`.
         tokens_per_second: positions that a second of video takes (Qwen2.5-VL); None: a step of its grid takes one.
     """
@@ -65,24 +68,25 @@ class PositionScheme:
     merge: int = 2
     tokens_per_second: float | None = None
 
-    def grid_span(self, block: PlaceholderSpan, look: ProcessedImage) -> GridSpan | None:
+    def grid_span(self, block: PlaceholderSpan, image: ProcessedImage) -> GridSpan | None:
         """The grid that a block's positions follow, or None where it counts as text."""
         if self.positions == "sequential" or (block.source != VISION_TOWER and self.reencoded == "sequential"):
             return None
-        return GridSpan(block.start, look.grid[0] if look.grid else 1, *self.grid_shape(look), self._interval(look))
+        frames = image.grid[0] if image.grid else 1
+        return GridSpan(block.start, frames, *self.grid_shape(image), self._interval(image))
 
-    def grid_shape(self, look: ProcessedImage) -> tuple[int, int]:
+    def grid_shape(self, image: ProcessedImage) -> tuple[int, int]:
         """Rows and columns of the grid that an image's tokens form."""
-        if look.grid is not None:
-            return look.grid[1] // self.merge, look.grid[2] // self.merge
-        side = math.isqrt(look.tokens)
+        if image.grid is not None:
+            return image.grid[1] // self.merge, image.grid[2] // self.merge
+        side = math.isqrt(image.tokens)
         return side, side
 
-    def _interval(self, look: ProcessedImage) -> float:
+    def _interval(self, image: ProcessedImage) -> float:
         """Positions from one step of the grid to the next, rounded as transformers does: its seconds are float32."""
-        if look.seconds is None or self.tokens_per_second is None:
+        if image.seconds is None or self.tokens_per_second is None:
             return 1.0
-        return float(np.float32(self.tokens_per_second) * np.float32(look.seconds))
+        return float(np.float32(self.tokens_per_second) * np.float32(image.seconds))
 
 
 @dataclass
@@ -90,13 +94,13 @@ class Processor:
     """Everything that turns records into samples; it holds no weights, so data workers carry it.
 
     Attributes:
-        template: the chat format.
-        views: source -> the view it looks through.
-        numbering: how positions are counted.
+        chat_template: the chat format.
+        transforms: source -> its image transform.
+        position_scheme: how positions are counted.
         max_length: tokens a row may have.
-        on_too_long: `raise` or `cut`.
-        cache: prepared images, of this process.
-        store: what frozen encoders saw of images, on disk; None: every image is looked at anew.
+        overflow: `raise` or `truncate`.
+        image_cache: processed images, of this process.
+        feature_cache: features of frozen encoders, on disk; None: every image is encoded anew.
     """
 
     chat_template: ChatTemplate
@@ -105,37 +109,36 @@ class Processor:
     max_length: int = 2048
     overflow: Overflow = "raise"
     image_cache: ImageCache = field(default_factory=lambda: ImageCache(256))
-    feature_cache: "FeatureCache | None" = None
+    feature_cache: FeatureCache | None = None
 
-    def with_feature_cache(self, feature_cache: "FeatureCache | None") -> "Processor":
-        """The same, with a cache of its own, for a model whose frozen encoders share `store`."""
+    def with_feature_cache(self, feature_cache: FeatureCache | None) -> "Processor":
+        """A copy with another feature cache, and an image cache of its own."""
         return replace(self, feature_cache=feature_cache, image_cache=ImageCache(self.image_cache.limit >> 20))
 
-    def encode_conversation(self, record: Record, folder: MediaStore) -> Sample:
+    def encode_conversation(self, record: Record, media: MediaStore) -> Sample:
         """A whole conversation, for training. Raises DataError with the record's name."""
         self._check_size(record.messages, record.where)
-        looks = self.process_images(record.images, folder, where=record.where)
-        draft = EncodedConversation()
-        self.chat_template.encode(draft, record.messages, _tokens(looks))
-        truncate(draft, self.max_length, where=record.where, overflow=self.overflow)
-        return self.build_sample(draft, looks, record)
+        images = self.process_images(record.images, media, where=record.where)
+        conversation = EncodedConversation()
+        self.chat_template.encode(conversation, record.messages, _tokens(images))
+        truncate(conversation, self.max_length, where=record.where, overflow=self.overflow)
+        return self.build_sample(conversation, images, record)
 
-    def encode_prompt(self, record: Record, folder: MediaStore, *, turns: int = 1) -> Sample:
-        """The first `turns` user turns and all before them, up to where the assistant speaks."""
+    def encode_prompt(self, record: Record, media: MediaStore, *, turns: int = 1) -> Sample:
+        """The first `turns` user turns and all before them, up to where the assistant answers."""
         users = [i for i, message in enumerate(record.messages) if message.role == "user"]
         messages = record.messages[: users[turns - 1] + 1]
         self._check_size(messages, record.where)
-        images = self._images_within(record, messages)
-        looks = self.process_images(images, folder, where=record.where)
-        draft = EncodedConversation()
-        self.chat_template.encode(draft, messages, _tokens(looks))
-        self.chat_template.add_generation_prompt(draft)
-        if len(draft.ids) > self.max_length:
+        images = self.process_images(self._images_within(record, messages), media, where=record.where)
+        conversation = EncodedConversation()
+        self.chat_template.encode(conversation, messages, _tokens(images))
+        self.chat_template.add_generation_prompt(conversation)
+        if len(conversation.ids) > self.max_length:
             raise DataError(
-                f"{record.where}: the prompt has {len(draft.ids)} tokens, data.max_length is {self.max_length}; "
+                f"{record.where}: the prompt has {len(conversation.ids)} tokens, data.max_length is {self.max_length}; "
                 f"raise data.max_length, or shorten the question"
             )
-        return self.build_sample(draft, looks, record)
+        return self.build_sample(conversation, images, record)
 
     def _check_size(self, messages: Sequence[Message], where: str) -> None:
         """Refuse text that no cut could make fit before it costs minutes to encode."""
@@ -147,95 +150,90 @@ class Processor:
             )
 
     def process_images(
-        self, images: Mapping[str, tuple[Reference, ...]], folder: MediaStore, *, where: str
-    ) -> dict[str, list[tuple[ImageKey, ProcessedImage]]]:
-        """Prepare the images of every source: source -> (key, look) in order."""
+        self, images: Mapping[str, tuple[Reference, ...]], media: MediaStore, *, where: str
+    ) -> ProcessedImages:
+        """Process the images of every source: source -> (key, processed image) in order."""
         return {
-            source: [self._process_image(source, reference, folder, where) for reference in references]
+            source: [self._process_image(source, reference, media, where) for reference in references]
             for source, references in images.items()
         }
 
     def _process_image(
-        self, source: str, reference: Reference, folder: MediaStore, where: str
+        self, source: str, reference: Reference, media: MediaStore, where: str
     ) -> tuple[ImageKey, ProcessedImage]:
-        transform = self.transforms[source]
-        key = (str(folder.root), str(reference))
-        look = self.image_cache.get(transform.name, key)
-        if look is None or look.features is None:
-            look = (
-                self._from_feature_cache(transform, reference, folder, look)
-                or look
-                or self._transform(transform, reference, folder, where)
-            )
-            self.image_cache.put(transform.name, key, look)
-        return key, look
+        """One image from memory, from the feature cache, or from its file: the first of them that has it."""
+        transform, features = self.transforms[source], self.feature_cache
+        key = (str(media.root), str(reference))
+        image = self.image_cache.get(transform.name, key)
+        if image is not None and (image.features is not None or features is None):
+            return key, image
+        cache_key = image.cache_key if image is not None else None
+        if image is None and features is not None:
+            cache_key = features.key(transform, reference, media)
+        encoded = features.get(cache_key) if features is not None and cache_key is not None else None
+        if encoded is not None:
+            image = encoded
+        elif image is None:
+            image = replace(self._transform(transform, reference, media, where), cache_key=cache_key)
+        self.image_cache.put(transform.name, key, image)
+        return key, image
 
-    def _from_feature_cache(
-        self, view: ImageTransform, reference: Reference, folder: MediaStore, look: ProcessedImage | None
-    ) -> ProcessedImage | None:
-        """The image as the encoder saw it before, if it did; `look` as it was prepared already, if it was."""
-        if self.feature_cache is None:
-            return None
-        name = look.cache_key if look is not None else self.feature_cache.key(view, reference, folder)
-        return self.feature_cache.get(name) if name is not None else None
-
-    def _transform(self, view: ImageTransform, reference: Reference, folder: MediaStore, where: str) -> ProcessedImage:
+    def _transform(
+        self, transform: ImageTransform, reference: Reference, media: MediaStore, where: str
+    ) -> ProcessedImage:
+        """Open an image or video and transform it."""
         if isinstance(reference, VideoRef):
-            return view.video(folder.video(reference, where=where))
-        image = folder.image(reference, where=where)
+            return transform.video(media.video(reference, where=where))
+        image = media.image(reference, where=where)
         if isinstance(reference, TokenMatchedImage):
-            _, like = self._process_image(reference.source, reference.like, folder, where)
-            return view.to_token_count(image, like.tokens)
-        name = self.feature_cache.key(view, reference, folder) if self.feature_cache is not None else None
-        return replace(view(image), cache_key=name)
+            _, like = self._process_image(reference.source, reference.like, media, where)
+            return transform.to_token_count(image, like.tokens)
+        return transform(image)
 
     def apply_transform(self, source: str, image: Image.Image) -> ProcessedImage:
-        """One image through the view of `source`."""
+        """One image through the transform of `source`."""
         return self.transforms[source](image)
 
     def _images_within(self, record: Record, messages: tuple[Message, ...]) -> dict[str, tuple[Reference, ...]]:
-        """What the placeholders in `messages` stand for."""
+        """The images that placeholders in `messages` stand for."""
         users = "\n".join(message.content for message in messages if message.role == "user")
-        seen = Counter(PLACEHOLDER.findall(users))
+        counts = Counter(PLACEHOLDER.findall(users))
         token = {**self.chat_template.encoder_tokens, VISION_TOWER: ""}
-        within = {source: images[: seen[token[source]]] for source, images in record.images.items()}
+        within = {source: images[: counts[token[source]]] for source, images in record.images.items()}
         return {source: images for source, images in within.items() if images}
 
-    def build_sample(
-        self, draft: EncodedConversation, looks: dict[str, list[tuple[ImageKey, ProcessedImage]]], record: Record
-    ) -> Sample:
-        """Number the positions of a written row."""
-        grids = [self.position_scheme.grid_span(block, looks[block.source][block.image][1]) for block in draft.blocks]
-        row = draft.row()
+    def build_sample(self, conversation: EncodedConversation, images: ProcessedImages, record: Record) -> Sample:
+        """The sample of an encoded conversation."""
+        grids = [
+            self.position_scheme.grid_span(block, images[block.source][block.image][1]) for block in conversation.blocks
+        ]
+        row = conversation.row()
         sources = {block.source for block in row.blocks}
         return Sample(
-            ids=torch.tensor(draft.ids),
-            labels=torch.tensor(draft.labels),
-            positions=row_positions(row.length, [grid for grid in grids if grid is not None]),
-            row=row,
-            images={source: entries for source, entries in looks.items() if source in sources},
-            transforms={source: self.transforms[source].name for source in sources},
-            record=record,
-        )
+            ids=torch.tensor(conversation.ids), labels=torch.tensor(conversation.labels),
+            positions=row_positions(row.length, [grid for grid in grids if grid is not None]), row=row,
+            images={source: entries for source, entries in images.items() if source in sources},
+            transforms={source: self.transforms[source].name for source in sources}, record=record,
+        )  # fmt: skip
 
 
-def _tokens(looks: Mapping[str, list[tuple[ImageKey, ProcessedImage]]]) -> dict[str, list[int]]:
-    return {source: [look.tokens for _, look in entries] for source, entries in looks.items()}
+def _tokens(images: ProcessedImages) -> dict[str, list[int]]:
+    return {source: [image.tokens for _, image in entries] for source, entries in images.items()}
 
 
-# What becomes of a record that cannot be used: `data.on_error`
+# For a record that cannot be used: `data.on_error`
 OnError = Literal["raise", "skip"]
 
 
 def encode_samples(
-    rows: Sequence[tuple[Source, int, MediaStore]], encoder: Processor, on_error: OnError
+    rows: Sequence[tuple[Source, int, MediaStore]], processor: Processor, on_error: OnError
 ) -> tuple[list[Sample | None], list[str]]:
     """A sample for each record, None where it is skipped; and why those are."""
     samples: list[Sample | None] = []
     errors = []
-    for source, index, folder in rows:
+    for source, index, media in rows:
         try:
-            samples.append(encoder.encode_conversation(source[index], folder))
+            samples.append(processor.encode_conversation(source[index], media))
         except DataError as error:
             if on_error == "raise":
                 raise

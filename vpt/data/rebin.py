@@ -13,18 +13,18 @@ from vpt.perception.regions import Region
 
 
 def rebin(
-    record: Record, encoder_tokens: Mapping[str, str], folder: MediaStore, *, source_bins: int, bins: int
+    record: Record, encoder_tokens: Mapping[str, str], media: MediaStore, *, source_bins: int, bins: int
 ) -> Record:
     """The record with its regions, and the crops that they ask for, in a grid of `bins` x `bins` cells.
 
-    A region is read from the record's box where it has one (files of `vpt.data.visual_cot.files` do). Without it, cells can only
-    be joined: 8 x 8 become 4 x 4 exactly, and never 16 x 16.
+    A region is read from the record's box where it has one (files of `vpt.data.visual_cot.files` do). Without it, cells
+    can only be joined: 8 x 8 become 4 x 4 exactly, and never 16 x 16.
 
     Args:
         record: as it was written.
         encoder_tokens: the re-encoders that it may name, and how they are spelt.
-        folder: where its images lie; opened for their sizes.
-        written: cells along a side of the grid that it was written for.
+        media: where its images lie; opened for their sizes.
+        source_bins: cells along a side of the grid that it was written for.
         bins: cells along a side of the model's grid.
 
     Raises:
@@ -38,8 +38,8 @@ def rebin(
         return record
     if not bins:
         raise DataError(
-            f"{record.where}: it names a region, model.region_bins=0 knows none; type model.region_bins={source_bins}, or "
-            "data.perception=false"
+            f"{record.where}: it names a region, model.region_bins=0 knows none; type "
+            f"model.region_bins={source_bins}, or data.perception=false"
         )
     for number, region in named.items():
         if max(region.x1, region.y1) >= source_bins:
@@ -51,7 +51,7 @@ def rebin(
             raise DataError(f"{record.where}: message {number} names a region, and a video follows, not its crop")
         crop = shown.crop
         if source_bins != bins:
-            size = folder.original(record.images[VISION_TOWER][0].frame, where=record.where).size
+            size = media.original(record.images[VISION_TOWER][0].frame, where=record.where).size
             region = _moved(record, region, size, source_bins=source_bins, bins=bins, alone=len(named) == 1)
             crop = region.to_box(size, bins=bins)
         turns[number] = replace(turns[number], message=Message("assistant", region.to_text()))
@@ -69,8 +69,8 @@ def _moved(
         return Region.from_box((x0, y0, min(x1, width), min(y1, height)), size, bins=bins)
     if source_bins % bins:
         raise DataError(
-            f"{record.where}: its regions are cells of {source_bins}x{source_bins}, the model's of {bins}x{bins}, and cells "
-            f"cannot be split; convert from boxes (vpt convert), or type model.region_bins={source_bins}"
+            f"{record.where}: its regions are cells of {source_bins}x{source_bins}, the model's of {bins}x{bins}, and "
+            f"cells cannot be split; convert from boxes (vpt convert), or type model.region_bins={source_bins}"
         )
     joined = source_bins // bins
     return Region(region.x0 // joined, region.y0 // joined, region.x1 // joined, region.y1 // joined)

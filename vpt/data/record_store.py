@@ -5,14 +5,12 @@ note is kept (in `$VPT_CACHE`, or `~/.cache/vpt`) under the file's name, size an
 into memory and read nothing else. Nothing but the record that is asked for is ever held.
 """
 
-import codecs
 import hashlib
 import json
 import os
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from tqdm import tqdm
@@ -21,11 +19,11 @@ from vpt.errors import DataError
 from vpt.utils.files import atomic_file
 
 CHUNK = 1 << 24  # bytes read at a time while indexing
-_BLANKS = re.compile(r"[ \t\r\n]*")
+_BLANKS, _DECODER = (" ", "\t", "\r", "\n"), json.JSONDecoder()
 
 
 class RecordStore(Sequence[tuple[str, Any]]):
-    """Records of one JSON (a list), JSONL or Parquet file: (what to call it in messages, decoded JSON)."""
+    """Records of one JSON (a list), JSONL or Parquet file: (its name in messages, decoded JSON)."""
 
     def __init__(self, path: Path) -> None:
         """Open a file and its index, made if need be.
@@ -104,77 +102,71 @@ def _spans_of_lines(path: Path, name: Path) -> Iterator[tuple[int, int, int]]:
 
 
 def _spans_of_list(path: Path) -> Iterator[tuple[int, int, int]]:
-    """Walk over `[{...}, {...}, ...]` without holding more than a chunk and a record of it."""
-    reader = _ListReader(path)
-    with _bar(path) as bar:
-        for number, (start, stop) in enumerate(reader):
+    """Parse `[{...}, {...}, ...]` without holding more than a chunk and a record of it."""
+    with path.open("rb") as file, _bar(path) as bar:
+        reader = _ListReader(path, file)
+        if reader.next_character() != "[":
+            raise DataError(f"{path} must hold a list of records; or name it .jsonl")
+        reader.at += 1
+        mark, number = reader.next_character(), 0
+        while mark != "]":
+            start, stop = reader.element()
             yield start, stop, number
+            number += 1
             bar.update(stop - bar.n)
+            mark = reader.next_character()
+            if mark not in (",", "]"):
+                raise reader.error("expected ',' or ']' after a record")
+            reader.at += 1
 
 
 class _ListReader:
-    """Spans, in bytes, of the elements of a JSON list in a file."""
+    """Reads a JSON list from a file.
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.decoder = path, json.JSONDecoder()
+    Its text is decoded as Latin-1, a character for each byte, so that places in the text are bytes of the file: what
+    JSON marks records with is ASCII. Each record is then checked to be UTF-8.
+    """
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        with self.path.open("rb") as file:
-            # the text in hand, where in it we are, and which byte of the file that is
-            self._file, self._text, self._at, self._byte = file, "", 0, 0
-            self._utf8 = codecs.getincrementaldecoder("utf-8")()
-            if self._next() != "[":
-                raise DataError(f"{self.path} must hold a list of records; or name it .jsonl")
-            self._go(1)
-            closed = self._next() == "]"
-            while not closed:
-                yield self._element()
-                mark = self._next()
-                if mark not in (",", "]"):
-                    raise self._broken("expected ',' or ']' after a record")
-                self._go(1)
-                closed = mark == "]"
+    def __init__(self, path: Path, file: BinaryIO) -> None:
+        self.path, self.file = path, file
+        self.text, self.at, self.dropped = "", 0, 0  # text at hand, the place in it, and bytes of the file before it
 
-    def _element(self) -> tuple[int, int]:
-        self._next()
+    def element(self) -> tuple[int, int]:
+        """The first byte of the next element, and the one after its last."""
+        self.next_character()
         while True:
             try:
-                _, end = self.decoder.raw_decode(self._text, self._at)
+                _, end = _DECODER.raw_decode(self.text, self.at)
+                self.text[self.at : end].encode("latin-1").decode()
                 break
             except json.JSONDecodeError as error:
-                if not self._more():
-                    raise self._broken(error.msg) from None
+                if not self._read():
+                    raise self.error(error.msg) from None
+            except UnicodeDecodeError as error:
+                raise self.error(f"not UTF-8 ({error.reason})") from None
             except (ValueError, RecursionError) as error:  # a number too long; lists in lists
-                raise self._broken(str(error)) from None
-        start = self._byte
-        self._go(end - self._at)
-        return start, self._byte
+                raise self.error(str(error)) from None
+        start, self.at = self.dropped + self.at, end
+        return start, self.dropped + end
 
-    def _next(self) -> str:
+    def next_character(self) -> str:
         """Skip white space; the next character, empty at the end."""
         while True:
-            blank = _BLANKS.match(self._text, self._at)
-            self._go(len(blank[0]) if blank else 0)
-            if self._at < len(self._text) or not self._more():
-                return self._text[self._at : self._at + 1]
+            while self.text[self.at : self.at + 1] in _BLANKS:
+                self.at += 1
+            if self.at < len(self.text) or not self._read():
+                return self.text[self.at : self.at + 1]
 
-    def _go(self, characters: int) -> None:
-        passed = self._text[self._at : self._at + characters]
-        self._at += characters
-        self._byte += len(passed.encode())
-
-    def _more(self) -> bool:
-        """Read on; what lies behind us is dropped."""
-        chunk = self._file.read(CHUNK)
-        try:
-            self._text = self._text[self._at :] + self._utf8.decode(chunk, final=not chunk)
-        except UnicodeDecodeError as error:
-            raise self._broken(f"not UTF-8 ({error.reason})") from None
-        self._at = 0
+    def _read(self) -> bool:
+        """Read the next chunk; drop text already parsed."""
+        chunk = self.file.read(CHUNK)
+        self.dropped += self.at
+        self.text, self.at = self.text[self.at :] + chunk.decode("latin-1"), 0
         return bool(chunk)
 
-    def _broken(self, why: str) -> DataError:
-        return DataError(f"{self.path} is not valid JSON near byte {self._byte}: {why}")
+    def error(self, why: str) -> DataError:
+        """An error at the place where the reader is."""
+        return DataError(f"{self.path} is not valid JSON near byte {self.dropped + self.at}: {why}")
 
 
 def _as_lines(path: Path) -> Path:

@@ -130,7 +130,7 @@ def _message(item: Any, where: str) -> Message:
 def _images(
     raw: dict[str, Any], messages: Iterable[Message], where: str, encoder_tokens: Mapping[str, str]
 ) -> dict[str, tuple[Reference, ...]]:
-    """What the placeholders of each source stand for, once placeholders and lists agree in number."""
+    """The references that placeholders of each source stand for, once placeholders and lists agree in number."""
     users = "\n".join(message.content for message in messages if message.role == "user")
     placeholders = list(PLACEHOLDER.finditer(users))
     counts = Counter(match[0] for match in placeholders)

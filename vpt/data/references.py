@@ -1,4 +1,4 @@
-"""What records name: images, crops of images, and videos, by paths below the data root."""
+"""References that records hold: images, crops of images, and videos, by paths below the data root."""
 
 import re
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ FRAME_RATES = 0.001, 1000  # the least and the most that a record may claim
 class ImageRef:
     """A path below the data root, and a crop (x0, y0, x1, y1) in pixels or None for the whole image.
 
-    `turn`, 0 to 7, is one of the ways to flip and rotate a square, done before the crop (augmentation; 0 leaves it).
+    `transpose`, 0 to 7, is a way to flip and rotate a square, done before the crop (augmentation; 0 leaves it).
     """
 
     path: str
@@ -34,7 +34,7 @@ class ImageRef:
 
     @classmethod
     def read(cls, text: str, where: str) -> "ImageRef":
-        """What a record says. Raises DataError for a path that leaves the data root."""
+        """The reference that a record holds. Raises DataError for a path that leaves the data root."""
         reference = cls.parse(text)
         path = PurePosixPath(reference.path)
         if path.is_absolute() or ".." in path.parts:
@@ -64,7 +64,7 @@ class VideoRef:
 
     @classmethod
     def read(cls, value: Any, where: str) -> "VideoRef":
-        """What a record says: {"frames": [paths], "fps": number}, or a path. Raises DataError for anything else."""
+        """Read {"frames": [paths], "fps": number}, or a path. Raises DataError for anything else."""
         if isinstance(value, str):
             return cls((ImageRef.read(value, where),))
         if not isinstance(value, dict) or set(value) != {"frames", "fps"}:

@@ -1,7 +1,7 @@
-"""The same data without perception: what the controls of the paper's tables train on.
+"""Records without perception: the same-data baselines of the paper's tables train on them.
 
 `data.perception=false` removes every turn that asks for perception and every turn that shows what was asked for.
-`data.token_matched_images=true` puts a plain look in its place: the whole image once more, through Qwen's own tower, behind the
+`data.token_matched_images=true` puts the whole image in its place, once more through Qwen's own tower, behind the
 question, in as many tokens as the perception had (as nearly as the patch grid allows). Questions, answers and their
 order stay as they are.
 """
@@ -39,12 +39,12 @@ def without_prompts(record: Record) -> Record:
 def without_perception(
     record: Record, encoder_tokens: Mapping[str, str], *, token_matched_images: bool = False
 ) -> Record:
-    """The same questions and answers with no perception in between.
+    """The questions and answers of a record with no perception in between.
 
     Args:
         record: any conversation; turns that have nothing to do with perception stay.
         encoder_tokens: the re-encoders that it may name, and how they are spelt.
-        plain_looks: put a `TokenMatchedImage` in place of each perception.
+        token_matched_images: put a `TokenMatchedImage` in place of each perception.
 
     Raises:
         DataError: where what was asked for stands beside text, so that the turn cannot go.
@@ -57,7 +57,7 @@ def without_perception(
             continue
         if number - 1 in asking:
             if token_matched_images:
-                kept[-1] = _append_images(kept[-1], [_plain(record, *seen) for seen in turn.images])
+                kept[-1] = _append_images(kept[-1], [_token_matched(record, *image) for image in turn.images])
         elif any(source != VISION_TOWER for source, _ in turn.images):
             raise DataError(
                 f"{record.where}: message {number} shows a re-encoded image beside text, or nothing asked for it; "
@@ -68,12 +68,12 @@ def without_perception(
     return write_turns(record, kept)
 
 
-def _plain(record: Record, source: str, like: Reference) -> TokenMatchedImage:
+def _token_matched(record: Record, source: str, like: Reference) -> TokenMatchedImage:
     whole = record.image or like.frame
     return TokenMatchedImage(whole.path, whole.crop, whole.transpose, source=source, like=like)
 
 
-def _append_images(turn: Turn, looks: list[TokenMatchedImage]) -> Turn:
+def _append_images(turn: Turn, images: list[TokenMatchedImage]) -> Turn:
     """A user's turn that ends in further images."""
-    content = turn.message.content + "\n<image>" * len(looks)
-    return Turn(Message(turn.message.role, content), (*turn.images, *((VISION_TOWER, look) for look in looks)))
+    content = turn.message.content + "\n<image>" * len(images)
+    return Turn(Message(turn.message.role, content), (*turn.images, *((VISION_TOWER, image) for image in images)))

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cached_property
 
 from PIL import Image
 from torch import Tensor
@@ -14,10 +15,10 @@ Extent = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels of an ima
 
 @dataclass(frozen=True)
 class ProcessedImage:
-    """One image or video as one view prepares it: `pixels` for the encoder, and how many `tokens` it will become.
+    """One image or video as a transform returns it: `pixels` for the encoder, and how many `tokens` it will become.
 
-    `seconds` is the time from one step of a video's grid to the next; an image has none.
-    Where `vpt.data.feature_cache` knows what the encoder sees, there are `features` and no pixels; `key` is where it would look.
+    `seconds` is the time from one step of a video's grid to the next; an image has none. Out of the feature cache it
+    has `features` and no pixels; `cache_key` is the name that its entry there has, or would have.
     """
 
     pixels: Tensor
@@ -29,33 +30,38 @@ class ProcessedImage:
 
     @property
     def nbytes(self) -> int:
-        """What it takes to keep it."""
+        """Bytes of its tensors."""
         return self.pixels.nbytes + (0 if self.features is None else self.features.nbytes)
 
 
 class ImageTransform(ABC):
     """The image transform of an encoder. It holds no weights, so that data workers can carry it.
 
-    `repr` says all that an image's pixels depend on. `name` is unique among the views of a model; encoders that share a
-    view share what was seen through it.
+    `repr` holds all that an image's pixels depend on. `name` is unique among the transforms of a model; encoders that
+    share a transform share its features.
     """
 
     name: str
+
+    @cached_property
+    def description(self) -> str:
+        """`repr`, which may take long, made once."""
+        return repr(self)
 
     @abstractmethod
     def __call__(self, image: Image.Image) -> ProcessedImage:
         """An RGB image to what the encoder takes."""
 
     def to_token_count(self, image: Image.Image, tokens: int) -> ProcessedImage:
-        """The same in about as many tokens as asked for; only Qwen's own tower sees images in any size."""
-        raise NotImplementedError(f"the view {self.name!r} has a size of its own")
+        """An image in about `tokens` tokens; only Qwen's own tower takes images of any size."""
+        raise NotImplementedError(f"the transform {self.name!r} has a size of its own")
 
     def video(self, clip: VideoClip) -> ProcessedImage:
-        """The same of a video; only Qwen's own tower takes one."""
-        raise NotImplementedError(f"the view {self.name!r} takes images, no videos")
+        """The frames of a video; only Qwen's own tower takes one."""
+        raise NotImplementedError(f"the transform {self.name!r} takes images, no videos")
 
     def coverage(self, size: tuple[int, int]) -> Extent:
-        """What the encoder's grid of tokens covers of an image of `size` (width, height): the whole of it."""
+        """The part of an image of `size` (width, height) that the encoder's grid of tokens covers: by default all."""
         return 0.0, 0.0, float(size[0]), float(size[1])
 
 

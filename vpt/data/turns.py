@@ -1,4 +1,4 @@
-"""A record as turns, each with what it shows: for rewriting conversations."""
+"""A record as turns, each with what it images: for rewriting conversations."""
 
 import re
 from collections import Counter
@@ -41,15 +41,15 @@ class Turn:
 def read_turns(record: Record, encoder_tokens: Mapping[str, str]) -> list[Turn]:
     """The turns of a record; `encoder_tokens` are the re-encoders that it may name, and how they are spelt."""
     sources = {token: name for name, token in encoder_tokens.items()} | {"": VISION_TOWER}
-    seen: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     turns = []
     for message in record.messages:
-        shows = []
+        images = []
         for match in PLACEHOLDER.finditer(message.content) if message.role == "user" else ():
             source = sources[match[1] or ""]
-            shows.append((source, record.images[source][seen[source]]))
-            seen[source] += 1
-        turns.append(Turn(message, tuple(shows)))
+            images.append((source, record.images[source][counts[source]]))
+            counts[source] += 1
+        turns.append(Turn(message, tuple(images)))
     return turns
 
 
@@ -63,7 +63,7 @@ def write_turns(record: Record, turns: Sequence[Turn]) -> Record:
 
 
 def perception_turns(turns: Sequence[Turn]) -> list[int]:
-    """Numbers of the turns that ask for perception and are answered by a turn that only shows."""
+    """Numbers of the turns that ask for perception and are answered by a turn that only images."""
     return [
         number
         for number, (turn, answer) in enumerate(pairwise(turns))

@@ -1,4 +1,4 @@
-"""Videos: which frames are looked at, and reading them out of files (PyAV, an extra)."""
+"""Videos: which frames are sampled, and reading them out of files (PyAV, an extra)."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,13 +24,13 @@ class VideoClip:
 
 @dataclass(frozen=True)
 class FrameSampling:
-    """How densely videos are looked at: about `fps` frames a second, evenly spread, `max_frames` at most."""
+    """How densely videos are sampled: about `fps` frames a second, evenly spread, `max_frames` at most."""
 
     fps: float = 2.0
     max_frames: int = 16
 
     def frame_indices(self, total: int, rate: float) -> tuple[list[int], float]:
-        """Numbers of the frames to look at, and how many of those come in a second.
+        """Numbers of the sampled frames, and how many of those come in a second.
 
         Args:
             total: frames of the video.
@@ -42,7 +42,7 @@ class FrameSampling:
 
 
 class VideoFile:
-    """A video file: how many frames it has, at which rate, and those that are asked for."""
+    """A video file: how many frames it has, at which rate, and any of them."""
 
     def __init__(self, path: Path, *, where: str, max_pixels: int) -> None:
         """Raises DataError, with `where` and the path, for whatever is no readable video."""

@@ -1,4 +1,4 @@
-"""What a re-encoder is: a view of the image, a vision encoder, a placeholder token, and a projector.
+"""`ReEncoder`, the contract of re-encoders: an image transform, a vision encoder, and a projector.
 
 To add one: write a class with `build`, put its settings in `conf/encoder/NAME.yaml`. Nothing else names encoders.
 """
@@ -15,7 +15,7 @@ from vpt.encoders.projectors import ConditionalProjector
 
 @dataclass(frozen=True)
 class BuildContext:
-    """What an encoder may need of the model it is built for; `scale` is the number of control tokens of an action."""
+    """The model that an encoder is built for; `num_control_tokens` are those of an action."""
 
     name: str
     hidden_size: int
@@ -24,12 +24,12 @@ class BuildContext:
 
 
 class ReEncoder(nn.Module):
-    """A vision encoder that looks again, and its projector.
+    """A vision encoder that encodes an image again, and its projector.
 
     Attributes:
-        view: the image transform.
-        vision: the encoder, or None where the view's features are Qwen's own.
-        projector: brings features to the language model's width, steered by the control state.
+        transform: the image transform.
+        vision: the encoder, or None where the transform's features are Qwen's own.
+        projector: brings features to the language model's width, conditioned on the control state.
         pretrained: whether `vision` came with weights. What did is frozen by default, what did not is trained.
     """
 
@@ -64,5 +64,5 @@ class ReEncoder(nn.Module):
     def forward_features(self, pixels: Tensor) -> Tensor:
         """[images, 3, H, W] -> [images * positions, feature_dim], image after image."""
         raise NotImplementedError(
-            f"{type(self).__name__} looks through the view {self.transform.name!r} of another encoder"
+            f"{type(self).__name__} uses the features of another encoder ({self.transform.name!r})"
         )

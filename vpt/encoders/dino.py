@@ -29,10 +29,8 @@ class DinoEncoder(ReEncoder):
         return cls(transform=square, vision=vision, projector=projector, pretrained=weights is not None)
 
     def unused_modules(self) -> list[nn.Module | nn.Parameter]:
-        return [
-            *super().unused_modules(),
-            self.vision.embeddings.mask_token,
-        ]  # the mask token belongs to its pretraining
+        mask_token = self.vision.embeddings.mask_token  # belongs to its pretraining
+        return [*super().unused_modules(), mask_token]
 
     def forward_features(self, pixels: Tensor) -> Tensor:
         return torch.flatten(self.vision(pixel_values=pixels).last_hidden_state[:, 1:], 0, 1)

@@ -1,10 +1,10 @@
-"""Projectors: what a re-encoder saw, brought to the language model's width and steered by the control state.
+"""Projectors: features of a re-encoder to the language model's width, conditioned on the control state.
 
     f = project(x)                    the unconditioned tokens
     c = W_c LN_c([c_1; ...; c_s])     one direction from the control states of the image's s control tokens
     f + (f . c) c                     the conditioned tokens: one key, no softmax, no 1/sqrt(d)
 
-`layernorm_*` and `linear_*` carry the names of the released checkpoints.
+`layernorm_*` and `linear_*` carry the names of the upstream checkpoints.
 """
 
 from abc import ABC, abstractmethod
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 class ConditionalProjector(nn.Module, ABC):
     """The condition that all projectors share; subclasses say what `project` does.
 
-    `scale` is the number of control tokens of an action (`projector_scale`).
+    `num_control_tokens` is the number of control tokens of an action (`projector_scale`).
     """
 
     def __init__(self, feature_dim: int, hidden_dim: int, *, num_control_tokens: int = 1) -> None:
@@ -39,7 +39,7 @@ class ConditionalProjector(nn.Module, ABC):
         return tokens + (tokens * directions).sum(dim=-1, keepdim=True) * directions
 
     def unused_modules(self) -> list[nn.Module]:
-        """Parts that the released checkpoints hold though nothing reads them; they are kept, frozen."""
+        """Parts that the upstream checkpoints hold though nothing reads them; they are kept, frozen."""
         return []
 
 

@@ -1,4 +1,4 @@
-"""`clip`: looking again through Qwen's own visual tower (the paper's name for it, kept; it is not OpenAI's CLIP).
+"""`clip`: re-encoding through Qwen's own visual tower (the paper's name for it, kept; it is not OpenAI's CLIP).
 
 For OpenAI's CLIP or SigLIP see `vpt/encoders/clip_siglip.py`.
 """
@@ -10,7 +10,7 @@ from vpt.encoders.projectors import IdentityProjector
 
 
 class QwenViTEncoder(ReEncoder):
-    """Shares the tower's view, and so its features: an image is encoded once for both looks."""
+    """Shares the tower's transform, and so its features: an image is encoded once for both."""
 
     @classmethod
     def build(cls, context: BuildContext, *, config: dict[str, Any], weights: str | None) -> "QwenViTEncoder":

@@ -21,8 +21,8 @@ class SamEncoder(ReEncoder):
         projector = ConvProjector(
             vision.config.output_channels, context.hidden_size, side=side, num_control_tokens=context.num_control_tokens
         )
-        view = ResizeLongestSide(context.name, vision.config.image_size, (side // projector.patch) ** 2)
-        return cls(transform=view, vision=vision, projector=projector, pretrained=weights is not None)
+        transform = ResizeLongestSide(context.name, vision.config.image_size, (side // projector.patch) ** 2)
+        return cls(transform=transform, vision=vision, projector=projector, pretrained=weights is not None)
 
     def forward_features(self, pixels: Tensor) -> Tensor:
         return rearrange(self.vision(pixel_values=pixels).last_hidden_state, "n c h w -> (n h w) c")

@@ -33,7 +33,7 @@ class SquareTransform(ImageTransform):
 
     Attributes:
         crop: `centre` resizes the short side to `resize_to` and cuts the centre out, so that borders go unseen (the
-            released DINO view); `whole` resizes the image to the square.
+            upstream DINO view); `whole` resizes the image to the square.
         tokens: what one image becomes after the projector.
     """
 
@@ -99,7 +99,7 @@ class ResizeLongestSide(ImageTransform):
 
 
 class QwenTransform(ImageTransform):
-    """What Qwen's own tower takes, made by transformers' Pillow image processor."""
+    """The transform of Qwen's own tower, by transformers' Pillow image processor."""
 
     name = VISION_TOWER
 

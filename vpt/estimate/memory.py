@@ -27,9 +27,8 @@ from torch import nn
 
 from vpt.estimate.sharding import FLOAT32, ShardingPlan, communication_bytes
 from vpt.estimate.workload import Workload
-from vpt.flops.cost import is_trained
 from vpt.models.output import LOGIT_CHUNK
-from vpt.models.vpt import VPTModel
+from vpt.models.vpt import VPTModel, is_trained
 
 BFLOAT16 = 2
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from vpt.estimate.typical_samples import TypicalSample
 from vpt.flops import FlopMeter
-from vpt.flops.cost import is_trained
+from vpt.models.vpt import is_trained
 from vpt.perception.batch import VISION_TOWER
 from vpt.perception.segments import Segment
 
@@ -75,7 +75,7 @@ def _largest(runs: list[WeightedRun]) -> float:
 def workload_of(meter: FlopMeter, examples: list[TypicalSample], rows: int) -> Workload:
     """The load of a micro-batch of `rows` samples, each the mean of `examples`."""
     runs = [
-        WeightedRun(example.share * rows, number, run.segment, run.asked, carries or is_trained(meter.model.language))
+        WeightedRun(example.share * rows, number, run.segment, run.outputs, carries or is_trained(meter.model.language))
         for example in examples
         for number, (carries, stage) in enumerate(meter.stages(example.batch))
         for run in stage

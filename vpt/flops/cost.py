@@ -1,4 +1,4 @@
-"""FLOPs of a matrix at a position and of a pair in attention; the rest is counting positions and pairs."""
+"""FLOPs of matrices and of attention, by positions and pairs of a query and a key."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,6 +7,8 @@ from operator import or_
 from typing import Any
 
 from torch import nn
+
+from vpt.models.vpt import is_trained
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class FlopCost:
 
     @property
     def total(self) -> float:
-        """Everything that is computed."""
+        """All FLOPs."""
         return self.useful + self.recomputed
 
     def __add__(self, other: "FlopCost") -> "FlopCost":
@@ -76,7 +78,7 @@ class LayerStack:
 
 
 class DecoderCost:
-    """Decoder layers over packed positions. The last one's MLP sees those that are asked for (`answer_where_asked`)."""
+    """Decoder layers over packed positions. The last one's MLP runs at some of them (`restrict_last_layer`)."""
 
     def __init__(self, layers: Sequence[Any], *, carries: bool) -> None:
         """`carries`: whether what goes into the first layer, or what it finds cached, carries a gradient."""
@@ -87,17 +89,12 @@ class DecoderCost:
         self.mixing = LayerStack([last.self_attn], needed[-1:], width=width, ends=False)
         self.reading = LayerStack([last.mlp], needed[-1:])
 
-    def cost(self, positions: int, asked: int, pairs: int, *, again: bool) -> FlopCost:
-        """FLOPs of a stage; `again`: whether layers run once more in the backward pass."""
+    def cost(self, positions: int, outputs: int, pairs: int, *, again: bool) -> FlopCost:
+        """Of a stage that returns `outputs` hidden states; `again`: whether layers run again in the backward pass."""
         mixing = self.before.cost(positions, pairs, again=again) + self.mixing.cost(positions, pairs, again=again)
-        return mixing + self.reading.cost(asked, again=again)
+        return mixing + self.reading.cost(outputs, again=again)
 
 
 def receivers(layers: Sequence[nn.Module], *, carries: bool) -> list[bool]:
     """For each layer, whether it, or anything before it, is trained (`carries`: before the first one)."""
     return list(accumulate(map(is_trained, layers), or_, initial=carries))[1:]
-
-
-def is_trained(module: nn.Module) -> bool:
-    """Whether any parameter of a module is trained."""
-    return any(parameter.requires_grad for parameter in module.parameters())

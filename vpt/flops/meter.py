@@ -7,10 +7,10 @@ from typing import Literal
 
 import numpy as np
 
-from vpt.flops.cost import DecoderCost, FlopCost, LayerStack, is_trained
+from vpt.flops.cost import DecoderCost, FlopCost, LayerStack
 from vpt.flops.vision import EncoderCost, TowerCost
 from vpt.models.output import LOGIT_CHUNK
-from vpt.models.vpt import VPTModel
+from vpt.models.vpt import VPTModel, is_trained
 from vpt.perception.batch import VISION_TOWER, Batch, ImageInputs, PlaceholderSpan, Row
 from vpt.perception.segments import Segment
 
@@ -26,7 +26,7 @@ class SegmentRun:
 
     row: Row
     segment: Segment
-    asked: int
+    outputs: int
 
     @property
     def positions(self) -> int:
@@ -57,7 +57,7 @@ class FlopMeter:
         }
         self.always_carries = language.embed_tokens.weight.requires_grad
         self.layers = {carries: DecoderCost(layers, carries=carries) for carries in (False, True)}
-        carries = is_trained(language) or any(self._carries(name, steered=True) for name in self.sources_carry)
+        carries = is_trained(language) or any(self._carries(name, conditioned=True) for name in self.sources_carry)
         self.head = LayerStack([model.qwen.lm_head], [carries])
 
     def step(self, batch: Batch) -> dict[str, FlopCost]:
@@ -68,20 +68,20 @@ class FlopMeter:
             else FlopCost()
         }
         for name, cost in self.encoders.items():
-            encoder, looks = self.model.encoder(name), batch.images.get(self.model.transform_of(name))
+            encoder, images = self.model.encoder(name), batch.images.get(self.model.transform_of(name))
             if encoder.vision is not None:
-                costs[f"encoders.{name}.vision"] = cost.vision * (len(looks.uncached) if looks else 0)
-            costs[f"encoders.{name}.projector"] = cost.project * self._projected(name, batch, looks)
+                costs[f"encoders.{name}.vision"] = cost.vision * (len(images.uncached) if images else 0)
+            costs[f"encoders.{name}.projector"] = cost.project * self._projected(name, batch, images)
         costs |= {LANGUAGE_PART: FlopCost(), HEAD_PART: self._head(batch.num_labels)}
         for carries, stage in self.stages(batch):
-            for block, steered in (filled for run in stage for filled in _blocks(run)):
-                if steered:
-                    costs[f"encoders.{block.source}.projector"] += self.encoders[block.source].steer
+            for block, conditioned in (filled for run in stage for filled in _blocks(run)):
+                if conditioned:
+                    costs[f"encoders.{block.source}.projector"] += self.encoders[block.source].condition
             costs[LANGUAGE_PART] += self._language(stage, carries=carries)
         return costs
 
     def stages(self, batch: Batch) -> Iterator[tuple[bool, list[SegmentRun]]]:
-        """Group the segments that run together, each with whether its embeddings or cached keys carry a gradient."""
+        """The segments of each stage, and whether its embeddings or cached keys carry a gradient."""
         carries = self.always_carries
         rows = [
             _runs(*cut, batch.loss_positions)
@@ -90,25 +90,27 @@ class FlopMeter:
         for together in zip_longest(*rows):
             stage = [run for run in together if run is not None]
             filled = (filled for run in stage for filled in _blocks(run))
-            carries = carries or any(self._carries(block.source, steered=steered) for block, steered in filled)
+            carries = carries or any(
+                self._carries(block.source, conditioned=conditioned) for block, conditioned in filled
+            )
             yield carries, stage
 
-    def _projected(self, name: str, batch: Batch, looks: ImageInputs | None) -> int:
-        """Number of images (or tokens) that a source's projector runs on."""
-        if looks is None or not any(block.source == name for row in batch.rows for block in row.blocks):
+    def _projected(self, name: str, batch: Batch, images: ImageInputs | None) -> int:
+        """Number of images (or tokens) that a source's projector runs on: all images, if any row refers to the source."""
+        if images is None or not any(block.source == name for row in batch.rows for block in row.blocks):
             return 0
-        return len(looks.tokens) if self.model.encoder(name).vision is not None else sum(looks.tokens)
+        return len(images.tokens) if self.model.encoder(name).vision is not None else sum(images.tokens)
 
-    def _carries(self, source: str, *, steered: bool) -> bool:
+    def _carries(self, source: str, *, conditioned: bool) -> bool:
         return self.sources_carry[source] or (
-            steered and source in self.encoders and self.encoders[source].steering_carries
+            conditioned and source in self.encoders and self.encoders[source].condition_carries
         )
 
     def _language(self, stage: list[SegmentRun], *, carries: bool) -> FlopCost:
         """One stage: the decoder layers over one segment of each row."""
-        positions, asked = sum(run.positions for run in stage), sum(run.asked for run in stage)
+        positions, outputs = sum(run.positions for run in stage), sum(run.outputs for run in stage)
         pairs = sum(count_pairs(run.segment, self.pairs) for run in stage)
-        return self.layers[carries].cost(positions, asked, pairs, again=self.model.forward_config.checkpointing)
+        return self.layers[carries].cost(positions, outputs, pairs, again=self.model.forward_config.checkpointing)
 
     def _head(self, labels: int) -> FlopCost:
         once = self.head.cost(labels)
@@ -130,11 +132,11 @@ def _runs(row: Row, segments: list[Segment], predicting: np.ndarray) -> list[Seg
 
 
 def _blocks(run: SegmentRun) -> list[tuple[PlaceholderSpan, bool]]:
-    """The blocks that a segment fills in, and whether a control state steers each."""
+    """The blocks that a segment fills in, and whether a control state conditions each."""
     row, segment = run.row, run.segment
-    steered = {action.block for action in row.actions[: segment.resolved_actions]}
+    conditioned = {action.block for action in row.actions[: segment.resolved_actions]}
     return [
-        (block, number in steered)
+        (block, number in conditioned)
         for number, block in enumerate(row.blocks)
         if segment.start <= block.start and block.start + block.length <= segment.stop
     ]

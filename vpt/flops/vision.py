@@ -1,4 +1,4 @@
-"""FLOPs of vision: Qwen's tower by formula, re-encoders and their projectors as torch counts them."""
+"""FLOPs of images: Qwen's tower by formula, re-encoders and their projectors as torch counts them."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,8 +11,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from vpt.encoders.base import ReEncoder
-from vpt.flops.cost import FlopCost, LayerStack, is_trained, receivers
+from vpt.flops.cost import FlopCost, LayerStack, receivers
 from vpt.models.vision_tower import window_order
+from vpt.models.vpt import is_trained
 from vpt.perception.batch import Grid
 
 
@@ -53,11 +54,11 @@ class TowerCost:
 
 
 class EncoderCost:
-    """A re-encoder: what an image costs in its encoder and its projector, and a direction that steers a block.
+    """Costs of a re-encoder: of an image in its encoder and its projector, and of the direction that conditions it.
 
     Attributes:
-        vision, project, steer: those costs; where the features are the tower's, `project` is of one token.
-        tokens_carry, steering_carries: whether unconditioned tokens, and what is added to them, carry a gradient.
+        vision, project, condition: those costs; where the features are the tower's, `project` is of one token.
+        tokens_carry, condition_carries: whether unconditioned tokens, and what is added to them, carry a gradient.
     """
 
     def __init__(self, encoder: ReEncoder, hidden_size: int, *, tower_trained: bool) -> None:
@@ -70,9 +71,9 @@ class EncoderCost:
         self.project, tokens = _count(projector, lambda module, x: module.project(x), features)
         scale = projector.layernorm_condition.normalized_shape[0] // hidden_size
         states = torch.empty(1, scale, hidden_size, device="meta", requires_grad=True)
-        self.steer, _ = _count(projector, lambda module, x: module.condition_vector(x), states)
+        self.condition, _ = _count(projector, lambda module, x: module.condition_vector(x), states)
         self.tokens_carry = tokens.requires_grad
-        self.steering_carries = is_trained(projector.layernorm_condition) or is_trained(projector.linear_condition)
+        self.condition_carries = is_trained(projector.layernorm_condition) or is_trained(projector.linear_condition)
 
 
 class _Call(nn.Module):
@@ -107,7 +108,7 @@ def _meta(tensor: Tensor) -> Tensor:
 
 
 def split_counts(counter: FlopCounterMode) -> tuple[int, int]:
-    """Split torch's counts: products with weights, products of activations (attention)."""
+    """FLOPs as torch counted them: products with weights, products of activations (attention)."""
     counts = {str(operation): count for operation, count in counter.get_flop_counts().get("Global", {}).items()}
     attention = sum(count for name, count in counts.items() if "bmm" in name or "attention" in name)
     return sum(counts.values()) - attention, attention

@@ -1,7 +1,8 @@
-"""What rows feed while they answer, and how a round of feeds becomes one stage of the walk."""
+"""Inputs that rows pass to the next decode step, packed into one stage of `extend`."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -9,13 +10,13 @@ from torch import Tensor
 from vpt.data.records import Record
 from vpt.data.transforms import ProcessedImage
 from vpt.models.attention import AttentionLayout
-from vpt.models.forward_plan import Stage, VisualInsert
+from vpt.models.forward_plan import InsertCollector, Stage
 from vpt.perception.batch import PlaceholderSpan
 
 
 @dataclass
 class VisualInput:
-    """A block of a feed, what fills it, the control states that steer it ([s, D], or None for a crop), and for whom."""
+    """An image for a placeholder span of a `RowInput`, and the control states [s, D] that condition it, if any."""
 
     span: PlaceholderSpan
     image: ProcessedImage
@@ -25,11 +26,11 @@ class VisualInput:
 
 @dataclass
 class RowInput:
-    """What one row feeds next.
+    """Token ids and visual inputs that a row passes to the next decode step.
 
     Attributes:
         ids: tokens.
-        sight: what is perceived among them, if anything.
+        visual: the image that fills placeholder tokens among them, if any.
         states: [n, D] embeddings of the leading tokens (control tokens) instead of their own.
         keep: False where only the hidden states are wanted, not the keys (control states after the first).
     """
@@ -47,12 +48,12 @@ class RowInput:
 
 @dataclass
 class DecodeStep:
-    """The feeds of all rows as one stage.
+    """The inputs of all rows as one stage, of one segment a row.
 
     Attributes:
         ids: [N] packed tokens.
-        stage: indices for `VPTModel.compose` and `extend`.
-        sights: source -> what to look at, in the order in which `stage.perceived` counts their tokens.
+        stage: indices for `VPTModel.embed_inputs` and `extend`.
+        visuals: source -> its visual inputs, in the order in which `stage.inserts` count their tokens.
         states: [r, D] control states that the stage refers to.
     """
 
@@ -63,75 +64,38 @@ class DecodeStep:
 
 
 def pack_inputs(inputs: Sequence[RowInput], cached: Sequence[int], *, device: torch.device, like: Tensor) -> DecodeStep:
-    """Pack one feed of each row.
+    """Pack one input of each row.
 
     Args:
-        feeds: one for each row.
+        inputs: one for each row.
         cached: how many positions each row has cached.
         device: of the model.
         like: a tensor of the model's width and type, [..., D].
     """
-    counts = [len(feed.ids) for feed in inputs]
+    counts = [len(row_input.ids) for row_input in inputs]
+    collector = InsertCollector(device, merge=False)
+    visuals: dict[str, list[VisualInput]] = {}
+    states = [like.new_zeros(0, like.shape[-1])]
+    outputs: list[int] = []
+
+    def add_states(added: Tensor | None) -> range:
+        """Append control states; returns their numbers."""
+        first = sum(map(len, states))
+        states.extend(() if added is None else (added,))
+        return range(first, sum(map(len, states)))
+
+    for row_input, end in zip(inputs, accumulate(counts), strict=True):
+        start = end - len(row_input.ids)
+        outputs.extend(range(end - row_input.num_outputs, end))
+        for position, state in enumerate(add_states(row_input.states), start=start):
+            collector.add_control(position, state)
+        if (visual := row_input.visual) is not None:
+            earlier = visuals.setdefault(visual.span.source, [])
+            first = sum(other.image.tokens for other in earlier)
+            numbers = add_states(visual.control_states)
+            collector.add_insert(visual.span, shift=start, first_token=first, states=numbers)
+            earlier.append(visual)
     layout = AttentionLayout(counts, [n + c for n, c in zip(cached, counts, strict=True)], device=device)
-    collector = _Collector(device, like)
-    asked: list[int] = []
-    offset = 0
-    for feed in inputs:
-        collector.add(feed, offset)
-        offset += len(feed.ids)
-        asked.extend(range(offset - feed.num_outputs, offset))
-    none = torch.zeros(0, dtype=torch.long, device=device)
-    stage = Stage(
-        none, layout, collector.tensor(collector.control_positions), collector.tensor(collector.control_sources),
-        collector.inserts, zeroed=none,
-        logits_to_keep=collector.tensor(asked) if len(asked) < offset else None, control_outputs=none,
-    )  # fmt: skip
-    ids = collector.tensor([token for feed in inputs for token in feed.ids])
-    return DecodeStep(ids, stage, collector.visuals, torch.cat(collector.states))
-
-
-@dataclass
-class _Collector:
-    """Numbers the control states and the perceived tokens of a round."""
-
-    device: torch.device
-    like: Tensor
-    control_positions: list[int] = field(default_factory=list)
-    control_sources: list[int] = field(default_factory=list)
-    inserts: list[VisualInsert] = field(default_factory=list)
-    visuals: dict[str, list[VisualInput]] = field(default_factory=dict)
-    states: list[Tensor] = field(default_factory=list)
-    banked: int = 0
-
-    def __post_init__(self) -> None:
-        self.states.append(self.like.new_zeros(0, self.like.shape[-1]))
-
-    def add(self, feed: RowInput, offset: int) -> None:
-        """Take in the feed that begins at `offset` of the round."""
-        if feed.states is not None:
-            self.control_positions.extend(range(offset, offset + len(feed.states)))
-            self.control_sources.extend(self._add_states(feed.states))
-        if feed.visual is not None:
-            block, source = feed.visual.span, feed.visual.span.source
-            seen = self.visuals.setdefault(source, [])
-            first = sum(sight.image.tokens for sight in seen)
-            seen.append(feed.visual)
-            steering = feed.visual.control_states
-            self.inserts.append(
-                VisualInsert(
-                    source,
-                    positions=self.tensor(range(offset + block.start, offset + block.start + block.length)),
-                    tokens=self.tensor(range(first, first + block.length)),
-                    block=self.tensor([0] * block.length),
-                    states=None if steering is None else self.tensor(self._add_states(steering))[None],
-                )
-            )
-
-    def _add_states(self, states: Tensor) -> range:
-        self.states.append(states)
-        self.banked += len(states)
-        return range(self.banked - len(states), self.banked)
-
-    def tensor(self, values: Sequence[int]) -> Tensor:
-        """Indices on the model's device."""
-        return torch.tensor(list(values), dtype=torch.long, device=self.device)
+    stage = collector.build(layout, logits_to_keep=outputs if len(outputs) < sum(counts) else None)
+    ids = torch.tensor([token for row_input in inputs for token in row_input.ids], dtype=torch.long, device=device)
+    return DecodeStep(ids, stage, visuals, torch.cat(states))

@@ -1,7 +1,7 @@
-"""Answering: the same walk as in training, with segments that come from the model.
+"""Answering: stages of `extend` as in training, with segments that come from the model.
 
-Rows decode together, one feed a round. A row feeds the token it chose, or, once a turn with an action has ended, the
-whole turn that it perceived; the others are unaffected.
+Rows decode together, one `RowInput` a step: the token that a row chose or, once a turn with an action has ended, the
+whole user turn that shows what it perceived. The others are unaffected.
 """
 
 import math
@@ -41,9 +41,9 @@ class Generator:
     ) -> None:  # fmt: skip
         """Args:
         model: in evaluation mode.
-        encoder: the sample encoder that made the prompts.
+        processor: what made the prompts.
         decode: token ids to text.
-        limits: what an answer may do, and how far it may go.
+        limits: on perception and length.
         sampling: how tokens are chosen; greedily by default.
         intervention: what is changed about perception; nothing by default.
         """
@@ -52,8 +52,10 @@ class Generator:
         self.intervention = intervention or Intervention()
         self.parser = PerceptionParser(model.vocabulary)
         self.constraints = PerceptionConstraints(self.parser, limits.action, device=model.device)
-        steered = model.forward_config.num_inner_forward_run > 1
-        self.perceiver = Perceiver(processor, self.parser, decode, limits, self.intervention, steered=steered)
+        self.conditioned = model.forward_config.num_inner_forward_run > 1
+        self.perceiver = Perceiver(
+            processor, self.parser, decode, limits, self.intervention, conditioned=self.conditioned
+        )
         self._stops = {self.vocabulary.end_of_text, *limits.stop}
 
     @classmethod
@@ -74,181 +76,175 @@ class Generator:
         return cls(model.eval(), processor, decode, limits, sampling, intervention=intervention)
 
     def generate(
-        self, samples: Sequence[Sample], folders: Sequence[MediaStore], *, numbers: Sequence[int] | None = None
+        self, samples: Sequence[Sample], media: Sequence[MediaStore], *, numbers: Sequence[int] | None = None
     ) -> list[Answer]:
-        """Answer every prompt (`Processor.prompt`); results in the order of the prompts.
+        """Answer every prompt (`Processor.encode_prompt`); results in the order of the prompts.
 
         Args:
-            samples, folders: the prompts, and where the image of each lies.
-            numbers: of the rows, for what they draw; by default they are counted from 0.
+            samples, media: the prompts, and where the image of each lies.
+            numbers: of the rows, for their random numbers; by default they are counted from 0.
         """
-        speakers = self.start(samples, folders, numbers=numbers)
-        for _ in self.steps(speakers):
+        rows = self.start(samples, media, numbers=numbers)
+        for _ in self.steps(rows):
             pass
-        return [self.finalize(speaker) for speaker in speakers]
+        return [self.finalize(row) for row in rows]
 
     def start(
-        self, samples: Sequence[Sample], folders: Sequence[MediaStore], *, numbers: Sequence[int] | None = None
+        self, samples: Sequence[Sample], media: Sequence[MediaStore], *, numbers: Sequence[int] | None = None
     ) -> list[RowState]:
         """Rows about to answer."""
         self.intervention.on_batch([sample.record for sample in samples])
         numbers = range(len(samples)) if numbers is None else numbers
-        speakers = [
-            RowState(sample, folder, self.sampling.rng_for(number), int(sample.positions[0, -1]) + 1)
-            for sample, folder, number in zip(samples, folders, numbers, strict=True)
+        rows = [
+            RowState(sample, store, self.sampling.rng_for(number), int(sample.positions[0, -1]) + 1)
+            for sample, store, number in zip(samples, media, numbers, strict=True)
         ]
-        for speaker in speakers:
-            if speaker.image is not None:  # without one there is nothing to look at again
-                speaker.actions_left, speaker.forced_prefix = self.limits.max_actions, self.constraints.forced_prefix()
-        return speakers
+        for row in rows:
+            if row.image is not None:  # without one there is nothing to look at again
+                row.actions_left, row.forced_prefix = self.limits.max_actions, self.constraints.forced_prefix()
+        return rows
 
-    def steps(self, speakers: Sequence[RowState]) -> Iterator[None]:
-        """Let the rows answer; after each round every row that has not ended has said one more token, or an action's
-        control tokens."""
+    def steps(self, rows: Sequence[RowState]) -> Iterator[None]:
+        """Let the rows answer; yields after each step, in which every row that has not ended has got one more token,
+        or an action's control tokens."""
         # Inference mode costs less, but weights that several processes share out would be gathered as its tensors.
-        quiet = torch.no_grad if torch.distributed.is_initialized() else torch.inference_mode
-        return quiet()(self._steps)(speakers)
+        no_grad = torch.no_grad if torch.distributed.is_initialized() else torch.inference_mode
+        return no_grad()(self._steps)(rows)
 
-    def _steps(self, speakers: Sequence[RowState]) -> Iterator[None]:
-        cache = self._prefill(speakers)
-        active = list(speakers)
+    def _steps(self, rows: Sequence[RowState]) -> Iterator[None]:
+        cache = self._prefill(rows)
+        active = list(rows)
         yield
-        while any(speaker.next_input is not None for speaker in active):
-            going = [i for i, speaker in enumerate(active) if speaker.next_input is not None]
+        while any(row.next_input is not None for row in active):
+            going = [i for i, row in enumerate(active) if row.next_input is not None]
             if len(going) < len(active):
                 cache.select_rows(going)
                 active = [active[i] for i in going]
             self._decode_step(active, cache)
             yield
 
-    def _prefill(self, speakers: Sequence[RowState]) -> KVCache:
-        """Walk over the prompts as training does; each row chooses its first token."""
-        batch = collate([speaker.sample for speaker in speakers]).to(self.model.device)
+    def _prefill(self, rows: Sequence[RowState]) -> KVCache:
+        """Run the prompts as training does, and choose the first token of each row."""
+        batch = collate([row.sample for row in rows]).to(self.model.device)
         tokens = self.model.project_features(self.model.encode_images(batch.images), batch)
-        last = np.array([row.start + row.length - 1 for row in batch.rows])
-        walk, stages = self.model.plan_forward(batch, last), StagedKVCache()
-        hidden, _ = self.model.run_stages(batch, walk, tokens, stages)
-        self._sample_next(list(speakers), hidden[walk.output_index])
-        return KVCache(stages, walk.kv_index, [row.length for row in batch.rows])
+        last = np.array([packed.start + packed.length - 1 for packed in batch.rows])
+        plan, stages = self.model.plan_forward(batch, last), StagedKVCache()
+        hidden, _ = self.model.run_stages(batch, plan, tokens, stages)
+        self._sample_next(list(rows), hidden[plan.output_index])
+        return KVCache(stages, plan.kv_index, [packed.length for packed in batch.rows])
 
-    def _decode_step(self, active: list[RowState], cache: KVCache) -> None:
-        """Every row feeds, and decides what to feed next."""
-        feeds = [speaker.next_input for speaker in active if speaker.next_input is not None]
-        counts = [len(feed.ids) for feed in feeds]
-        norm = self.model.language.norm.weight
-        now = pack_inputs(feeds, cache.lengths, device=self.model.device, like=norm)
-        embeddings = self.model.embed_inputs(now.ids, now.stage, self._encode_visual_inputs(now.visuals), now.states)
-        positions = torch.cat([self._positions(s, f) for s, f in zip(active, feeds, strict=True)], dim=1)
+    def _decode_step(self, rows: list[RowState], cache: KVCache) -> None:
+        """Run the next input of every row, and choose the input after it."""
+        inputs = [row.next_input for row in rows if row.next_input is not None]
+        counts = [len(row_input.ids) for row_input in inputs]
+        language, norm = self.model.language, self.model.language.norm.weight
+        step = pack_inputs(inputs, cache.lengths, device=self.model.device, like=norm)
+        visual_tokens = self._encode_visual_inputs(step.visuals)
+        embeddings = self.model.embed_inputs(step.ids, step.stage, visual_tokens, step.states)
+        positions = torch.cat([self._positions(*pair) for pair in zip(rows, inputs, strict=True)], dim=1)
         cache.reserve(counts)
-        stage, language = now.stage, self.model.language
         hidden = extend(
-            language, cache, embeddings, positions.to(norm.device), stage.layout, logits_to_keep=stage.logits_to_keep
-        )
-        cache.commit([count if feed.keep else 0 for count, feed in zip(counts, feeds, strict=True)])
-        speaking: list[tuple[RowState, Tensor]] = []
-        for speaker, part in zip(active, hidden.split([feed.num_outputs for feed in feeds]), strict=True):
-            if speaker.pending_action is None:
-                speaking.append((speaker, part[-1]))
+            language, cache, embeddings, positions.to(norm.device), step.stage.layout,
+            logits_to_keep=step.stage.logits_to_keep,
+        )  # fmt: skip
+        cache.commit([count if row_input.keep else 0 for count, row_input in zip(counts, inputs, strict=True)])
+        sampling: list[tuple[RowState, Tensor]] = []
+        outputs = hidden.split([row_input.num_outputs for row_input in inputs])
+        for row, output in zip(rows, outputs, strict=True):
+            if row.pending_action is None:
+                sampling.append((row, output[-1]))
             else:
-                self._take_control_states(speaker, part)
-        if speaking:
-            self._sample_next([speaker for speaker, _ in speaking], torch.stack([last for _, last in speaking]))
+                self._take_control_states(row, output)
+        if sampling:
+            self._sample_next([row for row, _ in sampling], torch.stack([last for _, last in sampling]))
 
-    def _encode_visual_inputs(self, sights: dict[str, list[VisualInput]]) -> dict[str, Tensor]:
-        """Projected tokens of every source that some row looks through in this round."""
+    def _encode_visual_inputs(self, visuals: dict[str, list[VisualInput]]) -> dict[str, Tensor]:
+        """Projected tokens of the images that rows see in this step: source -> [tokens, D]."""
         tokens = {}
-        for source, seen in sights.items():
-            view = self.model.transform_of(source)
-            prepared = stack_images(view, [sight.image for sight in seen])
-            prepared.pixels = prepared.pixels.to(self.model.device)
-            features = self.model.encode_images({view: prepared})[view]
+        for source, inputs in visuals.items():
+            transform = self.model.transform_of(source)
+            images = stack_images(transform, [visual.image for visual in inputs])
+            images.pixels = images.pixels.to(self.model.device)
+            features = self.model.encode_images({transform: images})[transform]
             projected = features if source == VISION_TOWER else self.model.encoder(source).projector.project(features)
-            parts = projected.split([sight.image.tokens for sight in seen])
-            tokens[source] = torch.cat(
-                [
-                    self.intervention.tokens(part, source=source, record=sight.record)
-                    for part, sight in zip(parts, seen, strict=True)
-                ]
-            )
+            pairs = zip(projected.split([visual.image.tokens for visual in inputs]), inputs, strict=True)
+            tokens[source] = torch.cat([self.intervention.tokens(x, source=source, record=v.record) for x, v in pairs])
         return tokens
 
-    def _positions(self, speaker: RowState, feed: RowInput) -> Tensor:
-        """[3, n]: they go on where the row is."""
-        grid = self.processor.position_scheme.grid_span(feed.visual.span, feed.visual.image) if feed.visual else None
-        positions = row_positions(len(feed.ids), [grid] if grid else [], origin=speaker.position)
-        if feed.keep:
-            speaker.position = int(positions[0, -1]) + 1
+    def _positions(self, row: RowState, row_input: RowInput) -> Tensor:
+        """[3, n], continuing the row's positions."""
+        visual, scheme = row_input.visual, self.processor.position_scheme
+        grid = scheme.grid_span(visual.span, visual.image) if visual is not None else None
+        positions = row_positions(len(row_input.ids), [grid] if grid else [], origin=row.position)
+        if row_input.keep:
+            row.position = int(positions[0, -1]) + 1
         return positions
 
-    def _sample_next(self, speakers: list[RowState], hidden: Tensor) -> None:
-        """Each row chooses its next token from its last hidden state, [n, D], and so its next feed."""
+    def _sample_next(self, rows: list[RowState], hidden: Tensor) -> None:
+        """Choose each row's next token from its last hidden state, [n, D], and so its next input."""
         logits = self.model.logits(hidden)
-        tokens = self._sample(speakers, logits)
+        tokens = self._sample(rows, logits)
         chosen = torch.tensor(tokens, device=logits.device)[:, None]
-        believed = logits.float().log_softmax(dim=-1).gather(1, chosen)[:, 0].tolist()
-        for speaker, token, log_probability in zip(speakers, tokens, believed, strict=True):
-            if speaker.perceived_at is not None:
-                speaker.trace[-1].seconds, speaker.perceived_at = time.perf_counter() - speaker.perceived_at, None
-            speaker.append(token)
-            speaker.log_probability += log_probability
-            speaker.next_input = self._next_input(speaker, token)
-            self._check_length(speaker)
+        log_probabilities = logits.float().log_softmax(dim=-1).gather(1, chosen)[:, 0].tolist()
+        for row, token, log_probability in zip(rows, tokens, log_probabilities, strict=True):
+            if row.perceived_at is not None:
+                row.trace[-1].seconds, row.perceived_at = time.perf_counter() - row.perceived_at, None
+            row.append(token)
+            row.log_probability += log_probability
+            row.next_input = self._next_input(row, token)
+            self._check_length(row)
 
-    def _sample(self, speakers: list[RowState], logits: Tensor) -> list[int]:
-        """One token for each row, from [n, vocabulary]; tokens that may not be said become -inf there."""
-        if not self.limits.upstream:
-            self.constraints.mask_logits(logits, speakers)
-        return self.sampling.sample(logits, [speaker.rng for speaker in speakers])
+    def _sample(self, rows: list[RowState], logits: Tensor) -> list[int]:
+        """One token for each row, from [n, vocabulary], where forbidden tokens become -inf."""
+        self.constraints.mask_logits(logits, rows)
+        return self.sampling.sample(logits, [row.rng for row in rows])
 
-    def _next_input(self, speaker: RowState, token: int) -> RowInput | None:
-        """What a row feeds once it has chosen `token`; None where its answer is complete."""
-        speaker.requested |= self.parser.completes(token)
-        if token in self.parser.starts:
-            speaker.actions_left -= 1
-            if self.parser.starts[token] != REGION:
-                speaker.pending_action, speaker.turn_states = self.parser.starts[token], []
-        if self.limits.upstream:
-            return RowInput([token])
-        turn = None
+    def _next_input(self, row: RowState, token: int) -> RowInput | None:
+        """The next input of a row that has chosen `token`; None where its answer is complete."""
+        self._register_request(row, token)
+        shown = None
         if token == self.vocabulary.im_end:
-            turn = self.perceiver.perceive(speaker)
+            shown = self.perceiver.perceive(row)
         elif token not in self._stops:
             return RowInput([token])
-        speaker.complete = turn is None
-        return turn
+        row.complete = shown is None
+        return shown
 
-    def _check_length(self, speaker: RowState) -> None:
-        if len(speaker.output_ids) >= self.limits.max_new_tokens:
-            speaker.next_input = None
+    def _register_request(self, row: RowState, token: int) -> None:
+        """Note that a token begins or completes a request for perception."""
+        row.requested |= self.parser.completes(token)
+        if token in self.parser.starts:
+            row.actions_left -= 1
+            if self.parser.starts[token] != REGION:
+                row.pending_action, row.turn_states = self.parser.starts[token], []
 
-    def _take_control_states(self, speaker: RowState, hidden: Tensor) -> None:
+    def _check_length(self, row: RowState) -> None:
+        if len(row.output_ids) >= self.limits.max_new_tokens:
+            row.next_input = None
+
+    def _take_control_states(self, row: RowState, hidden: Tensor) -> None:
         """Take control states of the action that a row has begun, [n, D]; force its control tokens once all are there.
 
         As in training, the states after the first are read over plain control tokens whose keys are not kept.
         """
-        assert speaker.pending_action is not None
-        control = self.vocabulary.actions[speaker.pending_action].control
-        scale = self.model.forward_config.projector_scale
-        speaker.turn_states.extend(hidden)
-        if not self.limits.upstream and len(speaker.turn_states) < scale:
-            speaker.next_input = RowInput([control] * (scale - 1), keep=False)
+        kind, count = row.pending_action, self.model.forward_config.projector_scale
+        assert kind is not None
+        controls = [self.vocabulary.actions[kind].control] * count
+        row.turn_states.extend(hidden)
+        if len(row.turn_states) < count:
+            row.next_input = RowInput(controls[1:], keep=False)
             return
-        states = torch.stack(speaker.turn_states[-1:] if self.limits.upstream else speaker.turn_states)
-        states = self.intervention.states(states, kind=speaker.pending_action, record=speaker.sample.record)
-        speaker.turn_states[-len(states) :] = states
-        carried = self.limits.upstream or self.model.forward_config.num_inner_forward_run > 1
-        speaker.next_input = RowInput([control] * len(states), states=states if carried else None)
-        speaker.append(*[control] * len(states))
-        if len(speaker.turn_states) == scale:
-            speaker.pending_action = None
-        self._check_length(speaker)
+        states = self.intervention.states(torch.stack(row.turn_states), kind=kind, record=row.sample.record)
+        row.turn_states, row.pending_action = list(states), None
+        row.next_input = RowInput(controls, states=states if self.conditioned else None)
+        row.append(*controls)
+        self._check_length(row)
 
-    def finalize(self, speaker: RowState) -> Answer:
-        """What a row has answered."""
+    def finalize(self, row: RowState) -> Answer:
+        """The row's answer: the text of its last turn, and how it perceived."""
         ends = {self.vocabulary.im_end, *self._stops}
-        said = speaker.turn_ids[:-1] if speaker.turn_ids and speaker.turn_ids[-1] in ends else speaker.turn_ids
-        trace = [*speaker.trace, *self.perceiver.ignored(speaker)]
-        confidence = math.exp(speaker.log_probability)
-        return Answer(
-            self.decode(said).strip(), speaker.output_ids, trace, speaker.complete, speaker.control_states, confidence
-        )
+        token_ids = row.turn_ids[:-1] if row.turn_ids and row.turn_ids[-1] in ends else row.turn_ids
+        trace = [*row.trace, *self.perceiver.ignored(row)]
+        confidence = math.exp(row.log_probability)
+        text = self.decode(token_ids).strip()
+        return Answer(text, row.output_ids, trace, row.complete, row.control_states, confidence)

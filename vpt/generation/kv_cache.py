@@ -1,4 +1,4 @@
-"""Keys and values while generating: one padded tensor a layer, rows of different lengths, grown by doubling."""
+"""Keys and values while generating: padded tensors for each layer, rows of different lengths, grown by doubling."""
 
 import torch
 from torch import Tensor
@@ -10,67 +10,64 @@ class KVCache:
     """The cache of rows that decode together. It has the `update` of transformers' caches.
 
     Attributes:
-        lengths: cached positions of each row; what lies beyond is scratch.
+        lengths: cached positions of each row; positions beyond are scratch.
+        layers: keys and values of each layer, [R, kv heads, K, d] each.
     """
 
     def __init__(self, stages: StagedKVCache, final: Tensor, lengths: list[int]) -> None:
-        """Take over what a walk over the prompts left behind.
+        """Take over the keys and values of the prompts.
 
         Args:
-            stages: the walk's cache.
-            final: [N] for each packed position, which of the walk's keys is its last (`Walk.cached`).
+            stages: the cache that the prompts ran on.
+            final: [N] for each packed position, which of its keys is its last (`ForwardPlan.kv_index`).
             lengths: of the packed rows.
         """
-        self.lengths = list(lengths)
-        padded = torch.zeros(len(lengths), max(lengths), dtype=torch.long, device=final.device)
+        self.lengths, self.device = list(lengths), final.device
+        padded = torch.zeros(len(lengths), max(lengths), dtype=torch.long, device=self.device)
         for row, positions in enumerate(final.split(lengths)):
             padded[row, : len(positions)] = positions
-        self.keys: dict[int, Tensor] = {}
-        self.values: dict[int, Tensor] = {}
+        self.layers: dict[int, list[Tensor]] = {}
         for layer in stages.stages[0]:
-            key, value = (torch.cat(x, dim=2)[0] for x in zip(*(s[layer] for s in stages.stages), strict=True))
-            self.keys[layer] = key[:, padded].transpose(0, 1).contiguous()  # [R, kv heads, K, d]
-            self.values[layer] = value[:, padded].transpose(0, 1).contiguous()
+            both = (torch.cat(x, dim=2)[0] for x in zip(*(s[layer] for s in stages.stages), strict=True))
+            self.layers[layer] = [tensor[:, padded].transpose(0, 1).contiguous() for tensor in both]
         self._slots: tuple[Tensor | slice, Tensor | slice] | None = None
         self._visible = 0
 
     def reserve(self, counts: list[int]) -> None:
         """Make room for `counts` new positions of each row, to be written by the next `update` of every layer."""
-        device = next(iter(self.keys.values())).device
         if len(set(self.lengths)) == len(set(counts)) == 1:  # the rows are level
             self._slots = (slice(None), slice(self.lengths[0], self.lengths[0] + counts[0]))
         else:
             rows = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
             slots = torch.cat([torch.arange(n, n + c) for n, c in zip(self.lengths, counts, strict=True)])
-            self._slots = (rows.to(device), slots.to(device))
+            self._slots = (rows.to(self.device), slots.to(self.device))
         self._visible = max(n + c for n, c in zip(self.lengths, counts, strict=True))
-        capacity = next(iter(self.keys.values())).shape[2]
+        capacity = next(iter(self.layers.values()))[0].shape[2]
         if self._visible > capacity:
             extra = max(self._visible, 2 * capacity) - capacity
-            for store in (self.keys, self.values):
-                for layer, tensor in store.items():
-                    store[layer] = torch.nn.functional.pad(tensor, (0, 0, 0, extra))
+            for tensors in self.layers.values():
+                tensors[:] = [torch.nn.functional.pad(tensor, (0, 0, 0, extra)) for tensor in tensors]
 
     @torch.compiler.disable
     def update(self, key: Tensor, value: Tensor, layer: int, *_: object) -> tuple[Tensor, Tensor]:
         """[1, kv heads, N, d] packed -> [R, kv heads, K, d], everything cached."""
-        assert self._slots is not None, "open_feed comes before update"
+        assert self._slots is not None, "reserve comes before update"
         rows, slots = self._slots
-        for store, new in ((self.keys[layer], key[0]), (self.values[layer], value[0])):
+        keys, values = self.layers[layer]
+        for cached, new in ((keys, key[0]), (values, value[0])):
             if isinstance(rows, slice):
-                store[:, :, slots] = new.unflatten(1, (len(store), -1)).transpose(0, 1)
+                cached[:, :, slots] = new.unflatten(1, (len(cached), -1)).transpose(0, 1)
             else:
-                store[rows, :, slots] = new.transpose(0, 1)
-        return self.keys[layer][:, :, : self._visible], self.values[layer][:, :, : self._visible]
+                cached[rows, :, slots] = new.transpose(0, 1)
+        return keys[:, :, : self._visible], values[:, :, : self._visible]
 
     def commit(self, counts: list[int]) -> None:
-        """Count the first `counts` fed positions of each row as cached; the rest is forgotten."""
+        """Count the first `counts` new positions of each row as cached; the rest is forgotten."""
         self.lengths = [n + c for n, c in zip(self.lengths, counts, strict=True)]
 
     def select_rows(self, rows: list[int]) -> None:
         """Go on with these rows only."""
-        index = torch.tensor(rows, device=next(iter(self.keys.values())).device)
+        index = torch.tensor(rows, device=self.device)
         self.lengths = [self.lengths[row] for row in rows]
-        for store in (self.keys, self.values):
-            for layer, tensor in store.items():
-                store[layer] = tensor[index]
+        for tensors in self.layers.values():
+            tensors[:] = [tensor[index] for tensor in tensors]

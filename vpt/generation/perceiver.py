@@ -1,4 +1,4 @@
-"""From a turn that asked for perception to the turn that shows it."""
+"""The user turn that shows a row what its last turn requested."""
 
 import time
 from collections.abc import Callable
@@ -19,103 +19,98 @@ from vpt.perception.requests import FREE, REGION, PerceptionParser, Request
 
 
 class Perceiver:
-    """Shows a row what it has asked for."""
+    """Shows a row what it has requested."""
 
     def __init__(
-        self, processor: Processor, parser: PerceptionParser, decode: Callable[[list[int]], str], limits: GenerationLimits,
-        intervention: Intervention, *, steered: bool,
+        self, processor: Processor, parser: PerceptionParser, decode: Callable[[list[int]], str],
+        limits: GenerationLimits, intervention: Intervention, *, conditioned: bool,
     ) -> None:  # fmt: skip
         """Args:
-        encoder: prepares images, writes turns.
-        asking: reads what a turn asked for.
+        processor: prepares images, writes turns.
+        parser: reads what a turn requested.
         decode: token ids to text.
         limits: `crop_margin`.
         intervention: what is changed about perception.
-        steered: whether control states condition what is seen (`num_inner_forward_run` 2).
+        conditioned: whether control states condition re-encoded tokens (`num_inner_forward_run` 2).
         """
         self.processor, self.parser, self.decode, self.limits = processor, parser, decode, limits
-        self.intervention, self.steered = intervention, steered
+        self.intervention, self.conditioned = intervention, conditioned
 
-    def perceive(self, speaker: RowState) -> RowInput | None:
-        """The user turn that shows what the turn just ended asked for; None where it shows nothing."""
-        requests = self._requests(speaker)
+    def perceive(self, row: RowState) -> RowInput | None:
+        """The user turn that shows what the turn just ended requested; None where it shows nothing."""
+        requests = self._requests(row)
         request = self.parser.select(requests)
-        if request is None or speaker.image is None or not self._allowed(speaker):
+        if request is None or row.image is None or not self._allowed(row):
             return None
-        speaker.perceived_at = time.perf_counter()
-        record = speaker.sample.record
-        own = speaker.media.full_resolution(speaker.image, where=record.where)
+        row.perceived_at = time.perf_counter()
+        record = row.sample.record
+        own = row.media.full_resolution(row.image, where=record.where)
         image = self.intervention.image(own, record=record)
         step = self._step(request, REPAIRED if request.repaired else DONE)
         if request.region is None:
-            feed = self._reencode(speaker, None if image is own else image, request, step)
+            shown = self._reencode(row, None if image is own else image, request, step)
         else:
-            feed = self._region(speaker, image, request, step)
-        speaker.trace.extend([*(self._step(other, IGNORED) for other in requests if other is not request), step])
-        speaker.turn_ids, speaker.turn_states, speaker.requested = [], [], False
-        speaker.log_probability = 0.0
-        return feed
+            shown = self._region(row, image, request.region, step)
+        row.trace.extend([*(self._step(other, IGNORED) for other in requests if other is not request), step])
+        row.turn_ids, row.turn_states, row.requested = [], [], False
+        row.log_probability = 0.0
+        return shown
 
-    def ignored(self, speaker: RowState) -> list[PerceptionStep]:
-        """What a row asked for in a last turn that was shown nothing."""
-        return [self._step(request, IGNORED) for request in self._requests(speaker)]
+    def ignored(self, row: RowState) -> list[PerceptionStep]:
+        """The requests of a last turn, which was shown nothing."""
+        return [self._step(request, IGNORED) for request in self._requests(row)]
 
-    def _requests(self, speaker: RowState) -> list[Request]:
-        """What a turn asked for; without region tokens, a turn that is nothing but a region in numbers asks for it."""
-        bins, said = (
-            self.parser.vocabulary.text_bins,
-            [t for t in speaker.turn_ids if t != self.parser.vocabulary.im_end],
-        )
-        region = Region.from_numbers(self.decode(said), bins=bins) if bins else None
+    def _requests(self, row: RowState) -> list[Request]:
+        """The requests of a turn; without region tokens, a turn that is nothing but a region in numbers is one."""
+        bins = self.parser.vocabulary.text_bins
+        token_ids = [token for token in row.turn_ids if token != self.parser.vocabulary.im_end]
+        region = Region.from_numbers(self.decode(token_ids), bins=bins) if bins else None
         if region is None:
-            return self.parser.parse(speaker.turn_ids)
-        return [Request(REGION, tuple(said), region, repaired=self.decode(said) != region.to_numbers())]
+            return self.parser.parse(row.turn_ids)
+        repaired = self.decode(token_ids) != region.to_numbers()
+        return [Request(REGION, tuple(token_ids), region, repaired=repaired)]
 
-    def _allowed(self, speaker: RowState) -> bool:
-        """Whether a turn may be shown what it asked for: numbers cannot be forbidden before they are said."""
-        if self.parser.parse(speaker.turn_ids):
+    def _allowed(self, row: RowState) -> bool:
+        """Whether a turn may be shown what it requested: numbers cannot be forbidden before they are there."""
+        if self.parser.parse(row.turn_ids):
             return True
-        speaker.actions_left -= 1
-        return speaker.actions_left >= 0 and self.limits.action == FREE
+        row.actions_left -= 1
+        return row.actions_left >= 0 and self.limits.action == FREE
 
     def _step(self, request: Request, status: str) -> PerceptionStep:
         return PerceptionStep(request.kind, self.decode([*request.token_ids]), status)
 
-    def _region(self, speaker: RowState, image: Image.Image, request: Request, step: PerceptionStep) -> RowInput:
-        """The crop is cut out at full resolution and limited then."""
-        assert request.region is not None
+    def _region(self, row: RowState, image: Image.Image, region: Region, step: PerceptionStep) -> RowInput:
+        """Show a crop: cut out at full resolution, then limited in size."""
         bins = self.parser.vocabulary.bins
-        region = self.intervention.region(request.region, image.size, bins=bins, record=speaker.sample.record)
+        region = self.intervention.region(region, image.size, bins=bins, record=row.sample.record)
         step.box = region.to_box(image.size, bins=bins, margin=self.limits.crop_margin)
-        look = self.processor.apply_transform(VISION_TOWER, speaker.media.resize(image.crop(step.box)))
-        return self._user_turn(speaker, VISION_TOWER, look, step)
+        processed = self.processor.apply_transform(VISION_TOWER, row.media.resize(image.crop(step.box)))
+        return self._user_turn(row, VISION_TOWER, processed, step)
 
-    def _reencode(
-        self, speaker: RowState, other: Image.Image | None, request: Request, step: PerceptionStep
-    ) -> RowInput:
-        """The row's own image may have been seen before, and what was seen kept; any other one is prepared."""
-        assert speaker.image is not None
-        states = torch.stack(speaker.turn_states)
+    def _reencode(self, row: RowState, other: Image.Image | None, request: Request, step: PerceptionStep) -> RowInput:
+        """Show the row's own image, whose features may be cached, or any `other` one, through a re-encoder."""
+        assert row.image is not None
+        states = torch.stack(row.turn_states)
         step.state_norm = states.float().norm(dim=-1).mean().item()
-        speaker.control_states.append(states)
+        row.control_states.append(states)
         if other is not None:
-            look = self.processor.apply_transform(request.kind, speaker.media.resize(other))
+            processed = self.processor.apply_transform(request.kind, row.media.resize(other))
         else:
-            sources = {request.kind: (speaker.image,)}
-            [(_, look)] = self.processor.process_images(sources, speaker.media, where=speaker.sample.record.where)[
-                request.kind
-            ]
-        return self._user_turn(speaker, request.kind, look, step)
+            images = {request.kind: (row.image,)}
+            found = self.processor.process_images(images, row.media, where=row.sample.record.where)
+            [(_, processed)] = found[request.kind]
+        return self._user_turn(row, request.kind, processed, step)
 
-    def _user_turn(self, speaker: RowState, source: str, look: ProcessedImage, step: PerceptionStep) -> RowInput:
+    def _user_turn(self, row: RowState, source: str, processed: ProcessedImage, step: PerceptionStep) -> RowInput:
         """End the assistant's turn, show an image, and open the next one."""
-        step.visual_tokens = look.tokens if self.intervention.perceives else 0
+        step.visual_tokens = processed.tokens if self.intervention.perceives else 0
         template = self.processor.chat_template
         name = "image" if source == VISION_TOWER else f"{template.encoder_tokens[source]}_image"
-        draft = EncodedConversation(ids=[self.parser.vocabulary.im_end], labels=[0])
-        template.encode(draft, (Message("user", f"<{name}>"),), {source: [step.visual_tokens]})
-        template.add_generation_prompt(draft)
+        conversation = EncodedConversation(ids=[self.parser.vocabulary.im_end], labels=[0])
+        template.encode(conversation, (Message("user", f"<{name}>"),), {source: [step.visual_tokens]})
+        template.add_generation_prompt(conversation)
         if not self.intervention.perceives:
-            return RowInput(draft.ids)
-        steering = torch.stack(speaker.turn_states) if self.steered and source != VISION_TOWER else None
-        return RowInput(draft.ids, VisualInput(draft.blocks[0], look, steering, speaker.sample.record))
+            return RowInput(conversation.ids)
+        states = torch.stack(row.turn_states) if self.conditioned and source != VISION_TOWER else None
+        return RowInput(conversation.ids, VisualInput(conversation.blocks[0], processed, states, row.sample.record))

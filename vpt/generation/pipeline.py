@@ -28,16 +28,16 @@ StreamCallback = Callable[[RowState], None]
 
 @dataclass(frozen=True)
 class ImageQuestion:
-    """A question about an image as a model is asked it.
+    """A question about an image, as a conversation.
 
     Attributes:
         record: the conversation up to the question.
-        folder: where the image lies.
+        media: where the image lies.
         image: the image at full resolution.
     """
 
     record: Record
-    folder: MediaStore
+    media: MediaStore
     image: Image.Image
 
 
@@ -58,11 +58,11 @@ class Reply:
         return self.answer.trace
 
     def maps(self) -> list[SimilarityMap | None]:
-        """For each step of the trace what its control state looked for; None where none steered what was seen."""
-        return similarity_maps(self.bundle, self.answer, self.question.folder, self.question.image)
+        """The similarity map of each step of the trace; None where no control state conditioned what was seen."""
+        return similarity_maps(self.bundle, self.answer, self.question.media, self.question.image)
 
     def draw(self, path: str | Path) -> Path:
-        """Write a picture: the image, what was selected and seen again, what was looked for. Needs matplotlib."""
+        """Write a picture of the image, the selected regions and the similarity maps. Needs matplotlib."""
         check_output_path(Path(path))
         from vpt.generation.reply_figure import draw_reply  # matplotlib is an extra
 
@@ -123,29 +123,27 @@ def build_question(config: TrainConfig, image: Path, question: str, sentence: st
         found = "is a folder" if image.is_dir() else "does not exist"
         raise DataError(f"image {image} {found}; give the path of an image file")
     path = image.resolve()
-    folder = replace(
-        media_store(path.parent, config.data), apply_exif_rotation=True
-    )  # a photograph, as its viewer sees it
+    # turned by its EXIF data: a photograph, as its viewer sees it
+    media = replace(media_store(path.parent, config.data), apply_exif_rotation=True)
     reference, where = ImageRef(path.name), "the question"
-    messages = (
-        Message("system", SYSTEM_PROMPT),
-        Message("user", f"<image>\n{question.strip()} {sentence}".rstrip()),
-    )
+    text = f"<image>\n{question.strip()} {sentence}".rstrip()
+    messages = (Message("system", SYSTEM_PROMPT), Message("user", text))
     record = Record(messages, {VISION_TOWER: (reference,)}, where, question.strip())
-    return ImageQuestion(record, folder, folder.original(reference, where=where))
+    return ImageQuestion(record, media, media.original(reference, where=where))
 
 
 def reply(
-    bundle: ModelBundle, question: ImageQuestion, generation: GenerationConfig, *, listener: StreamCallback | None = None
+    bundle: ModelBundle, question: ImageQuestion, generation: GenerationConfig, *,
+    listener: StreamCallback | None = None,
 ) -> Reply:  # fmt: skip
     """Answer a question that has been read."""
     generator = Generator.from_config(bundle.model, bundle.processor, bundle.tokenizer, generation)
-    sample = bundle.processor.encode_prompt(question.record, question.folder)
-    (speaker,) = generator.start([sample], [question.folder])
-    for _ in generator.steps([speaker]):
+    sample = bundle.processor.encode_prompt(question.record, question.media)
+    (row,) = generator.start([sample], [question.media])
+    for _ in generator.steps([row]):
         if listener is not None:
-            listener(speaker)
-    return Reply(bundle, question, generator.finalize(speaker))
+            listener(row)
+    return Reply(bundle, question, generator.finalize(row))
 
 
 def check_output_path(path: Path) -> None:

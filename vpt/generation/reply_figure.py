@@ -1,4 +1,4 @@
-"""The picture of one reply: the image, what was selected and seen again, and what the control state looked for."""
+"""The picture of one reply: the image, the selected regions, and the similarity maps of the control states."""
 
 import math
 import textwrap

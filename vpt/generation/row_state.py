@@ -1,4 +1,4 @@
-"""A row while it answers: what it may do, what it has said and perceived, what it feeds next."""
+"""A row while it answers: its limits, its tokens so far, the trace of its perception, its next input."""
 
 from dataclasses import dataclass, field
 
@@ -14,17 +14,15 @@ from vpt.perception.requests import FREE
 
 @dataclass(frozen=True)
 class GenerationLimits:
-    """What an answer may do, and how far it may go.
+    """Limits on an answer's perception and length.
 
     Attributes:
-        max_new_tokens: tokens the model may say in all its turns, forced control tokens included.
-        max_actions: times a row may ask for perception; after them the tokens that ask are forbidden.
+        max_new_tokens: tokens of all the model's turns, forced control tokens included.
+        max_actions: times a row may request perception; after them the tokens that request it are forbidden.
         crop_margin: cells by which a selected region is widened on each side.
         action: `free`; `none` forbids perception; `region` or a re-encoder's name makes every answer about an image
             begin with that action, and forbids the others.
-        stop: tokens that end an answer besides `<|im_end|>` and `<|endoftext|>`, wherever they are said.
-        released: decode as the released code did, for comparison: past `<|im_end|>`, never perceiving, each control
-            token's embedding the state just before it.
+        stop: tokens that end an answer besides `<|im_end|>` and `<|endoftext|>`, wherever they come.
     """
 
     max_new_tokens: int = 64
@@ -32,7 +30,6 @@ class GenerationLimits:
     crop_margin: int = 0
     action: str = FREE
     stop: tuple[int, ...] = ()
-    upstream: bool = False
 
 
 DONE, REPAIRED, IGNORED = "done", "repaired", "ignored"
@@ -44,12 +41,12 @@ class PerceptionStep:
 
     Attributes:
         kind: `region` or a re-encoder.
-        said: the tokens that asked, as text.
-        status: `seen`; `mended`, seen though the region was malformed; `ignored` (`vpt.perception.requests` has the rule).
+        requested: the tokens of the request, as text.
+        status: `done`; `repaired`, done though the request was malformed; `ignored` (see `vpt.perception.requests`).
         box: what a region shows, x0, y0, x1, y1 in pixels of the image.
         state_norm: mean norm of the control states.
         visual_tokens: how many tokens the conversation grew by.
-        seconds: from the end of the turn that asked to the first token after what was seen, the batch's wait included.
+        seconds: from the end of the requesting turn to the first token after the image, the batch's wait included.
     """
 
     kind: str
@@ -63,11 +60,11 @@ class PerceptionStep:
 
 @dataclass
 class Answer:
-    """What a row said: the text of its last turn, the ids it produced, and how it perceived.
+    """The text of a row's last turn, the ids of all its turns, and the trace of its perception.
 
-    `states` holds the control states, [s, D], of each re-encoding that was seen. `complete` is False where
-    `max_new_tokens` came before the end. `confidence` is the probability that the model gave to its last turn, its end
-    included, before temperature and the like.
+    `states` holds the control states, [s, D], of each re-encoding. `complete` is False where `max_new_tokens` came
+    before the end. `confidence` is the probability that the model gave to its last turn, its end included, before
+    temperature and the like.
     """
 
     text: str
@@ -80,19 +77,21 @@ class Answer:
 
 @dataclass
 class RowState:
-    """One row: where it is, what it has said, what it feeds next (None: it has ended).
+    """One row while it answers.
 
     Attributes:
-        dice: what its tokens are drawn from.
-        may_ask: how often it may still ask for perception.
-        has_asked: whether this turn has.
-        opening: what its next tokens must be among, one entry for each.
-        said, ids: tokens of this turn, and of all turns.
+        rng: its tokens are drawn from it.
+        position: of its next token.
+        actions_left: how often it may still request perception.
+        requested: whether this turn has.
+        forced_prefix: the set of tokens that each of its next tokens must be in.
+        next_input: of the next decode step; None once it has ended.
+        turn_ids, output_ids: tokens of this turn, and of all turns.
         log_probability: of this turn.
-        asking: the re-encoder whose control states are being read.
-        steering: control states of this turn's last action.
-        states: control states of every re-encoding that was seen.
-        looked: when the last turn that was shown something ended, until it goes on.
+        pending_action: the re-encoder whose control states are being read.
+        turn_states: control states of this turn's last action.
+        control_states: control states of every re-encoding so far.
+        perceived_at: when the last turn that was shown an image ended, until the first token after it.
     """
 
     sample: Sample
@@ -114,11 +113,11 @@ class RowState:
     complete: bool = False
 
     def append(self, *tokens: int) -> None:
-        """Take tokens into the turn."""
+        """Add tokens to the turn."""
         self.turn_ids.extend(tokens)
         self.output_ids.extend(tokens)
 
     @property
     def image(self) -> ImageRef | None:
-        """The image that actions refer to."""
+        """The image that is looked at again."""
         return self.sample.record.image

@@ -27,18 +27,18 @@ class Sampling:
     seed: int = 0
 
     def rng_for(self, number: int) -> np.random.Generator:
-        """What row `number` draws from."""
+        """The generator that row `number` draws from."""
         return np.random.default_rng([self.seed, number])
 
-    def sample(self, logits: Tensor, dice: Sequence[np.random.Generator]) -> list[int]:
-        """One token for each row of [n, vocabulary], -inf where a token may not be said."""
+    def sample(self, logits: Tensor, rngs: Sequence[np.random.Generator]) -> list[int]:
+        """One token for each row of [n, vocabulary], -inf where a token is forbidden."""
         if not self.temperature:
             return logits.argmax(dim=-1).tolist()
-        unused: torch.LongTensor = None  # type: ignore[assignment]  # the tokens so far: these three do not look at them
+        unused: torch.LongTensor = None  # type: ignore[assignment]  # the tokens so far: these three ignore them
         cumulative = self._warpers()(unused, logits).double().softmax(dim=-1).cumsum(dim=-1)
         # In the order of the vocabulary, so that nearly equal tokens cannot change places. In (0, 1]: a token of
         # probability 0 is never the first to reach a point.
-        points = torch.tensor([[1 - one.random()] for one in dice], dtype=torch.float64, device=logits.device)
+        points = torch.tensor([[1 - one.random()] for one in rngs], dtype=torch.float64, device=logits.device)
         return torch.searchsorted(cumulative, points * cumulative[:, -1:]).flatten().tolist()
 
     def _warpers(self) -> LogitsProcessorList:

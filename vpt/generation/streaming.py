@@ -12,7 +12,7 @@ from vpt.generation.row_state import IGNORED, REPAIRED, Answer, PerceptionStep, 
 
 @dataclass
 class AnswerStreamer:
-    """Prints what a row says as it says it; each turn on a line, each act of perception below the turn that asked."""
+    """Prints a row's text token by token: each turn on a line, each act of perception below the turn that began it."""
 
     tokenizer: Any
     printed: int = 0
@@ -22,17 +22,17 @@ class AnswerStreamer:
     def __post_init__(self) -> None:
         self.streamer = TextStreamer(self.tokenizer, skip_special_tokens=True)
 
-    def __call__(self, speaker: RowState) -> None:
-        """Say what is new. A step is told with the first token that follows it: then its time is known."""
-        if speaker.perceived_at is None and len(speaker.trace) > self.steps:
+    def __call__(self, row: RowState) -> None:
+        """Print new tokens. A step is printed with the first token that follows it: then its time is known."""
+        if row.perceived_at is None and len(row.trace) > self.steps:
             self.streamer.end()
-            self._print_steps(speaker.trace)
-        for token in speaker.output_ids[self.printed :]:
+            self._print_steps(row.trace)
+        for token in row.output_ids[self.printed :]:
             self.streamer.put(torch.tensor([token]))
-        self.printed = len(speaker.output_ids)
+        self.printed = len(row.output_ids)
 
     def end(self, answer: Answer) -> None:
-        """Finish the last line; tell what was asked for in it, to no avail, and what is missing from it."""
+        """Finish the last line; print the requests in it that were ignored, and whether it is empty or cut off."""
         self.streamer.end()
         self._print_steps(answer.trace)
         if not answer.text:

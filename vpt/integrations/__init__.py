@@ -1,1 +1,1 @@
-"""What other people's evaluation programs need to ask our checkpoints."""
+"""Our checkpoints in other evaluation programs."""

@@ -44,7 +44,7 @@ class Responder:
     """
 
     def __init__(self, checkpoint: str | Path, *, device: str = "auto", prompted: bool | None = None) -> None:
-        self.parts: ModelBundle = load_pretrained(checkpoint, device=device)
+        self.bundle: ModelBundle = load_pretrained(checkpoint, device=device)
         self.prompted = prompted
 
     def respond(self, questions: Sequence[tuple[Sequence[Image.Image], str]], **settings: Any) -> list[str]:
@@ -58,12 +58,12 @@ class Responder:
             ConfigError: for a setting that does not exist.
             DataError: for a question that is too long.
         """
-        generation = generation_settings(self.parts.config, settings)
-        sentence = action_prompt(self.parts.config, generation, prompted=self.prompted)
-        records, albums = zip(*(self._record(images, text, sentence) for images, text in questions))
-        samples = [self.parts.processor.encode_prompt(record, album) for record, album in zip(records, albums)]
-        generator = Generator.from_config(self.parts.model, self.parts.processor, self.parts.tokenizer, generation)
-        return [answer.text for answer in generator.generate(samples, albums)]
+        generation = generation_settings(self.bundle.config, settings)
+        sentence = action_prompt(self.bundle.config, generation, prompted=self.prompted)
+        records, media = zip(*(self._record(images, text, sentence) for images, text in questions))
+        samples = [self.bundle.processor.encode_prompt(record, store) for record, store in zip(records, media)]
+        generator = Generator.from_config(self.bundle.model, self.bundle.processor, self.bundle.tokenizer, generation)
+        return [answer.text for answer in generator.generate(samples, media)]
 
     def _record(self, images: Sequence[Image.Image], text: str, sentence: str) -> tuple[Record, InMemoryMedia]:
         references = [ImageRef(f"in memory {next(_numbers)}") for _ in images]
@@ -71,8 +71,8 @@ class Responder:
             text = IMAGE * len(images) + "\n" + text.replace(IMAGE, "").strip()
         if not text.replace(IMAGE, "").strip():
             raise DataError("a question is empty")
-        limits = media_store(Path(), self.parts.config.data)
+        limits = media_store(Path(), self.bundle.config.data)
         kept = {reference.path: image for reference, image in zip(references, images)}
-        album = InMemoryMedia(limits.root, limits.max_side, limits.resample, limits.max_pixels, images=kept)
+        store = InMemoryMedia(limits.root, limits.max_side, limits.resample, limits.max_pixels, images=kept)
         messages = (Message("system", SYSTEM_PROMPT), Message("user", f"{text} {sentence}".rstrip()))
-        return Record(messages, {VISION_TOWER: tuple(references)} if references else {}, "question"), album
+        return Record(messages, {VISION_TOWER: tuple(references)} if references else {}, "question"), store

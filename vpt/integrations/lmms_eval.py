@@ -15,12 +15,12 @@ from tqdm import tqdm
 
 from vpt.integrations.in_memory import Responder
 
-# what a task may set of how answers are generated -> our name for it
+# a task's generation setting -> our name for it
 _SETTINGS = {"max_new_tokens": "max_new_tokens", "temperature": "temperature", "top_p": "top_p", "top_k": "top_k"}
 
 
 def manifest() -> ModelManifest:
-    """How lmms-eval finds the class below."""
+    """The entry by which lmms-eval finds the class below."""
     return ModelManifest(model_id="vpt", simple_class_path="vpt.integrations.lmms_eval.VPTForLmmsEval")
 
 
@@ -54,8 +54,8 @@ class VPTForLmmsEval(lmms):
         questions, settings, stops = zip(*(self._question(request) for request in batch))
         if any(setting != settings[0] for setting in settings):
             return [answer for request in batch for answer in self._answer([request])]
-        said = self.responder.respond(questions, **settings[0])
-        return [_until(text, stop) for text, stop in zip(said, stops)]
+        answers = self.responder.respond(questions, **settings[0])
+        return [_until(text, stop) for text, stop in zip(answers, stops)]
 
     def _question(self, request: Instance) -> tuple[tuple[list[Any], str], dict[str, Any], list[str]]:
         """Images and text, settings, and strings that end the answer."""
@@ -68,7 +68,7 @@ class VPTForLmmsEval(lmms):
         return (images, text), self.settings | settings, [until] if isinstance(until, str) else list(until)
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
-        """Not offered: what a model perceives depends on what it says."""
+        """Not offered: a model's perception depends on its own tokens."""
         raise NotImplementedError("vpt answers generate_until tasks only; choose such a task")
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:

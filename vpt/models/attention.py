@@ -1,8 +1,8 @@
 """Attention of packed segments over what their rows have cached.
 
 A stage runs one or more segments of each of several rows, packed one after the other. Each segment attends to keys that
-its row has left behind, and causally to itself. `Layout` says who sees what, once a stage, for every layer; the decoder
-layers stay transformers' own and reach `segment_attention` by name. It computes the same in two ways:
+its row has left behind, and causally to itself. `AttentionLayout` says who sees what, once a stage, for every layer;
+the decoder layers stay transformers' own and reach `segment_attention` by name. It computes the same in two ways:
 
     packed   one call of torch's variable-length kernel (`vpt.models.varlen_attention`), where the device has it
     padded   a call of `scaled_dot_product_attention` for each group of segments of about the same size
@@ -72,7 +72,7 @@ class AttentionLayout:
 
     @cached_property
     def varlen_index(self) -> VarlenIndex | None:
-        """The stage for the variable-length kernel; None where it cannot say what is seen."""
+        """The stage for the variable-length kernel; None where the kernel cannot express it."""
         if self.keys_by_row or self.hidden is not None:
             return None
         index = self._unless_in_order(np.concatenate(self.keys))  # type: ignore[arg-type]
@@ -163,7 +163,7 @@ def segment_attention(
 
     Args:
         query: [1, heads, N, d], the packed queries of a stage.
-        key, value: [1, kv heads, all cached, d], or [R, kv heads, K, d] where `layout.by_row`.
+        key, value: [1, kv heads, all cached, d], or [R, kv heads, K, d] where `layout.keys_by_row`.
 
     Returns:
         ([1, N, heads, d], None)
@@ -178,14 +178,9 @@ def segment_attention(
 
 
 def _padded_call(
-    packed: Tensor,
-    key: Tensor,
-    value: Tensor,
-    layout: AttentionLayout,
-    group: PaddedGroup,
-    scaling: float,
+    packed: Tensor, key: Tensor, value: Tensor, layout: AttentionLayout, group: PaddedGroup, scaling: float,
     dropout: float,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """[N, heads, d] packed -> [R * Q, heads, d], the queries of one group with their padding."""
     if group.queries is not None:
         packed = packed.index_select(0, group.queries)

@@ -1,4 +1,4 @@
-"""From a configuration to the parts: tokenizer, model, re-encoders, sample encoder."""
+"""Build a `ModelBundle` from a configuration: tokenizer, model, re-encoders, processor."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -7,10 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from transformers import (
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from vpt.config.schema import ModelConfig, TrainConfig
 from vpt.config.targets import RE_ENCODER, locate
@@ -29,7 +26,7 @@ from vpt.models.qwen import (
     from_pretrained_or_hub,
     pixel_limits,
     resize_token_embeddings,
-)
+)  # fmt: skip
 from vpt.models.vpt import InnerForwardConfig, VPTModel
 from vpt.perception.batch import VISION_TOWER
 from vpt.perception.tokens import PerceptionVocabulary, add_perception_tokens, stop_ids
@@ -37,7 +34,7 @@ from vpt.perception.tokens import PerceptionVocabulary, add_perception_tokens, s
 
 @dataclass
 class ModelBundle:
-    """A model and what feeds it."""
+    """A model with its configuration, tokenizer and processor."""
 
     config: TrainConfig
     model: VPTModel
@@ -61,9 +58,8 @@ def build_bundle(
     """
     vocabulary = extend_vocabulary(config, tokenizer)
     qwen = build_qwen(config.model, vocabulary, sizes, bare=bare)
-    tower_transform = QwenTransform(
-        build_processor(qwen, config.data.image), video_size=pixel_limits(config.data.video)
-    )
+    images = build_processor(qwen, config.data.image)
+    tower_transform = QwenTransform(images, video_size=pixel_limits(config.data.video))
     with torch.device("meta") if bare and sizes is not None else nullcontext():
         encoders = build_encoders(config, qwen, tower_transform, sizes)
     model = VPTModel(qwen, encoders, vocabulary=vocabulary, forward_config=forward_config(config))
@@ -77,12 +73,12 @@ def build_bundle(
 
 def extend_vocabulary(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> PerceptionVocabulary:
     """Give a tokenizer the perception tokens of a configuration, and record their ids there."""
-    spelling, bins = token_prefixes(config), config.model.region_bins
+    prefixes, bins = token_prefixes(config), config.model.region_bins
     token_bins, text_bins = (bins, 0) if config.model.region_format == "tokens" else (0, bins)
-    add_perception_tokens(tokenizer, list(spelling.values()), region_bins=token_bins)
+    add_perception_tokens(tokenizer, list(prefixes.values()), region_bins=token_bins)
     stop_ids(tokenizer, config.generation.stop)  # a wrong one is better found now than after training
-    vocabulary = PerceptionVocabulary.from_tokenizer(tokenizer, spelling, region_bins=token_bins, text_bins=text_bins)
-    record_token_ids(config.model, vocabulary.upstream_ids(spelling))
+    vocabulary = PerceptionVocabulary.from_tokenizer(tokenizer, prefixes, region_bins=token_bins, text_bins=text_bins)
+    record_token_ids(config.model, vocabulary.upstream_ids(prefixes))
     return vocabulary
 
 
@@ -92,9 +88,9 @@ def token_prefixes(config: TrainConfig) -> dict[str, str]:
 
 
 def forward_config(config: TrainConfig) -> InnerForwardConfig:
-    """How a configuration walks a conversation."""
+    """The inner forward of a configuration."""
     return InnerForwardConfig(
-        inner_forward=config.model.inner_forward,  # type: ignore[arg-type]  # checked by freeze
+        inner_forward=config.model.inner_forward,  # type: ignore[arg-type]  # checked by resolve_config
         num_inner_forward_run=config.model.num_inner_forward_run,
         projector_scale=config.model.projector_scale,
         mask_mode=config.masking.mode,  # type: ignore[arg-type]
@@ -105,9 +101,9 @@ def forward_config(config: TrainConfig) -> InnerForwardConfig:
 def build_sample_processor(
     config: TrainConfig, model: VPTModel, tokenizer: PreTrainedTokenizerBase, transforms: dict[str, ImageTransform]
 ) -> Processor:
-    """What turns records into rows for this model; `transforms` prepare the images of each source."""
+    """The processor of this model; `transforms` prepare the images of each source."""
     vision = model.qwen.config.vision_config
-    numbering = PositionScheme(
+    position_scheme = PositionScheme(
         config.model.positions,  # type: ignore[arg-type]
         config.model.reencoded_positions,  # type: ignore[arg-type]
         vision.spatial_merge_size,
@@ -116,7 +112,7 @@ def build_sample_processor(
     return Processor(
         ChatTemplate(tokenizer, model.vocabulary, token_prefixes(config), projector_scale=config.model.projector_scale),
         transforms,
-        numbering,
+        position_scheme,
         max_length=config.data.max_length,
         overflow=config.data.overflow,  # type: ignore[arg-type]
         image_cache=ImageCache(config.data.image_cache_mb // max(config.data.workers, 1)),
@@ -131,7 +127,7 @@ def record_token_ids(config: ModelConfig, ids: dict[str, int]) -> None:
 
 
 def build_encoders(
-    config: TrainConfig, qwen: PreTrainedModel, tower_view: QwenTransform, sizes: Architecture | None
+    config: TrainConfig, qwen: PreTrainedModel, tower_transform: QwenTransform, sizes: Architecture | None
 ) -> dict[str, ReEncoder]:
     """The re-encoders of the configuration, by name; random ones of `sizes` where those are given.
 
@@ -140,7 +136,7 @@ def build_encoders(
     encoders: dict[str, ReEncoder] = {}
     for name, settings in config.encoder.items():
         size = settings.sizes[settings.size]
-        context = BuildContext(name, qwen.config.text_config.hidden_size, tower_view, config.model.projector_scale)
+        context = BuildContext(name, qwen.config.text_config.hidden_size, tower_transform, config.model.projector_scale)
         weights = settings.path or size.weights
         arguments = deepcopy(size.config if sizes is None else sizes.encoders.get(name, {}))
         target = locate(settings.target, f"encoder.{name}.target", RE_ENCODER)

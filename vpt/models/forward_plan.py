@@ -1,15 +1,22 @@
-"""From segments to stages: index tensors that say who runs when, who attends to whom, and what is filled in."""
+"""From segments to stages: index tensors that say who runs when, who attends to whom, and what is filled in.
 
-from collections.abc import Callable
+Training plans every stage of a batch at once (`ForwardPlanner`); generation plans one stage at a time, a segment of
+each row that goes on (`vpt.generation.decode_step`). Both fill their stages with an `InsertCollector`.
+"""
+
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from vpt.models.attention import AttentionLayout, Hidden
-from vpt.perception.batch import Row, Span
+from vpt.perception.batch import PlaceholderSpan, Row, Span
 from vpt.perception.segments import Segment, by_stage
+
+Indices = Sequence[int] | np.ndarray
 
 
 @dataclass
@@ -17,11 +24,11 @@ class VisualInsert:
     """Tokens of one source that a stage fills in.
 
     Attributes:
-        source: the tower or a re-encoder.
-        at: [T] where they go, in the stage.
+        source: the vision tower or a re-encoder.
+        positions: [T] where they go, in the stage.
         tokens: [T] which of the source's projected tokens.
-        block: [T] which of the n blocks each token belongs to.
-        states: [n, s] which control states steer each block, or None where none does.
+        block: [T] which of the n placeholder spans each token belongs to.
+        states: [n, s] which control states condition each span, or None where none does.
     """
 
     source: str
@@ -38,12 +45,12 @@ class Stage:
     Attributes:
         tokens: [n] positions of the batch.
         layout: who attends to whom.
-        control_at: [c] control tokens in the stage whose embedding is replaced ...
-        control_state: [c] ... by which control state.
-        perceived: what fills the placeholder tokens.
+        control_positions: [c] control tokens in the stage whose embedding is replaced ...
+        control_sources: [c] ... by which control state.
+        inserts: visual tokens that fill the placeholder tokens.
         zeroed: [z] positions in the stage whose embedding is zero.
-        asked: [h] positions in the stage whose hidden states anything reads, or None for all of them.
-        reads: [r] which of those hidden states are control states from now on.
+        logits_to_keep: [h] positions in the stage whose hidden states are returned, or None for all of them.
+        control_outputs: [r] which of those hidden states are control states from now on.
     """
 
     tokens: Tensor
@@ -56,14 +63,56 @@ class Stage:
     control_outputs: Tensor
 
 
+class InsertCollector:
+    """Collects what replaces the token embeddings of one stage, and builds the stage."""
+
+    def __init__(self, device: torch.device | str, *, merge: bool) -> None:
+        """`merge` makes one insert of the spans of a source with equally many control states. That is faster; apart,
+        what fills a row does not depend on the other rows, to the last bit."""
+        self.merge, self._tensor = merge, partial(_index_tensor, device=device)
+        self.control_positions: list[int] = []
+        self.control_sources: list[int] = []
+        self.zeroed: list[int] = []
+        self._inserts: dict[Hashable, list[tuple[str, range, range, Sequence[int]]]] = {}
+
+    def add_control(self, position: int, state: int) -> None:
+        """Replace the embedding at `position` of the stage by a control state, given by its number."""
+        self.control_positions.append(position)
+        self.control_sources.append(state)
+
+    def add_insert(self, span: PlaceholderSpan, *, shift: int, first_token: int, states: Sequence[int]) -> None:
+        """Fill a span, which lies `shift` further on in the stage than in its row, with its source's projected tokens
+        from `first_token` on, conditioned on the control states of these numbers, if any."""
+        positions = range(shift + span.start, shift + span.start + span.length)
+        tokens = range(first_token, first_token + span.length)
+        key = (span.source, len(states)) if self.merge else len(self._inserts)
+        self._inserts.setdefault(key, []).append((span.source, positions, tokens, states))
+
+    def build(self, layout: AttentionLayout, *, tokens: Indices = (), logits_to_keep: Indices | None = None) -> Stage:
+        """The stage; `ForwardPlanner` adds its control outputs once it knows them."""
+        return Stage(
+            self._tensor(tokens), layout, self._tensor(self.control_positions), self._tensor(self.control_sources),
+            [self._insert(entries) for entries in self._inserts.values()], self._tensor(self.zeroed),
+            None if logits_to_keep is None else self._tensor(logits_to_keep), self._tensor([]),
+        )  # fmt: skip
+
+    def _insert(self, entries: list[tuple[str, range, range, Sequence[int]]]) -> VisualInsert:
+        sources, positions, tokens, states = zip(*entries, strict=True)
+        return VisualInsert(
+            sources[0], positions=self._tensor(np.concatenate(positions)), tokens=self._tensor(np.concatenate(tokens)),
+            block=self._tensor(np.repeat(np.arange(len(entries)), [len(span) for span in positions])),
+            states=self._tensor(np.array(states)) if states[0] else None,
+        )  # fmt: skip
+
+
 @dataclass
 class ForwardPlan:
     """The stages of a batch.
 
     Attributes:
         stages: in the order in which they run.
-        cached: [N] where each position's last keys lie among those of all stages.
-        hidden: [M] where the hidden state of each position that was asked for lies among all that the stages return.
+        kv_index: [N] where each position's last keys lie among those of all stages.
+        output_index: [M] where the hidden state of each position to keep lies among all that the stages return.
     """
 
     stages: list[Stage]
@@ -72,7 +121,7 @@ class ForwardPlan:
 
 
 @dataclass
-class _RowState:
+class _RowProgress:
     """Where a row's segments and control states ended up."""
 
     segment_at: list[tuple[int, int]] = field(default_factory=list)  # (offset among all cached keys, first position)
@@ -88,79 +137,88 @@ class ForwardPlanner:
     ) -> None:  # fmt: skip
         """Args:
         rows, segments: the batch's rows and the cut of each.
-        token_offsets: source -> first token of each look among the source's projected tokens.
-        asked: ascending, the positions of the batch whose hidden states are wanted; None for all.
+        token_offsets: source -> first token of each image among the source's projected tokens.
+        logits_to_keep: ascending, the positions of the batch whose hidden states are wanted; None for all.
         device: where the index tensors live.
         """
         self.rows, self.token_offsets, self.device = rows, token_offsets, device
+        self._tensor = partial(_index_tensor, device=device)
         self.logits_to_keep = np.arange(sum(row.length for row in rows)) if logits_to_keep is None else logits_to_keep
         self.segments = [by_stage(cuts) for cuts in segments]
-        self.progress = [_RowState() for _ in rows]
+        self.progress = [_RowProgress() for _ in rows]
         self.cached = self.state_count = 0
         self.last_keys = np.zeros(sum(row.length for row in rows), dtype=np.int64)
         self.spans: list[Span] = []  # of each stage, its keys among all that are cached
-        self.reads: list[list[int]] = []  # of each stage, the positions in it that are control states
+        self.control_outputs: list[list[int]] = []  # of each stage, the positions in it that are control states
 
     def plan(self) -> ForwardPlan:
         """Lay out every stage in turn."""
         stages = [self._stage(number) for number in range(max(map(len, self.segments)))]
-        hidden = self._select_outputs(stages)
-        return ForwardPlan(stages, self._tensor(self.last_keys), self._tensor(hidden))
+        output_index = self._select_outputs(stages)
+        return ForwardPlan(stages, self._tensor(self.last_keys), self._tensor(output_index))
 
     def _select_outputs(self, stages: list[Stage]) -> np.ndarray:
-        """Let each stage return what is asked for and what is read, no more; `Walk.hidden` of that."""
+        """Limit each stage's output to positions to keep and control states; returns `ForwardPlan.output_index`."""
         keys = self.last_keys[self.logits_to_keep]
-        hidden = np.empty_like(keys)
+        output_index = np.empty_like(keys)
         returned = 0
-        for stage, (start, stop), reads in zip(stages, self.spans, self.reads, strict=True):
+        for stage, (start, stop), control_outputs in zip(stages, self.spans, self.control_outputs, strict=True):
             here = (start <= keys) & (keys < stop)
-            asked = np.union1d(keys[here] - start, reads).astype(np.int64)
-            hidden[here] = returned + np.searchsorted(asked, keys[here] - start)
-            stage.logits_to_keep = None if len(asked) == stop - start else self._tensor(asked)
-            stage.control_outputs = self._tensor(np.searchsorted(asked, reads))
-            returned += len(asked)
-        return hidden
+            kept = np.union1d(keys[here] - start, control_outputs).astype(np.int64)
+            output_index[here] = returned + np.searchsorted(kept, keys[here] - start)
+            stage.logits_to_keep = None if len(kept) == stop - start else self._tensor(kept)
+            stage.control_outputs = self._tensor(np.searchsorted(kept, control_outputs))
+            returned += len(kept)
+        return output_index
 
     def _stage(self, number: int) -> Stage:
-        parts = [
+        running = [
             (row, segment, progress)
             for row, stages, progress in zip(self.rows, self.segments, self.progress, strict=True)
             if number < len(stages)
             for segment in stages[number]
         ]
-        lengths = [segment.stop - segment.start for _, segment, _ in parts]
+        lengths = [segment.stop - segment.start for _, segment, _ in running]
         offsets = np.cumsum([0, *lengths[:-1]]).tolist()
-        filler = _InsertCollector(self.token_offsets)
+        collector = InsertCollector(self.device, merge=True)
         tokens: list[np.ndarray] = []
         keys: list[np.ndarray] = []
-        hidden: list[Hidden | None] = []
-        reads: list[int] = []
-        for (row, segment, progress), offset in zip(parts, offsets, strict=True):
+        control_outputs: list[int] = []
+        for (row, segment, progress), offset in zip(running, offsets, strict=True):
+            own, length = self.cached + offset, segment.stop - segment.start
             tokens.append(np.arange(row.start + segment.start, row.start + segment.stop))
-            own = self.cached + offset
             keys.append(_visible_keys(segment, progress, own))
-            hidden.append(_hidden_span(segment))
-            filler.fill(row, segment, progress, offset)
-            self.last_keys[row.start + segment.start : row.start + segment.stop] = np.arange(own, own + len(tokens[-1]))
+            self._collect_inserts(collector, row, segment, progress, shift=offset - segment.start)
+            self.last_keys[row.start + segment.start : row.start + segment.stop] = np.arange(own, own + length)
             progress.segment_at.append((own, segment.start))
-            reads.extend(offset + position - segment.start for position in segment.control_positions)
+            control_outputs.extend(offset + position - segment.start for position in segment.control_positions)
             self._register_states(progress, segment)
         self.spans.append((self.cached, self.cached + sum(lengths)))
-        self.reads.append(reads)
+        self.control_outputs.append(control_outputs)
         self.cached += sum(lengths)
-        return Stage(
-            tokens=self._tensor(np.concatenate(tokens)),
-            layout=AttentionLayout(lengths, keys, device=self.device, hidden=hidden),
-            control_positions=self._tensor(filler.control_positions),
-            control_sources=self._tensor(filler.control_sources),
-            inserts=filler.inserts(self._tensor),
-            zeroed=self._tensor(filler.zeroed),
-            logits_to_keep=None,
-            control_outputs=self._tensor(reads),
-        )
+        hidden = [_hidden_span(segment) for _, segment, _ in running]
+        layout = AttentionLayout(lengths, keys, device=self.device, hidden=hidden)
+        return collector.build(layout, tokens=np.concatenate(tokens))
 
-    def _register_states(self, progress: _RowState, segment: Segment) -> None:
-        """Number the states that this segment reads: they belong to the action that is not yet known."""
+    def _collect_inserts(
+        self, collector: InsertCollector, row: Row, segment: Segment, progress: _RowProgress, *, shift: int
+    ) -> None:
+        """Collect what fills control tokens and placeholder spans; `shift` leads from row to stage positions."""
+        known = list(zip(row.actions[: segment.resolved_actions], progress.states, strict=False))
+        for action, states in known:
+            for position, state in enumerate(states, start=action.start):
+                if segment.start <= position < segment.stop:
+                    collector.add_control(shift + position, state)
+        conditioned = {action.block: states for action, states in known}
+        for number, span in enumerate(row.blocks):
+            if segment.start <= span.start and span.start + span.length <= segment.stop:
+                first = self.token_offsets[span.source][span.image]
+                collector.add_insert(span, shift=shift, first_token=first, states=conditioned.get(number, []))
+        for start, stop in segment.zeroed:
+            collector.zeroed.extend(range(shift + max(start, segment.start), shift + min(stop, segment.stop)))
+
+    def _register_states(self, progress: _RowProgress, segment: Segment) -> None:
+        """Number the control states that this segment returns: they belong to the first unresolved action."""
         if not segment.control_positions:
             return
         while len(progress.states) <= segment.resolved_actions:
@@ -169,11 +227,8 @@ class ForwardPlanner:
         progress.states[segment.resolved_actions].extend(numbers)
         self.state_count += len(segment.control_positions)
 
-    def _tensor(self, values: np.ndarray | list) -> Tensor:
-        return torch.from_numpy(np.asarray(values, dtype=np.int64)).to(self.device, non_blocking=True)
 
-
-def _visible_keys(segment: Segment, progress: _RowState, own: int) -> np.ndarray:
+def _visible_keys(segment: Segment, progress: _RowProgress, own: int) -> np.ndarray:
     runs = []
     for run in segment.attends_to:
         offset, first = progress.segment_at[run.segment]
@@ -188,46 +243,5 @@ def _hidden_span(segment: Segment) -> Hidden | None:
     return first - segment.start, start - segment.start, stop - segment.start
 
 
-class _InsertCollector:
-    """Collects what a stage fills in: control states, perceived tokens, zeros."""
-
-    def __init__(self, token_offsets: dict[str, list[int]]) -> None:
-        self.token_offsets = token_offsets
-        self.control_positions: list[int] = []
-        self.control_sources: list[int] = []
-        self.zeroed: list[int] = []
-        self.blocks: dict[tuple[str, int], list[tuple[np.ndarray, np.ndarray, list[int]]]] = {}
-
-    def fill(self, row: Row, segment: Segment, progress: _RowState, offset: int) -> None:
-        """Note what the segment at `offset` of the stage fills in."""
-        shift = offset - segment.start
-        for number, action in enumerate(row.actions[: segment.resolved_actions]):
-            for step, state in enumerate(progress.states[number]):
-                if segment.start <= action.start + step < segment.stop:
-                    self.control_positions.append(shift + action.start + step)
-                    self.control_sources.append(state)
-        steering = {
-            action.block: progress.states[n] for n, action in enumerate(row.actions[: segment.resolved_actions])
-        }
-        for number, block in enumerate(row.blocks):
-            if segment.start <= block.start and block.start + block.length <= segment.stop:
-                first = self.token_offsets[block.source][block.image]
-                at = np.arange(shift + block.start, shift + block.start + block.length)
-                states = steering.get(number, [])
-                entry = (at, np.arange(first, first + block.length), states)
-                self.blocks.setdefault((block.source, len(states)), []).append(entry)
-        for start, stop in segment.zeroed:
-            self.zeroed.extend(range(shift + max(start, segment.start), shift + min(stop, segment.stop)))
-
-    def inserts(self, tensor: Callable[[np.ndarray], Tensor]) -> list[VisualInsert]:
-        """The blocks of the stage, those of one source and one number of control states together."""
-        return [
-            VisualInsert(
-                source,
-                positions=tensor(np.concatenate([at for at, _, _ in entries])),
-                tokens=tensor(np.concatenate([tokens for _, tokens, _ in entries])),
-                block=tensor(np.repeat(np.arange(len(entries)), [len(at) for at, _, _ in entries])),
-                states=tensor(np.array([states for _, _, states in entries])) if count else None,
-            )
-            for (source, count), entries in self.blocks.items()
-        ]
+def _index_tensor(values: Indices, device: torch.device | str) -> Tensor:
+    return torch.from_numpy(np.asarray(values, dtype=np.int64)).to(device, non_blocking=True)

@@ -1,7 +1,7 @@
-"""The walk: extend, read the control states, perceive, extend, ...
+"""`extend`: run the decoder over the segments of one stage, on top of the keys and values of earlier stages.
 
-`extend` is the one operation of this project. Training walks over segments that come from the data; generation walks
-over segments that come from the model (`vpt.generation.generator`).
+It is the one operation of this project. Training runs it over segments that come from the data, generation over
+segments that come from the model (`vpt.generation.generator`); in between, control states are read and images seen.
 """
 
 from types import MethodType
@@ -30,7 +30,7 @@ class StagedKVCache:
 
 
 class StageKV:
-    """What one stage finds cached and what it adds. It has the `update` of transformers' caches.
+    """Keys and values of earlier stages and of one stage. It has the `update` of transformers' caches.
 
     It goes on naming the same stages after later ones have run: a layer that is recomputed in the backward pass then
     finds what it found in the forward pass. Not a dataclass: sharding copies those among a layer's arguments.
@@ -61,7 +61,7 @@ def extend(
         embeddings: [N, D].
         positions: [3, N].
         layout: who attends to whom.
-        asked: [h] the positions whose hidden states are wanted, or None for all; the others leave their keys behind.
+        logits_to_keep: [h] the positions whose hidden states are wanted, or None for all; keys are kept of all.
         checkpointing: recompute each layer in the backward pass instead of keeping its activations.
 
     Returns:
@@ -78,10 +78,10 @@ def extend(
 
 
 def restrict_last_layer(layer: nn.Module) -> None:
-    """Let the last decoder layer compute nothing that nobody reads.
+    """Run the last layer's MLP only at positions whose hidden states are needed.
 
-    Its keys and values are needed of every position, what comes after its attention only at positions in `logits_to_keep`:
-    a fifth of the positions or less in training, one while a prompt is read. It stays transformers' layer in all else.
+    Its keys and values are needed of every position, what comes after its attention only at `logits_to_keep`: a fifth
+    of the positions or less in training, one while a prompt is read. It stays transformers' layer in all else.
     """
     whole: Any = layer.forward
 

@@ -54,7 +54,7 @@ def is_adapter(name: str) -> bool:
 
 
 def plain_name(name: str) -> str:
-    """What a base layer's tensor is called in a model without adapters."""
+    """The name of a base layer's tensor in a model without adapters."""
     return name.replace(_BASE, ".")
 
 

@@ -24,7 +24,7 @@ class Output:
         positions: [M] the position in the batch that each label is predicted from.
         control_states: [r, D] the control states, in the order in which they were read.
         logits: [M, vocabulary], if asked for.
-        grad_anchor: zero, but the gradient of every stage leads through it, where several processes train (`uniform_backward`).
+        grad_anchor: zero, but the gradient of every stage leads through it (`VPTModel.uniform_backward`).
     """
 
     nll: Tensor
@@ -70,10 +70,6 @@ def compute_outputs(
             logits.append(logits_of(part))
     empty = hidden.new_zeros(0)
     return Output(
-        nll=torch.cat(nll) if nll else empty,
-        correct=torch.cat(correct) if correct else empty.bool(),
-        targets=targets,
-        positions=positions,
-        control_states=states,
-        logits=torch.cat(logits) if logits else None,
-    )
+        nll=torch.cat(nll) if nll else empty, correct=torch.cat(correct) if correct else empty.bool(), targets=targets,
+        positions=positions, control_states=states, logits=torch.cat(logits) if logits else None,
+    )  # fmt: skip

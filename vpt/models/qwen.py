@@ -36,7 +36,7 @@ Loaded = TypeVar("Loaded")
 
 
 def build_tokenizer(config: ModelConfig, kind: Any = AutoTokenizer) -> PreTrainedTokenizerBase:
-    """The base model's tokenizer, read by transformers' class `kind`; the tiny one where there are no weights to match."""
+    """The base model's tokenizer, read by transformers' class `kind`; the tiny one without `path`."""
     if config.path is None:
         return tiny_tokenizer()
     tokenizer = from_pretrained_or_hub(config.path, "model.path", lambda path: kind.from_pretrained(path))
@@ -103,7 +103,7 @@ def build_processor(qwen: PreTrainedModel, limits: ImageConfig) -> Qwen2VLImageP
 
 
 def pixel_limits(limits: ImageConfig | VideoConfig) -> dict[str, int]:
-    """Pixels of an image or frame, at least and at most, as transformers' processors spell it."""
+    """The fewest and the most pixels of an image or frame, as transformers' processors spell it."""
     return {"shortest_edge": limits.min_pixels, "longest_edge": limits.max_pixels}
 
 

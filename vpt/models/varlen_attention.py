@@ -25,8 +25,8 @@ class VarlenIndex:
     """Runs of queries and of keys, one after the other; a run of queries attends to the run of keys of its number.
 
     Attributes:
-        queries, keys: [R + 1] int32, where each run begins, and where the last one ends.
-        longest: queries and keys of the longest run.
+        cu_seqlens_q, cu_seqlens_k: [R + 1] int32, where each run begins, and where the last one ends.
+        max_seqlen: queries and keys of the longest run.
         index: [sum of the keys' lengths] which keys the runs are made of, or None where they are all keys in order.
     """
 

@@ -1,6 +1,6 @@
 """Qwen's visual tower over many images at once.
 
-The weights and modules are transformers' own; only the walk over them is ours, because theirs attends image by image
+The weights and modules are transformers' own; only the forward over them is ours, because theirs attends image by image
 (window by window) in a Python loop and embeds patches with a 3-D convolution. Here equal-sized images and windows
 share one attention call, and the patch embedding is the same weights as a matrix product.
 """
@@ -157,8 +157,7 @@ def _block(block: Any, hidden: Tensor, cos: Tensor, sin: Tensor, groups: Attenti
     attention = block.attn
     qkv = attention.qkv(block.norm1(hidden)).unflatten(-1, (3, -1, attention.head_dim))
     query, key = _rotate(qkv[:, :2], cos, sin).unbind(1)
-    seen = groups.attend(query, key, qkv[:, 2])
-    hidden = hidden + attention.proj(seen)
+    hidden = hidden + attention.proj(groups.attend(query, key, qkv[:, 2]))
     return hidden + block.mlp(block.norm2(hidden))
 
 

@@ -1,4 +1,4 @@
-"""The model of the paper's figure 2: look, walk with perception, predict."""
+"""The model of the paper's figure 2: encode images, run stages with perception in between, predict."""
 
 from dataclasses import dataclass
 from itertools import accumulate
@@ -22,7 +22,7 @@ from vpt.perception.tokens import PerceptionVocabulary
 
 @dataclass(frozen=True)
 class InnerForwardConfig:
-    """How a conversation is walked.
+    """How the stages of a conversation are run.
 
     Attributes:
         inner_forward: `shared` runs every segment once; `full` runs whole passes, the reference.
@@ -45,9 +45,9 @@ class VPTModel(nn.Module):
     Given its parts; `vpt.models.build` makes them from a configuration.
 
     Attributes:
-        store: keeps what frozen encoders see, if set.
-        linked: set where processes reduce gradients layer by layer. Every stage then has a backward pass, needed or
-            not, so that each process gathers and reduces the same layers in the same order.
+        feature_cache: keeps features of frozen encoders, if set.
+        uniform_backward: set where processes reduce gradients layer by layer. Every stage then has a backward pass,
+            needed or not, so that each process gathers and reduces the same layers in the same order.
     """
 
     uniform_backward = False
@@ -74,7 +74,7 @@ class VPTModel(nn.Module):
         return self.language.norm.weight.device
 
     def train(self, mode: bool = True) -> "VPTModel":
-        """As any module, but frozen towers stay in evaluation mode: what they see of an image is always the same."""
+        """As any module, but frozen towers stay in evaluation mode: their features of an image are always the same."""
         super().train(mode)
         towers = [self.qwen.model.visual, *(e.vision for e in map(self.encoder, self.encoders) if e.vision is not None)]
         for tower in towers:
@@ -92,25 +92,23 @@ class VPTModel(nn.Module):
             output.grad_anchor = 0.0 * (hidden[:, 0].sum() + self.logits(hidden[:1]).sum())
         return output
 
-    def encode_images(self, looks: dict[str, ImageInputs]) -> dict[str, Tensor]:
-        """Features of every image, once for each view: view -> [positions, feature_dim]."""
-        return {
-            view: images.merge_cached(self._encode_uncached(view, images)) for view, images in sorted(looks.items())
-        }
+    def encode_images(self, images: dict[str, ImageInputs]) -> dict[str, Tensor]:
+        """Features of every image, once for each transform: transform -> [positions, feature_dim]."""
+        return {name: own.merge_cached(self._encode_uncached(name, own)) for name, own in sorted(images.items())}
 
-    def _encode_uncached(self, view: str, images: ImageInputs) -> Tensor | None:
-        """Features of the images that are not known yet."""
+    def _encode_uncached(self, transform: str, images: ImageInputs) -> Tensor | None:
+        """Features of the images that are not cached, written to the feature cache."""
         if not images.uncached:
             return None
-        module = self.qwen.model.visual if view == VISION_TOWER else self._encoder_with(view).vision
+        module = self.qwen.model.visual if transform == VISION_TOWER else self._encoder_with(transform).vision
         with torch.set_grad_enabled(torch.is_grad_enabled() and is_trained(module)):
-            if view == VISION_TOWER:
-                seen = self.run_vision_tower(images.pixels, images.grids)
+            if transform == VISION_TOWER:
+                features = self.run_vision_tower(images.pixels, images.grids)
             else:
-                seen = self._encoder_with(view).forward_features(images.pixels)
+                features = self._encoder_with(transform).forward_features(images.pixels)
         if self.feature_cache is not None:
-            self.feature_cache.put(images, seen)
-        return seen
+            self.feature_cache.put(images, features)
+        return features
 
     def run_vision_tower(self, pixels: Tensor, grids: list[Grid]) -> Tensor:
         """Image tokens through Qwen's own tower, [tokens, D]."""
@@ -127,7 +125,7 @@ class VPTModel(nn.Module):
         }
 
     def plan_forward(self, batch: Batch, logits_to_keep: np.ndarray | None = None) -> ForwardPlan:
-        """Lay out the stages; `asked` are the positions whose hidden states are wanted, ascending, all by default."""
+        """Lay out the stages; hidden states are wanted at `logits_to_keep`, ascending positions, all by default."""
         sources = {block.source for row in batch.rows for block in row.blocks}
         offsets = {source: [0, *accumulate(batch.images[self.transform_of(source)].tokens)] for source in sources}
         segments = self.split_segments(batch.rows)
@@ -151,7 +149,7 @@ class VPTModel(nn.Module):
         """Extend, read the control states, perceive, extend, ...
 
         Returns:
-            hidden states that the stages were asked for, [n, D]; control states in the order they were read, [r, D].
+            hidden states that the stages return, [n, D]; control states in the order they were read, [r, D].
         """
         hidden: list[Tensor] = []
         states = batch.positions.new_zeros((0, self.language.config.hidden_size), dtype=torch.float32)
@@ -169,12 +167,12 @@ class VPTModel(nn.Module):
         return torch.cat(hidden), states
 
     def embed_inputs(self, ids: Tensor, stage: Stage, tokens: dict[str, Tensor], states: Tensor) -> Tensor:
-        """The embeddings of a stage: text, control states, what has been perceived, zeros where it is masked."""
+        """The embeddings of a stage: text, control states, visual tokens, zeros where it is masked."""
         x = self.language.embed_tokens(ids)
         if len(stage.control_positions):
             x = x.index_copy(0, stage.control_positions, states[stage.control_sources].to(x.dtype))
-        for perceived in stage.inserts:
-            x = x.index_copy(0, perceived.positions, self.condition(perceived, tokens, states).to(x.dtype))
+        for insert in stage.inserts:
+            x = x.index_copy(0, insert.positions, self.condition(insert, tokens, states).to(x.dtype))
         if len(stage.zeroed):
             x = x.index_fill(0, stage.zeroed, 0.0)
         return x
@@ -192,16 +190,17 @@ class VPTModel(nn.Module):
         return self.qwen.lm_head(hidden).float()
 
     def transform_of(self, source: str) -> str:
-        """The view through which a source looks."""
+        """The name of a source's image transform."""
         return VISION_TOWER if source == VISION_TOWER else self.encoder(source).transform.name
 
     def encoder(self, name: str) -> ReEncoder:
         """A re-encoder by its name."""
         return self.encoders[name]  # type: ignore[return-value]  # a ModuleDict knows modules only
 
-    def _encoder_with(self, view: str) -> ReEncoder:
-        return next(e for e in map(self.encoder, self.encoders) if e.transform.name == view)
+    def _encoder_with(self, transform: str) -> ReEncoder:
+        return next(e for e in map(self.encoder, self.encoders) if e.transform.name == transform)
 
 
 def is_trained(module: nn.Module) -> bool:
+    """Whether any parameter of a module is trained."""
     return any(parameter.requires_grad for parameter in module.parameters())

@@ -41,7 +41,7 @@ class Decoding:
         return tokens / min(taken["ours"]), tokens / min(taken["theirs"])
 
     def _ours(self, batch: Batch) -> Timed:
-        limits = GenerationLimits(max_new_tokens=self.sizes.new_tokens, upstream=True)
+        limits = GenerationLimits(max_new_tokens=self.sizes.new_tokens, action="none")
         generator = Generator(self.model, Processor(None, {}), lambda ids: "", limits)  # type: ignore[arg-type]
         samples = samples_of(batch)
         return lambda: generator.generate(samples, [MediaStore(Path())] * len(samples))

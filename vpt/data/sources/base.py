@@ -1,4 +1,4 @@
-"""Where records come from: any sequence of `Record` with a folder of images."""
+"""Sources of records: any sequence of `Record` with a folder of images."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -18,15 +18,15 @@ from vpt.perception.tokens import action_tokens
 
 @dataclass(frozen=True)
 class SourceContext:
-    """What every source is told.
+    """Settings of the run that every source gets.
 
     Attributes:
         root: `data.root`, or None.
         encoder_tokens: re-encoder -> how it is spelt.
         actions: kind (`none`, `region` or a re-encoder) -> share; for sources that make up their own turns.
-        prompted: whether questions say which perception to use (Free Choice leaves that out).
+        action_prompt: whether questions say which perception to use (Free Choice leaves that out).
         perception: False removes every perception turn (the same-data baseline).
-        plain_looks: puts a plain look of as many tokens in place of each perception that is removed.
+        token_matched_images: puts an image of as many tokens in place of each perception that is removed.
         region_bins: cells of the region grid along a side.
         seed: of the run.
     """
@@ -52,7 +52,7 @@ class Source(ABC):
 
     Attributes:
         root: the folder that their image paths start from.
-        draw: for sources that make their images up: path -> image. `root` is then a name that no other images have.
+        render: for sources that make their images up: path -> image. `root` is then a name that no other images have.
     """
 
     root: Path

@@ -29,7 +29,7 @@ class EasyVQA(Source):
         types: Sequence[str] = QUESTION_TYPES,
     ) -> None:  # fmt: skip
         """Args:
-        context: what every source is told.
+        context: settings of the run.
         split: train or test.
         turns: 1 to 8; each question comes with its image in that many flips and rotations, which change no answer.
         types: which questions: `colour`, `shape`, `yes/no`.

@@ -119,7 +119,7 @@ class SceneBuilder:
         return f"Is there a {colour} frame?", "yes" if there else "no", (0, 0, self.side, self.side)
 
     def colour(self) -> tuple[str, str, Pixels]:
-        """What colour is the leftmost frame? The first look tells."""
+        """Asks for the colour of the leftmost frame, which the first look tells."""
         self._framed(min(self.layout.frames, 3))  # of three frames one at least is alone at its edge
         edges = [side for side in OUTERMOST if len(self._outermost(side)) == 1]
         side = edges[self._below(len(edges))]
@@ -195,8 +195,8 @@ class SceneBuilder:
 
 # kind of question -> lays it out; the first look answers the last two
 QUESTIONS = {
-    "read": SceneBuilder.read, "compare": SceneBuilder.compare, "count": SceneBuilder.count, "there": SceneBuilder.exists,
-    "colour": SceneBuilder.colour,
+    "read": SceneBuilder.read, "compare": SceneBuilder.compare, "count": SceneBuilder.count,
+    "there": SceneBuilder.exists, "colour": SceneBuilder.colour,
 }  # fmt: skip
 
 

@@ -38,7 +38,7 @@ class Scenes(Source):
         brightness: tuple[float, float] = (105, 150),
     ) -> None:  # fmt: skip
         """Args:
-        context: what every source is told.
+        context: settings of the run.
         split: which digits and textures.
         count: scenes.
         seed: of the scenes; not the run's, so that runs of several seeds answer the same test.

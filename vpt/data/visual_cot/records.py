@@ -17,8 +17,8 @@ PUBLISHED = ("detection", "clip", "seg")  # published records have these lists e
 
 
 def convert_record(
-    raw: Any, where: str = "record", *, kind: str = "region", bins: int = 8, prefix: str = "", action_prompt: bool = True,
-    region_format: str = "tokens", crop_margin: int = 0, notes: Counter[str] | None = None,
+    raw: Any, where: str = "record", *, kind: str = "region", bins: int = 8, prefix: str = "",
+    action_prompt: bool = True, region_format: str = "tokens", crop_margin: int = 0, notes: Counter[str] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """One Visual-CoT record of either layout as a VPT record.
 
@@ -120,7 +120,7 @@ def _text(raw: dict[str, Any], key: str, where: str) -> str:
 
 
 def _turns(raw: dict[str, Any], where: str) -> list[str]:
-    """What is said in a benchmark record: question, box in fractions, `<image>`, answer."""
+    """The texts of a benchmark record: question, box in fractions, `<image>`, answer."""
     turns = _get(raw, "conversations", list, where)
     if len(turns) != 4 or not all(isinstance(turn, dict) for turn in turns):
         raise DataError(f"{where}: `conversations` must hold 4 turns (question, box, <image>, answer): {short(turns)}")
