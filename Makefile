@@ -49,7 +49,7 @@ format: setup  ## format the code
 
 docs: setup  ## build the documentation into site/; a dead link stops it
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
-	$(BIN)/mkdocs build
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 clean:  ## remove .venv, outputs and site
 	rm -rf .venv outputs site

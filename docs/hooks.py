@@ -52,7 +52,7 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 def packages() -> list[str]:
     """The packages and single modules of vpt that have a page."""
     found = [path.stem for path in (ROOT / "vpt").iterdir() if (path / "__init__.py").exists() or path.suffix == ".py"]
-    return ["vpt", *(f"vpt.{name}" for name in sorted(found) if not name.startswith("__"))]
+    return [f"vpt.{name}" for name in sorted(found) if not name.startswith("__")]
 
 
 def configuration_page() -> str:
