@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 ROOT = Path(__file__).resolve().parents[1]
-SCHEMA, PAPER = "vpt/config/schema.py", "conf/experiment/paper/README.md"
+SCHEMA, ESTIMATE, PAPER = "vpt/config/schema.py", "vpt/estimate/settings.py", "conf/experiment/paper/README.md"
 PAGES = {SCHEMA: "reference/configuration.md", PAPER: "paper.md"}
 PROGRAMS = {
     "train.py": "TrainConfig",
@@ -43,10 +43,10 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Lead links to the sources of generated pages to these pages."""
+    """Lead links to the sources of generated pages to these pages; GitHub wants pipes in tables escaped, mkdocs not."""
     for source, page in PAGES.items():
         markdown = markdown.replace(f"](../{source})", f"]({page})")
-    return markdown
+    return re.sub(r"`[^`\n]+`", lambda code: code[0].replace(r"\|", "|"), markdown)
 
 
 def packages() -> list[str]:
@@ -59,28 +59,33 @@ def configuration_page() -> str:
     """Every key of the schema, a table for each group."""
     sys.path.insert(0, str(ROOT))
     from vpt.config import schema
+    from vpt.estimate.settings import AssumedConfig
 
-    comments = field_comments((ROOT / SCHEMA).read_text(encoding="utf-8"))
+    comments = {**field_comments(ROOT / SCHEMA), **field_comments(ROOT / ESTIMATE)}
     lines = [
         "# Configuration keys",
         "",
         f"Made from `{SCHEMA}`. `NAME` stands for a name that you choose. Files in `conf/` set many of these: what "
-        "a run really uses is in its `config.yaml`, and `python train.py --cfg job` prints it.",
+        "a run really uses is in its `config.yaml`, and `python train.py --cfg job` prints it. For `eval.py` and "
+        "`vpt ask`, `null` means as the model was trained.",
     ]
     for program, name in PROGRAMS.items():
         lines += ["", f"## {program}"]
         for prefix, table in tables(getattr(schema, name), comments):
             lines += ["", f"### {program}: `{prefix}`" if prefix else f"### {program}: top level", "", *table]
+    [(_, table)] = tables(AssumedConfig, comments, "assume.")
+    lines += ["", "## vpt estimate", "", "The keys of `train.py`, `gpus`, and what is assumed:", "", *table]
     return "\n".join(lines) + "\n"
 
 
 def tables(schema: type, comments: dict[tuple[str, str], str], prefix: str = "") -> list[tuple[str, list[str]]]:
     """(prefix, Markdown table) of a dataclass and of all those below it, in order."""
     hints, rows, below = get_type_hints(schema), [], []
+    trained = re.sub("^(?:Eval|Ask)", "", schema.__name__)  # what `null` stands for
     for item in fields(schema):
         kind, inner = hints[item.name], nested(hints[item.name])
         if inner is None:
-            comment = comments.get((schema.__name__, item.name), "")
+            comment = comments.get((schema.__name__, item.name)) or comments.get((trained, item.name), "")
             cells = (f"`{prefix}{item.name}`", f"`{type_name(kind)}`", default_of(item), allowed(item), comment)
             rows.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
         else:
@@ -118,8 +123,9 @@ def allowed(item: Field) -> str:
     return ""
 
 
-def field_comments(source: str) -> dict[tuple[str, str], str]:
-    """(class, field) -> the comment at the end of the field."""
+def field_comments(path: Path) -> dict[tuple[str, str], str]:
+    """(class, field) -> the comment at the end of the field, for every class of a file."""
+    source = path.read_text(encoding="utf-8")
     lines, found = source.splitlines(), {}
     for node in ast.parse(source).body:
         for item in node.body if isinstance(node, ast.ClassDef) else []:
