@@ -237,6 +237,15 @@ def is_defined(dotted: str) -> bool:
     return re.search(rf"^(?:class |def |){path.name}\b|\"{path.name}\"", text_of(module), re.MULTILINE) is not None
 
 
+def test_names_of_the_code_exist():
+    """Classes, methods and functions that the pages about the code name."""
+    words = {word for path in (ROOT / "vpt").rglob("*.py") for word in re.findall(r"\w+", text_of(path))}
+    for page, span in spans():
+        name = re.fullmatch(r"([\w.]*(?:[a-z]_|[a-z][A-Z])[\w.]*)(?:\(\w*\))?", span)
+        if page.stem in {"architecture", "generation"} and name:
+            assert {*re.findall(r"[A-Za-z_]\w+", name[1])} <= words, f"{page.name}: {span}"
+
+
 def test_configurations_are_named_as_they_are():
     """`+experiment=NAME` and the like, wherever they stand in a text."""
     for page in PAGES:

@@ -15,7 +15,7 @@ class AssumedConfig:
     answer: int = bounded(30, low=1)  # tokens
     actions: dict[str, float] = field(default_factory=dict)  # share of each kind of sample; empty: data.actions
     gpu: str = choice("a100", "h100", "h200")  # which one: memory and peak
-    gpus_per_node: int = bounded(8, low=1)  # for strategy=hybrid and traffic
+    gpus_per_node: int = bounded(8, low=1)  # that share one copy with strategy=hybrid
     peak_tflops: float | None = None  # null: the GPU's published peak
     utilisation: float = bounded(0.4, low=0.001, high=1.0)  # share of the peak that is reached
     records: list[int] = field(default_factory=lambda: [829_000, 1_000_000_000])  # days are told for each
