@@ -23,40 +23,21 @@ What is not given is as the model was trained.
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from vpt.checkpoint.load import load_any_config, load_pretrained
-from vpt.config.fields import MISSING, bounded, choice
 from vpt.config.overrides import check_overrides
 from vpt.config.resolve import resolve_config
+from vpt.config.schema import AskConfig
 from vpt.config.validate import generation_settings
 from vpt.errors import ConfigError
 from vpt.generation.pipeline import action_prompt, build_question, check_output_path, reply
 from vpt.generation.streaming import AnswerStreamer
 
 SETTING = re.compile(r"^[\w.]+=")
-
-
-@dataclass
-class AskDataConfig:
-    max_length: int | None = bounded(None, low=1)  # tokens that image and question may have
-    action_prompt: bool | None = None  # whether the sentence that asked for perception in training follows the question
-
-
-@dataclass
-class AskConfig:
-    """Settings of `vpt ask`; null means as trained."""
-
-    checkpoint: str = MISSING
-    out: str | None = None  # the picture
-    action: str | None = None  # short for generation.action
-    device: str = choice("auto", "cpu", "cuda")
-    data: AskDataConfig = field(default_factory=AskDataConfig)
-    generation: dict[str, Any] = field(default_factory=dict)  # keys of GenerationConfig, in place of the trained ones
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -14,26 +14,26 @@ from vpt.config.fields import MISSING, bounded, choice
 class LoraConfig:
     rank: int = bounded(0)  # 0: no adapters; else the language model itself is frozen
     alpha: float = bounded(16.0)  # adapters count alpha / rank
-    dropout: float = bounded(0.0, high=1.0)
+    dropout: float = bounded(0.0, high=1.0)  # of the adapters' input
     targets: list[str] = field(default_factory=lambda: ["*"])  # patterns of the language model's linear layers
 
 
 @dataclass
 class ModelConfig:
-    family: str = choice("qwen2_vl", "qwen2_5_vl")
+    family: str = choice("qwen2_vl", "qwen2_5_vl")  # of the language model
     path: str | None = None  # hub name or folder; null means random weights of the sizes in `config`
     size: str = choice("full", "tiny")  # which size of each re-encoder goes with it
     config: dict[str, Any] = field(default_factory=dict)  # arguments of transformers' configuration
-    dtype: str = choice("float32", "bfloat16")
+    dtype: str = choice("float32", "bfloat16")  # of all weights
     inner_forward: str = choice("shared", "full")  # full is the slow reference
     num_inner_forward_run: int = bounded(2, low=1, high=2)  # 1: the alignment stage
     projector_scale: int = bounded(1, low=1)  # control tokens of an action
-    vision_encoder_ls: list[str] = field(default_factory=list)
+    vision_encoder_ls: list[str] = field(default_factory=list)  # names of the re-encoders; follows from `encoder`
     region_bins: int = bounded(8, high=1000)  # cells along a side; 0 leaves regions out
     region_format: str = choice("tokens", "text")  # text: the cells' numbers as [x0, y0, x1, y1], no new tokens
-    positions: str = choice("mrope", "sequential")
-    reencoded_positions: str = choice("sequential", "grid")
-    activation_checkpointing: bool = False
+    positions: str = choice("mrope", "sequential")  # sequential: 1-D, as the released training counted
+    reencoded_positions: str = choice("sequential", "grid")  # of re-encoded tokens: as text, or as the grid they form
+    activation_checkpointing: bool = False  # recompute decoder layers in the backward pass: less memory, more time
     lora: LoraConfig = field(default_factory=LoraConfig)
     token_ids: dict[str, int] = field(default_factory=dict)  # resolved from the tokenizer and recorded, never typed
 
@@ -49,7 +49,7 @@ class EncoderSize:
 class EncoderConfig:
     target: str = MISSING  # the class
     token_prefix: str = MISSING  # how its tokens are spelt: <|TOKEN_action|>
-    size: str = choice("full", "tiny")
+    size: str = choice("full", "tiny")  # which of `sizes`
     path: str | None = None  # weights that take the place of the size's own
     options: dict[str, Any] = field(default_factory=dict)  # further arguments of the class
     sizes: dict[str, EncoderSize] = field(default_factory=dict)
@@ -59,16 +59,16 @@ class EncoderConfig:
 class MaskingConfig:
     para_mask_id: int = bounded(0, high=2)  # 0 off, 1 hides the first user turn, 2 hides paragraphs 1 and 3
     para_mask_ratio: float = bounded(0.0, high=1.0)  # share of the rows with an action
-    mode: str = choice("zero", "bottleneck")
-    draw: str = choice("sample", "batch")
+    mode: str = choice("zero", "bottleneck")  # zero: embeddings become 0; bottleneck: keys are hidden
+    draw: str = choice("sample", "batch")  # sample: each row by itself, in training; batch: the released behaviour
 
 
 @dataclass
 class ImageConfig:
-    max_side: int = bounded(512, low=1)
-    resample: str = choice("nearest", "bilinear", "bicubic", "lanczos")
-    min_pixels: int = bounded(56 * 56, low=1)
-    max_pixels: int = bounded(28 * 28 * 1280, low=1)
+    max_side: int = bounded(512, low=1)  # of an image, in pixels
+    resample: str = choice("nearest", "bilinear", "bicubic", "lanczos")  # how images are made smaller
+    min_pixels: int = bounded(56 * 56, low=1)  # of what Qwen's tower sees
+    max_pixels: int = bounded(28 * 28 * 1280, low=1)  # of what Qwen's tower sees
     max_file_pixels: int = bounded(100_000_000, low=1)  # pixels of a file, before anything of it is decoded
     apply_exif_rotation: bool = False  # turn images as their EXIF data say; boxes and crops then count in turned pixels
 
@@ -76,51 +76,49 @@ class ImageConfig:
 @dataclass
 class VideoConfig:
     fps: float = bounded(2.0, low=0.001)  # frames looked at in a second of video, evenly spread
-    max_frames: int = bounded(16, low=1)
+    max_frames: int = bounded(16, low=1)  # of a video
     min_pixels: int = bounded(56 * 56, low=1)  # of a frame
-    max_pixels: int = bounded(28 * 28 * 128, low=1)
+    max_pixels: int = bounded(28 * 28 * 128, low=1)  # of a frame
 
 
 @dataclass
 class SourceConfig:
     target: str = "vpt.data.sources.record_files.RecordFile"  # the class; by default a file of VPT records
-    weight: float = bounded(1.0)
-    options: dict[str, Any] = field(default_factory=dict)
+    weight: float = bounded(1.0)  # share of the samples, beside those of other sources
+    options: dict[str, Any] = field(default_factory=dict)  # arguments of the class
     metrics: list[str] | None = None  # what its answers are measured by; null: data.metrics
 
 
 @dataclass
 class DataConfig:
-    root: str | None = None
+    root: str | None = None  # the folder that record files and image paths start from
     train: dict[str, SourceConfig] = field(default_factory=dict)
     test: dict[str, SourceConfig] = field(default_factory=dict)
     mixing: str = choice("weights", "exhaust")  # exhaust: every record of every source once an epoch
-    actions: dict[str, float] = field(default_factory=lambda: {"none": 1.0})
-    action_prompt: bool = True
-    perception: bool = True
-    token_matched_images: bool = (
-        False  # with perception=false: the whole image in as many tokens in place of each perception
-    )
+    actions: dict[str, float] = field(default_factory=lambda: {"none": 1.0})  # kind -> share, where sources choose
+    action_prompt: bool = True  # whether questions say which perception to use (Free Choice: false)
+    perception: bool = True  # false: without any perception turn
+    token_matched_images: bool = False  # with perception=false: a plain look of as many tokens in place of each
     metrics: list[str] = field(default_factory=lambda: ["exact_match"])  # the first one gives the score
     limit: int | None = bounded(None, low=1)  # the first n test questions only
     on_error: str = choice("raise", "skip")  # skip: records that cannot be used are left out, counted, and named
     max_skipped_fraction: float = bounded(0.01, high=1.0)  # share of the rows at which a run that skips stops
-    max_length: int = bounded(2048, low=1)
-    overflow: str = choice("raise", "truncate")
+    max_length: int = bounded(2048, low=1)  # tokens of a row
+    overflow: str = choice("raise", "truncate")  # what becomes of longer rows
     image: ImageConfig = field(default_factory=ImageConfig)
     video: VideoConfig = field(default_factory=VideoConfig)
-    workers: int = bounded(1)
-    image_cache_mb: int = bounded(1024)
+    workers: int = bounded(1)  # processes that prepare batches
+    image_cache_mb: int = bounded(1024)  # prepared images that each worker keeps
     feature_cache: str | None = None  # folder for what frozen encoders see of each image; null: seen anew every time
-    feature_cache_gb: float = bounded(50.0)
+    feature_cache_gb: float = bounded(50.0)  # what that folder may hold
 
 
 @dataclass
 class OptimConfig:
-    lr: float = bounded(2e-5)
-    weight_decay: float = bounded(0.0)
+    lr: float = bounded(2e-5)  # learning rate at its highest
+    weight_decay: float = bounded(0.0)  # of matrices; vectors and embeddings have none
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])  # two, each from 0 to below 1
-    eps: float = bounded(1e-8)
+    eps: float = bounded(1e-8)  # of AdamW
     warmup_ratio: float = bounded(0.03, high=1.0)  # share of the steps
     min_lr_ratio: float = bounded(0.0, high=1.0)  # share of lr that the cosine ends at
     max_grad_norm: float = bounded(1.0)  # gradient norm; 0 does not clip
@@ -131,60 +129,56 @@ class OptimConfig:
 
 @dataclass
 class TrainingConfig:
-    steps: int = bounded(6000, low=1)
+    steps: int = bounded(6000, low=1)  # of the optimizer
     batch_size: int = bounded(256, low=1)  # rows of a step, over all processes
     micro_batch_size: int = bounded(8, low=1)  # rows that go through the model at once
-    precision: str = choice("fp32", "bf16")
+    precision: str = choice("fp32", "bf16")  # bf16: autocast
     compile: bool = False  # decoder layers through torch.compile: for GPUs; a CPU gains nothing by it
-    log_every: int = bounded(10, low=1)
+    log_every: int = bounded(10, low=1)  # steps
     eval_every: int = bounded(500)  # steps; 0 evaluates at the end only
-    eval_rows: int = bounded(1000)
+    eval_rows: int = bounded(1000)  # test records of each source that are scored with the right tokens given
     final_eval_questions: int | None = None  # answered by generating once trained; null is the whole test split
-    checkpoint_every: int = bounded(500, low=1)
+    checkpoint_every: int = bounded(500, low=1)  # steps
     max_nonfinite_steps: int = bounded(10)  # in a row, without a finite loss and gradient; one more ends the run
     keep_checkpoints: int = bounded(2, low=1)  # the last n checkpoints stay ...
-    best_metric: str | None = (
-        "eval/loss"  # ... and the best one: by a metric of the evaluation, the lower a loss the better
-    )
+    best_metric: str | None = "eval/loss"  # ... and the best one: by a metric of the evaluation; of a loss, the lowest
 
 
 @dataclass
 class StrategyConfig:
     kind: str = choice("auto", "single", "ddp", "fsdp", "hybrid")  # auto: see vpt/distributed/strategy.py
     shard_size: int | None = None  # hybrid: processes that share one copy of the weights; null: those of a node
-    reshard_after_forward: bool = (
-        True  # fsdp, hybrid: free a layer's weights after its forward pass; False: gather once a step
-    )
+    reshard_after_forward: bool = True  # fsdp, hybrid: free a layer's weights after its forward; False: gather once
 
 
 @dataclass
 class GenerationConfig:
-    batch_size: int = bounded(128, low=1)
-    max_new_tokens: int = bounded(64, low=1)
+    batch_size: int = bounded(128, low=1)  # questions that are answered together
+    max_new_tokens: int = bounded(64, low=1)  # of an answer, in all its turns
     max_actions: int = bounded(3)  # times an answer may ask for perception
     crop_margin: int = bounded(0)  # cells by which a selected region is widened on each side
     action: str = "free"  # none forbids perception; region or a re-encoder's name forces that one
     temperature: float = bounded(0.0)  # 0 takes the likeliest token; the paper: 1, with top_k 10 and top_p 0.1
     top_k: int = bounded(0)  # 0 takes all
-    top_p: float = bounded(1.0, low=0.001, high=1.0)
+    top_p: float = bounded(1.0, low=0.001, high=1.0)  # 1 takes all
     seed: int = bounded(0)  # each question draws by this and its own number
     stop: list[str] = field(default_factory=list)  # tokens that end an answer, besides those of the chat format
 
 
 @dataclass
 class TrackingConfig:
-    wandb: bool = True
-    project: str = "vpt"
-    entity: str | None = None
+    wandb: bool = True  # mirror metrics.jsonl at W&B
+    project: str = "vpt"  # at W&B
+    entity: str | None = None  # at W&B; null: the key's own
     mode: str = choice("auto", "online", "offline")  # auto: online where there is a key
 
 
 @dataclass
 class TrainConfig:
-    run_name: str = MISSING
-    output_dir: str = "outputs"
-    seed: int = 0
-    device: str = choice("auto", "cpu", "cuda")
+    run_name: str = MISSING  # names the folder OUTPUT_DIR/RUN_NAME
+    output_dir: str = "outputs"  # where runs are
+    seed: int = 0  # of everything that is drawn
+    device: str = choice("auto", "cpu", "cuda")  # auto: cuda where there is one
     init_from: str | None = None  # a run or checkpoint whose weights this one starts from
     init_exclude: list[str] = field(default_factory=list)  # patterns of tensors that are not taken from it
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -200,16 +194,16 @@ class TrainConfig:
 
 @dataclass
 class EvalDataConfig:
-    limit: int | None = bounded(None, low=1)
-    root: str | None = None
-    max_length: int | None = bounded(None, low=1)
+    limit: int | None = bounded(None, low=1)  # the first n questions
+    root: str | None = None  # another folder of data
+    max_length: int | None = bounded(None, low=1)  # tokens of a prompt
     metrics: list[str] | None = None  # of every source
 
 
 @dataclass
 class AblationConfig:
-    target: str = MISSING  # a class of vpt/evaluation/controls, or another like them
-    options: dict[str, Any] = field(default_factory=dict)
+    target: str = MISSING  # a class of vpt/evaluation/ablations, or another like them
+    options: dict[str, Any] = field(default_factory=dict)  # arguments of the class
 
 
 @dataclass
@@ -228,13 +222,31 @@ class JudgeConfig:
 class EvalConfig:
     """Settings of `eval.py`; null means as trained."""
 
-    checkpoint: str = MISSING
-    name: str = "test"
+    checkpoint: str = MISSING  # a run (its last checkpoint), a checkpoint, or an exported or published one
+    name: str = "test"  # results go to RUN/eval/NAME
     baseline: str | None = None  # another run or checkpoint, answering the same questions, to compare with
     ablations: dict[str, AblationConfig] = field(default_factory=dict)
     judge: JudgeConfig = field(default_factory=JudgeConfig)
-    device: str = choice("auto", "cpu", "cuda")
+    device: str = choice("auto", "cpu", "cuda")  # auto: cuda where there is one
     pictures: bool = True  # the report, too
     tracking: TrackingConfig = field(default_factory=lambda: TrackingConfig(wandb=False))  # a W&B run of its own
     data: EvalDataConfig = field(default_factory=EvalDataConfig)
+    generation: dict[str, Any] = field(default_factory=dict)  # keys of GenerationConfig, in place of the trained ones
+
+
+@dataclass
+class AskDataConfig:
+    max_length: int | None = bounded(None, low=1)  # tokens that image and question may have
+    action_prompt: bool | None = None  # whether the sentence that asked for perception in training follows the question
+
+
+@dataclass
+class AskConfig:
+    """Settings of `vpt ask`; null means as trained."""
+
+    checkpoint: str = MISSING
+    out: str | None = None  # the picture
+    action: str | None = None  # short for generation.action
+    device: str = choice("auto", "cpu", "cuda")
+    data: AskDataConfig = field(default_factory=AskDataConfig)
     generation: dict[str, Any] = field(default_factory=dict)  # keys of GenerationConfig, in place of the trained ones

@@ -7,18 +7,18 @@ from vpt.config.schema import TrainConfig, bounded, choice
 
 @dataclass
 class AssumedConfig:
-    """`describe.*`"""
+    """`assume.*`"""
 
     image: list[int] = field(default_factory=list)  # width, height; empty: data.image.max_side at 4:3
     crop: float = bounded(0.5, low=0.01, high=1.0)  # sides of a selected region, as a share of the image's
     question: int = bounded(40, low=1)  # tokens
     answer: int = bounded(30, low=1)  # tokens
     actions: dict[str, float] = field(default_factory=dict)  # share of each kind of sample; empty: data.actions
-    gpu: str = choice("a100", "h100", "h200")
-    gpus_per_node: int = bounded(8, low=1)
+    gpu: str = choice("a100", "h100", "h200")  # which one: memory and peak
+    gpus_per_node: int = bounded(8, low=1)  # that share one copy with strategy=hybrid
     peak_tflops: float | None = None  # null: the GPU's published peak
     utilisation: float = bounded(0.4, low=0.001, high=1.0)  # share of the peak that is reached
-    records: list[int] = field(default_factory=lambda: [829_000, 1_000_000_000])
+    records: list[int] = field(default_factory=lambda: [829_000, 1_000_000_000])  # days are told for each
 
 
 @dataclass
