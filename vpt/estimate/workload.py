@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from vpt.estimate.typical_samples import TypicalSample
 from vpt.flops import FlopMeter
-from vpt.flops.cost import is_trained
+from vpt.models.vpt import is_trained
 from vpt.perception.batch import VISION_TOWER
 from vpt.perception.segments import Segment
 

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import nn
 
+from vpt.models.vpt import is_trained
+
 
 @dataclass(frozen=True)
 class FlopCost:
@@ -96,8 +98,3 @@ class DecoderCost:
 def receivers(layers: Sequence[nn.Module], *, carries: bool) -> list[bool]:
     """For each layer, whether it, or anything before it, is trained (`carries`: before the first one)."""
     return list(accumulate(map(is_trained, layers), or_, initial=carries))[1:]
-
-
-def is_trained(module: nn.Module) -> bool:
-    """Whether any parameter of a module is trained."""
-    return any(parameter.requires_grad for parameter in module.parameters())

@@ -7,10 +7,10 @@ from typing import Literal
 
 import numpy as np
 
-from vpt.flops.cost import DecoderCost, FlopCost, LayerStack, is_trained
+from vpt.flops.cost import DecoderCost, FlopCost, LayerStack
 from vpt.flops.vision import EncoderCost, TowerCost
 from vpt.models.output import LOGIT_CHUNK
-from vpt.models.vpt import VPTModel
+from vpt.models.vpt import VPTModel, is_trained
 from vpt.perception.batch import VISION_TOWER, Batch, ImageInputs, PlaceholderSpan, Row
 from vpt.perception.segments import Segment
 
@@ -44,7 +44,7 @@ class FlopMeter:
 
     def __init__(self, model: VPTModel, *, pairs: Pairs = "causal") -> None:
         self.model, self.pairs = model, pairs
-        language, tower = model.language, model.qwen.model.visual
+        language, tower = model.language, model.tower
         hidden, layers = language.config.hidden_size, list(language.layers)
         tower_trained = is_trained(tower)
         self.tower = TowerCost(tower)

@@ -11,8 +11,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from vpt.encoders.base import ReEncoder
-from vpt.flops.cost import FlopCost, LayerStack, is_trained, receivers
+from vpt.flops.cost import FlopCost, LayerStack, receivers
 from vpt.models.vision_tower import window_order
+from vpt.models.vpt import is_trained
 from vpt.perception.batch import Grid
 
 
