@@ -8,7 +8,6 @@ control tokens excepted. Text is encoded by a tokenizer that knows no special to
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from tokenizers import Tokenizer
@@ -16,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from vpt.data.records import PLACEHOLDER, VIDEO, Message
 from vpt.errors import DataError
-from vpt.perception.batch import IGNORE_INDEX, VISION_TOWER, Action, PlaceholderSpan, Row, Span
+from vpt.perception.batch import IGNORE_INDEX, VISION_TOWER, Action, RowBuilder
 from vpt.perception.regions import in_numbers
 from vpt.perception.tokens import REGION_END, REGION_START, PerceptionVocabulary, action_tokens
 
@@ -47,24 +46,8 @@ class NoSpecialTokens:
         return ids
 
 
-@dataclass
-class EncodedConversation:
-    """A row while it is written, turn by turn."""
-
-    ids: list[int] = field(default_factory=list)
-    labels: list[int] = field(default_factory=list)
-    blocks: list[PlaceholderSpan] = field(default_factory=list)
-    actions: list[Action] = field(default_factory=list)
-    paragraphs: list[Span] = field(default_factory=list)
-
-    def add(self, ids: list[int], *, loss: bool = False) -> None:
-        """Append tokens, with loss or without."""
-        self.ids.extend(ids)
-        self.labels.extend(ids if loss else [IGNORE_INDEX] * len(ids))
-
-    def row(self) -> Row:
-        """The structure of what has been written."""
-        return Row(len(self.ids), tuple(self.blocks), tuple(self.actions), tuple(self.paragraphs))
+class EncodedConversation(RowBuilder):
+    """A conversation while it is written, turn by turn."""
 
 
 class ChatTemplate:
@@ -116,14 +99,13 @@ class ChatTemplate:
     def begin_turn(self, draft: EncodedConversation, role: str) -> None:
         """`<|im_start|>`, and for an assistant the role; a user's role is encoded with what follows it."""
         draft.add([self.vocabulary.im_start])
-        draft.paragraphs.append((len(draft.ids), len(draft.ids)))
+        draft.begin_paragraph()
         if role == "assistant":
             draft.add(self.plain("assistant\n"))
 
     def end_turn(self, draft: EncodedConversation, *, loss: bool) -> None:
         """`<|im_end|>`."""
-        start, _ = draft.paragraphs[-1]
-        draft.paragraphs[-1] = (start, len(draft.ids))
+        draft.end_paragraph()
         draft.add([self.vocabulary.im_end], loss=loss)
 
     def add_generation_prompt(self, draft: EncodedConversation) -> None:
@@ -140,20 +122,11 @@ class ChatTemplate:
                 continue  # not a placeholder of this model: text, checked by the record's parser
             draft.add(self.plain(text + message.content[cursor : match.start()]))
             text, cursor = "", match.end()
-            look = sum(block.source == source for block in draft.blocks)
             pad = self.vocabulary.video_pad if match[0] == VIDEO else self._pads[source]
-            self._image(draft, PlaceholderSpan(0, tokens_of[source][look], source, look), pad)
+            draft.add([self.vocabulary.vision_start])
+            draft.image(source, tokens_of[source][draft.images_of(source)], pad=pad)
+            draft.add([self.vocabulary.vision_end])
         draft.add(self.plain(text + message.content[cursor:]))
-
-    def _image(self, draft: EncodedConversation, block: PlaceholderSpan, pad: int) -> None:
-        """Write a block that begins here."""
-        draft.add([self.vocabulary.vision_start])
-        waiting = [i for i, a in enumerate(draft.actions) if a.encoder == block.source and a.block is None]
-        if waiting:
-            draft.actions[waiting[0]] = replace(draft.actions[waiting[0]], block=len(draft.blocks))
-        draft.blocks.append(replace(block, start=len(draft.ids)))
-        draft.add([pad] * block.length)
-        draft.add([self.vocabulary.vision_end])
 
     def _assistant(self, draft: EncodedConversation, content: str) -> None:
         """An assistant turn: text and perception tokens."""
@@ -165,8 +138,7 @@ class ChatTemplate:
             cursor = match.end()
             token = self._acting[match[0]]
             if token in self._controls:
-                draft.actions.append(Action(len(draft.ids), self.scale, self._controls[token], None))
-                draft.add([token] * self.scale)
+                draft.action(self._controls[token], self.scale, token=token)
             else:
                 draft.add([token], loss=True)
         draft.add(self.plain(content[cursor:]), loss=True)

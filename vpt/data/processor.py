@@ -206,7 +206,7 @@ class Processor:
     ) -> Sample:
         """Number the positions of a written row."""
         grids = [self.position_scheme.grid_span(block, looks[block.source][block.image][1]) for block in draft.blocks]
-        row = draft.row()
+        row = draft.build()
         sources = {block.source for block in row.blocks}
         return Sample(
             ids=torch.tensor(draft.ids),

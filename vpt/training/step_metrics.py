@@ -49,10 +49,10 @@ class StepMetrics:
         self._seen.append((out.targets, out.correct, out.control_states.detach()[self._real_rows(batch)]))
 
     def _real_rows(self, batch: Batch) -> list[bool]:
-        """Which control states, in the order in which they are read, are of rows with a name: stand-ins have none."""
+        """Which control states, in the order in which they are read, are not of dummy rows."""
         cuts = self.meter.model.split_segments(batch.rows)
         return [
-            row < len(batch.ids)
+            not batch.rows[row].dummy
             for stage in range(max(map(len, cuts)))
             for row, segments in enumerate(cuts)
             if stage < len(segments)
@@ -78,7 +78,7 @@ class StepMetrics:
         )
 
     def compute(self, batches: Sequence[Batch]) -> dict[str, float]:
-        """What this step's rows perceived, over all processes; `batches` are this process's, without stand-ins."""
+        """What this step's rows perceived, over all processes; `batches` are this process's, without dummy rows."""
         seen, self._seen = self._seen, []
         count = len(self._names)
         tokens, states, norms = torch.zeros(2, count, dtype=torch.float64), 0, 0.0
