@@ -14,7 +14,7 @@ from vpt.perception.batch import IGNORE_INDEX, VISION_TOWER, Batch, ImageInputs,
 
 # What Qwen2-VL's chat format adds (`vpt.data.chat_template`), in tokens of its tokenizer
 SYSTEM = 8  # "system\nYou are a helpful assistant."
-ROLE = 2  # "user\n", "assistant\n"
+ROLE = {"user": 2, "assistant": 2}  # "user\n", "assistant\n"
 REGION = 6  # two markers, four cells
 
 
@@ -107,26 +107,26 @@ def _write(kind: str, config: EstimateConfig, views: Mapping[str, ImageTransform
     looks = {VISION_TOWER: [views[VISION_TOWER](image)]}
     with talk.turn(SYSTEM):
         pass
-    with talk.turn(ROLE):
+    with talk.turn(ROLE["user"]):
         talk.show(VISION_TOWER, looks[VISION_TOWER][0])
         talk.text(assumed.question)
     if kind == "region":
         width, height = (max(1, round(side * assumed.crop)) for side in image.size)
         looks[VISION_TOWER].append(views[VISION_TOWER](Image.new("RGB", (width, height))))
-        with talk.turn(ROLE, loss=True):
+        with talk.turn(ROLE["assistant"], loss=True):
             talk.text(REGION, loss=True)
-        with talk.turn(ROLE):
+        with talk.turn(ROLE["user"]):
             talk.show(VISION_TOWER, looks[VISION_TOWER][1])
     elif kind != "none":
         look = views[kind](image)
         looks.setdefault(views[kind].name, [look])  # the same image: seen once through a view
-        with talk.turn(ROLE, loss=True):
+        with talk.turn(ROLE["assistant"], loss=True):
             talk.text(1, loss=True)
             talk.action(kind, config.model.projector_scale)
             talk.text(1, loss=True)
-        with talk.turn(ROLE):
+        with talk.turn(ROLE["user"]):
             talk.show(kind, look)
-    with talk.turn(ROLE, loss=True):
+    with talk.turn(ROLE["assistant"], loss=True):
         talk.text(assumed.answer, loss=True)
     row, labelled = talk.build(), sum(label != IGNORE_INDEX for label in talk.labels)
     labels = torch.full((row.length,), IGNORE_INDEX)
