@@ -4,7 +4,6 @@ import hashlib
 from contextlib import ExitStack
 from pathlib import Path
 
-import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from transformers import Qwen2Tokenizer
@@ -12,6 +11,7 @@ from transformers import Qwen2Tokenizer
 from vpt.checkpoint.architecture_files import check_architecture, load_architecture
 from vpt.checkpoint.checksums import verify
 from vpt.checkpoint.format import find_checkpoint, load_config, load_tokenizer, load_weights
+from vpt.checkpoint.initialize import BaseWeights, initialize, materialize
 from vpt.checkpoint.tensors import LazyStateDict, check_state_dict, unique_state_dict
 from vpt.checkpoint.upstream import UpstreamCheckpoint
 from vpt.config.overrides import CONF, register_schemas
@@ -30,7 +30,7 @@ def load_pretrained(path: str | Path, *, device: str = "auto") -> ModelBundle:
     Needs no other folder: a checkpoint holds its parts' sizes.
 
     Args:
-        path: `outputs/RUN_NAME`, one of its `checkpoints`, a folder made by `vpt.checkpoint.export`, or a released checkpoint.
+        path: `outputs/RUN_NAME`, one of its `checkpoints`, a folder made by `vpt export`, or an upstream checkpoint.
         device: `auto`, `cpu` or `cuda`.
 
     Raises:
@@ -49,6 +49,7 @@ def load_pretrained(path: str | Path, *, device: str = "auto") -> ModelBundle:
         verify(found)
         config = load_config(found)
         parts = build_from_checkpoint(found, config)
+        materialize(parts.model, target)
         load_weights(found, parts.model)
     parts.model.to(target).eval()
     return parts
@@ -72,37 +73,37 @@ def weights_digest(path: str | Path) -> str:
     return " ".join(digests)
 
 
-def build_model(config: TrainConfig, *, bare: bool = False) -> ModelBundle:
-    """A new model as configured, with the weights of its base model, which may be an upstream checkpoint.
-
-    `bare`: Qwen (of an upstream checkpoint, all) is shapes without memory, for `load_base_weights` to fill.
-    """
-    upstream = UpstreamCheckpoint.at(config.model.path)
-    if upstream is None:
-        return build_bundle(config, build_tokenizer(config.model), bare=bare)
-    tokenizer = build_tokenizer(config.model, Qwen2Tokenizer)  # AutoTokenizer would warn about the model type
-    sizes = upstream.sizes(config.encoder)
-    with torch.device("meta"):
-        upstream.check_size(build_bundle(config, tokenizer, sizes=sizes).model)
-    upstream.check(config.model)
-    bundle = build_bundle(config, tokenizer, sizes=sizes, bare=bare, read_weights=None if bare else upstream.load_into)
-    for name in bundle.model.encoders:
-        bundle.model.encoder(name).pretrained = True
+def build_model(config: TrainConfig) -> ModelBundle:
+    """A new model as configured, on the CPU, with the weights of its base model and random ones for what is new."""
+    bundle, stored = build_new(config)
+    materialize(bundle.model, "cpu")
+    initialize(bundle, stored)
     return bundle
 
 
-def build_from_checkpoint(found: Path, config: TrainConfig, *, bare: bool = False) -> ModelBundle:
-    """The parts of a checkpoint by its sizes and tokenizer; its weights are still to be read.
+def build_new(config: TrainConfig) -> tuple[ModelBundle, BaseWeights | None]:
+    """A new model as configured, on the meta device, and the stored weights of its base model, which fit it."""
+    upstream = UpstreamCheckpoint.at(config.model.path)
+    if upstream is None:
+        bundle = build_bundle(config, build_tokenizer(config.model))
+    else:  # AutoTokenizer would warn about the model type
+        tokenizer = build_tokenizer(config.model, Qwen2Tokenizer)
+        bundle = build_bundle(config, tokenizer, sizes=upstream.sizes(config.encoder))
+        upstream.check_size(bundle.model)
+        upstream.check(config.model)
+        for name in bundle.model.encoders:
+            bundle.model.encoder(name).pretrained = True
+    return bundle, BaseWeights.find(bundle.model, config.model.path) if config.model.path is not None else None
 
-    `bare`: the model is shapes without memory (`vpt.training.setup`).
-    """
+
+def build_from_checkpoint(found: Path, config: TrainConfig) -> ModelBundle:
+    """The parts of a checkpoint by its sizes and tokenizer, on the meta device; its tensors fit the model."""
     tokenizer, sizes, stored = load_tokenizer(found), load_architecture(found / "sizes"), LazyStateDict(found).shapes
     check_architecture(sizes, where=found / "sizes", tensors=len(stored))
     with wrap_read_errors(found, "its sizes, its tokenizer and its config.yaml make no model: copy it again"):
-        with torch.device("meta"):  # sizes that are wrong cost no memory
-            shapes = build_bundle(config, tokenizer, sizes=sizes).model
-        check_state_dict(stored, unique_state_dict(shapes), where=found)
-    return build_bundle(config, tokenizer, sizes=sizes, bare=bare)
+        bundle = build_bundle(config, tokenizer, sizes=sizes)
+        check_state_dict(stored, unique_state_dict(bundle.model), where=found)
+    return bundle
 
 
 def from_upstream_config(released: UpstreamCheckpoint) -> TrainConfig:

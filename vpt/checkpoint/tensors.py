@@ -140,26 +140,22 @@ def unique_state_dict(model: nn.Module) -> dict[str, Tensor]:
     return own
 
 
-def load_state_dict(
-    model: nn.Module, tensors: Mapping[str, Tensor], *, where: Path, names: Mapping[str, str] | None = None
-) -> None:
+def load_state_dict(model: nn.Module, tensors: Mapping[str, Tensor], *, where: Path) -> None:
     """Copy tensors into a model, all of them into all of it.
 
     Args:
         model: whose `state_dict` names count.
-        tensors: what is stored, by stored name.
+        tensors: what is stored.
         where: what to call it in messages.
-        names: the model's name -> the stored name; the same where it is left out.
 
     Raises:
         CheckpointError: lists what is missing, unexpected, or of another shape. The model is as before then.
     """
     own = unique_state_dict(model)
-    names = names if names is not None else {name: name for name in tensors}
-    check_state_dict({name: tensors[stored].shape for name, stored in names.items()}, own, where=where, names=names)
+    check_state_dict({name: tensor.shape for name, tensor in tensors.items()}, own, where=where)
     with torch.no_grad():
-        for name, stored in names.items():
-            own[name].copy_(shard_like(tensors[stored], own[name]))
+        for name, target in own.items():
+            target.copy_(shard_like(tensors[name], target))
 
 
 def check_state_dict(
