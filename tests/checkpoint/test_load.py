@@ -14,6 +14,7 @@ from conftest import ROOT, compose_config, conversation, mixed_records, samples_
 from golden import Case
 from vpt.checkpoint.export import Export, export
 from vpt.checkpoint.format import save_weights
+from vpt.checkpoint.initialize import BaseWeights
 from vpt.checkpoint.load import build_model, load_pretrained
 from vpt.checkpoint.tensors import LazyStateDict, unique_state_dict
 from vpt.checkpoint.upstream import UpstreamCheckpoint, from_upstream_name, to_upstream_name
@@ -110,7 +111,7 @@ def test_golden_weights_load_as_an_upstream_folder(name, tmp_path, make_parts):
     other = case.model("shared")
     for parameter in other.parameters():
         torch.nn.init.zeros_(parameter)
-    upstream.load_into(other)
+    BaseWeights.find(other, str(tmp_path)).load(other)
     assert same(other, model)
     sizes = upstream.sizes({})
     assert type(model.qwen.config)(**sizes.qwen).text_config.rms_norm_eps == case.config["rms_norm_eps"]

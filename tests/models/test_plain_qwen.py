@@ -1,5 +1,7 @@
 """Without perception tokens the model is transformers' own Qwen2-VL and Qwen2.5-VL: logits, gradients, the tower."""
 
+from copy import deepcopy
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -7,8 +9,6 @@ from torch.nn import functional as F
 from conftest import FAMILIES, conversation, qwen_inputs, samples_of, video, video_conversation
 from vpt.data.collate import collate
 from vpt.models import vision_tower
-from vpt.models.attention import SEGMENT_ATTENTION
-from vpt.models.vision_tower import vision_forward
 
 # Windows of 8x8 patches, as published; the images then have 8x8, 12x6, 10x14 and 24x18 patches, a frame 10x6.
 WINDOWS = ("model=tiny_2_5", "model.config.vision_config.window_size=64")
@@ -55,12 +55,12 @@ def both(parts, sample):
     for pad, key in ((model.vocabulary.image_pad, "pixel_values"), (model.vocabulary.video_pad, "pixel_values_videos")):
         looks = [sample.images[b.source][b.image][1] for b in sample.row.blocks if sample.ids[b.start] == pad]
         inputs |= {key: torch.cat([look.pixels for look in looks])} if looks else {}
-    model.zero_grad()
-    model.qwen.set_attn_implementation("eager")
-    logits = model.qwen(**inputs).logits[0, out.positions].float()
-    model.qwen.set_attn_implementation(SEGMENT_ATTENTION)
+    plain = type(model.qwen)(deepcopy(model.qwen.config))
+    plain.load_state_dict(model.qwen.state_dict())
+    plain.set_attn_implementation("eager")
+    logits = plain(**inputs).logits[0, out.positions].float()
     F.cross_entropy(logits, out.targets, reduction="sum").backward()
-    return ours, (logits, gradients(model))
+    return ours, (logits, {f"qwen.{name}": gradient for name, gradient in gradients(plain).items()})
 
 
 def gradients(model):
@@ -96,10 +96,10 @@ def test_the_tower_equals_transformers(make_parts, folder, variant):
     parts = make_parts("encoder=[]", *VARIANTS[variant])
     images = collate(samples_of(parts, folder, list(ROWS.values()))).images["image"]
     assert {grid[0] for grid in images.grids} == {1, 2, 4}
-    visual = parts.model.qwen.model.visual
-    visual.set_attn_implementation("eager")
-    want = visual(images.pixels, grid_thw=torch.tensor(images.grids)).pooler_output
-    torch.testing.assert_close(vision_forward(visual, images.pixels, images.grids), want, rtol=1e-4, atol=1e-5)
+    [theirs] = parts.model.tower.transformers_tower
+    theirs.set_attn_implementation("eager")
+    want = theirs(images.pixels, grid_thw=torch.tensor(images.grids)).pooler_output
+    torch.testing.assert_close(parts.model.tower(images.pixels, images.grids), want, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -107,9 +107,9 @@ def test_a_frozen_tower_sees_a_bundle_at_a_time(make_parts, folder, family, monk
     """Without gradients images go through in bundles of a shape; they come back in their own order."""
     parts = make_parts("encoder=[]", *FAMILIES[family])
     images = collate(samples_of(parts, folder, list(ROWS.values()))).images["image"]
-    visual = parts.model.qwen.model.visual
+    tower = parts.model.tower
     monkeypatch.setattr(vision_tower, "MICRO_BATCH_PATCHES", (64, 64))
     assert len(list(vision_tower._micro_batches(images.grids, limit=64))) > 2
     with torch.no_grad():
-        bundled = vision_forward(visual, images.pixels, images.grids)
-    torch.testing.assert_close(bundled, vision_forward(visual, images.pixels, images.grids), rtol=1e-4, atol=1e-5)
+        bundled = tower(images.pixels, images.grids)
+    torch.testing.assert_close(bundled, tower(images.pixels, images.grids), rtol=1e-4, atol=1e-5)

@@ -18,7 +18,7 @@ def generate(model: VPTModel, batch: Batch, new_tokens: int) -> Timed:
         batch: prompts of one length, each with an image.
         new_tokens: of each answer.
     """
-    qwen, images = model.qwen, batch.images[VISION_TOWER]
+    qwen, tower, images = model.qwen, model.tower, batch.images[VISION_TOWER]
     ids = batch.input_ids.view(len(batch.rows), -1)
     given = {
         "input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": images.pixels.to(qwen.dtype),
@@ -29,8 +29,10 @@ def generate(model: VPTModel, batch: Batch, new_tokens: int) -> Timed:
     given = {name: value for name, value in given.items() if name in known}
 
     def run() -> None:
+        [qwen.model.visual] = tower.transformers_tower
         qwen.set_attn_implementation("sdpa")
         qwen.generate(**given, do_sample=False, max_new_tokens=new_tokens, pad_token_id=0)
         qwen.set_attn_implementation(SEGMENT_ATTENTION)
+        qwen.model.visual = tower
 
     return run

@@ -1,14 +1,16 @@
 """Conversations made of numbers: as many tokens of each kind as one asks for, and random pixels."""
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from itertools import cycle, islice
 from math import prod
+from typing import Any
 
 import torch
 
 from vpt.models.vpt import VPTModel
-from vpt.perception.batch import IGNORE_INDEX, VISION_TOWER, Action, Batch, Grid, ImageInputs, PlaceholderSpan, Row
+from vpt.perception.batch import VISION_TOWER, Batch, Grid, ImageInputs, RowBuilder
 from vpt.perception.mrope import GridSpan, row_positions
 from vpt.perception.tokens import ActionIds, PerceptionVocabulary
 
@@ -40,87 +42,67 @@ class SyntheticRow:
     masked: bool = False
 
 
-@dataclass
-class _Writer:
-    """Writes rows one after the other and counts what they look at."""
+class _Conversation(RowBuilder):
+    """A synthetic row ; `grids` are those of the tower's images, `before_answer` the length of image and question."""
 
-    model: VPTModel
-    ids: list[int] = field(default_factory=list)
-    labels: list[int] = field(default_factory=list)
-    blocks: list[PlaceholderSpan] = field(default_factory=list)
-    grids: list[GridSpan] = field(default_factory=list)
-    seen: dict[str, list[Grid]] = field(default_factory=dict)
-
-    def row(self, talk: SyntheticRow) -> Row:
-        """Write one conversation."""
-        self.ids, self.labels, self.blocks, self.grids = [], [], [], []
-        self._say(VOCABULARY.im_start, _USER)
+    def __init__(self, talk: SyntheticRow, perceived: int) -> None:
+        """Write `talk`; the re-encoder makes so many tokens of an image."""
+        super().__init__()
+        self.grids: list[GridSpan] = []
+        self.add([VOCABULARY.im_start, _USER])
         self._show(talk.image)
-        self._say(*islice(cycle(_WORDS), talk.question))
-        first = (1, len(self.ids))
-        self._turn()
+        self.add([*islice(cycle(_WORDS), talk.question)])
+        self.before_answer = len(self.ids)
+        self._answer()
         if talk.crop is not None:
-            self._say(7, *_WORDS[:4], 8, VOCABULARY.im_end, learnt=True)
-            self._say(VOCABULARY.im_start, _USER)
+            self.add([7, *_WORDS[:4], 8, VOCABULARY.im_end], loss=True)
+            self.add([VOCABULARY.im_start, _USER])
             self._show(talk.crop)
-            self._turn()
-        action = self._perceive() if talk.perceives else None
-        self._say(*islice(cycle(_WORDS), talk.answer), VOCABULARY.im_end, learnt=True)
-        return Row(
-            len(self.ids), tuple(self.blocks), (action,) if action else (), masked=(first,) if talk.masked else ()
-        )
+            self._answer()
+        if talk.perceives:
+            self._perceive(perceived)
+        self.add([*islice(cycle(_WORDS), talk.answer), VOCABULARY.im_end], loss=True)
 
-    def _perceive(self) -> Action:
-        ids, encoder = VOCABULARY.actions[ENCODER], self.model.encoder(ENCODER)
-        tokens: int = encoder.transform.tokens  # type: ignore[attr-defined]
-        self._say(ids.start, learnt=True)
-        action = Action(len(self.ids), 1, ENCODER, len(self.blocks))
-        self._say(ids.control)
-        self._say(ids.end, VOCABULARY.im_end, learnt=True)
-        self._say(VOCABULARY.im_start, _USER, VOCABULARY.vision_start)
-        self._block(ENCODER, tokens, (0, 0, 0))
-        self._say(*[ids.pad] * tokens, VOCABULARY.vision_end)
-        self._turn()
-        return action
+    def _perceive(self, tokens: int) -> None:
+        ids = VOCABULARY.actions[ENCODER]
+        self.add([ids.start], loss=True)
+        self.action(ENCODER, 1, token=ids.control)
+        self.add([ids.end, VOCABULARY.im_end], loss=True)
+        self.add([VOCABULARY.im_start, _USER, VOCABULARY.vision_start])
+        self.image(ENCODER, tokens, pad=ids.pad)
+        self.add([VOCABULARY.vision_end])
+        self._answer()
 
     def _show(self, cells: tuple[int, int]) -> None:
-        self._say(VOCABULARY.vision_start)
+        self.add([VOCABULARY.vision_start])
         self.grids.append(GridSpan(len(self.ids), 1, *cells))
-        self._block(VISION_TOWER, prod(cells), (1, 2 * cells[0], 2 * cells[1]))
-        self._say(*[VOCABULARY.image_pad] * prod(cells), VOCABULARY.vision_end)
+        self.image(VISION_TOWER, prod(cells), pad=VOCABULARY.image_pad)
+        self.add([VOCABULARY.vision_end])
 
-    def _block(self, source: str, tokens: int, grid: Grid) -> None:
-        looks = self.seen.setdefault(source, [])
-        self.blocks.append(PlaceholderSpan(len(self.ids), tokens, source, len(looks)))
-        looks.append(grid)
-
-    def _turn(self) -> None:
-        self._say(VOCABULARY.im_end, VOCABULARY.im_start, _ASSISTANT)
-
-    def _say(self, *ids: int, learnt: bool = False) -> None:
-        self.ids.extend(ids)
-        self.labels.extend(ids if learnt else [IGNORE_INDEX] * len(ids))
+    def _answer(self) -> None:
+        self.add([VOCABULARY.im_end, VOCABULARY.im_start, _ASSISTANT])
 
 
 def synthetic_batch(model: VPTModel, talks: Sequence[SyntheticRow]) -> Batch:
     """Conversations packed for a model whose tokens are `VOCABULARY`, on the model's device."""
-    writer, rows, start = _Writer(model), [], 0
-    ids, labels, positions = [], [], []
+    view: Any = model.encoder(ENCODER).transform
+    written, rows, start, seen = [], [], 0, Counter[str]()
     for talk in talks:
-        row = writer.row(talk)
-        row = Row(row.length, row.blocks, row.actions, masked=row.masked, start=start)
-        rows.append(row)
-        start += row.length
-        ids += writer.ids
-        labels += writer.labels
-        positions.append(row_positions(row.length, writer.grids))
-    looks = {VISION_TOWER: _tower_looks(model, writer.seen[VISION_TOWER])}
-    if ENCODER in writer.seen:
-        view = model.encoder(ENCODER).transform
-        count = len(writer.seen[ENCODER])
-        looks[ENCODER] = ImageInputs(torch.randn(count, 3, view.side, view.side), [view.tokens] * count)  # type: ignore[attr-defined]
-    batch = Batch(torch.tensor(ids), torch.tensor(labels), torch.cat(positions, dim=1), rows, looks)
-    return batch.to(model.device)
+        row = _Conversation(talk, view.tokens)
+        written.append(row)
+        blocks = tuple(replace(block, image=block.image + seen[block.source]) for block in row.blocks)
+        masked = ((1, row.before_answer),) if talk.masked else ()
+        rows.append(replace(row.build(), blocks=blocks, masked=masked, start=start))
+        seen.update(block.source for block in row.blocks)
+        start += len(row.ids)
+    grids = [(1, 2 * grid.height, 2 * grid.width) for row in written for grid in row.grids]
+    images = {VISION_TOWER: _tower_looks(model, grids)}
+    if seen[ENCODER]:
+        pixels = torch.randn(seen[ENCODER], 3, view.side, view.side)
+        images[ENCODER] = ImageInputs(pixels, [view.tokens] * seen[ENCODER])
+    ids, labels = ([token for row in written for token in getattr(row, name)] for name in ("ids", "labels"))
+    positions = [row_positions(len(row.ids), row.grids) for row in written]
+    return Batch(torch.tensor(ids), torch.tensor(labels), torch.cat(positions, dim=1), rows, images).to(model.device)
 
 
 def _tower_looks(model: VPTModel, grids: list[Grid]) -> ImageInputs:

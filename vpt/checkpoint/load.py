@@ -3,7 +3,6 @@
 from contextlib import ExitStack
 from pathlib import Path
 
-import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from transformers import Qwen2Tokenizer
@@ -11,6 +10,7 @@ from transformers import Qwen2Tokenizer
 from vpt.checkpoint.architecture_files import check_architecture, load_architecture
 from vpt.checkpoint.checksums import sha256, verify
 from vpt.checkpoint.format import find_checkpoint, load_config, load_tokenizer, load_weights
+from vpt.checkpoint.initialize import BaseWeights, initialize, materialize
 from vpt.checkpoint.tensors import LazyStateDict, check_state_dict, unique_state_dict
 from vpt.checkpoint.upstream import UpstreamCheckpoint
 from vpt.config.overrides import CONF, register_schemas
@@ -44,6 +44,7 @@ def load_pretrained(path: str | Path, *, device: str = "auto") -> ModelBundle:
         found = find_checkpoint(path)
         verify(found)
         bundle = build_from_checkpoint(found, load_config(found))
+        materialize(bundle.model, target)
         load_weights(found, bundle.model)
     bundle.model.to(target).eval()
     return bundle
@@ -62,37 +63,37 @@ def weights_digest(path: str | Path) -> str:
     return " ".join(map(sha256, sorted(folder.glob("*.safetensors" if upstream else "model*.safetensors"))))
 
 
-def build_model(config: TrainConfig, *, bare: bool = False) -> ModelBundle:
-    """A new model as configured, with the weights of its base model, which may be an upstream checkpoint.
-
-    `bare`: Qwen (of an upstream checkpoint, all) is shapes without memory, for `load_base_weights` to fill.
-    """
-    upstream = UpstreamCheckpoint.at(config.model.path)
-    if upstream is None:
-        return build_bundle(config, build_tokenizer(config.model), bare=bare)
-    tokenizer = build_tokenizer(config.model, Qwen2Tokenizer)  # AutoTokenizer would warn about the model type
-    sizes = upstream.sizes(config.encoder)
-    with torch.device("meta"):
-        upstream.check_size(build_bundle(config, tokenizer, sizes=sizes).model)
-    upstream.check(config.model)
-    bundle = build_bundle(config, tokenizer, sizes=sizes, bare=bare, read_weights=None if bare else upstream.load_into)
-    for name in bundle.model.encoders:
-        bundle.model.encoder(name).pretrained = True
+def build_model(config: TrainConfig) -> ModelBundle:
+    """A new model as configured, on the CPU, with the weights of its base model and random ones for what is new."""
+    bundle, stored = build_new(config)
+    materialize(bundle.model, "cpu")
+    initialize(bundle, stored)
     return bundle
 
 
-def build_from_checkpoint(found: Path, config: TrainConfig, *, bare: bool = False) -> ModelBundle:
-    """Model, tokenizer and processor by the sizes of a checkpoint, whose weights are still to be read.
+def build_new(config: TrainConfig) -> tuple[ModelBundle, BaseWeights | None]:
+    """A new model as configured, on the meta device, and the stored weights of its base model, which fit it."""
+    upstream = UpstreamCheckpoint.at(config.model.path)
+    if upstream is None:
+        bundle = build_bundle(config, build_tokenizer(config.model))
+    else:  # AutoTokenizer would warn about the model type
+        tokenizer = build_tokenizer(config.model, Qwen2Tokenizer)
+        bundle = build_bundle(config, tokenizer, sizes=upstream.sizes(config.encoder))
+        upstream.check_size(bundle.model)
+        upstream.check(config.model)
+        for name in bundle.model.encoders:
+            bundle.model.encoder(name).pretrained = True
+    return bundle, BaseWeights.find(bundle.model, config.model.path) if config.model.path is not None else None
 
-    `bare`: the model is shapes without memory (`vpt.training.setup`).
-    """
+
+def build_from_checkpoint(found: Path, config: TrainConfig) -> ModelBundle:
+    """Model, tokenizer and processor by the sizes of a checkpoint, on the meta device; its tensors fit the model."""
     tokenizer, sizes, stored = load_tokenizer(found), load_architecture(found / "sizes"), LazyStateDict(found).shapes
     check_architecture(sizes, where=found / "sizes", tensors=len(stored))
     with wrap_read_errors(found, "its sizes, its tokenizer and its config.yaml make no model: copy it again"):
-        with torch.device("meta"):  # sizes that are wrong cost no memory
-            shapes = build_bundle(config, tokenizer, sizes=sizes).model
-        check_state_dict(stored, unique_state_dict(shapes), where=found)
-    return build_bundle(config, tokenizer, sizes=sizes, bare=bare)
+        bundle = build_bundle(config, tokenizer, sizes=sizes)
+        check_state_dict(stored, unique_state_dict(bundle.model), where=found)
+    return bundle
 
 
 def from_upstream_config(upstream: UpstreamCheckpoint) -> TrainConfig:

@@ -139,20 +139,17 @@ def unique_state_dict(model: nn.Module) -> dict[str, Tensor]:
     return own
 
 
-def load_state_dict(
-    model: nn.Module, tensors: Mapping[str, Tensor], *, where: Path, names: Mapping[str, str] | None = None
-) -> None:
-    """Copy tensors into a model, all of them into all of it; `names` are the model's name -> the stored name.
+def load_state_dict(model: nn.Module, tensors: Mapping[str, Tensor], *, where: Path) -> None:
+    """Copy tensors into a model, all of them into all of it.
 
     Raises CheckpointError that calls the store `where` and lists what is missing, unexpected, or of another shape. The
     model is as before then.
     """
     own = unique_state_dict(model)
-    names = names if names is not None else {name: name for name in tensors}
-    check_state_dict({name: tensors[stored].shape for name, stored in names.items()}, own, where=where, names=names)
+    check_state_dict({name: tensor.shape for name, tensor in tensors.items()}, own, where=where)
     with torch.no_grad():
-        for name, stored in names.items():
-            own[name].copy_(shard_like(tensors[stored], own[name]))
+        for name, target in own.items():
+            target.copy_(shard_like(tensors[name], target))
 
 
 def check_state_dict(

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from vpt.checkpoint.architecture_files import check_architecture
-from vpt.checkpoint.tensors import LazyStateDict, load_state_dict, unique_state_dict
+from vpt.checkpoint.tensors import LazyStateDict, unique_state_dict
 from vpt.config.schema import EncoderConfig, ModelConfig, TrainConfig
 from vpt.errors import CheckpointError, ConfigError, wrap_read_errors
 from vpt.models.architecture import Architecture
@@ -132,8 +132,8 @@ class UpstreamCheckpoint:
             raise ConfigError(f"the tokenizer in {self.folder} does not go with its config.json: {'; '.join(wrong)}")
 
     def check_size(self, model: VPTModel) -> None:
-        """Raise CheckpointError where `config.json` asks for far more than the tensors hold: sizes that it leaves out
-        are transformers' defaults, 72 B parameters. `load_into` compares one by one.
+        """Raise CheckpointError where `config.json` asks for far more than the tensors hold: what it leaves out is
+        transformers' default, which is 72 B parameters. `BaseWeights.find` compares one by one.
         """
         wanted = sum(tensor.numel() for tensor in unique_state_dict(model).values())
         held = sum(map(math.prod, self.tensors.shapes.values()))
@@ -142,14 +142,6 @@ class UpstreamCheckpoint:
                 f"{self.folder}/config.json describes a model of {wanted:,} numbers, the tensors are {held:,}; copy or "
                 "download it again"
             )
-
-    def load_into(self, model: VPTModel) -> None:
-        """Read every tensor into `model`. Raises CheckpointError that lists what is missing or unexpected.
-
-        Upstream's loader passed over such tensors, so that a re-encoder could stay random unnoticed.
-        """
-        names = self.names(tied=model.qwen.config.tie_word_embeddings)
-        load_state_dict(model, self.tensors, where=self.folder, names=names)
 
     def names(self, *, tied: bool) -> dict[str, str]:
         """Name in `VPTModel.state_dict()` -> stored name of every tensor, without a head that is `tied`.

@@ -8,7 +8,6 @@ control tokens excepted. Text is encoded by a tokenizer that knows no special to
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from tokenizers import Tokenizer
@@ -16,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from vpt.data.records import PLACEHOLDER, VIDEO, Message
 from vpt.errors import DataError
-from vpt.perception.batch import IGNORE_INDEX, VISION_TOWER, Action, PlaceholderSpan, Row, Span
+from vpt.perception.batch import IGNORE_INDEX, VISION_TOWER, Action, RowBuilder
 from vpt.perception.regions import in_numbers
 from vpt.perception.tokens import REGION_END, REGION_START, PerceptionVocabulary, action_tokens
 
@@ -47,24 +46,8 @@ class NoSpecialTokens:
         return ids
 
 
-@dataclass
-class EncodedConversation:
-    """A row while it is written, turn by turn."""
-
-    ids: list[int] = field(default_factory=list)
-    labels: list[int] = field(default_factory=list)
-    blocks: list[PlaceholderSpan] = field(default_factory=list)
-    actions: list[Action] = field(default_factory=list)
-    paragraphs: list[Span] = field(default_factory=list)
-
-    def add(self, ids: list[int], *, loss: bool = False) -> None:
-        """Append tokens, with loss or without."""
-        self.ids.extend(ids)
-        self.labels.extend(ids if loss else [IGNORE_INDEX] * len(ids))
-
-    def row(self) -> Row:
-        """The structure of what has been written."""
-        return Row(len(self.ids), tuple(self.blocks), tuple(self.actions), tuple(self.paragraphs))
+class EncodedConversation(RowBuilder):
+    """A conversation while it is written, turn by turn."""
 
 
 class ChatTemplate:
@@ -116,14 +99,13 @@ class ChatTemplate:
     def begin_turn(self, conversation: EncodedConversation, role: str) -> None:
         """`<|im_start|>`, and for an assistant the role; a user's role is encoded with what follows it."""
         conversation.add([self.vocabulary.im_start])
-        conversation.paragraphs.append((len(conversation.ids), len(conversation.ids)))
+        conversation.begin_paragraph()
         if role == "assistant":
             conversation.add(self.plain("assistant\n"))
 
     def end_turn(self, conversation: EncodedConversation, *, loss: bool) -> None:
         """`<|im_end|>`."""
-        start, _ = conversation.paragraphs[-1]
-        conversation.paragraphs[-1] = (start, len(conversation.ids))
+        conversation.end_paragraph()
         conversation.add([self.vocabulary.im_end], loss=loss)
 
     def add_generation_prompt(self, conversation: EncodedConversation) -> None:
@@ -140,20 +122,11 @@ class ChatTemplate:
                 continue  # not a placeholder of this model: text, checked by the record's parser
             conversation.add(self.plain(text + message.content[cursor : match.start()]))
             text, cursor = "", match.end()
-            image = sum(block.source == source for block in conversation.blocks)
             pad = self.vocabulary.video_pad if match[0] == VIDEO else self._pads[source]
-            self._image(conversation, PlaceholderSpan(0, tokens_of[source][image], source, image), pad)
+            conversation.add([self.vocabulary.vision_start])
+            conversation.image(source, tokens_of[source][conversation.images_of(source)], pad=pad)
+            conversation.add([self.vocabulary.vision_end])
         conversation.add(self.plain(text + message.content[cursor:]))
-
-    def _image(self, conversation: EncodedConversation, block: PlaceholderSpan, pad: int) -> None:
-        """Write a block that begins here."""
-        conversation.add([self.vocabulary.vision_start])
-        waiting = [i for i, a in enumerate(conversation.actions) if a.encoder == block.source and a.block is None]
-        if waiting:
-            conversation.actions[waiting[0]] = replace(conversation.actions[waiting[0]], block=len(conversation.blocks))
-        conversation.blocks.append(replace(block, start=len(conversation.ids)))
-        conversation.add([pad] * block.length)
-        conversation.add([self.vocabulary.vision_end])
 
     def _assistant(self, conversation: EncodedConversation, content: str) -> None:
         """An assistant turn: text and perception tokens."""
@@ -165,8 +138,7 @@ class ChatTemplate:
             cursor = match.end()
             token = self._acting[match[0]]
             if token in self._controls:
-                conversation.actions.append(Action(len(conversation.ids), self.scale, self._controls[token], None))
-                conversation.add([token] * self.scale)
+                conversation.action(self._controls[token], self.scale, token=token)
             else:
                 conversation.add([token], loss=True)
         conversation.add(self.plain(content[cursor:]), loss=True)

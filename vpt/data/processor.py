@@ -207,7 +207,7 @@ class Processor:
         grids = [
             self.position_scheme.grid_span(block, images[block.source][block.image][1]) for block in conversation.blocks
         ]
-        row = conversation.row()
+        row = conversation.build()
         sources = {block.source for block in row.blocks}
         return Sample(
             ids=torch.tensor(conversation.ids), labels=torch.tensor(conversation.labels),

@@ -18,7 +18,7 @@ from vpt.data.collate import stack_images
 from vpt.data.transforms import ImageTransform
 from vpt.distributed.process_group import World
 from vpt.models.vpt import VPTModel
-from vpt.perception.batch import IGNORE_INDEX, Action, Batch, PlaceholderSpan, Row
+from vpt.perception.batch import Batch, RowBuilder
 
 _BLANK = 64  # pixels along a side of the image that a dummy row looks at
 
@@ -132,18 +132,18 @@ class BatchAligner:
         dummy = self._dummies[needed]
         return batch if own == ModuleCalls.of(dummy, self.model) else self._append(batch, dummy)
 
-    def _append(self, batch: Batch, stand_in: Batch) -> Batch:
-        """The batch with the stand-in's row at its end, and its images after the batch's own."""
+    def _append(self, batch: Batch, dummy: Batch) -> Batch:
+        """The batch with the dummy row at its end, and its images after the batch's own."""
         looks = dict(batch.images)
-        for view, look in stand_in.images.items():
+        for view, look in dummy.images.items():
             looks[view] = looks[view].concat(look) if view in looks else look
-        [row] = stand_in.rows
+        [row] = dummy.rows
         blocks = tuple(replace(b, image=len(looks[self.transforms[b.source].name].tokens) - 1) for b in row.blocks)
         return replace(
             batch,
-            input_ids=torch.cat([batch.input_ids, stand_in.input_ids]),
-            labels=torch.cat([batch.labels, stand_in.labels]),
-            positions=torch.cat([batch.positions, stand_in.positions], dim=1),
+            input_ids=torch.cat([batch.input_ids, dummy.input_ids]),
+            labels=torch.cat([batch.labels, dummy.labels]),
+            positions=torch.cat([batch.positions, dummy.positions], dim=1),
             rows=[*batch.rows, replace(row, start=len(batch.input_ids), blocks=blocks)],
             images=looks,
         )
@@ -151,34 +151,20 @@ class BatchAligner:
     def _dummy_batch(self, needs: ModuleCalls) -> Batch:
         """One row that asks for all of `needs`: blocks without a control state first, then action after action."""
         looks = {source: self.transforms[source](Image.new("RGB", (_BLANK, _BLANK))) for source in needs.projected}
-        blocks: list[PlaceholderSpan] = []
-        actions: list[Action] = []
-        length = 1
-
-        def see(source: str) -> None:
-            nonlocal length
-            blocks.append(PlaceholderSpan(length, looks[source].tokens, source, 0))
-            length += looks[source].tokens
-
-        def act(source: str | None) -> None:
-            nonlocal length
-            scale = self.model.forward_config.projector_scale
-            actions.append(Action(length, scale, source or "", len(blocks) if source else None))
-            length += scale
-            if source:
-                see(source)
-
+        row, scale = RowBuilder(), self.model.forward_config.projector_scale
+        row.text(1)
         for source in sorted(needs.projected - needs.conditioned):
-            see(source)
+            row.image(source, looks[source].tokens)
         for source in sorted(needs.conditioned):
-            act(source)
-        while len(self.model.split_segments([Row(length, tuple(blocks), tuple(actions))])[0]) < needs.stages:
-            act(None)
+            row.action(source, scale)
+            row.image(source, looks[source].tokens)
+        while len(self.model.split_segments([row.build()])[0]) < needs.stages:
+            row.action("", scale)
         views = {self.transforms[source].name: looks[source] for source in sorted(needs.projected)}
         return Batch(
-            input_ids=torch.zeros(length, dtype=torch.int64),
-            labels=torch.full((length,), IGNORE_INDEX),
-            positions=torch.arange(length).expand(3, -1),
-            rows=[Row(length, tuple(blocks), tuple(actions))],
+            input_ids=torch.tensor(row.ids),
+            labels=torch.tensor(row.labels),
+            positions=torch.arange(len(row.ids)).expand(3, -1),
+            rows=[row.build(dummy=True)],
             images={name: stack_images(name, [look]) for name, look in views.items()},
         ).to(self.model.device)

@@ -13,19 +13,16 @@ All of them compute the gradient of one loss: the sum over the global batch divi
 import contextlib
 import warnings
 from collections.abc import Iterator
-from types import MethodType
-from typing import Any
 
 import torch
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from vpt.config.schema import StrategyConfig
 from vpt.distributed.process_group import World
 from vpt.errors import ConfigError
 from vpt.models.output import Output
-from vpt.models.vision_tower import vision_forward
 from vpt.models.vpt import VPTModel
 from vpt.perception.batch import Batch
 
@@ -56,12 +53,11 @@ class DDP(Strategy):
 
     def __init__(self, model: VPTModel, device: torch.device) -> None:
         super().__init__(model, device)
-        model.uniform_backward = True
         # An encoder that no process needs in a step gets no gradient, as in one process: hence find_unused_parameters.
         self.module = DistributedDataParallel(model, broadcast_buffers=False, find_unused_parameters=True)
 
     def __call__(self, batch: Batch) -> Output:
-        return self.module(batch)
+        return self.module(batch, uniform_backward=True)
 
     def grad_sync(self, *, last: bool) -> contextlib.AbstractContextManager:
         return contextlib.nullcontext() if last else self.module.no_sync()
@@ -85,17 +81,15 @@ class FSDP(Strategy):
         policy = half if precision == "bf16" else MixedPrecisionPolicy()
         # Outputs of units are never written into, so they may be views.
         warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
-        self.units = list(_units(model))
+        self.units = model.shard_units
         for unit in self.units:
             fully_shard(unit, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard_after_forward)
-        tower = model.qwen.model.visual
-        tower.see = MethodType(vision_forward, tower)  # ours instead of its own forward: gathered around that call
-        register_fsdp_forward_method(tower, "see")
-        model.run_vision_tower = tower.see  # type: ignore[method-assign]
         fully_shard(model, mesh=mesh)
         for unit in self.units:
             unit.set_reshard_after_backward(reshard_after_forward)
-        model.uniform_backward = True
+
+    def __call__(self, batch: Batch) -> Output:
+        return self.model(batch, uniform_backward=True)
 
     @contextlib.contextmanager
     def grad_sync(self, *, last: bool) -> Iterator[None]:
@@ -103,12 +97,6 @@ class FSDP(Strategy):
         if last and not self.reshard_after_forward:
             for unit in self.units:
                 unit.reshard()
-
-
-def _units(model: VPTModel) -> Iterator[Any]:
-    yield from model.language.layers
-    yield model.qwen.model.visual
-    yield from (encoder.vision for encoder in map(model.encoder, model.encoders) if encoder.vision is not None)
 
 
 def build_strategy(

@@ -161,9 +161,9 @@ def _activations(model: VPTModel, load: Workload, types: DTypeBytes) -> float:
         tokens * (2 * model.encoder(name).projector.linear_feature.in_features + 3 * width)
         for name, tokens in load.perceived.items()
     )
-    tower = model.qwen.model.visual
-    if is_trained(tower):
-        kept += load.patches * types.products * sum(m.in_features + m.out_features for m in _matrices(tower.blocks))
+    if is_trained(model.tower):
+        widths = sum(m.in_features + m.out_features for m in _matrices(model.tower.blocks))
+        kept += load.patches * types.products * widths
     return kept
 
 

@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-from torch import nn
-
 from vpt.models.vpt import VPTModel
 
 FLOAT32 = 4
@@ -47,15 +45,10 @@ def communication_bytes(model: VPTModel, spread: ShardingPlan, *, product: int) 
         return float(sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad))
     if not spread.sharded:
         return 0.0
-    units = _units(model)
+    units = model.shard_units
     sizes = sorted((sum(p.numel() for p in unit.parameters()) for unit in units), reverse=True)
     inside = {id(parameter) for unit in units for parameter in unit.parameters()}
     rest = [parameter for parameter in model.parameters() if id(parameter) not in inside]
     leaving = max(sum(p.numel() for p in unit.parameters() if p.requires_grad) for unit in units)
     gathered = sum(sizes[:2] if spread.reshard else sizes) * product
     return gathered + sum(p.nbytes * (1 + p.requires_grad) for p in rest) + leaving * (product + FLOAT32)
-
-
-def _units(model: VPTModel) -> list[nn.Module]:
-    encoders = [model.encoder(name).vision for name in model.encoders]
-    return [*model.language.layers, model.qwen.model.visual, *(vision for vision in encoders if vision is not None)]

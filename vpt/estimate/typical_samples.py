@@ -1,7 +1,8 @@
 """Samples as a configuration expects them: an image, a question, an act of perception, an answer."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 import torch
 from PIL import Image
@@ -9,7 +10,7 @@ from PIL import Image
 from vpt.data.build import build_masking
 from vpt.data.transforms import ImageTransform, ProcessedImage
 from vpt.estimate.settings import EstimateConfig
-from vpt.perception.batch import IGNORE_INDEX, VISION_TOWER, Action, Batch, ImageInputs, PlaceholderSpan, Row
+from vpt.perception.batch import IGNORE_INDEX, VISION_TOWER, Batch, ImageInputs, Row, RowBuilder
 
 # What Qwen2-VL's chat format adds (`vpt.data.chat_template`), in tokens of its tokenizer
 SYSTEM = 8  # "system\nYou are a helpful assistant."
@@ -52,47 +53,24 @@ class TypicalSample:
         return self.row.length - self.image_tokens - self.perceived_tokens
 
 
-@dataclass
-class _Writer:
-    """A row while it is written, in numbers of tokens."""
+class _Conversation(RowBuilder):
+    """A conversation while it is written, in numbers of tokens."""
 
-    length: int = 0
-    labels: int = 0
-    blocks: list[PlaceholderSpan] = field(default_factory=list)
-    actions: list[Action] = field(default_factory=list)
-    paragraphs: list[tuple[int, int]] = field(default_factory=list)
-    looks: dict[str, list[ProcessedImage]] = field(default_factory=dict)
+    @contextmanager
+    def turn(self, role: int, *, loss: bool = False) -> Iterator[None]:
+        """Write a turn around what is written meanwhile; `role` is the number of tokens that say whose it is."""
+        self.text(1 + bool(self.ids))  # <|im_start|>, after a line break
+        self.begin_paragraph()
+        self.text(role)
+        yield
+        self.end_paragraph()
+        self.text(1, loss=loss)  # <|im_end|>
 
-    def turn(self, text: int, *, image: tuple[str, ProcessedImage] | None = None) -> None:
-        """A system's or a user's."""
-        start = self._open()
-        if image is not None:
-            source, look = image
-            shown = self.looks.setdefault(source, [])
-            self.blocks.append(PlaceholderSpan(self.length + ROLE["user"] + 1, look.tokens, source, len(shown)))
-            shown.append(look)
-            text += look.tokens + 2
-        self._close(start, text)
-
-    def said(self, text: int) -> None:
-        """An assistant's."""
-        self._close(self._open(), ROLE["assistant"] + text)
-        self.labels += text + 1
-
-    def acted(self, encoder: str, count: int) -> None:
-        """An assistant's turn that asks for re-encoding; what is perceived is the next image shown."""
-        self.actions.append(Action(self.length + 2 + ROLE["assistant"] + 1, count, encoder, len(self.blocks)))
-        self.said(2 + count)
-        self.labels -= count
-
-    def _open(self) -> int:
-        self.length += 1 + bool(self.length)  # <|im_start|>, after a line break
-        return self.length
-
-    def _close(self, start: int, text: int) -> None:
-        self.length += text
-        self.paragraphs.append((start, self.length))
-        self.length += 1
+    def show(self, source: str, look: ProcessedImage) -> None:
+        """Write an image between its two markers."""
+        self.text(1)
+        self.image(source, look.tokens)
+        self.text(1)
 
 
 def image_size(config: EstimateConfig) -> tuple[int, int]:
@@ -125,36 +103,37 @@ def typical_samples(config: EstimateConfig, views: Mapping[str, ImageTransform])
 
 
 def _write(kind: str, config: EstimateConfig, views: Mapping[str, ImageTransform]) -> Batch:
-    assumed, image = config.assume, Image.new("RGB", image_size(config))
-    writer = _Writer()
-    writer.turn(SYSTEM)
-    writer.turn(ROLE["user"] + assumed.question, image=(VISION_TOWER, views[VISION_TOWER](image)))
+    assumed, image, talk = config.assume, Image.new("RGB", image_size(config)), _Conversation()
+    looks = {VISION_TOWER: [views[VISION_TOWER](image)]}
+    with talk.turn(SYSTEM):
+        pass
+    with talk.turn(ROLE["user"]):
+        talk.show(VISION_TOWER, looks[VISION_TOWER][0])
+        talk.text(assumed.question)
     if kind == "region":
         width, height = (max(1, round(side * assumed.crop)) for side in image.size)
-        writer.said(REGION)
-        writer.turn(ROLE["user"], image=(VISION_TOWER, views[VISION_TOWER](Image.new("RGB", (width, height)))))
+        looks[VISION_TOWER].append(views[VISION_TOWER](Image.new("RGB", (width, height))))
+        with talk.turn(ROLE["assistant"], loss=True):
+            talk.text(REGION, loss=True)
+        with talk.turn(ROLE["user"]):
+            talk.show(VISION_TOWER, looks[VISION_TOWER][1])
     elif kind != "none":
-        writer.acted(kind, config.model.projector_scale)
-        writer.turn(ROLE["user"], image=(kind, views[kind](image)))
-    writer.said(assumed.answer)
-    row = Row(writer.length, tuple(writer.blocks), tuple(writer.actions), tuple(writer.paragraphs))
+        look = views[kind](image)
+        looks.setdefault(views[kind].name, [look])  # the same image: seen once through a view
+        with talk.turn(ROLE["assistant"], loss=True):
+            talk.text(1, loss=True)
+            talk.action(kind, config.model.projector_scale)
+            talk.text(1, loss=True)
+        with talk.turn(ROLE["user"]):
+            talk.show(kind, look)
+    with talk.turn(ROLE["assistant"], loss=True):
+        talk.text(assumed.answer, loss=True)
+    row, labelled = talk.build(), sum(label != IGNORE_INDEX for label in talk.labels)
     labels = torch.full((row.length,), IGNORE_INDEX)
-    labels[row.length - writer.labels :] = 0  # how many counts here, not where
-    looks: dict[str, list[ProcessedImage]] = {}
-    for source, shown in writer.looks.items():
-        known = looks.setdefault(views[source].name, [])
-        known += [
-            look for look in shown if source == VISION_TOWER or not known
-        ]  # the same image: seen once through a view
-    return Batch(
-        input_ids=torch.zeros(row.length, dtype=torch.long),
-        labels=labels,
-        positions=torch.zeros(3, row.length, dtype=torch.long),
-        rows=[row],
-        images={
-            view: ImageInputs(
-                torch.empty(0), [look.tokens for look in shown], [look.grid for look in shown if look.grid]
-            )
-            for view, shown in looks.items()
-        },
-    )
+    labels[row.length - labelled :] = 0  # how many counts here, not where
+    images = {
+        view: ImageInputs(torch.empty(0), [look.tokens for look in shown], [look.grid for look in shown if look.grid])
+        for view, shown in looks.items()
+    }
+    positions = torch.zeros(3, row.length, dtype=torch.long)
+    return Batch(torch.tensor(talk.ids), labels, positions, [row], images)

@@ -44,7 +44,7 @@ class FlopMeter:
 
     def __init__(self, model: VPTModel, *, pairs: Pairs = "causal") -> None:
         self.model, self.pairs = model, pairs
-        language, tower = model.language, model.qwen.model.visual
+        language, tower = model.language, model.tower
         hidden, layers = language.config.hidden_size, list(language.layers)
         tower_trained = is_trained(tower)
         self.tower = TowerCost(tower)

@@ -16,6 +16,5 @@ class Architecture:
     @classmethod
     def of(cls, model: VPTModel) -> "Architecture":
         """The configurations of a model's parts."""
-        visions = {name: model.encoder(name).vision for name in model.encoders}
-        encoders = {name: vision.config.to_diff_dict() for name, vision in visions.items() if vision is not None}
+        encoders = {name: vision.config.to_diff_dict() for name, vision in model.visions.items()}
         return cls(model.qwen.config.to_dict(), encoders)

@@ -1,15 +1,14 @@
 """Build a `ModelBundle` from a configuration: tokenizer, model, re-encoders, processor."""
 
-from collections.abc import Callable
-from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from vpt.config.schema import ModelConfig, TrainConfig
+from vpt.config.schema import EncoderConfig, ModelConfig, TrainConfig
 from vpt.config.targets import RE_ENCODER, locate
 from vpt.data.chat_template import ChatTemplate
 from vpt.data.image_cache import ImageCache
@@ -21,6 +20,7 @@ from vpt.errors import ConfigError
 from vpt.models.architecture import Architecture
 from vpt.models.lora import inject
 from vpt.models.qwen import (
+    base_sizes,
     build_processor,
     build_qwen,
     from_pretrained_or_hub,
@@ -43,31 +43,32 @@ class ModelBundle:
 
 
 def build_bundle(
-    config: TrainConfig, tokenizer: PreTrainedTokenizerBase, *, sizes: Architecture | None = None, bare: bool = False,
-    read_weights: Callable[[VPTModel], None] | None = None,
+    config: TrainConfig, tokenizer: PreTrainedTokenizerBase, *, sizes: Architecture | None = None, fetch: bool = True
 ) -> ModelBundle:  # fmt: skip
-    """Make everything that a configuration describes.
+    """Everything that a configuration describes; the model is on the meta device, without weights.
 
     Args:
         config: resolved and validated.
         tokenizer: of the base model, or of a checkpoint, with the perception tokens; it is given those that it lacks.
-        sizes: of a checkpoint whose weights the caller reads; else weights come from where the configuration says.
-        bare: leave as shapes without memory, on `meta`, what the caller reads: Qwen, and where `sizes` are known the
-            re-encoders too.
-        read_weights: fills the model before its vocabulary is extended and adapters are injected.
+        sizes: of a checkpoint; else they are those of `model.path` and `encoder.X.path`, or of the configuration.
+        fetch: ask hubs for sizes; else those of the configuration stand for them.
     """
     vocabulary = extend_vocabulary(config, tokenizer)
-    qwen = build_qwen(config.model, vocabulary, sizes, bare=bare)
-    images = build_processor(qwen, config.data.image)
-    tower_transform = QwenTransform(images, video_size=pixel_limits(config.data.video))
-    with torch.device("meta") if bare and sizes is not None else nullcontext():
-        encoders = build_encoders(config, qwen, tower_transform, sizes)
-    model = VPTModel(qwen, encoders, vocabulary=vocabulary, forward_config=forward_config(config))
-    if read_weights is not None:
-        read_weights(model)
-    resize_token_embeddings(qwen, len(tokenizer))
-    inject(qwen.model.language_model, config.model.lora)
-    transforms = {VISION_TOWER: tower_transform, **{name: encoder.transform for name, encoder in encoders.items()}}
+    sizes = sizes or Architecture(
+        base_sizes(config.model, vocabulary, fetch=fetch),
+        {name: encoder_sizes(name, encoder, fetch=fetch) for name, encoder in config.encoder.items()},
+    )
+    with torch.device("meta"):
+        qwen = build_qwen(config.model, sizes.qwen)
+        transform = QwenTransform(build_processor(qwen, config.data.image), video_size=pixel_limits(config.data.video))
+        encoders = {
+            name: build_encoder(config, name, qwen, transform, sizes=sizes.encoders.get(name, {})).to(qwen.dtype)
+            for name in config.encoder
+        }
+        model = VPTModel(qwen, encoders, vocabulary=vocabulary, forward_config=forward_config(config))
+        resize_token_embeddings(qwen, len(tokenizer))
+        inject(qwen.model.language_model, config.model.lora)
+    transforms = {VISION_TOWER: transform, **{name: encoder.transform for name, encoder in encoders.items()}}
     return ModelBundle(config, model, tokenizer, build_sample_processor(config, model, tokenizer, transforms))
 
 
@@ -126,28 +127,40 @@ def record_token_ids(config: ModelConfig, ids: dict[str, int]) -> None:
     config.token_ids = dict(ids)
 
 
-def build_encoders(
-    config: TrainConfig, qwen: PreTrainedModel, tower_transform: QwenTransform, sizes: Architecture | None
-) -> dict[str, ReEncoder]:
-    """The re-encoders of the configuration, by name; random ones of `sizes` where those are given.
+def encoder_sizes(name: str, encoder: EncoderConfig, *, fetch: bool = True) -> dict[str, Any]:
+    """transformers' configuration of a re-encoder: that of its weights, else that of its size."""
+    size = encoder.sizes[encoder.size]
+    path = encoder.path or size.weights
+    if path is None or not (fetch or Path(path).is_dir()):
+        return size.config
+    stored = from_pretrained_or_hub(path, f"encoder.{name}.path", lambda path: AutoConfig.from_pretrained(path))
+    return getattr(stored, "vision_config", stored).to_diff_dict()
 
-    An option of `settings.options` takes the place of the size's own, unless it is null.
+
+def build_encoder(
+    config: TrainConfig, name: str, qwen: PreTrainedModel, tower_transform: ImageTransform, *,
+    sizes: dict[str, Any], pretrained: bool = False,
+) -> ReEncoder:  # fmt: skip
+    """A re-encoder of the configuration.
+
+    Args:
+        config: an option of `encoder.X.options` takes the place of the size's own, unless it is null.
+        name: which one.
+        qwen: the language model it is built for.
+        tower_transform: the transform of Qwen's own tower.
+        sizes: transformers' configuration of it.
+        pretrained: read its weights where the configuration names some; else all are random.
     """
-    encoders: dict[str, ReEncoder] = {}
-    for name, settings in config.encoder.items():
-        size = settings.sizes[settings.size]
-        context = BuildContext(name, qwen.config.text_config.hidden_size, tower_transform, config.model.projector_scale)
-        weights = settings.path or size.weights
-        arguments = deepcopy(size.config if sizes is None else sizes.encoders.get(name, {}))
-        target = locate(settings.target, f"encoder.{name}.target", RE_ENCODER)
-        given = {key: value for key, value in settings.options.items() if value is not None}
-        make = partial(target.build, context, config=arguments, **{**size.options, **given})  # type: ignore[attr-defined]
-        source = weights if sizes is None else None
-        encoder: ReEncoder = from_pretrained_or_hub(source, f"encoder.{name}.path", partial(_with_weights, make))
-        encoder.pretrained = encoder.pretrained or weights is not None
-        encoders[name] = encoder.to(qwen.dtype)
-    return encoders
+    settings = config.encoder[name]
+    size = settings.sizes[settings.size]
+    weights = settings.path or size.weights
+    context = BuildContext(name, qwen.config.text_config.hidden_size, tower_transform, config.model.projector_scale)
+    target: Any = locate(settings.target, f"encoder.{name}.target", RE_ENCODER)
+    given = {key: value for key, value in settings.options.items() if value is not None}
 
+    def make(path: str | None) -> ReEncoder:
+        return target.build(context, config=deepcopy(sizes), weights=path, **{**size.options, **given})
 
-def _with_weights(make: Callable[..., ReEncoder], path: str | None) -> ReEncoder:
-    return make(weights=path)
+    encoder = from_pretrained_or_hub(weights, f"encoder.{name}.path", make) if pretrained else make(None)
+    encoder.pretrained = encoder.pretrained or weights is not None
+    return encoder

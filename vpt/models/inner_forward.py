@@ -4,7 +4,6 @@ It is the one operation of this project. Training runs it over segments that com
 segments that come from the model (`vpt.generation.generator`); in between, control states are read and images seen.
 """
 
-from types import MethodType
 from typing import Any
 
 import torch
@@ -77,22 +76,28 @@ def extend(
     return language.norm(hidden)[0]
 
 
-def restrict_last_layer(layer: nn.Module) -> None:
-    """Run the last layer's MLP only at positions whose hidden states are needed.
+class LastDecoderLayer(nn.Module):
+    """The last decoder layer, made of the modules of transformers' layer; its MLP runs only where it is read.
 
-    Its keys and values are needed of every position, what comes after its attention only at `logits_to_keep`: a fifth
-    of the positions or less in training, one while a prompt is read. It stays transformers' layer in all else.
+    Its keys and values are needed of every position, what comes after its attention only at positions in
+    `logits_to_keep`: a fifth of the positions or less in training, one while a prompt is read.
     """
-    whole: Any = layer.forward
 
-    def forward(self: Any, hidden_states: Tensor, *, logits_to_keep: Tensor | None = None, **call: Any) -> Tensor:
-        if logits_to_keep is None:
-            return whole(hidden_states, **call)
-        mixed, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **call)
-        hidden = (hidden_states + mixed).index_select(1, logits_to_keep)
-        return hidden + self.mlp(self.post_attention_layernorm(hidden))
+    def __init__(self, layer: nn.Module) -> None:
+        """Take over the modules of `layer`."""
+        super().__init__()
+        for name, child in layer.named_children():
+            self.add_module(name, child)
+        self.training = layer.training
 
-    layer.forward = MethodType(forward, layer)  # type: ignore[method-assign]
+    def forward(self, hidden_states: Tensor, *, logits_to_keep: Tensor | None = None, **call: Any) -> Tensor:
+        """Like transformers' layer, but of positions in `logits_to_keep` where it is given."""
+        own: Any = self
+        mixed, _ = own.self_attn(hidden_states=own.input_layernorm(hidden_states), **call)
+        hidden = hidden_states + mixed
+        if logits_to_keep is not None:
+            hidden = hidden.index_select(1, logits_to_keep)
+        return hidden + own.mlp(own.post_attention_layernorm(hidden))
 
 
 def compile_layers(layers: nn.ModuleList) -> None:

@@ -24,7 +24,7 @@ class Output:
         positions: [M] the position in the batch that each label is predicted from.
         control_states: [r, D] the control states, in the order in which they were read.
         logits: [M, vocabulary], if asked for.
-        grad_anchor: zero, but the gradient of every stage leads through it (`VPTModel.uniform_backward`).
+        grad_anchor: zero, but the gradient of every stage leads through it; None without `uniform_backward`.
     """
 
     nll: Tensor

@@ -1,9 +1,7 @@
 """The base model: Qwen2-VL or Qwen2.5-VL, its tokenizer and its image processor, pretrained or of given sizes."""
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from copy import deepcopy
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,7 +21,6 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from vpt.config.schema import ImageConfig, ModelConfig, VideoConfig
 from vpt.errors import ConfigError
-from vpt.models.architecture import Architecture
 from vpt.models.attention import SEGMENT_ATTENTION
 from vpt.models.tiny_tokenizer import tiny_tokenizer
 from vpt.perception.tokens import CHAT_TOKENS, PerceptionVocabulary
@@ -46,49 +43,43 @@ def build_tokenizer(config: ModelConfig, kind: Any = AutoTokenizer) -> PreTraine
     return tokenizer
 
 
-def build_qwen(
-    config: ModelConfig, vocabulary: PerceptionVocabulary, sizes: Architecture | None, *, bare: bool = False
-) -> PreTrainedModel:  # fmt: skip
-    """transformers' own Qwen2-VL or Qwen2.5-VL: with weights from `path`, or random ones of `sizes` or `config`.
+def base_sizes(config: ModelConfig, vocabulary: PerceptionVocabulary, *, fetch: bool = True) -> dict[str, Any]:
+    """transformers' configuration of the base model: that in `path`, else `config` with the ids of `vocabulary`.
 
-    `bare`: shapes without memory.
+    Args:
+        config: `model` of the configuration.
+        vocabulary: of the tokenizer.
+        fetch: ask a hub too; else `config` stands for what is on a hub.
+
+    Raises:
+        ConfigError: where `path` holds another family.
     """
-    config_class, model_class = FAMILIES[config.family]
-    dtype = getattr(torch, config.dtype)
-    if sizes is not None:
-        with torch.device("meta") if bare else nullcontext():
-            return model_class(config_class(**deepcopy(sizes.qwen), attn_implementation=SEGMENT_ATTENTION)).to(dtype)
-    if config.path is not None:
-        qwen = from_pretrained_or_hub(
-            config.path, "model.path", partial(_qwen_shapes if bare else _qwen_weights, dtype=dtype)
-        )
-        if qwen.config.model_type != config.family:
+    if config.path is not None and (fetch or Path(config.path).is_dir()):
+        stored = from_pretrained_or_hub(config.path, "model.path", lambda path: AutoConfig.from_pretrained(path))
+        if stored.model_type != config.family:
             raise ConfigError(
-                f"model.path={config.path} holds a {qwen.config.model_type}, model.family is {config.family}; "
+                f"model.path={config.path} holds {stored.model_type}, model.family is {config.family}; "
                 f"choose the model group that fits (model=qwen2_vl_2b, model=qwen2_5_vl_3b, ...)"
             )
-        return qwen
-    ids = {
+        return stored.to_dict()
+    return config.config | {
         "image_token_id": vocabulary.image_pad, "video_token_id": vocabulary.video_pad,
         "vision_start_token_id": vocabulary.vision_start, "vision_end_token_id": vocabulary.vision_end,
         "bos_token_id": vocabulary.end_of_text, "eos_token_id": vocabulary.im_end,
     }  # fmt: skip
+
+
+def build_qwen(config: ModelConfig, sizes: dict[str, Any]) -> PreTrainedModel:
+    """transformers' own Qwen2-VL or Qwen2.5-VL of these sizes, with random weights; without on the meta device."""
+    config_class, _ = FAMILIES[config.family]
     try:
         # a copy: transformers writes into nested dictionaries
-        sizes = config_class(**{**deepcopy(config.config), **ids}, attn_implementation=SEGMENT_ATTENTION)
+        settings = config_class(**deepcopy(sizes))
     except (TypeError, ValueError) as error:
         raise ConfigError(f"model.config is not accepted by {config_class.__name__}: {error}") from None
-    return model_class(sizes).to(dtype)
-
-
-def _qwen_weights(path: str, *, dtype: torch.dtype) -> PreTrainedModel:
-    return AutoModelForImageTextToText.from_pretrained(path, dtype=dtype, attn_implementation=SEGMENT_ATTENTION)
-
-
-def _qwen_shapes(path: str, *, dtype: torch.dtype) -> PreTrainedModel:
-    with torch.device("meta"):
-        sizes = AutoConfig.from_pretrained(path)
-        return AutoModelForImageTextToText.from_config(sizes, dtype=dtype, attn_implementation=SEGMENT_ATTENTION)
+    return AutoModelForImageTextToText.from_config(
+        settings, dtype=getattr(torch, config.dtype), attn_implementation=SEGMENT_ATTENTION
+    )
 
 
 def build_processor(qwen: PreTrainedModel, limits: ImageConfig) -> Qwen2VLImageProcessorPil:

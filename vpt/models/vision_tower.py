@@ -1,8 +1,8 @@
 """Qwen's visual tower over many images at once.
 
-The weights and modules are transformers' own; only the forward over them is ours, because theirs attends image by image
-(window by window) in a Python loop and embeds patches with a 3-D convolution. Here equal-sized images and windows
-share one attention call, and the patch embedding is the same weights as a matrix product.
+The modules and their weights are transformers' own, only `forward` is ours: theirs attends image by image (window by
+window) in a Python loop and embeds patches with a 3-D convolution. Here equal-sized images and windows share one
+attention call, and the patch embedding is the same weights as a matrix product.
 """
 
 import math
@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vpt.perception.batch import Grid
@@ -92,29 +92,65 @@ def _permute(x: Tensor, order: Tensor, unit: int) -> Tensor:
     return x.unflatten(0, (-1, unit))[order].flatten(0, 1)
 
 
-def vision_forward(visual: Any, pixels: Tensor, grids: list[Grid]) -> Tensor:
-    """Image tokens of many images (or videos) through a Qwen2-VL or Qwen2.5-VL tower.
+class VisionTower(nn.Module):
+    """The tower of Qwen2-VL or Qwen2.5-VL, made of the modules of transformers' tower, by the same names.
 
-    Args:
-        visual: `model.visual` of transformers' Qwen2-VL or Qwen2.5-VL.
-        pixels: [patches, channels * temporal_patch * patch * patch], as the image processor makes them.
-        grids: one (t, h, w) for each image, in patches.
-
-    Returns:
-        [sum of t * h * w / merge**2, hidden]: the merged embeddings, image after image.
+    Attributes:
+        config: transformers' configuration of it.
+        transformers_tower: the tower that the modules come from; in a tuple, so that their weights have one owner.
     """
-    if torch.is_grad_enabled() or len(grids) == 1:
-        return _forward(visual, pixels, grids)
-    # Nothing is kept for a backward pass: equal images go together, no more of them than caches hold well.
-    patches = [math.prod(grid) for grid in grids]
-    parts = pixels.split(patches)
-    merged: list[Tensor] = [pixels] * len(grids)
-    for chosen in _micro_batches(grids, limit=MICRO_BATCH_PATCHES[pixels.device.type != "cpu"]):
-        out = _forward(visual, torch.cat([parts[i] for i in chosen]), [grids[i] for i in chosen])
-        lengths = [patches[i] // visual.config.spatial_merge_size**2 for i in chosen]
-        for number, part in zip(chosen, out.split(lengths), strict=True):
-            merged[number] = part
-    return torch.cat(merged)
+
+    def __init__(self, visual: Any) -> None:
+        """Take over the modules of `visual`, transformers' tower, which goes on working."""
+        super().__init__()
+        self.config, self.transformers_tower = visual.config, (visual,)
+        for name, child in visual.named_children():
+            self.add_module(name, child)
+        self.training = visual.training
+
+    def forward(self, pixels: Tensor, grids: list[Grid]) -> Tensor:
+        """Image tokens of many images (or videos).
+
+        Args:
+            pixels: [patches, channels * temporal_patch * patch * patch], as the image processor makes them.
+            grids: one (t, h, w) for each image, in patches.
+
+        Returns:
+            [sum of t * h * w / merge**2, hidden]: the merged embeddings, image after image.
+        """
+        if torch.is_grad_enabled() or len(grids) == 1:
+            return self._run(pixels, grids)
+        # Nothing is kept for a backward pass: equal images go together, no more of them than caches hold well.
+        patches = [math.prod(grid) for grid in grids]
+        parts = pixels.split(patches)
+        merged: list[Tensor] = [pixels] * len(grids)
+        for chosen in _micro_batches(grids, limit=MICRO_BATCH_PATCHES[pixels.device.type != "cpu"]):
+            out = self._run(torch.cat([parts[i] for i in chosen]), [grids[i] for i in chosen])
+            lengths = [patches[i] // self.config.spatial_merge_size**2 for i in chosen]
+            for number, part in zip(chosen, out.split(lengths), strict=True):
+                merged[number] = part
+        return torch.cat(merged)
+
+    def _run(self, pixels: Tensor, grids: list[Grid]) -> Tensor:
+        own: Any = self
+        config, merge = self.config, self.config.spatial_merge_size
+        embedding: Tensor = own.patch_embed.proj.weight
+        # Under autocast the weight may be wider than the products; pixels follow the weight.
+        hidden = F.linear(pixels.to(embedding.dtype), embedding.flatten(1))
+        theta = (getattr(config, "rope_parameters", None) or {}).get("rope_theta", 10_000.0)
+        cos, sin = _rope(grids, merge, own.blocks[0].attn.head_dim, theta, hidden.device)
+        frames = [height * width for time, height, width in grids for _ in range(time)]
+        whole = windowed = AttentionGroups(frames, hidden.device)
+        windows = getattr(config, "fullatt_block_indexes", None)
+        order = None
+        if windows is not None:  # Qwen2.5-VL: patches travel in window order between the embedding and the merger
+            order, windowed = _by_window(grids, merge, config, hidden.device)
+            hidden, cos, sin = (_permute(x, order, merge * merge) for x in (hidden, cos, sin))
+        for index, block in enumerate(own.blocks):
+            groups = whole if windows is None or index in windows else windowed
+            hidden = _block(block, hidden, cos, sin, groups)
+        merged = own.merger(hidden)
+        return merged if order is None else merged[torch.argsort(order)]
 
 
 def _micro_batches(grids: list[Grid], *, limit: int) -> Iterator[list[int]]:
@@ -129,28 +165,6 @@ def _micro_batches(grids: list[Grid], *, limit: int) -> Iterator[list[int]]:
         bundle.append(number)
         held += patches
     yield bundle
-
-
-def _forward(visual: Any, pixels: Tensor, grids: list[Grid]) -> Tensor:
-    config = visual.config
-    merge = config.spatial_merge_size
-    embedding: Tensor = visual.patch_embed.proj.weight
-    # Under autocast the weight may be wider than the products; pixels follow the weight.
-    hidden = F.linear(pixels.to(embedding.dtype), embedding.flatten(1))
-    theta = (getattr(config, "rope_parameters", None) or {}).get("rope_theta", 10_000.0)
-    cos, sin = _rope(grids, merge, visual.blocks[0].attn.head_dim, theta, hidden.device)
-    frames = [height * width for time, height, width in grids for _ in range(time)]
-    whole = windowed = AttentionGroups(frames, hidden.device)
-    windows = getattr(config, "fullatt_block_indexes", None)
-    order = None
-    if windows is not None:  # Qwen2.5-VL: patches travel in window order between the embedding and the merger
-        order, windowed = _by_window(grids, merge, config, hidden.device)
-        hidden, cos, sin = (_permute(x, order, merge * merge) for x in (hidden, cos, sin))
-    for index, block in enumerate(visual.blocks):
-        groups = whole if windows is None or index in windows else windowed
-        hidden = _block(block, hidden, cos, sin, groups)
-    merged = visual.merger(hidden)
-    return merged if order is None else merged[torch.argsort(order)]
 
 
 def _block(block: Any, hidden: Tensor, cos: Tensor, sin: Tensor, groups: AttentionGroups) -> Tensor:

@@ -12,10 +12,10 @@ from transformers import PreTrainedModel
 from vpt.data.feature_cache import FeatureCache
 from vpt.encoders.base import ReEncoder
 from vpt.models.forward_plan import ForwardPlan, ForwardPlanner, Stage, VisualInsert
-from vpt.models.inner_forward import StagedKVCache, extend, restrict_last_layer
+from vpt.models.inner_forward import LastDecoderLayer, StagedKVCache, extend
 from vpt.models.output import Output, compute_outputs
-from vpt.models.vision_tower import vision_forward
-from vpt.perception.batch import VISION_TOWER, Batch, Grid, ImageInputs, Row
+from vpt.models.vision_tower import VisionTower
+from vpt.perception.batch import VISION_TOWER, Batch, ImageInputs, Row
 from vpt.perception.segments import InnerForward, MaskMode, Segment, split_segments
 from vpt.perception.tokens import PerceptionVocabulary
 
@@ -45,28 +45,31 @@ class VPTModel(nn.Module):
     Given its parts; `vpt.models.build` makes them from a configuration.
 
     Attributes:
-        feature_cache: keeps features of frozen encoders, if set.
-        uniform_backward: set where processes reduce gradients layer by layer. Every stage then has a backward pass,
-            needed or not, so that each process gathers and reduces the same layers in the same order.
+        qwen: transformers' model; its tower and its last decoder layer become ours, with the same weights and names.
+        forward_config: how conversations are run; may be replaced at any time.
+        feature_cache: keeps the features of frozen encoders where it is not None; may be replaced at any time.
     """
-
-    uniform_backward = False
 
     def __init__(
         self, qwen: PreTrainedModel, encoders: dict[str, ReEncoder], *, vocabulary: PerceptionVocabulary,
-        forward_config: InnerForwardConfig,
+        forward_config: InnerForwardConfig, feature_cache: FeatureCache | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         self.qwen: Any = qwen
-        self.vocabulary, self.forward_config = vocabulary, forward_config
+        self.vocabulary, self.forward_config, self.feature_cache = vocabulary, forward_config, feature_cache
         self.encoders = nn.ModuleDict(encoders)
-        self.feature_cache: FeatureCache | None = None
-        restrict_last_layer(self.language.layers[-1])
+        self.qwen.model.visual = VisionTower(self.tower)
+        self.language.layers[-1] = LastDecoderLayer(self.language.layers[-1])
 
     @property
     def language(self) -> Any:
         """transformers' text model."""
         return self.qwen.model.language_model
+
+    @property
+    def tower(self) -> Any:
+        """Qwen's visual tower."""
+        return self.qwen.model.visual
 
     @property
     def device(self) -> torch.device:
@@ -76,19 +79,24 @@ class VPTModel(nn.Module):
     def train(self, mode: bool = True) -> "VPTModel":
         """As any module, but frozen towers stay in evaluation mode: their features of an image are always the same."""
         super().train(mode)
-        towers = [self.qwen.model.visual, *(e.vision for e in map(self.encoder, self.encoders) if e.vision is not None)]
-        for tower in towers:
+        for tower in (self.tower, *self.visions.values()):
             if not is_trained(tower):
                 tower.eval()
         return self
 
-    def forward(self, batch: Batch, *, keep_logits: bool = False) -> Output:
-        """The paper's figure 2: encode every image, run the stages with perception in between, predict the labels."""
+    def forward(self, batch: Batch, *, keep_logits: bool = False, uniform_backward: bool = False) -> Output:
+        """The paper's figure 2: encode every image, run the stages with perception in between, predict the labels.
+
+        Args:
+            keep_logits: return the logits too.
+            uniform_backward: where processes reduce gradients layer by layer. Every stage then has a backward pass,
+                needed or not, so that each process gathers and reduces the same layers in the same order.
+        """
         tokens = self.project_features(self.encode_images(batch.images), batch)
         plan = self.plan_forward(batch, batch.loss_positions)
-        hidden, states = self.run_stages(batch, plan, tokens, StagedKVCache())
+        hidden, states = self.run_stages(batch, plan, tokens, StagedKVCache(), uniform_backward=uniform_backward)
         output = compute_outputs(self.logits, batch, hidden[plan.output_index], states, keep_logits=keep_logits)
-        if self.uniform_backward:
+        if uniform_backward:
             output.grad_anchor = 0.0 * (hidden[:, 0].sum() + self.logits(hidden[:1]).sum())
         return output
 
@@ -100,19 +108,16 @@ class VPTModel(nn.Module):
         """Features of the images that are not cached, written to the feature cache."""
         if not images.uncached:
             return None
-        module = self.qwen.model.visual if transform == VISION_TOWER else self._encoder_with(transform).vision
-        with torch.set_grad_enabled(torch.is_grad_enabled() and is_trained(module)):
-            if transform == VISION_TOWER:
-                features = self.run_vision_tower(images.pixels, images.grids)
+        encoder = None if transform == VISION_TOWER else self._encoder_with(transform)
+        trained = is_trained(self.tower if encoder is None else encoder.vision)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and trained):
+            if encoder is None:
+                features = self.tower(images.pixels, images.grids)
             else:
-                features = self._encoder_with(transform).forward_features(images.pixels)
+                features = encoder.forward_features(images.pixels)
         if self.feature_cache is not None:
             self.feature_cache.put(images, features)
         return features
-
-    def run_vision_tower(self, pixels: Tensor, grids: list[Grid]) -> Tensor:
-        """Image tokens through Qwen's own tower, [tokens, D]."""
-        return vision_forward(self.qwen.model.visual, pixels, grids)
 
     def project_features(self, features: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         """Unconditioned tokens of every source that the batch refers to: source -> [tokens, D]."""
@@ -144,8 +149,9 @@ class VPTModel(nn.Module):
         ]
 
     def run_stages(
-        self, batch: Batch, plan: ForwardPlan, tokens: dict[str, Tensor], cache: StagedKVCache
-    ) -> tuple[Tensor, Tensor]:
+        self, batch: Batch, plan: ForwardPlan, tokens: dict[str, Tensor], cache: StagedKVCache, *,
+        uniform_backward: bool = False,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """Extend, read the control states, perceive, extend, ...
 
         Returns:
@@ -155,7 +161,7 @@ class VPTModel(nn.Module):
         states = batch.positions.new_zeros((0, self.language.config.hidden_size), dtype=torch.float32)
         for stage in plan.stages:
             embeddings = self.embed_inputs(batch.input_ids[stage.tokens], stage, tokens, states)
-            if self.uniform_backward and torch.is_grad_enabled() and not embeddings.requires_grad:
+            if uniform_backward and torch.is_grad_enabled() and not embeddings.requires_grad:
                 embeddings.requires_grad_()
             positions = batch.positions[:, stage.tokens]
             out = extend(
@@ -196,6 +202,17 @@ class VPTModel(nn.Module):
     def encoder(self, name: str) -> ReEncoder:
         """A re-encoder by its name."""
         return self.encoders[name]  # type: ignore[return-value]  # a ModuleDict knows modules only
+
+    @property
+    def visions(self) -> dict[str, Any]:
+        """The vision encoders of the re-encoders that have one of their own, by name."""
+        visions = {name: self.encoder(name).vision for name in self.encoders}
+        return {name: vision for name, vision in visions.items() if vision is not None}
+
+    @property
+    def shard_units(self) -> list[Any]:
+        """Modules whose weights are gathered together under sharding: decoder layers, the tower, vision encoders."""
+        return [*self.language.layers, self.tower, *self.visions.values()]
 
     def _encoder_with(self, transform: str) -> ReEncoder:
         return next(e for e in map(self.encoder, self.encoders) if e.transform.name == transform)

@@ -5,7 +5,7 @@ of control tokens. Positions inside a `Row` count from the row's first token; `s
 packed tensors.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -53,6 +53,7 @@ class Row:
         length: how many tokens it has.
         paragraphs: spans strictly inside `<|im_start|>` ... `<|im_end|>`, in order (section 1 of the paper's masking).
         masked: spans hidden between the inner passes; empty for a row that is not masked.
+        dummy: written to make the calls of all processes match; it counts in no metric.
     """
 
     length: int
@@ -61,6 +62,57 @@ class Row:
     paragraphs: tuple[Span, ...] = ()
     masked: tuple[Span, ...] = ()
     start: int = 0
+    dummy: bool = False
+
+
+@dataclass
+class RowBuilder:
+    """A row while it is written, token by token; where text does not matter, its ids are zero."""
+
+    ids: list[int] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+    blocks: list[PlaceholderSpan] = field(default_factory=list)
+    actions: list[Action] = field(default_factory=list)
+    paragraphs: list[Span] = field(default_factory=list)
+
+    def add(self, ids: Sequence[int], *, loss: bool = False) -> None:
+        """Append tokens, with loss or without."""
+        self.ids.extend(ids)
+        self.labels.extend(ids if loss else [IGNORE_INDEX] * len(ids))
+
+    def text(self, count: int, *, loss: bool = False) -> None:
+        """Append so many tokens of any text."""
+        self.add([0] * count, loss=loss)
+
+    def image(self, source: str, tokens: int, *, pad: int = 0) -> None:
+        """Append the placeholders of the next image of `source`; the first action that waits for one steers them."""
+        for number, action in enumerate(self.actions):
+            if action.encoder == source and action.block is None:
+                self.actions[number] = replace(action, block=len(self.blocks))
+                break
+        self.blocks.append(PlaceholderSpan(len(self.ids), tokens, source, self.images_of(source)))
+        self.add([pad] * tokens)
+
+    def images_of(self, source: str) -> int:
+        """How many images of `source` there are so far."""
+        return sum(block.source == source for block in self.blocks)
+
+    def action(self, encoder: str, count: int, *, token: int = 0) -> None:
+        """Append `count` control tokens of an action."""
+        self.actions.append(Action(len(self.ids), count, encoder, None))
+        self.add([token] * count)
+
+    def begin_paragraph(self) -> None:
+        """Let a paragraph begin with the next token."""
+        self.paragraphs.append((len(self.ids), len(self.ids)))
+
+    def end_paragraph(self) -> None:
+        """Let the last paragraph end with the last token."""
+        self.paragraphs[-1] = (self.paragraphs[-1][0], len(self.ids))
+
+    def build(self, *, dummy: bool = False) -> Row:
+        """The structure of what has been written."""
+        return Row(len(self.ids), tuple(self.blocks), tuple(self.actions), tuple(self.paragraphs), dummy=dummy)
 
 
 @dataclass

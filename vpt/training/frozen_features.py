@@ -25,9 +25,8 @@ def open_feature_cache(config: DataConfig, model: VPTModel, *, precision: str) -
     """
     if config.feature_cache is None:
         return None
-    encoders = map(model.encoder, model.encoders)
-    modules = {e.transform.name: e.vision for e in encoders if e.vision is not None}
-    modules[VISION_TOWER] = model.qwen.model.visual
+    modules = {model.transform_of(name): vision for name, vision in model.visions.items()}
+    modules[VISION_TOWER] = model.tower
     fingerprints = {name: fingerprint(m, precision) for name, m in modules.items() if not is_trained(m)}
     return FeatureCache(Path(config.feature_cache), int(config.feature_cache_gb * 2**30), fingerprints)
 

@@ -20,18 +20,16 @@ def set_trainable(model: VPTModel, config: OptimConfig, *, tower_pretrained: boo
     come the patterns of `optim.freeze` and of `optim.unfreeze`. Raises ConfigError for a pattern that matches nothing,
     or if nothing is left to train.
     """
-    encoders = [model.encoder(name) for name in model.encoders]
-    towers = [(model.qwen.model.visual, tower_pretrained)]
-    towers += [(encoder.vision, encoder.pretrained) for encoder in encoders if encoder.vision is not None]
-    for tower, pretrained in towers:
-        tower.requires_grad_(not pretrained)
+    model.tower.requires_grad_(not tower_pretrained)
+    for name, vision in model.visions.items():
+        vision.requires_grad_(not model.encoder(name).pretrained)
     freeze_base(model.language)
     for key, trained in (("freeze", False), ("unfreeze", True)):
         for pattern in getattr(config, key):
             for parameter in match_parameters(model, pattern, f"optim.{key}"):
                 parameter.requires_grad_(trained)
-    for encoder in encoders:
-        for part in encoder.unused_modules():
+    for name in model.encoders:
+        for part in model.encoder(name).unused_modules():
             part.requires_grad_(False)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ConfigError("optim.freeze leaves nothing to train; name what to train in optim.unfreeze")

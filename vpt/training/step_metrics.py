@@ -43,7 +43,7 @@ class StepMetrics:
         """For each of `Output.control_states`: its row has an id (dummy rows have none)."""
         cuts = self.meter.model.split_segments(batch.rows)
         return [
-            row < len(batch.ids)
+            not batch.rows[row].dummy
             for stage in range(max(map(len, cuts)))
             for row, segments in enumerate(cuts)
             if stage < len(segments)
