@@ -47,7 +47,7 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is rank 0."""
+        """True on rank 0, which prints, logs, draws and writes."""
         return self.rank == 0
 
     def all_gather(self, values: list[int]) -> Tensor:
