@@ -41,7 +41,7 @@ def opened(parts, root, *, gigabytes=1.0, precision="fp32"):
     store = open_feature_cache(DataConfig(feature_cache=str(root), feature_cache_gb=gigabytes), parts.model,
                               precision=precision)  # fmt: skip
     parts.model.feature_cache = store
-    return store, replace(parts, encoder=parts.processor.with_feature_cache(store))
+    return store, replace(parts, processor=parts.processor.with_feature_cache(store))
 
 
 def batch_through(parts, folder):
