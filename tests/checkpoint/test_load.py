@@ -236,8 +236,9 @@ def test_export_says_what_to_type(saved, tmp_path):
     assert not list(tmp_path.glob("*qwen*"))
     with pytest.raises(ConfigError, match="exists already"):
         export(Export(str(folder), str(folder)))
-    with pytest.raises(ConfigError, match="did you mean upstream"):
-        export(Export(str(folder), str(tmp_path / "x"), "relaesed"))
+    for typed, message in {"upstraem": "did you mean upstream", "released": "is now format=upstream"}.items():
+        with pytest.raises(ConfigError, match=message):
+            export(Export(str(folder), str(tmp_path / "x"), typed))
 
 
 def test_qwen_2_5_has_no_upstream_format(saved, tmp_path):
