@@ -1,6 +1,7 @@
 """What README.md and docs/ say is so: commands, keys, links, paths, and names of metrics exist."""
 
 import ast
+import json
 import re
 import shlex
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
 
 from conftest import ROOT, compose_config, compose_eval
 from vpt.__main__ import COMMANDS
@@ -82,6 +84,14 @@ def in_folder(tmp_path, monkeypatch):
     """Fill placeholders with a folder of an image, and stand in it."""
     monkeypatch.chdir(tmp_path)
     return lambda words: [PLACEHOLDER.sub(str(tmp_path), word) for word in words]
+
+
+def test_examples_parse():
+    parsers = {"python": ast.parse, "json": json.loads, "yaml": OmegaConf.create}
+    for page in PAGES:
+        for _, language, block in FENCE.findall(text_of(page)):
+            assert language in {*parsers, "sh", "text", "bibtex"}, f"{page.name}: ```{language}"
+            parsers.get(language, str)(block)
 
 
 def test_programs_are_known():
