@@ -68,7 +68,7 @@ def test_exported_twice_is_the_same(saved, tmp_path):
 def test_released_format_there_and_back(saved, tmp_path, overrides):
     """Exported, loaded by model.path, exported again: the same bytes, and the same predictions in between."""
     parts, folder = saved(*overrides)
-    theirs = export(Export(str(folder), str(tmp_path / "theirs"), "released"))
+    theirs = export(Export(str(folder), str(tmp_path / "theirs"), "upstream"))
     config = json.loads((theirs / "config.json").read_text())
     assert config["model_type"] == "qwen2_vl_vpt"
     assert config["vision_encoder_ls"] == list(parts.model.encoders)
@@ -79,7 +79,7 @@ def test_released_format_there_and_back(saved, tmp_path, overrides):
     back = tmp_path / "back"
     back.mkdir()
     save_weights(back, model=again.model, config=again.config, tokenizer=again.tokenizer)
-    twice = export(Export(str(back), str(tmp_path / "twice"), "released"))
+    twice = export(Export(str(back), str(tmp_path / "twice"), "upstream"))
     assert (theirs / "model.safetensors").read_bytes() == (twice / "model.safetensors").read_bytes()
     assert json.loads((twice / "config.json").read_text()) == config
 
@@ -87,7 +87,7 @@ def test_released_format_there_and_back(saved, tmp_path, overrides):
 def test_a_released_folder_answers_without_a_configuration(saved, tmp_path, folder):
     """`vpt.load` takes it as it is, and predicts what the model predicted before it was exported."""
     parts, ours = saved(EVERY)
-    theirs = export(Export(str(ours), str(tmp_path / "theirs"), "released"))
+    theirs = export(Export(str(ours), str(tmp_path / "theirs"), "upstream"))
     loaded = load_pretrained(theirs, device="cpu")
     assert same(loaded.model, parts.model)
     batch = collate(samples_of(parts, folder, mixed_records()))
@@ -138,7 +138,7 @@ def reshaped(folder: Path, kind: str) -> None:
 @pytest.mark.parametrize("kind", ["sharded", "bin", "sharded bin"])
 def test_every_layout_of_weights(saved, tmp_path, kind):
     parts, folder = saved("encoder=[dino]")
-    theirs = export(Export(str(folder), str(tmp_path / "theirs"), "released"))
+    theirs = export(Export(str(folder), str(tmp_path / "theirs"), "upstream"))
     reshaped(theirs, kind)
     assert same(build_model(compose_config("encoder=[dino]", f"model.path={theirs}")).model, parts.model)
 
@@ -152,7 +152,7 @@ def _edit(folder: Path, change) -> None:
 def test_released_errors_list_the_tensors(saved, tmp_path):
     """What the released loader passed over stops here, with names."""
     _, folder = saved("encoder=[dino]")
-    theirs = export(Export(str(folder), str(tmp_path / "theirs"), "released"))
+    theirs = export(Export(str(folder), str(tmp_path / "theirs"), "upstream"))
     query = "detection_model.encoder.layer.0.attention.attention.query.weight"
     config = compose_config("encoder=[dino]", f"model.path={theirs}")
     _edit(theirs, lambda tensors: tensors.update({query[:-6] + "extra": tensors.pop(query)}))
@@ -168,7 +168,7 @@ def test_released_errors_list_the_tensors(saved, tmp_path):
 def test_untied_head_of_a_checkpoint_that_says_tied(saved, tmp_path):
     """The released files store lm_head apart; where it differs it is kept, not overwritten by the embedding."""
     _, folder = saved("encoder=[dino]")
-    theirs = export(Export(str(folder), str(tmp_path / "theirs"), "released"))
+    theirs = export(Export(str(folder), str(tmp_path / "theirs"), "upstream"))
     _edit(theirs, lambda tensors: tensors["lm_head.weight"].add_(1))
     model = build_model(compose_config("encoder=[dino]", f"model.path={theirs}")).model
     assert torch.equal(model.qwen.lm_head.weight, LazyStateDict(theirs)["lm_head.weight"])
@@ -177,7 +177,7 @@ def test_untied_head_of_a_checkpoint_that_says_tied(saved, tmp_path):
 
 def test_pickles_are_refused(saved, tmp_path):
     _, folder = saved("encoder=[dino]")
-    theirs = export(Export(str(folder), str(tmp_path / "theirs"), "released"))
+    theirs = export(Export(str(folder), str(tmp_path / "theirs"), "upstream"))
     (theirs / "model.safetensors").unlink()
     with (theirs / "pytorch_model.bin").open("wb") as file:
         pickle.dump({"model.norm.weight": Path("touched")}, file)
@@ -236,11 +236,11 @@ def test_export_says_what_to_type(saved, tmp_path):
     assert not list(tmp_path.glob("*qwen*"))
     with pytest.raises(ConfigError, match="exists already"):
         export(Export(str(folder), str(folder)))
-    with pytest.raises(ConfigError, match="did you mean released"):
-        export(Export(str(folder), str(tmp_path / "x"), "relaesed"))
+    with pytest.raises(ConfigError, match="did you mean upstream"):
+        export(Export(str(folder), str(tmp_path / "x"), "upsteram"))
 
 
 def test_qwen_2_5_has_no_released_format(saved, tmp_path):
     _, folder = saved("encoder=[dino]", "model=tiny_2_5")
     with pytest.raises(ConfigError, match="Qwen2-VL only"):
-        export(Export(str(folder), str(tmp_path / "x"), "released"))
+        export(Export(str(folder), str(tmp_path / "x"), "upstream"))
