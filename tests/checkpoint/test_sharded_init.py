@@ -17,6 +17,7 @@ from vpt.checkpoint.format import find_checkpoint, save_weights
 from vpt.checkpoint.load import build_model
 from vpt.checkpoint.tensors import unique_state_dict
 from vpt.checkpoint.train_state import restore
+from vpt.distributed.dtensor import full_tensor
 from vpt.distributed.process_group import World, init_process_group
 from vpt.errors import CheckpointError
 from vpt.training.optimizer import build_optimizer
@@ -121,3 +122,20 @@ def test_an_upstream_checkpoint_in_slices_is_the_one_that_is_read_whole(tmp_path
         save_file(tensors, weights / "model.safetensors")
         with pytest.raises(CheckpointError, match=r"missing: qwen\..*norm\.weight; unexpected: model\.norm\.extra"):
             build_training(settings(str(weights), "strategy=fsdp"), None, world, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("overrides", [["encoder=[openai_clip]"], ["encoder=[dino,sam,clip]", "model=tiny_2_5"]])
+def test_random_weights_are_those_of_the_seed(overrides):
+    """Whatever shares the model, and whatever has been drawn before."""
+    with init_process_group(device="cpu", always=True) as world:
+        models = [
+            build_training(
+                compose_config("data=scenes", *overrides, f"strategy={kind}"), None, world, torch.device("cpu")
+            )[0].model
+            for kind in ("single", "ddp", "fsdp")
+        ]
+        whole = unique_state_dict(models[0])
+        for model in models[1:]:
+            own = unique_state_dict(model)
+            assert own.keys() == whole.keys()
+            assert all(torch.equal(full_tensor(own[name]), tensor) for name, tensor in whole.items())
