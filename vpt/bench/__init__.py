@@ -1,4 +1,4 @@
-"""Benchmarks as ratios of two sides: `python -m vpt.bench` (or `make bench`); `python -m vpt.bench inner_passes packing` measures two groups.
+"""Benchmarks as ratios of two sides: `make bench`, or `python -m vpt.bench inner_passes packing` for two groups.
 
 Every figure is a ratio measured in one run, its sides in turn, the median of several rounds. The model has about 50 M
 parameters; a row has 64 image, 40 question, 256 re-encoded and 30 answer tokens unless a figure says otherwise. Prints

@@ -78,7 +78,7 @@ class Answering:
         return row.trace[0].seconds, fed
 
     def prefill(self, tokens: int) -> Timed:
-        """Prefill as many text tokens after the same prompt by transformers' own forward, up to the next token's logits."""
+        """Prefill as many text tokens after the same prompt by transformers' forward, up to the next token's logits."""
         qwen, prompt = self.model.qwen, self.prompts[0].ids[None]
         cache = DynamicCache(config=qwen.config.get_text_config())
 

@@ -68,7 +68,7 @@ def kinds_of(config: TrainConfig) -> list[str]:
 
 
 def generation_settings(trained: TrainConfig, chosen: Mapping[str, Any]) -> GenerationConfig:
-    """The generation settings of a trained model, with those that are `chosen` now in their place; null chooses nothing.
+    """Generation settings of a trained model, overlaid with those that are `chosen` now; null chooses nothing.
 
     Raises:
         ConfigError: for unknown keys, wrong types, values out of range, and for an action that the model lacks.

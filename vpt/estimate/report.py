@@ -143,7 +143,8 @@ class Report:
         yield f"checkpoints, {name} bytes: {each / unit:.2f} each"
         yield f"  {weights / unit:.2f} weights, {optimizer / unit:.2f} AdamW's moments"
         yield (
-            f"  on the disk: {training.keep_checkpoints * each / unit:.2f} (training.keep_checkpoints={training.keep_checkpoints}), "
+            f"  on the disk: {training.keep_checkpoints * each / unit:.2f} "
+            f"(training.keep_checkpoints={training.keep_checkpoints}), "
             f"{(training.keep_checkpoints + 1) * each / unit:.2f} while one more is written"
         )
         for name, samples in self.lengths().items():

@@ -1,4 +1,4 @@
-"""Sharding of a model among the processes of a run, and the memory of its communication buffers (`vpt.distributed.strategy`)."""
+"""Sharding of a model among processes (`vpt.distributed.strategy`), and the memory of its communication buffers."""
 
 from dataclasses import dataclass
 

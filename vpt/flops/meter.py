@@ -96,7 +96,7 @@ class FlopMeter:
             yield carries, stage
 
     def _projected(self, name: str, batch: Batch, images: ImageInputs | None) -> int:
-        """Number of images (or tokens) that a source's projector runs on: all images, if any row refers to the source."""
+        """Number of images (or tokens) that a source's projector runs on: all, if any row refers to the source."""
         if images is None or not any(block.source == name for row in batch.rows for block in row.blocks):
             return 0
         return len(images.tokens) if self.model.encoder(name).vision is not None else sum(images.tokens)

@@ -2,7 +2,7 @@
 
 The language model is causal, so nothing before a control token can see what comes after it. `shared` runs each segment
 once, over the keys that earlier segments left behind; `full` runs the whole row again after each action. Both are lists
-of segments for the same walk (`vpt.models.inner_forward`), and their results are equal. A position that runs more than once
+of segments for `vpt.models.inner_forward`, and their results are equal. A position that runs more than once
 counts as it was computed last.
 
     shared   [ question ........ | control, perceived ... | control, perceived ... answer ]

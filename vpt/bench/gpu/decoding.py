@@ -63,7 +63,8 @@ def samples_of(batch: Batch) -> list[Sample]:
         samples.append(
             Sample(
                 batch.input_ids[own].cpu(), batch.labels[own].cpu(), batch.positions[:, own].cpu(), alone,
-                {VISION_TOWER: [((VISION_TOWER, str(number)), looks[number])]}, {VISION_TOWER: VISION_TOWER}, Record((), {}, str(number)),
+                {VISION_TOWER: [((VISION_TOWER, str(number)), looks[number])]}, {VISION_TOWER: VISION_TOWER},
+                Record((), {}, str(number)),
             )
         )  # fmt: skip
     return samples

@@ -8,8 +8,10 @@ from vpt.evaluation.predictions import Prediction
 
 
 class ANLS(MeanScore):
-    """Average normalised Levenshtein similarity (Biten et al., arXiv 1905.13648, eq. 1): 1 - edit distance / length of the longer text, against the nearest
-    accepted answer, and 0 where that is one half or less. Case and outer space do not count.
+    """Average normalised Levenshtein similarity (Biten et al., arXiv 1905.13648, eq. 1).
+
+    1 - edit distance / length of the longer text, against the nearest accepted answer, and 0 where that is one half or
+    less. Case and outer space do not count.
     """
 
     name, needs = "anls", ("rapidfuzz",)
