@@ -84,6 +84,16 @@ def all_parts(make_parts) -> Pipeline:
     return Pipeline(**vars(make_parts(*ALL)))
 
 
+@pytest.fixture(scope="session")
+def trained_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two steps with every kind of perception, for tests that change nothing in it but `eval/`."""
+    from vpt.cli.train import train  # it imports everything
+
+    folder = tmp_path_factory.mktemp("trained") / "all"
+    train(compose_config("+experiment=all", "+debug=two_steps"), folder)
+    return folder
+
+
 ALL = ("encoder=[dino,sam,clip]",)
 FAMILIES = {"qwen2_vl": (), "qwen2_5_vl": ("model=tiny_2_5",)}
 

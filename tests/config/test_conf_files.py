@@ -108,20 +108,12 @@ def test_two_steps(path, records, weights, stages, tmp_path, monkeypatch):
     assert summary["teacher_forced"]["loss"] > 0
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory) -> Path:
-    """A run of two steps that has every kind of perception."""
-    folder = tmp_path_factory.mktemp("controlled") / "run"
-    train(compose_config(*SMALL, "+experiment=all"), folder)
-    return folder
-
-
 @pytest.mark.parametrize("name", ABLATIONS)
-def test_ablations(name, run):
+def test_ablations(name, trained_run):
     action = "region" if name == "regions" else "dino"
     evaluate_checkpoint(
         compose_eval(
-            f"checkpoint={run}",
+            f"checkpoint={trained_run}",
             f"+ablations={name}",
             f"generation.action={action}",
             "data.limit=12",
@@ -129,7 +121,7 @@ def test_ablations(name, run):
             "pictures=false",
         )
     )
-    summary = json.loads((run / "eval" / name / "summary.json").read_text())
+    summary = json.loads((trained_run / "eval" / name / "summary.json").read_text())
     assert summary["controls"] and any(found["questions"] == 12 for found in summary["controls"].values())
 
 

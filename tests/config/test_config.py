@@ -7,9 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from conftest import ROOT, compose_config
+from conftest import ROOT, compose_config, compose_eval
+from vpt.cli.evaluate import evaluate_checkpoint
 from vpt.config.overrides import check_overrides
-from vpt.config.schema import TrainConfig
+from vpt.config.schema import EvalConfig, TrainConfig
 from vpt.config.validate import generation_settings
 from vpt.errors import ConfigError, UserError
 from vpt.training.trainer import Trainer
@@ -66,13 +67,20 @@ def test_wrong_input_ends_without_a_traceback(overrides, tmp_path):
 
 @pytest.mark.parametrize(("argument", "message"), [
     ("checkpoint=/nowhere", "/nowhere does not exist"),
-    ("checkpoint=conf", "holds no checkpoint"),
+    (f"checkpoint={ROOT}/conf", "holds no checkpoint"),
     ("checkpont=x", "did you mean checkpoint"),
     ("name=x", "checkpoint has no value"),
 ])  # fmt: skip
 def test_evaluation_of_what_is_no_checkpoint(argument, message):
-    done = run(argument, script="eval.py")
-    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+    with pytest.raises(UserError) as error:  # the steps of eval.py, in its order
+        check_overrides([argument], EvalConfig)
+        evaluate_checkpoint(compose_eval(argument))
+    assert message in str(error.value)
+
+
+def test_an_evaluation_ends_without_a_traceback():
+    done = run("checkpoint=/nowhere", script="eval.py")
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and "Traceback" not in done.stderr
 
 
 def test_generation_as_trained_but_for_what_is_chosen():
@@ -92,8 +100,8 @@ def test_a_hub_name_without_a_network(tmp_path, monkeypatch):
 
 
 def test_a_folder_that_is_no_model(tmp_path):
-    done = run("model=qwen2_vl_2b", f"model.path={tmp_path}", "tracking=none", f"output_dir={tmp_path}/out")
-    assert done.returncode == 2 and f"{tmp_path}" in done.stderr and "Traceback" not in done.stderr
+    with pytest.raises(UserError, match=str(tmp_path)):
+        Trainer(compose_config("model=qwen2_vl_2b", f"model.path={tmp_path}", "tracking=none"), tmp_path / "out")
 
 
 def test_a_typo_in_a_file_stops_the_run(tmp_path):

@@ -1,6 +1,7 @@
 """conf/experiment/paper at full size: the published figures, the chain of stages, and the table that explains them."""
 
 import re
+from functools import cache
 
 import pytest
 
@@ -15,6 +16,7 @@ TUNED = ["clip", "dino", "dino_free_choice", "sam", "clip_7b", "dino_224"]
 ABLATIONS = [name for name in FILES if name.startswith("table")]
 
 
+@cache
 def recipe(name: str, *overrides: str, folder=ROOT):
     return compose_config(f"+experiment=paper/{name}", f"data.root={folder}", *overrides)
 

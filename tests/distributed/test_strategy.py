@@ -10,8 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from conftest import ROOT, compose_config, logged, losses, samples_of
+from conftest import ROOT, compose_config, compose_eval, logged, losses, samples_of
 from helpers.multiprocess import PATIENCE, on_ranks
+from vpt.cli.evaluate import evaluate_checkpoint
 from vpt.data.balance import SampleCost, balance
 from vpt.data.collate import collate
 from vpt.data.images import MediaStore
@@ -162,7 +163,7 @@ def test_torchrun(tmp_path):
     said = python(*command, *overrides, f"output_dir={tmp_path}")
     assert said.count("accuracy") == 1 and "2 x cpu (fsdp)" in said
     run = tmp_path / "dino"
-    python("eval.py", f"checkpoint={run}", "pictures=false")
+    evaluate_checkpoint(compose_eval(f"checkpoint={run}", "pictures=false"))
     shared, alone = (
         [(item.record, item.answer, item.actions) for item in read_predictions(run / place / "predictions.jsonl")]
         for place in ("predictions", "eval/test")

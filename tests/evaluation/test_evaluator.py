@@ -70,9 +70,7 @@ def test_stopped_by_hand_it_goes_on(runs):
     answered = before.count("\n")
     assert 8 <= answered < 4000
     path.write_text(before + '{"record": "ea')
-    done = subprocess.run([*command, f"data.limit={answered + 6}"], cwd=ROOT, capture_output=True, text=True,
-                          env=environment)  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    evaluate_checkpoint(compose_eval(*command[2:], f"data.limit={answered + 6}"))
     assert path.read_text().startswith(before)
     evaluate_checkpoint(compose_eval(f"checkpoint={run}", *options, "name=whole", f"data.limit={answered + 6}"))
     assert told(path.parent) == told(run / "eval" / "whole")

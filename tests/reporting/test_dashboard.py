@@ -14,12 +14,11 @@ from vpt.reporting.panels import SECTIONS
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
+def runs(trained_run, tmp_path_factory):
     """Two runs of two steps."""
-    root = tmp_path_factory.mktemp("runs")
-    for name, overrides in {"all": (), "baseline": ("training.log_every=1",)}.items():
-        train(compose_config(f"+experiment={name}", "+debug=two_steps", *overrides), root / name)
-    return [root / "all", root / "baseline"]
+    baseline = tmp_path_factory.mktemp("runs") / "baseline"
+    train(compose_config("+experiment=baseline", "+debug=two_steps", "training.log_every=1"), baseline)
+    return [trained_run, baseline]
 
 
 def test_a_page_holds_its_pictures_and_every_metric(runs):

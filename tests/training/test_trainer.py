@@ -59,10 +59,15 @@ def test_eight_by_one_equals_two_by_four(tmp_path):
         assert a == pytest.approx(b, rel=1e-5)
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Trainer:
+    """A run that nothing has stopped."""
+    return trained(tmp_path_factory.mktemp("whole") / "run")
+
+
 @pytest.mark.parametrize("until", [3, 4, 5])
-def test_a_dropped_run_goes_on_as_if_it_had_not_been(tmp_path, until):
+def test_a_dropped_run_goes_on_as_if_it_had_not_been(tmp_path, whole, until):
     """Whatever step it is dropped in: the same losses and the same weights, to the last bit."""
-    whole = trained(tmp_path / "whole")
     trained(tmp_path / "dropped", until=until)
     again = trained(tmp_path / "dropped")
     assert losses(whole.folder) == losses(again.folder)
