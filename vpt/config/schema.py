@@ -244,9 +244,9 @@ class AskDataConfig:
 class AskConfig:
     """Settings of `vpt ask`; null means as trained."""
 
-    checkpoint: str = MISSING
+    checkpoint: str = MISSING  # as of eval.py
     out: str | None = None  # the picture
     action: str | None = None  # short for generation.action
-    device: str = choice("auto", "cpu", "cuda")
+    device: str = choice("auto", "cpu", "cuda")  # auto: cuda where there is one
     data: AskDataConfig = field(default_factory=AskDataConfig)
     generation: dict[str, Any] = field(default_factory=dict)  # keys of GenerationConfig, in place of the trained ones
