@@ -101,7 +101,7 @@ def answer_questions(
 def answer_settings(config: TrainConfig, weights: str) -> dict[str, Any]:
     """Whatever changes an answer: where it differs, nothing is taken up."""
     data = asdict(config.data)
-    for key in ("root", "train", "metrics", "limit", "workers", "cache_mb", "max_length", "on_too_long"):
+    for key in ("root", "train", "metrics", "limit", "workers", "image_cache_mb", "max_length", "overflow"):
         del data[key]
     data["test"] = {name: node | {"metrics": None} for name, node in data["test"].items()}
     generation = asdict(config.generation)
