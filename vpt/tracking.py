@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from netrc import NetrcParseError, netrc
 from pathlib import Path
@@ -14,15 +14,8 @@ from PIL.Image import Image
 from vpt.config.schema import TrackingConfig
 from vpt.errors import CheckpointError
 from vpt.utils.files import atomic_write
+from vpt.utils.table import Table
 from vpt.utils.version import code_version
-
-
-@dataclass(frozen=True)
-class Table:
-    """Named columns; a cell is text, a number, a picture, or None."""
-
-    columns: Sequence[str]
-    rows: Sequence[Sequence[Any]]
 
 
 @dataclass(frozen=True)
@@ -85,18 +78,13 @@ class WandbLogger(MetricLogger):
 
     def log_media(self, media: ReportMedia) -> None:
         """The report as it is, and its tables and images one by one."""
-        tables = {name: _table(table) for name, table in media.tables.items()}
+        tables = {name: table.as_wandb() for name, table in media.tables.items()}
         images = {name: wandb.Image(image) for name, image in media.images.items()}
         page = wandb.Html(media.page.read_text(encoding="utf-8"), inject=False)
         self.run.log({f"report/{name}": shown for name, shown in {"page": page, **images, **tables}.items()})
 
     def close(self) -> None:
         self.run.finish()
-
-
-def _table(table: Table) -> wandb.Table:
-    rows = [[wandb.Image(cell) if isinstance(cell, Image) else cell for cell in row] for row in table.rows]
-    return wandb.Table(columns=list(table.columns), data=rows)
 
 
 def _has_key() -> bool:

@@ -32,7 +32,7 @@ def test_runs_that_differ_in_the_seed_are_one_line(tmp_path):
     assert [dict(line.label) for line in lines] == [{"optim.lr": 0.1}, {"optim.lr": 0.0008}]
     assert lines[1].cell("accuracy") == "0.600 ± 0.141"  # sample deviation of 0.5 and 0.7
     assert lines[0].cell("accuracy_by_type.shape") == "0.450"
-    text = runs_table(lines, ["accuracy"])
+    text = runs_table(lines, ["accuracy"]).as_text()
     assert text.splitlines()[2].startswith("a0, a1 ")
     assert text.splitlines()[0].split() == ["run", "optim.lr", "runs", "accuracy"]
 

@@ -45,7 +45,7 @@ def main(arguments: Sequence[str]) -> None:
 def _compare_runs(folders: Sequence[Path], metrics: Sequence[str], to: Path) -> None:
     runs = find_runs(folders)
     groups = compare_runs(runs, metrics)
-    print(runs_table(groups, metrics))
+    print(runs_table(groups, metrics).as_text())
     for sentence in (*unfinished_runs(runs), *failures(folders)):
         print(sentence)
     to.mkdir(parents=True, exist_ok=True)
@@ -67,6 +67,6 @@ def _compare_pair(paths: Sequence[Path], metrics: Sequence[str], out: Path | Non
     rows = compare_predictions(a, b, metrics)
     left = max(map(len, found)) - len(a)
     print(f"{len(a):,} questions answered by both" + (f"; {left:,} only by one are left out" if left else ""))
-    print("\n".join(comparison_table(rows)))
+    print(comparison_table(rows).as_text())
     if out:
         out.write_text(json.dumps(rows, indent=1))

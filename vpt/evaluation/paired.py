@@ -10,6 +10,7 @@ from vpt.evaluation.metrics import build_metrics
 from vpt.evaluation.predictions import PREDICTIONS, Prediction, by_source
 from vpt.evaluation.statistics import difference, mcnemar
 from vpt.evaluation.summary import compute
+from vpt.utils.table import Range, Table
 
 PLACES = ("", "eval/test", "predictions")  # where a run keeps its predictions
 
@@ -54,15 +55,22 @@ def compare_predictions(a: Sequence[Prediction], b: Sequence[Prediction], names:
     return rows
 
 
-def comparison_table(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """The rows for people."""
-    names = [f"{row['source']}: {row['metric']}" for row in rows]
-    width = max(map(len, names))
-    lines = [f"{'':{width}}  questions       A       B   B - A   95% interval       McNemar's p"]
-    for name, row in zip(names, rows, strict=True):
-        d, p = row["difference"], "" if row["p"] is None else f"{row['p']:.2g}"
-        lines.append(
-            f"{name:{width}}  {d['questions']:9,}  {row['a']:6.4f}  {row['b']:6.4f}  {d['value']:+.4f}"
-            f"  [{d['low']:+.4f}, {d['high']:+.4f}]  {p}"
+def comparison_table(rows: Sequence[dict[str, Any]]) -> Table:
+    """The rows of `compare_predictions` as a table."""
+    columns = ["data", "metric", "questions", "A", "B", "B - A", "95% interval", "McNemar's p"]
+    cells = [
+        (
+            row["source"],
+            row["metric"],
+            d["questions"],
+            row["a"],
+            row["b"],
+            d["value"],
+            Range(d["low"], d["high"]),
+            row["p"],
         )
-    return lines
+        for row in rows
+        if (d := row["difference"])
+    ]
+    form = {"A": ".4f", "B": ".4f", "B - A": "+.4f", "95% interval": "+.4f", "McNemar's p": ".2g"}
+    return Table(columns, cells, form)

@@ -1,7 +1,7 @@
 """Summaries of predictions: scores, intervals, perception."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -13,6 +13,7 @@ from vpt.evaluation.metrics.perception import PERCEPTION, action_label, confusio
 from vpt.evaluation.predictions import Prediction, by_source
 from vpt.evaluation.statistics import Ratio, estimates
 from vpt.generation.row_state import IGNORED, REPAIRED
+from vpt.utils.table import Range, Table
 
 Metrics = dict[str, list[Metric]]  # of each data set, the first of them gives the score
 
@@ -77,16 +78,10 @@ def mean_by(pairs: Iterable[tuple[str, float]]) -> dict[str, float]:
     return {key: sum(values) / len(values) for key, values in sorted(groups.items())}
 
 
-def format_summary(summary: dict[str, Any]) -> list[str]:
-    """The metrics of a summary, for people."""
-    rows = [
-        (f"{source}: {name}", estimate)
-        for source, found in summary["metrics"].items()
-        for name, estimate in found.items()
-    ]
-    rows += [(name, found) for name, found in summary["perception"].items() if name != "confusion"]
-    width = max((len(name) for name, _ in rows), default=0)
-    return [
-        f"  {name:<{width}}  {e['value']:9.4f}  [{e['low']:.4f}, {e['high']:.4f}]  {e['questions']:,} questions"
-        for name, e in rows
-    ]
+def metrics_table(summary: Mapping[str, Any]) -> Table:
+    """Every metric of every data set, and of perceiving, with its interval."""
+    named = [(source, name, e) for source, found in summary.get("metrics", {}).items() for name, e in found.items()]
+    named += [("all", name, e) for name, e in summary.get("perception", {}).items() if name != "confusion"]
+    rows = [(source, name, e["value"], Range(e["low"], e["high"]), e["questions"]) for source, name, e in named]
+    form = {"value": ".4f", "95% interval": ".4f"}
+    return Table(["data", "metric", "value", "95% interval", "questions"], rows, form)

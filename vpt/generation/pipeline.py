@@ -64,12 +64,10 @@ class Reply:
     def draw(self, path: str | Path) -> Path:
         """Write a picture of the image, the selected regions and the similarity maps. Needs matplotlib."""
         check_output_path(Path(path))
-        from vpt.generation.reply_figure import draw_reply  # matplotlib is an extra
+        from vpt.generation.answer_images import answer_images, draw_reply  # matplotlib is an extra
 
-        return draw_reply(
-            Path(path), image=self.question.image, question=self.question.record.question, answer=self.answer,
-            maps=self.maps(),
-        )  # fmt: skip
+        images = answer_images(self.question.image, self.trace, self.maps())
+        return draw_reply(Path(path), question=self.question.record.question, answer=self.answer, images=images)
 
 
 class Pipeline(ModelBundle):

@@ -5,18 +5,16 @@ from html import escape
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from vpt.evaluation.metrics.perception import iogt, iou
 from vpt.evaluation.predictions import Prediction
-from vpt.reporting import html
 
 _WIDTH, _HEIGHT = 150, 16  # of an interval's drawing
 
 
-def interval(
-    value: float, low: float, high: float, *, span: tuple[float, float], mark: float | None = None
-) -> html.Raw:
+def interval(value: float, low: float, high: float, *, span: tuple[float, float], mark: float | None = None) -> Markup:
     """A dot and its interval on a line from one end of `span` to the other, with a tick at `mark`."""
 
     def x(at: float) -> float:
@@ -28,7 +26,7 @@ def interval(
     if mark is not None:
         colour = "var(--bad)" if high < mark else "var(--good)" if low > mark else "var(--soft)"
     tick = f'<path d="M{x(mark):.1f} 0V{_HEIGHT}" stroke="var(--soft)"/>' if mark is not None else ""
-    return html.Raw(
+    return Markup(
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" style="width:{_WIDTH}px" role="img" aria-hidden="true">'
         f'<path d="M4 {middle}H{_WIDTH - 4}" stroke="var(--line)"/>{tick}'
         f'<path d="M{x(low):.1f} {middle}H{x(high):.1f}" stroke="{colour}" stroke-width="3" stroke-linecap="round"/>'

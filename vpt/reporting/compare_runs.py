@@ -10,6 +10,7 @@ from typing import Any
 
 from vpt.errors import ConfigError, did_you_mean
 from vpt.reporting.runs import ABSENT, RunSummary, config_diff
+from vpt.utils.table import Table
 
 
 def format_value(value: object) -> str:
@@ -77,16 +78,15 @@ def group_label(line: RunGroup) -> str:
     return ",".join(shared) or ", ".join([*names[: 3 if more else 4], *more])
 
 
-def runs_table(lines: Sequence[RunGroup], metrics: Sequence[str]) -> str:
-    """The lines as text: a column for each differing key, number of runs, metrics."""
-    rows = [["run", *lines[0].label, "runs", *metrics]]
+def runs_table(lines: Sequence[RunGroup], metrics: Sequence[str]) -> Table:
+    """A row for each group: its differing keys, number of runs, metrics."""
+    rows = []
     for line in lines:
         label = [group_label(line), *map(format_value, line.label.values())]
         done = sum(run.results is not None for run in line.runs)
         count = str(done) if done == len(line.runs) else f"{done} of {len(line.runs)}"
         rows.append([*label, count, *(line.cell(metric) for metric in metrics)])
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
+    return Table(["run", *lines[0].label, "runs", *metrics], rows)
 
 
 def draw_runs(lines: Sequence[RunGroup], metrics: Sequence[str], path: Path) -> Path:

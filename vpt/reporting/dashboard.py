@@ -9,11 +9,13 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from vpt.config.former_names import present_metric
 from vpt.errors import CheckpointError, ConfigError
 from vpt.reporting import html
 from vpt.reporting.panels import SECTIONS, Panel
+from vpt.utils.table import Table
 
 DASHES: list[Any] = ["-", "--", ":", "-.", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 3)), (0, (8, 2, 1, 2))]
 MOST_LABELS = 12  # more would be no help
@@ -62,6 +64,10 @@ def _plot(axis: "Axes", panel: Panel, metrics: Sequence[str], runs: Mapping[str,
                 colour = f"C{number if len(runs) > 1 else metrics.index(name)}"
                 axis.plot(steps, values, ls=style, lw=1.2, color=colour, marker="." if len(steps) < 40 else None)
     axis.set(title=panel.title, xlabel="step", yscale="log" if panel.log else "linear")
+    if panel.log:  # plain numbers: texts of a page are not set as formulas
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axis.yaxis.set_minor_formatter(NullFormatter())
     axis.grid(alpha=0.3)
     _legend(axis, _keys(metrics, [*runs]))
 
@@ -113,7 +119,7 @@ def _results(folders: Sequence[Path]) -> str:
         summary = folder / "summary.json"
         reached = json.loads(summary.read_text()) if summary.is_file() else {}
         rows.append([folder.name, *(reached.get(key, "-") for key in ("accuracy", "questions", "steps"))])
-    return html.html_table(["run", "accuracy", "questions", "steps"], rows)
+    return Table(["run", "accuracy", "questions", "steps"], rows).as_html()
 
 
 def workspace(project: str, entity: str, name: str = "vpt") -> Any:

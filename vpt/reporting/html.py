@@ -59,33 +59,6 @@ def page(title: str, sections: Sequence[tuple[str, str]], *, lead: str = "", top
     )
 
 
-class Raw(str):
-    """HTML that is shown as it is; whoever makes one has escaped what it holds."""
-
-
-def html_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A table; numbers stand at the right, and wide ones scroll by themselves."""
-    lines = [list(row) for row in rows]
-    numbers = [all(_is_number(row[i]) for row in lines) and bool(lines) for i in range(len(header))]
-    head = "".join(
-        f'<th class="number">{escape(cell)}</th>' if number else f"<th>{escape(cell)}</th>"
-        for cell, number in zip(header, numbers, strict=True)
-    )
-    body = "\n".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in lines)
-    return f'<div class="wide"><table><tr>{head}</tr>\n{body}</table></div>'
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _cell(value: object) -> str:
-    if isinstance(value, Raw):
-        return value if value.startswith("<td") else f"<td>{value}</td>"
-    text = f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" if _is_number(value) else str(value)
-    return f'<td class="number">{escape(text)}</td>' if _is_number(value) else f"<td>{escape(text)}</td>"
-
-
 def figure(drawn: "Figure", caption: str = "") -> str:
     """A matplotlib figure as a drawing inside the page; the figure is closed.
 

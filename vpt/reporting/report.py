@@ -13,8 +13,8 @@ from vpt.data.build import build_sources
 from vpt.data.references import ImageRef, VideoRef
 from vpt.errors import DataError, UserError
 from vpt.evaluation.predictions import Prediction
+from vpt.generation.answer_images import CaptionedImage, answer_images
 from vpt.reporting import html
-from vpt.reporting.answer_images import CaptionedImage, answer_images
 from vpt.reporting.examples import ExampleAnswer
 from vpt.reporting.report_sections import choice, controls, curves, examples, regions, results, settings, tokens
 from vpt.reporting.run_artifacts import RunArtifacts
@@ -69,7 +69,8 @@ def image_loader(
         if reference is None:
             return "a question without an image"
         try:
-            return answer_images(images[item.source].full_resolution(reference, where=item.record), item, example.maps)
+            image = images[item.source].full_resolution(reference, where=item.record)
+            return answer_images(image, item.trace, example.maps, evidence=item.box)
         except DataError as error:
             return f"no picture: {error}"
 

@@ -1,19 +1,21 @@
 """The sections of a report. Each gives HTML, or nothing where there is no data for it."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from vpt.evaluation.ablations.runner import ablation_table, from_json
 from vpt.evaluation.predictions import Prediction
-from vpt.generation.row_state import IGNORED
+from vpt.evaluation.summary import metrics_table
+from vpt.generation.answer_images import CaptionedImage, step_note
 from vpt.reporting import html
-from vpt.reporting.answer_images import CaptionedImage
 from vpt.reporting.charts import confusion_table, draw_overlaps, interval, overlaps
 from vpt.reporting.dashboard import draw_panel
 from vpt.reporting.examples import ExampleAnswer
 from vpt.reporting.panels import SECTIONS
 from vpt.reporting.run_artifacts import RunArtifacts
+from vpt.utils.table import Range, Table
 
 UNIT = (0.0, 1.0)
 AMOUNTS = ("extra_visual_tokens", "latency_seconds", "cider_d")  # these may be small, and are no shares for all that
@@ -25,15 +27,14 @@ def results(found: RunArtifacts) -> str:
     summary = found.summary
     if not summary.get("metrics"):
         return ""
-    named = [(source, name, e) for source, metrics in summary["metrics"].items() for name, e in metrics.items()]
-    named += [("all", name, e) for name, e in summary.get("perception", {}).items() if name != "confusion"]
-    rows = [(source, name, e["value"], _range(e), _unit_interval(name, e), e["questions"]) for source, name, e in named]
-    parts = [html.html_table(["data", "metric", "value", "95% interval", "from 0 to 1", "questions"], rows)]
+    table = metrics_table(summary)
+    drawn = [_unit_interval(name, value, ends) for _, name, value, ends, _ in table.rows]
+    parts = [f"{table.insert(4, 'from 0 to 1', drawn).as_html()}"]
     for key, what in (("accuracy_by_type", "type of question"), ("accuracy_by_perception", "what the model did")):
         if len(summary.get(key, {})) > 1:
             groups = _counted(found.predictions, key)
             counted = [(name, groups.get(name, "-"), value) for name, value in summary[key].items()]
-            parts.append(html.html_table([what, "questions", "accuracy"], counted))
+            parts.append(_table([what, "questions", "accuracy"], counted))
     parts.append(f'<p class="note">{escape(_odd(summary))}</p>')
     return "".join(parts)
 
@@ -55,44 +56,26 @@ def _odd(summary: Mapping[str, Any]) -> str:
     return ", ".join(f"{summary.get(key, 0):,} {name}" for key, name in names) + "."
 
 
-def _range(estimate: Mapping[str, float]) -> str:
-    return f"{estimate['low']:.4g} to {estimate['high']:.4g}"
-
-
-def _unit_interval(name: str, estimate: Mapping[str, float]) -> object:
-    inside = name not in AMOUNTS and estimate["low"] >= 0 and estimate["high"] <= 1
-    return interval(estimate["value"], estimate["low"], estimate["high"], span=UNIT) if inside else ""
+def _unit_interval(name: str, value: float, ends: Range) -> str:
+    inside = name not in AMOUNTS and ends.low >= 0 and ends.high <= 1
+    return interval(value, ends.low, ends.high, span=UNIT) if inside else ""
 
 
 def controls(found: RunArtifacts) -> str:
     """What each control makes of the answers, with paired intervals."""
-    compared = found.summary.get("controls", {})
+    compared = from_json(found.summary.get("controls", {}))
     if not compared:
         return ""
-    reach = max(
-        (abs(d[end]) for c in compared.values() if (d := c["difference"]) for end in ("low", "high")), default=1
-    )
-    span = (-max(reach, 0.02), max(reach, 0.02))
-    rows = [_control_row(item, span) for item in compared.values()]
-    header = ["what is changed", "questions", "as it is", "changed", "difference", "", "95% interval", "McNemar's p"]
+    differences = [item.difference for item in compared.values()]
+    reach = max([0.02, *(abs(end) for d in differences if d for end in (d.low, d.high))])
+    drawn = [(d and interval(d.value, d.low, d.high, span=(-reach, reach), mark=0.0)) or "" for d in differences]
+    table = ablation_table(compared).insert(5, "", drawn)
     return (
         '<p class="note">The same model answers once more with what it perceives changed; differences are paired, '
         "question by question. Noise and another image's features look like what it was trained on: where they "
         "cost nothing, what was perceived was not used. Zeros and an empty turn are like nothing it has seen; that "
-        f"they cost much says little by itself.</p>{html.html_table(header, rows)}"
+        f"they cost much says little by itself.</p>{table.as_html()}"
     )
-
-
-def _control_row(item: Mapping[str, Any], span: tuple[float, float]) -> tuple[object, ...]:
-    d = item["difference"]
-    if d is None:
-        return (item["description"], 0, "-", "-", "-", "no answer that it could change", "-", "-")
-    p = "-" if item["p"] is None else f"{item['p']:.2g}"
-    drawn = interval(d["value"], d["low"], d["high"], span=span, mark=0.0)
-    return (
-        item["description"], item["questions"], round(item["reference"], 4), round(item["ablated"], 4), f"{d['value']:+.3f}",
-        drawn, html.Raw(f'<td class="interval">{d["low"]:+.3f} to {d["high"]:+.3f}</td>'), p,
-    )  # fmt: skip
 
 
 def choice(found: RunArtifacts) -> str:
@@ -115,7 +98,7 @@ def regions(found: RunArtifacts) -> str:
     )
     rows = [(name, len(group), sum(group) / len(group) if group else math.nan) for name, group in groups if group]
     drawn = html.figure(draw_overlaps(pairs, html.theme())).replace("<figure>", '<figure style="max-width:900px">')
-    return drawn + html.html_table(["of the first region", "answers", "accuracy"], rows)
+    return drawn + _table(["of the first region", "answers", "accuracy"], rows)
 
 
 def curves(found: RunArtifacts) -> str:
@@ -133,11 +116,15 @@ def curves(found: RunArtifacts) -> str:
     return html.panels(first) + (html.folded("speed and data", html.panels(rest)) if rest else "")
 
 
+def _table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    return f"{Table(columns, rows).as_html()}"
+
+
 def tokens(found: RunArtifacts) -> str:
     """How often each perception token is the likeliest where it should be said, the right ones before it given."""
     scores = found.summary.get("teacher_forced", {})
     rows = [(name.rpartition("/")[2], value) for name, value in scores.items() if name.startswith("perception/")]
-    return html.html_table(["perception token", "accuracy"], rows) if rows else ""
+    return _table(["perception token", "accuracy"], rows) if rows else ""
 
 
 def settings(found: RunArtifacts) -> str:
@@ -182,9 +169,8 @@ def _card(item: Prediction, seen: list[CaptionedImage] | str) -> str:
 def _trace(item: Prediction) -> str:
     if not item.trace:
         return '<p class="note">answered at once</p>'
-    lines = []
-    for step in item.trace:
-        norm = "" if step.state_norm is None else f", |c| {step.state_norm:.1f}"
-        note = f"{step.kind}: {step.status}" if step.status == IGNORED else f"{step.visual_tokens} tokens{norm}"
-        lines.append(f'<p><code>{escape(step.requested)}</code> <span class="note">{escape(note)}</span></p>')
+    lines = [
+        f'<p><code>{escape(step.requested)}</code> <span class="note">{escape(step_note(step))}</span></p>'
+        for step in item.trace
+    ]
     return "".join(lines)

@@ -9,17 +9,21 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from vpt.config.schema import TrainConfig
+from vpt.evaluation.ablations.runner import ablation_table, from_json
+from vpt.evaluation.summary import metrics_table
 from vpt.reporting.charts import draw_overlaps, overlaps
 from vpt.reporting.report import image_loader
 from vpt.reporting.run_artifacts import RunArtifacts
-from vpt.tracking import ReportMedia, Table
+from vpt.tracking import ReportMedia
+from vpt.utils.table import Table
 
 
 def report_media(folder: Path, *, config: TrainConfig | None = None) -> ReportMedia:
     """Tables and images of the report in `folder`; those that have no data are left out."""
     found = RunArtifacts.at(folder)
     tables = {
-        "metrics": _metrics(found.summary), "controls table": _controls(found.summary),
+        "metrics": metrics_table(found.summary),
+        "controls table": ablation_table(from_json(found.summary.get("controls", {}))),
         "confusion": _confusion(found.summary), "answers": _answers(found, config),
     }  # fmt: skip
     images = {}
@@ -30,24 +34,6 @@ def report_media(folder: Path, *, config: TrainConfig | None = None) -> ReportMe
     if pairs := overlaps(found.predictions):
         images["regions"] = _painted(draw_overlaps(pairs, {}))
     return ReportMedia(found.page, {name: table for name, table in tables.items() if table.rows}, images)
-
-
-def _metrics(summary: Mapping[str, Any]) -> Table:
-    rows = [
-        (source, name, e["value"], e["low"], e["high"], e["questions"])
-        for source, metrics in summary.get("metrics", {}).items()
-        for name, e in metrics.items()
-    ]
-    return Table(["data", "metric", "value", "low", "high", "questions"], rows)
-
-
-def _controls(summary: Mapping[str, Any]) -> Table:
-    rows = [
-        (c["description"], c["questions"], c["reference"], c["ablated"], d["value"], d["low"], d["high"], c["p"])
-        for c in summary.get("controls", {}).values()
-        if (d := c["difference"])
-    ]
-    return Table(["what is changed", "questions", "as it is", "changed", "difference", "low", "high", "p"], rows)
 
 
 def _confusion(summary: Mapping[str, Any]) -> Table:

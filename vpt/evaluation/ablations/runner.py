@@ -16,6 +16,7 @@ from vpt.evaluation.questions import EvalQuestion
 from vpt.evaluation.statistics import Estimate, Ratio, difference, mcnemar
 from vpt.evaluation.summary import Metrics, score
 from vpt.models.build import ModelBundle
+from vpt.utils.table import Range, Table
 
 
 @dataclass(frozen=True)
@@ -23,10 +24,10 @@ class Comparison:
     """Answers under a control, or another run's, beside the uncontrolled ones of the same questions.
 
     Attributes:
-        about: what was changed.
+        description: the change.
         questions: how many could change; an answer that perceives nothing cannot.
-        plain, changed: the score of these questions, uncontrolled and changed; None where there are none.
-        difference: changed less plain, with its paired bootstrap interval.
+        reference, ablated: the score of these questions, without and with the change; None where there are none.
+        difference: ablated less reference, with its paired bootstrap interval.
         p: McNemar's exact test; None where scores are not 0 or 1.
     """
 
@@ -110,22 +111,28 @@ def compare_answers(
     return Comparison.of(about, score(plain, metrics), score(paired, metrics))
 
 
-def ablation_table(compared: Mapping[str, Comparison]) -> list[str]:
-    """A line for each comparison, for people."""
-    width = max(len(item.description) for item in compared.values())
-    lines = [f"  {'':{width}}  questions  as it is  changed  difference  95% interval       McNemar's p"]
-    for item in compared.values():
-        if item.difference is None:
-            lines.append(f"  {item.description:{width}}  {0:9}  no answer that it could change")
-            continue
-        d, p = item.difference, "" if item.p is None else f"{item.p:.2g}"
-        lines.append(
-            f"  {item.description:{width}}  {item.questions:9,}  {item.reference:8.4f}  {item.ablated:7.4f}  {d.value:+10.4f}"
-            f"  [{d.low:+.4f}, {d.high:+.4f}]  {p}"
-        )
-    return lines
+def ablation_table(compared: Mapping[str, Comparison]) -> Table:
+    """A row for each comparison."""
+    columns = ["what is changed", "questions", "as it is", "changed", "difference", "95% interval", "McNemar's p"]
+    rows = [
+        (c.description, c.questions, c.reference, c.ablated, c.difference.value, Range(c.difference.low, c.difference.high), c.p)
+        if c.difference
+        else (c.description, 0, None, None, None, "no answer that it could change", None)
+        for c in compared.values()
+    ]  # fmt: skip
+    form = {"as it is": ".4f", "changed": ".4f", "difference": "+.4f", "95% interval": "+.4f", "McNemar's p": ".2g"}
+    return Table(columns, rows, form)
 
 
 def as_json(compared: Mapping[str, Comparison]) -> dict[str, Any]:
-    """For `summary.json`."""
+    """Comparisons for `summary.json`."""
     return {name: asdict(item) for name, item in compared.items()}
+
+
+def from_json(controls: Mapping[str, dict[str, Any]]) -> dict[str, Comparison]:
+    """Comparisons out of `summary.json`."""
+    return {
+        name: Comparison(**raw | {"difference": d and Estimate(**d)})
+        for name, raw in controls.items()
+        for d in [raw["difference"]]
+    }
