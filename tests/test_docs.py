@@ -256,6 +256,18 @@ def test_names_of_the_code_exist():
             assert {*re.findall(r"[A-Za-z_]\w+", name[1])} <= words, f"{page.name}: {span}"
 
 
+def test_private_names_are_still_used():
+    """Those in the table are, and files that use others are in it."""
+    table = text_of(DOCS / "contributing.md").partition("## Private names")[2].partition("\n## ")[0]
+    listed = dict(re.findall(r"^\| `(\S+)` \| (.*) \|", table, re.MULTILINE))
+    for file, uses in listed.items():
+        for name in re.findall(r"`(\w+)`", uses):
+            assert re.search(rf"\b{name}\b", text_of(ROOT / file)), f"{file}: {name}"
+    private = re.compile(r"(?:\b(?!self\b|cls\b)\w+|\))\._[a-z]")
+    using = {path.relative_to(ROOT) for path in (ROOT / "vpt").rglob("*.py") if private.search(text_of(path))}
+    assert using <= {*map(Path, listed)}
+
+
 def test_configurations_are_named_as_they_are():
     """`+experiment=NAME` and the like, wherever they stand in a text."""
     for page in PAGES:
