@@ -57,7 +57,7 @@ class BaseWeights:
 
     @classmethod
     def find(cls, model: VPTModel, path: str) -> "BaseWeights":
-        """Those of an upstream checkpoint, of a folder of Qwen's, or of a hub.
+        """Open the weights of an upstream checkpoint, of a folder of Qwen's, or of a hub.
 
         Raises:
             CheckpointError: lists tensors that are missing or of another size, and those of an upstream checkpoint

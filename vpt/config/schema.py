@@ -31,7 +31,7 @@ class ModelConfig:
     vision_encoder_ls: list[str] = field(default_factory=list)  # names of the re-encoders; follows from `encoder`
     region_bins: int = bounded(8, high=1000)  # cells along a side; 0 leaves regions out
     region_format: str = choice("tokens", "text")  # text: the cells' numbers as [x0, y0, x1, y1], no new tokens
-    positions: str = choice("mrope", "sequential")  # sequential: 1-D, as the released training counted
+    positions: str = choice("mrope", "sequential")  # sequential: 1-D, as upstream trains
     reencoded_positions: str = choice("sequential", "grid")  # of re-encoded tokens: as text, or as the grid they form
     activation_checkpointing: bool = False  # recompute decoder layers in the backward pass: less memory, more time
     lora: LoraConfig = field(default_factory=LoraConfig)
@@ -60,7 +60,7 @@ class MaskingConfig:
     para_mask_id: int = bounded(0, high=2)  # 0 off, 1 hides the first user turn, 2 hides paragraphs 1 and 3
     para_mask_ratio: float = bounded(0.0, high=1.0)  # share of the rows with an action
     mode: str = choice("zero", "bottleneck")  # zero: embeddings become 0; bottleneck: keys are hidden
-    draw: str = choice("sample", "batch")  # sample: each row by itself, in training; batch: the released behaviour
+    draw: str = choice("sample", "batch")  # sample: each row by itself, in training; batch: as upstream does
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 `para_mask_ratio` of the rows that hold a re-encoding action are masked, in training only. The draw belongs to the
 sample, not to the batch, so it does not depend on how batches fall: it is a function of the run's seed, the sample and
-the epoch. `draw="batch"` is the released behaviour, one draw for a whole batch, in evaluation too.
+the epoch. `draw="batch"` is as upstream does, one draw for a whole batch, in evaluation too.
 """
 
 from dataclasses import dataclass

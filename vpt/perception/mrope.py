@@ -3,7 +3,7 @@
 Text advances by one in all three components. An image that begins at position p has temporal p, vertical p + i and
 horizontal p + j for its cell (i, j), and what follows begins at p + max(h, w). Step k of a video has temporal p + k in
 Qwen2-VL; in Qwen2.5-VL temporal is time, p + floor(k * seconds per step * tokens per second). Re-encoded tokens count
-as text (`sequential`, as in the released models) or as an image (`grid`).
+as text (`sequential`, as in upstream's models) or as an image (`grid`).
 
 After a video, too, we go on at p + max(h, w), as transformers 5 does, whose logits ours must equal. transformers 4 and
 Qwen's own code went on after the largest component: the same after images, later after a video whose last step lies

@@ -6,7 +6,7 @@ Table of tokens for a model with the re-encoder called `P` and a region grid of 
     <|region_token_start|> <|region_token_end|> <|x_0|>..<|x_{k-1}|> <|y_0|>..<|y_{k-1}|>
     <|P_action_start|> <|P_action|> <|P_action_end|>          the middle one is the control token
 
-They are added in this order, as in the released models (whose alignment stage knows the placeholder alone), so that
+They are added in this order, as in upstream's models (whose alignment stage knows the placeholder alone), so that
 ids agree with theirs.
 """
 
@@ -96,7 +96,7 @@ class PerceptionVocabulary:
         )
 
     def upstream_ids(self, encoder_tokens: Mapping[str, str]) -> dict[str, int]:
-        """The `*_image_token_id`, `*_action_id` and `*_action_start_id` of the released configurations."""
+        """The `*_image_token_id`, `*_action_id` and `*_action_start_id` of upstream's configurations."""
         return {
             f"{token}_{key}": value
             for name, token in encoder_tokens.items()
@@ -131,7 +131,7 @@ def pad_token(token: str) -> str:
 
 
 def region_tokens(region_bins: int) -> list[str]:
-    """The region vocabulary for a grid of `region_bins` x `region_bins` cells, in the released order."""
+    """The region vocabulary for a grid of `region_bins` x `region_bins` cells, in upstream's order."""
     if not region_bins:
         return []
     axes = [f"<|{axis}_{i}|>" for axis in "xy" for i in range(region_bins)]

@@ -1,4 +1,4 @@
-"""What a report draws besides curves: intervals, shares as shades, distributions."""
+"""Charts of a report besides curves: intervals, shares as shades, distributions."""
 
 from collections.abc import Mapping, Sequence
 from html import escape

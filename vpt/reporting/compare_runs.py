@@ -28,7 +28,7 @@ class RunGroup:
 
     @property
     def name(self) -> str:
-        """What sets the runs apart in a few words, or the run's own name."""
+        """Name of the group: the settings that set it apart, or the run's own name."""
         words = [
             f"{key.rpartition('.')[2]}={format_value(value)}" for key, value in self.label.items() if value != ABSENT
         ]

@@ -87,7 +87,7 @@ def _as_json(example: ExampleAnswer) -> dict[str, Any]:
 
 
 def read_examples(folder: Path) -> list[ExampleAnswer]:
-    """What `keep_examples` wrote; none where nothing did."""
+    """Read what `save_examples` wrote; an empty list where there is nothing."""
     path = folder / EXAMPLES
     raw = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
     return [

@@ -139,7 +139,7 @@ def _open(reference: ImageRef, folders: list[MediaStore], where: str) -> Image.I
 
 
 def _first_image(item: dict[str, Any]) -> ImageRef:
-    """What the question is about; of a video, a frame."""
+    """The image that the question is about; of a video, a frame."""
     first = item["images"]["image"][0]
     return VideoRef.read(first, item["record"]).frame if isinstance(first, dict) else ImageRef.parse(first)
 

@@ -109,7 +109,7 @@ def panels(pictures: Iterable[str]) -> str:
 
 
 def tiles(pairs: Iterable[tuple[str, str]]) -> str:
-    """What matters most: a large text and what it is, side by side."""
+    """Tiles side by side: a large text and what it is."""
     shown = (f'<div class="tile"><b>{escape(value)}</b><span>{escape(what)}</span></div>' for what, value in pairs)
     return f'<div class="tiles">{"".join(shown)}</div>'
 

@@ -1,4 +1,4 @@
-"""What a dashboard shows: sections of panels, the same at W&B and on a local page."""
+"""Sections of dashboard panels, the same at W&B and on a local page."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass

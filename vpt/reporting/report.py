@@ -52,7 +52,7 @@ def write_report(folder: Path, *, config: TrainConfig | None = None) -> Path:
 def image_loader(
     found: RunArtifacts, config: TrainConfig | None
 ) -> Callable[[ExampleAnswer], list[CaptionedImage] | str]:
-    """What gives the pictures of an example, or says why there are none."""
+    """A function that returns the images of an example, or raises with the reason why there are none."""
     if not found.examples:
         return lambda example: ""
     try:
@@ -78,7 +78,7 @@ def image_loader(
 
 
 def _first_image(item: Prediction) -> ImageRef | None:
-    """What the question is about; of a video, the frame that is looked at again."""
+    """The image that the question is about; of a video, the frame that is re-encoded."""
     first: Any = next(iter(item.images.get("image", [])), None)
     if first is None:
         return None

@@ -62,7 +62,7 @@ def _unit_interval(name: str, value: float, ends: Range) -> str:
 
 
 def controls(found: RunArtifacts) -> str:
-    """What each control makes of the answers, with paired intervals."""
+    """The ablations: what each makes of the answers, with paired intervals."""
     compared = from_json(found.summary.get("controls", {}))
     if not compared:
         return ""

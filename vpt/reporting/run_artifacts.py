@@ -1,4 +1,4 @@
-"""What the folders of a run hold that a report can show."""
+"""Files of a run that a report shows."""
 
 import json
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ class RunArtifacts:
 
     @classmethod
     def at(cls, folder: Path) -> "RunArtifacts":
-        """What a run (its final answers) or one of its evaluations holds.
+        """Read the files of a run (its final answers) or of one of its evaluations.
 
         Raises:
             CheckpointError: where there is neither.

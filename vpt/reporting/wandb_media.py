@@ -1,4 +1,4 @@
-"""What a report shows as tables and images, for W&B."""
+"""A report's tables and images for W&B."""
 
 import io
 from collections.abc import Mapping
