@@ -52,7 +52,7 @@ def write_report(folder: Path, *, config: TrainConfig | None = None) -> Path:
 def image_loader(
     found: RunArtifacts, config: TrainConfig | None
 ) -> Callable[[ExampleAnswer], list[CaptionedImage] | str]:
-    """A function that returns the images of an example, or raises with the reason why there are none."""
+    """A function that returns the images of an example, or says why there are none."""
     if not found.examples:
         return lambda example: ""
     try:

@@ -58,10 +58,10 @@ def check_ablations(nodes: Mapping[str, AblationConfig]) -> None:
 
 
 def run_ablations(
-    parts: ModelBundle, config: TrainConfig, asked: Sequence[EvalQuestion], plain: Sequence[Prediction], folder: Path, *,
-    nodes: Mapping[str, AblationConfig], metrics: Metrics, weights: str,
+    parts: ModelBundle, config: TrainConfig, asked: Sequence[EvalQuestion], plain: Sequence[Prediction],
+    folder: Path, *, nodes: Mapping[str, AblationConfig], metrics: Metrics, weights: str,
 ) -> dict[str, Comparison]:  # fmt: skip
-    """Answer under each control the questions that it may change; answers go to `folder`/NAME.
+    """Answer under each ablation the questions that it may change; answers go to `folder`/NAME.
 
     Args:
         parts, config, weights: as for `evaluate`.
@@ -115,8 +115,8 @@ def ablation_table(compared: Mapping[str, Comparison]) -> Table:
     """A row for each comparison."""
     columns = ["what is changed", "questions", "as it is", "changed", "difference", "95% interval", "McNemar's p"]
     rows = [
-        (c.description, c.questions, c.reference, c.ablated, c.difference.value, Range(c.difference.low, c.difference.high), c.p)
-        if c.difference
+        (c.description, c.questions, c.reference, c.ablated, d.value, Range(d.low, d.high), c.p)
+        if (d := c.difference)
         else (c.description, 0, None, None, None, "no answer that it could change", None)
         for c in compared.values()
     ]  # fmt: skip

@@ -70,8 +70,9 @@ class ExtraVisualTokens(MeanScore):
 
 
 class Latency(MeanScore):
-    """Seconds of a question: its share of its batch's time. Questions of one batch have the same, so the interval tells how batches
-    differ, and nothing where there was one.
+    """Seconds of a question: its share of its batch's time.
+
+    Questions of one batch have the same, so the interval tells how batches differ, and nothing where there was one.
     """
 
     name = "latency_seconds"
