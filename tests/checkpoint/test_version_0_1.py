@@ -20,7 +20,7 @@ from vpt.checkpoint.format import find_checkpoint
 from vpt.checkpoint.load import load_any_config
 from vpt.checkpoint.resume import check_same_config
 from vpt.checkpoint.tensors import LazyStateDict, unique_state_dict
-from vpt.checkpoint.train_state import TrainState, _read_progress
+from vpt.checkpoint.train_state import TrainState, _read_state
 from vpt.config.former_names import present_metric
 from vpt.errors import CheckpointError
 from vpt.evaluation.evaluator import answer_settings
@@ -121,7 +121,7 @@ def test_its_lost_steps_count_on(tmp_path):
     (folder / "state.json").write_text(
         json.dumps({"step": 2, "best": 1.0, "skipped": 1, "lost": 3, "lost_in_a_row": 2})
     )
-    assert _read_progress(folder) == TrainState(
+    assert _read_state(folder) == TrainState(
         step=2, best=1.0, skipped=1, nonfinite_steps=3, consecutive_nonfinite=2
     )  # fmt: skip
 

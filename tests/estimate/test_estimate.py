@@ -311,19 +311,19 @@ def test_activations_and_peak(prepared, forward, trained, precision):
     types = DTypeBytes.of(model, autocast=autocast, packed=False)
     expected = predict_memory(model, workload_of(FlopMeter(model), [example], len(samples)), ShardingPlan(), types)
 
-    def forward():
+    def loss_of_batch():
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
             return model(batch).loss_sum
 
     kept = Kept(model)
     with kept.hooks:
-        loss = forward()
+        loss = loss_of_batch()
     if forward != "checkpointing":  # there, most of it exists in the backward pass only
         assert kept.bytes == pytest.approx(expected.activations + expected.copies, rel=0.05)
     loss.backward()  # gradients are there from now on
     peak = Peak(model, batch)
     with peak:
-        forward().backward()
+        loss_of_batch().backward()
     assert peak.bytes == pytest.approx(
         expected.activations + expected.copies + expected.workspace + expected.logits, rel=0.1
     )

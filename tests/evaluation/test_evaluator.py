@@ -213,7 +213,7 @@ def test_comparing_two_runs(runs, tmp_path, capsys):
     paths = [str(runs / f"seed_{seed}") for seed in (0, 1)]
     main(["compare", "--paired", *paths, "--metrics", "exact_match,anls", "--out", str(tmp_path / "table.json")])
     said = capsys.readouterr().out
-    assert "8 questions answered by both" in said and "easy_vqa: anls" in said
+    assert "8 questions answered by both" in said and "easy_vqa  anls" in said
     rows = json.loads((tmp_path / "table.json").read_text())
     assert [row["metric"] for row in rows] == ["exact_match", "anls"]
     ours, theirs = (read_predictions(runs / f"seed_{seed}" / "predictions" / "predictions.jsonl") for seed in (0, 1))

@@ -209,14 +209,14 @@ def test_a_limit_can_be_raised_as_the_message_says(checkpoint, image, capsys):
 
 
 def test_settings_from_python_that_do_not_exist(all_parts, image):
-    with pytest.raises(ConfigError, match="did you mean temperature"):
+    with pytest.raises(ConfigError, match=r"did you mean generation\.temperature"):
         all_parts.ask(image, "what?", temprature=1.0)
 
 
 def test_arguments_in_any_order():
     image, question, config = read_arguments(["checkpoint=a", "b.png", "action=none", "Is x = 3 there?", "out=c.png"])
     assert (image, question, config.checkpoint, config.out) == ("b.png", "Is x = 3 there?", "a", "c.png")
-    assert config.generation.action == "none"
+    assert config.generation["action"] == "none"
 
 
 def test_help_and_an_error_from_the_shell(image):
