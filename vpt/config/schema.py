@@ -1,8 +1,4 @@
-"""The whole configuration as one tree of dataclasses. A key that is not here stops the run.
-
-Hydra composes plain YAML; `vpt.config.resolve` merges the result into this schema, so that a typo at any depth, in any
-file or on the command line, is an error with the nearest right name.
-"""
+"""The whole configuration as one tree of dataclasses; `vpt.config.resolve` stops a run for any key that is not here."""
 
 from dataclasses import dataclass, field
 from typing import Any
