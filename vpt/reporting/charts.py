@@ -1,7 +1,6 @@
 """Charts of a report besides curves: intervals, shares as shades, distributions."""
 
 from collections.abc import Mapping, Sequence
-from html import escape
 from typing import Any
 
 import numpy as np
@@ -10,6 +9,7 @@ from matplotlib.figure import Figure
 
 from vpt.evaluation.metrics.perception import iogt, iou
 from vpt.evaluation.predictions import Prediction
+from vpt.reporting.html import fragments
 
 _WIDTH, _HEIGHT = 150, 16  # of an interval's drawing
 
@@ -21,39 +21,18 @@ def interval(value: float, low: float, high: float, *, span: tuple[float, float]
         share = (min(max(at, span[0]), span[1]) - span[0]) / (span[1] - span[0])
         return 4 + share * (_WIDTH - 8)
 
-    middle = _HEIGHT / 2
     colour = "var(--accent)"
     if mark is not None:
         colour = "var(--bad)" if high < mark else "var(--good)" if low > mark else "var(--soft)"
-    tick = f'<path d="M{x(mark):.1f} 0V{_HEIGHT}" stroke="var(--soft)"/>' if mark is not None else ""
-    return Markup(
-        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" style="width:{_WIDTH}px" role="img" aria-hidden="true">'
-        f'<path d="M4 {middle}H{_WIDTH - 4}" stroke="var(--line)"/>{tick}'
-        f'<path d="M{x(low):.1f} {middle}H{x(high):.1f}" stroke="{colour}" stroke-width="3" stroke-linecap="round"/>'
-        f'<circle cx="{x(value):.1f}" cy="{middle}" r="4" fill="{colour}"/></svg>'
+    return fragments.interval(_WIDTH, _HEIGHT, x(low), x(value), x(high), None if mark is None else x(mark), colour)
+
+
+def confusion_table(counts: Mapping[str, Mapping[str, int]]) -> Markup:
+    """Counts of expected and chosen actions, shaded by their share of the row; what agrees is framed."""
+    kinds = sorted(
+        {*counts, *(kind for row in counts.values() for kind in row)}, key=lambda kind: (kind != "none", kind)
     )
-
-
-def confusion_table(table: Mapping[str, Mapping[str, int]]) -> str:
-    """Counts, shaded by their share of the row; what agrees is framed."""
-    kinds = sorted({*table, *(kind for row in table.values() for kind in row)}, key=lambda kind: (kind != "none", kind))
-    head = "".join(f'<th class="number">{escape(kind)}</th>' for kind in kinds)
-    rows = [_confused(asked, table[asked], kinds) for asked in kinds if asked in table]
-    return (
-        '<div class="wide"><table class="shares"><tr><th>the record perceives by ↓, the model by →</th>'
-        f"{head}</tr>{''.join(rows)}</table></div>"
-    )
-
-
-def _confused(asked: str, counts: Mapping[str, int], kinds: Sequence[str]) -> str:
-    total = sum(counts.values())
-    cells = []
-    for kind in kinds:
-        count = counts.get(kind, 0)
-        shade = f"background: color-mix(in srgb, var(--accent) {70 * count / total:.0f}%, transparent)"
-        frame = "; outline: 1px solid var(--ink); outline-offset: -1px" if kind == asked else ""
-        cells.append(f'<td class="number" style="{shade}{frame}" title="{count / total:.1%}">{count:,}</td>')
-    return f"<tr><th>{escape(asked)}</th>{''.join(cells)}</tr>"
+    return fragments.shares(kinds, counts)
 
 
 def overlaps(items: Sequence[Prediction]) -> list[tuple[float, float, bool]]:

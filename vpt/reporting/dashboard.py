@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
@@ -105,14 +106,14 @@ def write_page(folders: Sequence[Path]) -> Path:
     for name, panels in SECTIONS.items():
         drawn = [figure for panel in panels if (figure := draw_panel(panel, runs)) is not None]
         if drawn:
-            sections.append((name, html.panels(html.figure(figure) for figure in drawn)))
+            sections.append((name, html.fragments.panels([html.figure(figure) for figure in drawn])))
     sections.append(("results", _results(folders)))
     page = folders[0] / "dashboard.html"
     page.write_text(html.page(", ".join(runs), sections, lead="Metrics of each run over its steps."), encoding="utf-8")
     return page
 
 
-def _results(folders: Sequence[Path]) -> str:
+def _results(folders: Sequence[Path]) -> Markup:
     """A table of what the runs reached; a run that has not ended has none."""
     rows: list[list[Any]] = []
     for folder in folders:

@@ -2,10 +2,11 @@
 
 import os
 from collections.abc import Callable
-from html import escape
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
+
+from markupsafe import Markup
 
 from vpt.checkpoint.load import load_any_config
 from vpt.config.schema import TrainConfig
@@ -91,7 +92,7 @@ def _lead(found: RunArtifacts) -> str:
     return about + " Intervals are 95% bootstrap intervals over questions."
 
 
-def _tiles(found: RunArtifacts) -> str:
+def _tiles(found: RunArtifacts) -> Markup:
     summary, pairs = found.summary, []
     for source, metrics in summary.get("metrics", {}).items():
         name, e = next(iter(metrics.items()), (None, None))
@@ -105,16 +106,16 @@ def _tiles(found: RunArtifacts) -> str:
     ):  # fmt: skip
         if key in summary:
             pairs.append((what, format(summary[key], form)))
-    return html.tiles(pairs)
+    return html.fragments.tiles(pairs)
 
 
-def _links(found: RunArtifacts) -> str:
-    """To the run's other reports, which lie beside this one."""
-    links = []
-    for page in found.siblings():
-        path = quote(Path(os.path.relpath(page, found.page.parent)).as_posix())
-        links.append(f'<a href="{escape(path)}">{escape(_called(page, found.run))}</a>')
-    return f'<p class="note">Other reports of this run: {" ".join(links)}</p>' if links else ""
+def _links(found: RunArtifacts) -> Markup:
+    """Links to the run's other reports, which lie beside this one."""
+    pages = [
+        (quote(Path(os.path.relpath(page, found.page.parent)).as_posix()), _called(page, found.run))
+        for page in found.siblings()
+    ]
+    return html.fragments.links(pages) if pages else Markup()
 
 
 def _called(page: Path, run: Path) -> str:

@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from html import escape
 from typing import Any
+
+from markupsafe import Markup
 
 from vpt.evaluation.ablations.runner import ablation_table, from_json
 from vpt.evaluation.predictions import Prediction
@@ -13,6 +14,7 @@ from vpt.reporting import html
 from vpt.reporting.charts import confusion_table, draw_overlaps, interval, overlaps
 from vpt.reporting.dashboard import draw_panel
 from vpt.reporting.examples import ExampleAnswer
+from vpt.reporting.html import fragments
 from vpt.reporting.panels import SECTIONS
 from vpt.reporting.run_artifacts import RunArtifacts
 from vpt.utils.table import Range, Table
@@ -22,21 +24,20 @@ AMOUNTS = ("extra_visual_tokens", "latency_seconds", "cider_d")  # these may be 
 SEEN_AT = 0.5  # of the true box
 
 
-def results(found: RunArtifacts) -> str:
+def results(found: RunArtifacts) -> Markup:
     """Every metric with its interval; accuracy by type of question and by what the model did."""
     summary = found.summary
     if not summary.get("metrics"):
-        return ""
+        return Markup()
     table = metrics_table(summary)
     drawn = [_unit_interval(name, value, ends) for _, name, value, ends, _ in table.rows]
-    parts = [f"{table.insert(4, 'from 0 to 1', drawn).as_html()}"]
+    parts = [table.insert(4, "from 0 to 1", drawn).as_html()]
     for key, what in (("accuracy_by_type", "type of question"), ("accuracy_by_perception", "what the model did")):
         if len(summary.get(key, {})) > 1:
             groups = _counted(found.predictions, key)
             counted = [(name, groups.get(name, "-"), value) for name, value in summary[key].items()]
             parts.append(_table([what, "questions", "accuracy"], counted))
-    parts.append(f'<p class="note">{escape(_odd(summary))}</p>')
-    return "".join(parts)
+    return Markup().join([*parts, fragments.note(_odd(summary))])
 
 
 def _counted(items: list[Prediction], key: str) -> dict[str, int]:
@@ -56,55 +57,49 @@ def _odd(summary: Mapping[str, Any]) -> str:
     return ", ".join(f"{summary.get(key, 0):,} {name}" for key, name in names) + "."
 
 
-def _unit_interval(name: str, value: float, ends: Range) -> str:
+def _unit_interval(name: str, value: float, ends: Range) -> Markup | str:
     inside = name not in AMOUNTS and ends.low >= 0 and ends.high <= 1
     return interval(value, ends.low, ends.high, span=UNIT) if inside else ""
 
 
-def controls(found: RunArtifacts) -> str:
+def controls(found: RunArtifacts) -> Markup:
     """The ablations: what each makes of the answers, with paired intervals."""
     compared = from_json(found.summary.get("controls", {}))
     if not compared:
-        return ""
+        return Markup()
     differences = [item.difference for item in compared.values()]
     reach = max([0.02, *(abs(end) for d in differences if d for end in (d.low, d.high))])
     drawn = [(d and interval(d.value, d.low, d.high, span=(-reach, reach), mark=0.0)) or "" for d in differences]
     table = ablation_table(compared).insert(5, "", drawn)
-    return (
-        '<p class="note">The same model answers once more with what it perceives changed; differences are paired, '
-        "question by question. Noise and another image's features look like what it was trained on: where they "
-        "cost nothing, what was perceived was not used. Zeros and an empty turn are like nothing it has seen; that "
-        f"they cost much says little by itself.</p>{table.as_html()}"
-    )
+    return fragments.ablations(table.as_html())
 
 
-def choice(found: RunArtifacts) -> str:
+def choice(found: RunArtifacts) -> Markup:
     """How the model perceives beside how the records do; only where there was something to choose."""
     table = found.summary.get("perception", {}).get("confusion", {})
     kinds = {*table, *(kind for row in table.values() for kind in row)}
-    if len(kinds) < 2:
-        return ""
-    return confusion_table(table)
+    return confusion_table(table) if len(kinds) > 1 else Markup()
 
 
-def regions(found: RunArtifacts) -> str:
+def regions(found: RunArtifacts) -> Markup:
     """Distributions of IoU and IoGT, and how much a region that shows the evidence is worth."""
     pairs = overlaps(found.predictions)
     if not pairs:
-        return ""
+        return Markup()
     groups = (
         (f"at least {SEEN_AT:.0%} of the true box is seen", [right for _, share, right in pairs if share >= SEEN_AT]),
         ("less", [right for _, share, right in pairs if share < SEEN_AT]),
     )
     rows = [(name, len(group), sum(group) / len(group) if group else math.nan) for name, group in groups if group]
-    drawn = html.figure(draw_overlaps(pairs, html.theme())).replace("<figure>", '<figure style="max-width:900px">')
-    return drawn + _table(["of the first region", "answers", "accuracy"], rows)
+    return html.figure(draw_overlaps(pairs, html.theme()), width=900) + _table(
+        ["of the first region", "answers", "accuracy"], rows
+    )
 
 
-def curves(found: RunArtifacts) -> str:
+def curves(found: RunArtifacts) -> Markup:
     """All panels of the dashboard; what is about speed and data stays folded."""
     if not found.curves:
-        return ""
+        return Markup()
     shown = {}
     for section, panels in SECTIONS.items():
         figures = [
@@ -113,26 +108,29 @@ def curves(found: RunArtifacts) -> str:
         shown[section] = [html.figure(figure) for figure in figures]
     first = [drawn for section in ("train", "eval", "perception") for drawn in shown.pop(section, [])]
     rest = [drawn for section in shown.values() for drawn in section]
-    return html.panels(first) + (html.folded("speed and data", html.panels(rest)) if rest else "")
+    folded = fragments.folded("speed and data", fragments.panels(rest)) if rest else Markup()
+    return fragments.panels(first) + folded
 
 
-def _table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    return f"{Table(columns, rows).as_html()}"
+def _table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Markup:
+    return Table(columns, rows).as_html()
 
 
-def tokens(found: RunArtifacts) -> str:
+def tokens(found: RunArtifacts) -> Markup:
     """How often each perception token is the likeliest where it should be said, the right ones before it given."""
     scores = found.summary.get("teacher_forced", {})
     rows = [(name.rpartition("/")[2], value) for name, value in scores.items() if name.startswith("perception/")]
-    return _table(["perception token", "accuracy"], rows) if rows else ""
+    return _table(["perception token", "accuracy"], rows) if rows else Markup()
 
 
-def settings(found: RunArtifacts) -> str:
+def settings(found: RunArtifacts) -> Markup:
     """The run's configuration, folded."""
-    return html.folded("config.yaml", f"<pre>{escape(found.settings)}</pre>") if found.settings else ""
+    if not found.settings:
+        return Markup()
+    return fragments.folded("config.yaml", fragments.preformatted(found.settings))
 
 
-def examples(found: RunArtifacts, look: Callable[[ExampleAnswer], list[CaptionedImage] | str]) -> str:
+def examples(found: RunArtifacts, look: Callable[[ExampleAnswer], list[CaptionedImage] | str]) -> Markup:
     """Cards of single answers, those of a kind together.
 
     Args:
@@ -146,31 +144,10 @@ def examples(found: RunArtifacts, look: Callable[[ExampleAnswer], list[Captioned
             for example in found.examples
             if example.why == why and example.number < len(found.predictions)
         ]
-        parts.append(f"<h3>{escape(why.capitalize())}</h3>" + f'<div class="cards">{"".join(cards)}</div>')
-    return "".join(parts)
+        parts.append(fragments.cards(why.capitalize(), cards))
+    return Markup().join(parts)
 
 
-def _card(item: Prediction, seen: list[CaptionedImage] | str) -> str:
-    pictures = (
-        f'<p class="note">{escape(seen)}</p>'
-        if isinstance(seen, str)
-        else f'<div class="looks">{"".join(html.picture(look.image, look.caption) for look in seen)}</div>'
-    )
-    mark, style = ("✓", "right") if item.correct else ("✗", "wrong")
-    answer = item.answer or "(nothing)"
-    truth = "" if item.correct else f' <span class="note">is: {escape(item.target)}</span>'
-    return (
-        f'<div class="card"><p><b>{escape(item.question)}</b></p>{pictures}'
-        f'<p><b class="{style}">{mark} {escape(answer)}</b>{truth} '
-        f'<span class="note">probability {item.confidence:.2f}</span></p>{_trace(item)}</div>'
-    )
-
-
-def _trace(item: Prediction) -> str:
-    if not item.trace:
-        return '<p class="note">answered at once</p>'
-    lines = [
-        f'<p><code>{escape(step.requested)}</code> <span class="note">{escape(step_note(step))}</span></p>'
-        for step in item.trace
-    ]
-    return "".join(lines)
+def _card(item: Prediction, images: list[CaptionedImage] | str) -> Markup:
+    pictures = images if isinstance(images, str) else [html.picture(image.image, image.caption) for image in images]
+    return fragments.card(item, pictures, [(step.requested, step_note(step)) for step in item.trace])
