@@ -84,7 +84,7 @@ def _step_image(image: Image.Image, step: PerceptionStep, found: SimilarityMap |
     )
     rows, columns = found.values.shape
     caption += (
-        f" ({columns} x {rows}): f·c from {middle - reach:.2g}, blue, to {middle + reach:.2g}, red; white: the median"
+        f" ({columns} x {rows}): f·c from {_short(middle - reach)}, blue, to {_short(middle + reach)}, red; white: the median"
         + "; blue frame: what it sees" * partial
     )
     return CaptionedImage(caption, _shaded(image, found, framed=partial))
@@ -181,3 +181,8 @@ def draw_grid(
 def wrapped(text: str, width: int) -> str:
     """Printable text in at most six lines."""
     return textwrap.fill("".join(c if c.isprintable() else " " for c in text), width, max_lines=6, placeholder=" ...")
+
+
+def _short(value: float) -> str:
+    """Two significant digits, without an exponent for large numbers."""
+    return f"{value:,.0f}" if abs(value) >= 10 else f"{value:.2g}"
