@@ -84,8 +84,8 @@ def _step_image(image: Image.Image, step: PerceptionStep, found: SimilarityMap |
     )
     rows, columns = found.values.shape
     caption += (
-        f" ({columns} x {rows}): f·c from {_short(middle - reach)}, blue, to {_short(middle + reach)}, red; white: the median"
-        + "; blue frame: what it sees" * partial
+        f" ({columns} x {rows}): f·c from {_short(middle - reach)}, blue, to {_short(middle + reach)}, red; "
+        "white: the median" + "; blue frame: what it sees" * partial
     )
     return CaptionedImage(caption, _shaded(image, found, framed=partial))
 
