@@ -27,6 +27,7 @@ from vpt.evaluation.evaluator import answer_settings
 from vpt.evaluation.predictions import PREDICTIONS, PredictionLog, read_predictions
 from vpt.reporting.compare_runs import compare_runs
 from vpt.reporting.dashboard import read_curves
+from vpt.reporting.figures import draw_sheet
 from vpt.reporting.runs import find_runs
 from vpt.training.trainer import Trainer
 
@@ -153,6 +154,12 @@ def test_its_answers_are_taken_up(finished):
         folder, answer_settings(load_any_config(finished), settings["weights"]) | {"control": ""}, records
     )
     assert [item.record for item in log.done] == records and not list(folder.glob("earlier*"))
+
+
+def test_its_answers_are_drawn(finished):
+    pytest.importorskip("easy_vqa")
+    sheet = draw_sheet(finished / "predictions", load_any_config(finished), columns=2, rows=2)
+    assert sheet.stat().st_size > 10_000
 
 
 def test_its_results_are_reported(finished, capsys):

@@ -4,6 +4,7 @@ import contextlib
 import json
 import textwrap
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from vpt.data.images import MediaStore
 from vpt.data.references import ImageRef, VideoRef
 from vpt.errors import DataError
 from vpt.evaluation.ablations.runner import Comparison
+from vpt.evaluation.predictions import PREDICTIONS, read_predictions
 from vpt.generation.row_state import IGNORED
 
 matplotlib.use("Agg")
@@ -93,7 +95,7 @@ def _mean_curve(axis: Axes, lines: list[dict[str, Any]], keys: list[str], label:
 
 def draw_sheet(folder: Path, config: TrainConfig, *, to: Path | None = None, columns: int = 6, rows: int = 4) -> Path:
     """Questions, what was perceived, answers: spread evenly over right and wrong ones of `predictions.jsonl`."""
-    lines = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+    lines = [asdict(item) for item in read_predictions(folder / PREDICTIONS)]  # those of version 0.1, too
     chosen = _choose(lines, columns * rows)
     room = 0.15 * max((_title(item).count("\n") for item in chosen), default=0)  # inches for further lines of titles
     figure, axes = plt.subplots(rows, columns, figsize=(2.7 * columns, (3.5 + room) * rows), layout="constrained")
