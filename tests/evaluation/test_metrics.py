@@ -32,6 +32,23 @@ def values(name: str, *items: Prediction) -> dict[str, float]:
     ("red", ["blue", "red"], 1),
     ("reddish", ["red"], 0),
     ("", ["red"], 0),
+    ("", [""], 1),
+    ("a vase", ["vase"], 1),
+    ("A.", ["A"], 1),
+    ("(a)", ["A"], 1),
+    *[(answer, ["A"], 0) for answer in ("", "...", "…", "?", "the", "vitamin A", "A, B")],
+    ("A, B", ["B"], 0),
+    ("vitamin", ["vitamin A"], 0),
+    *[(one, [other], 0) for one, other in (
+        ("3.5", "35"), ("$1.50", "$150"), ("-5", "5"), ("10:30", "1030"), ("5-10", "510"), ("1/2", "12"), ("1,5", "15"),
+        (".5", "5"), ("−5 °C", "5 °C"), ("-$5", "$5"), ("$5", "€5"), ("5%", "$5"), ("<5", ">5"), ("5²", "52"),
+        ("3½", "31/2"), ("O-", "O+"), ("C", "C++"), ("1.000", "1,000"),
+    )],
+    *[(one, [other], 1) for one, other in (
+        ("1,000", "1000"), ("12,345.50.", "12345.50"), ("$1.50", "1.50"), ("0.5", ".5"), ("+5", "5"), ("−5", "-5"),
+        ("10:30 a.m.", "10:30 am"), ("5–10", "5-10"), ("It’s", "it's"), ("‘A’", "A"), ("café", "cafe\u0301"),
+        ("ＮＯ！", "no"), ("ﬁre", "fire"), ("a\u00a0red\u200b cup", "red cup"), ("STRASSE", "straße"), ("红。", "红"),
+    )],
 ])  # fmt: skip
 def test_exact_match(answer, accepted, want):
     assert values("exact_match", said(answer, *accepted))["exact_match"] == want
@@ -43,6 +60,8 @@ def test_exact_match(answer, accepted, want):
     ("abcd", ["abef"], 0),  # half of it: not above the threshold
     ("abcde", ["abcdf", "abcde"], 1),  # the nearest one counts
     ("3,14", ["3.14"], 1 - 1 / 4),
+    ("It’s  a Café", ["it's a cafe\u0301"], 1),
+    ("", ["A"], 0),
 ])  # fmt: skip
 def test_anls(answer, accepted, want):
     assert values("anls", said(answer, *accepted))["anls"] == pytest.approx(want)
@@ -66,6 +85,9 @@ def test_vqa_accuracy_of_ten_people(same, want):
     ("black/white", "black white"),
     ("yes , it is!", "yes it is"),
     ("none", "0"),
+    ("A", "a"),
+    ("...", "..."),
+    ("don’t", "don't"),
 ])  # fmt: skip
 def test_vqa_normalisation(text, want):
     assert vqa_normalise(text) == want

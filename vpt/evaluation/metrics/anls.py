@@ -4,6 +4,7 @@ from typing import ClassVar
 
 from vpt.errors import require
 from vpt.evaluation.metrics.base import MeanScore
+from vpt.evaluation.metrics.text import canonical
 from vpt.evaluation.predictions import Prediction
 
 
@@ -11,7 +12,7 @@ class ANLS(MeanScore):
     """Average normalised Levenshtein similarity (Biten et al., arXiv 1905.13648, eq. 1).
 
     1 - edit distance / length of the longer text, against the nearest accepted answer, and 0 where that is one half or
-    less. Case and outer space do not count.
+    less. Case and spelling do not count (`canonical`).
     """
 
     name, needs = "anls", ("rapidfuzz",)
@@ -19,10 +20,6 @@ class ANLS(MeanScore):
 
     def score(self, item: Prediction) -> float:
         distance = require("rapidfuzz.distance", "metrics", "ANLS").Levenshtein
-        said = _plain(item.answer)
-        best = max(distance.normalized_similarity(said, _plain(answer)) for answer in item.accepted)
+        said = canonical(item.answer)
+        best = max(distance.normalized_similarity(said, canonical(answer)) for answer in item.accepted)
         return best if best > self.threshold else 0.0
-
-
-def _plain(text: str) -> str:
-    return " ".join(text.lower().split())

@@ -4,6 +4,7 @@ import re
 from itertools import combinations
 
 from vpt.evaluation.metrics.base import MeanScore
+from vpt.evaluation.metrics.text import canonical
 from vpt.evaluation.predictions import Prediction
 
 _NUMBERS = "zero one two three four five six seven eight nine ten"
@@ -37,16 +38,17 @@ def normalise(text: str) -> str:
     """Lower case, no punctuation, no articles, numbers as digits, apostrophes where they belong.
 
     Punctuation between two letters parts them, elsewhere it goes; full stops and commas within numbers stay or go so
-    that `1,000` is `1000` and `1.5` stays.
+    that `1,000` is `1000` and `1.5` stays. What would vanish altogether stays, which VQA's own script has as empty.
     """
-    text = " ".join(text.split())
+    text = canonical(text)
     joins = _COMMA_IN_NUMBER.search(text) is not None
     original = text
     for mark in _PUNCTUATION:
         beside_space = f"{mark} " in original or f" {mark}" in original
         text = text.replace(mark, "" if joins or beside_space else " ")
-    words = (_DIGITS.get(word, word) for word in _FULL_STOP.sub("", text).lower().split())
-    return " ".join(_SPELLING.get(word, word) for word in words if word not in _ARTICLES)
+    words = (_DIGITS.get(word, word) for word in _FULL_STOP.sub("", text).split())
+    spelt = [_SPELLING.get(word, word) for word in words]
+    return " ".join([word for word in spelt if word not in _ARTICLES] or spelt) or original
 
 
 class VQAAccuracy(MeanScore):

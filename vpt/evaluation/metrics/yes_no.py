@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from vpt.evaluation.metrics.base import Metric
+from vpt.evaluation.metrics.text import canonical
 from vpt.evaluation.predictions import Prediction
 from vpt.evaluation.statistics import Ratio
 
@@ -14,7 +15,7 @@ _WORDS = re.compile(r"[a-z]+")
 
 def parse_yes_no(text: str) -> str | None:
     """`yes`, `no`, or None where the first sentence says neither. POPE's own script takes the last for a yes."""
-    words = _WORDS.findall(text.strip().partition(".")[0].lower())
+    words = _WORDS.findall(canonical(text).partition(".")[0])
     if "no" in words or "not" in words:
         return "no"
     return "yes" if "yes" in words else None
