@@ -1,11 +1,11 @@
 """The command line: `vpt COMMAND ...`, or `python -m vpt COMMAND ...`."""
 
 import importlib
-import os
 import sys
 from collections.abc import Sequence
 
 from vpt.errors import INTERRUPTED, WRONG_INPUT, UserError, did_you_mean, exit_with
+from vpt.utils.streams import tolerate_closed_pipes
 
 # command -> what it does; `vpt.cli.COMMAND` has `main(arguments)`
 COMMANDS = {
@@ -25,11 +25,11 @@ USAGE = "usage: vpt COMMAND ...    (vpt COMMAND --help says more)\n\n" + "\n".jo
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command that `arguments` name first, and return the exit code. A UserError ends it in one message."""
+    tolerate_closed_pipes()
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         if not arguments or arguments[0] in ("-h", "--help"):
             print(USAGE)
-            sys.stdout.flush()
             return 0
         name = arguments[0]
         if name not in COMMANDS:
@@ -40,9 +40,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         exit_with(error)
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
-    except BrokenPipeError:  # `| head`: the reader has gone, there is nobody to tell
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     return INTERRUPTED
 
 
