@@ -11,6 +11,7 @@ from vpt.bench.measure import Measurement, ratio, training_step
 from vpt.bench.models import BASE_DINO, build_50m
 from vpt.bench.synthetic import ENCODER, SyntheticRow, synthetic_batch
 from vpt.config.schema import DataConfig
+from vpt.models.families import family_of
 from vpt.models.vision_tower import VisionTower
 from vpt.perception.batch import ImageInputs
 from vpt.training.frozen_features import open_feature_cache
@@ -35,7 +36,7 @@ def vision_tower() -> Measurement:
         bos_token_id=0, eos_token_id=0, attn_implementation="sdpa",
     )  # fmt: skip
     visual = Qwen2VLForConditionalGeneration(config).model.visual.requires_grad_(False)
-    tower = VisionTower(visual)
+    tower = VisionTower(visual, family_of("qwen2_vl"))
     grids = [(1, *SIZES[i % len(SIZES)]) for i in range(IMAGES)]
     pixels = torch.randn(sum(rows * columns for _, rows, columns in grids), 3 * 2 * 14 * 14)
 

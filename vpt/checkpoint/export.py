@@ -48,9 +48,9 @@ def export(wanted: Export) -> Path:
 
 def _write_upstream(folder: Path, bundle: ModelBundle) -> None:
     """Flat configuration, tensors by upstream's names; `lm_head` apart, even where it is tied; adapters merged."""
-    if bundle.config.model.family != "qwen2_vl":
+    if not bundle.model.family.upstream:
         raise ConfigError(
-            f"the upstream format holds Qwen2-VL only, this is a {bundle.config.model.family}; type format=vpt"
+            f"the upstream format holds Qwen2-VL only, this is a {bundle.model.family.title}; type format=vpt"
         )
     tensors = merged(unique_state_dict(bundle.model), bundle.config.model.lora)
     if bundle.model.qwen.config.tie_word_embeddings:

@@ -20,6 +20,7 @@ from vpt.checkpoint.tensors import LazyStateDict, unique_state_dict
 from vpt.config.schema import EncoderConfig, ModelConfig, TrainConfig
 from vpt.errors import CheckpointError, ConfigError, wrap_read_errors
 from vpt.models.architecture import Architecture
+from vpt.models.families import family_of
 from vpt.models.vpt import VPTModel
 
 MODEL_TYPE = "qwen2_vl_vpt"
@@ -117,7 +118,7 @@ class UpstreamCheckpoint:
 
     def check(self, model: ModelConfig) -> None:
         """Raise ConfigError where the configuration's model is another one, or its ids are not the tokenizer's."""
-        if model.family != "qwen2_vl":
+        if not family_of(model.family).upstream:
             raise ConfigError(f"model.path={self.folder} is a Qwen2-VL, not a {model.family}; type model=qwen2_vl_2b")
         if self.encoders != model.vision_encoder_ls:
             raise ConfigError(

@@ -16,7 +16,7 @@ class LoraConfig:
 
 @dataclass
 class ModelConfig:
-    family: str = choice("qwen2_vl", "qwen2_5_vl")  # of the language model
+    family: str = "qwen2_vl"  # of the base model: transformers' model type; see vpt/models/families
     path: str | None = None  # hub name or folder; null means random weights of the sizes in `config`
     size: str = choice("full", "tiny")  # which size of each re-encoder goes with it
     config: dict[str, Any] = field(default_factory=dict)  # arguments of transformers' configuration

@@ -1,4 +1,4 @@
-"""FLOPs of images: Qwen's tower by formula, re-encoders and their projectors as torch counts them."""
+"""FLOPs of images: the visual tower by formula, re-encoders and their projectors as torch counts them."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,19 +12,20 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vpt.encoders.base import ReEncoder
 from vpt.flops.cost import FlopCost, LayerStack, receivers
-from vpt.models.vision_tower import window_order
+from vpt.models.vision_tower import VisionTower
 from vpt.models.vpt import is_trained
 from vpt.perception.batch import Grid
 
 
 class TowerCost:
-    """Qwen's visual tower over images of any size."""
+    """The visual tower over images of any size."""
 
-    def __init__(self, visual: Any) -> None:
-        self.config = visual.config
+    def __init__(self, tower: VisionTower) -> None:
+        visual: Any = tower
+        self.config, self.family = visual.config, visual.family
         self.merge = self.config.spatial_merge_size
         blocks = list(visual.blocks)
-        full = getattr(self.config, "fullatt_block_indexes", range(len(blocks)))
+        full = self.family.whole_blocks(self.config)
         embedded = is_trained(visual.patch_embed)
         needed = receivers(blocks, carries=embedded)
         width = visual.patch_embed.proj.out_channels
@@ -44,13 +45,13 @@ class TowerCost:
         return (
             self.embedding.cost(patches)
             + self.whole.cost(patches, frames)
-            + self.windowed.cost(patches, sum(map(self._windows, grids)) if self.windowed.layers else 0)
+            + self.windowed.cost(patches, sum(map(self._windowed_pairs, grids)))
             + self.merger.cost(patches // self.merge**2)
         )
 
-    def _windows(self, grid: Grid) -> int:
-        side = self.config.window_size // self.merge // self.config.patch_size
-        return sum(length**2 for length in window_order(grid, self.merge, side)[1])
+    def _windowed_pairs(self, grid: Grid) -> int:
+        windows = self.family.windows(self.config, grid)
+        return sum(length**2 for length in windows[1]) if windows else 0
 
 
 class EncoderCost:

@@ -1,13 +1,12 @@
 """Inputs that rows pass to the next decode step, packed into one stage of `extend`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
 import torch
 from torch import Tensor
 
-from vpt.data.records import Record
 from vpt.data.transforms import ProcessedImage
 from vpt.models.attention import AttentionLayout
 from vpt.models.forward_plan import InsertCollector, Stage
@@ -16,12 +15,15 @@ from vpt.perception.batch import PlaceholderSpan
 
 @dataclass
 class VisualInput:
-    """An image for a placeholder span of a `RowInput`, and the control states [s, D] that condition it, if any."""
+    """An image for a placeholder span of a `RowInput`, and the control states [s, D] that condition it, if any.
+
+    `alter` is what an intervention does to its tokens, before they are conditioned.
+    """
 
     span: PlaceholderSpan
     image: ProcessedImage
     control_states: Tensor | None
-    record: Record
+    alter: Callable[[Tensor], Tensor]
 
 
 @dataclass
@@ -31,13 +33,15 @@ class RowInput:
     Attributes:
         ids: tokens.
         visual: the image that fills placeholder tokens among them, if any.
-        states: [n, D] embeddings of the leading tokens (control tokens) instead of their own.
+        states: [n, D] embeddings of the leading tokens (control tokens, a prompt's images) instead of their own.
+        positions: [3, n] of a part of a prompt; None: those that continue the row's.
         keep: False where only the hidden states are wanted, not the keys (control states after the first).
     """
 
     ids: list[int]
     visual: VisualInput | None = None
     states: Tensor | None = None
+    positions: Tensor | None = None
     keep: bool = True
 
     @property

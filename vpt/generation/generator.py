@@ -14,20 +14,19 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from vpt.config.schema import GenerationConfig
-from vpt.data.collate import collate, stack_images
+from vpt.data.collate import collate
 from vpt.data.images import MediaStore
 from vpt.data.processor import Processor, Sample
 from vpt.generation.constraints import PerceptionConstraints
-from vpt.generation.decode_step import RowInput, VisualInput, pack_inputs
+from vpt.generation.decode_step import RowInput
 from vpt.generation.intervention import Intervention
 from vpt.generation.kv_cache import KVCache
 from vpt.generation.perceiver import Perceiver
 from vpt.generation.row_state import Answer, GenerationLimits, RowState
+from vpt.generation.running_batch import RunningBatch
 from vpt.generation.sampling import Sampling
-from vpt.models.inner_forward import StagedKVCache, extend
+from vpt.models.inner_forward import StagedKVCache
 from vpt.models.vpt import VPTModel
-from vpt.perception.batch import VISION_TOWER
-from vpt.perception.mrope import row_positions
 from vpt.perception.requests import REGION, PerceptionParser
 from vpt.perception.tokens import stop_ids
 
@@ -112,15 +111,10 @@ class Generator:
         return no_grad()(self._steps)(rows)
 
     def _steps(self, rows: Sequence[RowState]) -> Iterator[None]:
-        cache = self._prefill(rows)
-        active = list(rows)
+        batch = RunningBatch(self.model, self.processor.position_scheme, rows, self._prefill(rows))
         yield
-        while any(row.next_input is not None for row in active):
-            going = [i for i, row in enumerate(active) if row.next_input is not None]
-            if len(going) < len(active):
-                cache.select_rows(going)
-                active = [active[i] for i in going]
-            self._decode_step(active, cache)
+        while batch.select(row.next_input is not None for row in batch.rows):
+            self.advance(batch.rows, batch.step())
             yield
 
     def _prefill(self, rows: Sequence[RowState]) -> KVCache:
@@ -130,59 +124,26 @@ class Generator:
         last = np.array([packed.start + packed.length - 1 for packed in batch.rows])
         plan, stages = self.model.plan_forward(batch, last), StagedKVCache()
         hidden, _ = self.model.run_stages(batch, plan, tokens, stages)
-        self._sample_next(list(rows), hidden[plan.output_index])
+        self._sample_next(list(rows), self.model.logits(hidden[plan.output_index]))
         return KVCache(stages, plan.kv_index, [packed.length for packed in batch.rows])
 
-    def _decode_step(self, rows: list[RowState], cache: KVCache) -> None:
-        """Run the next input of every row, and choose the input after it."""
-        inputs = [row.next_input for row in rows if row.next_input is not None]
-        counts = [len(row_input.ids) for row_input in inputs]
-        language, norm = self.model.language, self.model.language.norm.weight
-        step = pack_inputs(inputs, cache.lengths, device=self.model.device, like=norm)
-        visual_tokens = self._encode_visual_inputs(step.visuals)
-        embeddings = self.model.embed_inputs(step.ids, step.stage, visual_tokens, step.states)
-        positions = torch.cat([self._positions(*pair) for pair in zip(rows, inputs, strict=True)], dim=1)
-        cache.reserve(counts)
-        hidden = extend(
-            language, cache, embeddings, positions.to(norm.device), step.stage.layout,
-            logits_to_keep=step.stage.logits_to_keep,
-        )  # fmt: skip
-        cache.commit([count if row_input.keep else 0 for count, row_input in zip(counts, inputs, strict=True)])
-        sampling: list[tuple[RowState, Tensor]] = []
-        outputs = hidden.split([row_input.num_outputs for row_input in inputs])
+    def advance(self, rows: Sequence[RowState], outputs: Sequence[Tensor], logits: Tensor | None = None) -> None:
+        """Choose the next input of each row.
+
+        Args:
+            outputs: the hidden states that its last one gave, [n, D].
+            logits: of the last state of each row that has no action pending, [m, vocabulary]; computed where not given.
+        """
+        sampling = [row for row in rows if row.pending_action is None]
+        last = [output[-1] for row, output in zip(rows, outputs, strict=True) if row.pending_action is None]
         for row, output in zip(rows, outputs, strict=True):
-            if row.pending_action is None:
-                sampling.append((row, output[-1]))
-            else:
+            if row.pending_action is not None:
                 self._take_control_states(row, output)
         if sampling:
-            self._sample_next([row for row, _ in sampling], torch.stack([last for _, last in sampling]))
+            self._sample_next(sampling, self.model.logits(torch.stack(last)) if logits is None else logits)
 
-    def _encode_visual_inputs(self, visuals: dict[str, list[VisualInput]]) -> dict[str, Tensor]:
-        """Projected tokens of the images that rows see in this step: source -> [tokens, D]."""
-        tokens = {}
-        for source, inputs in visuals.items():
-            transform = self.model.transform_of(source)
-            images = stack_images(transform, [visual.image for visual in inputs])
-            images.pixels = images.pixels.to(self.model.device)
-            features = self.model.encode_images({transform: images})[transform]
-            projected = features if source == VISION_TOWER else self.model.encoder(source).projector.project(features)
-            pairs = zip(projected.split([visual.image.tokens for visual in inputs]), inputs, strict=True)
-            tokens[source] = torch.cat([self.intervention.tokens(x, source=source, record=v.record) for x, v in pairs])
-        return tokens
-
-    def _positions(self, row: RowState, row_input: RowInput) -> Tensor:
-        """[3, n], continuing the row's positions."""
-        visual, scheme = row_input.visual, self.processor.position_scheme
-        grid = scheme.grid_span(visual.span, visual.image) if visual is not None else None
-        positions = row_positions(len(row_input.ids), [grid] if grid else [], origin=row.position)
-        if row_input.keep:
-            row.position = int(positions[0, -1]) + 1
-        return positions
-
-    def _sample_next(self, rows: list[RowState], hidden: Tensor) -> None:
-        """Choose each row's next token from its last hidden state, [n, D], and so its next input."""
-        logits = self.model.logits(hidden)
+    def _sample_next(self, rows: list[RowState], logits: Tensor) -> None:
+        """Choose each row's next token from [n, vocabulary], and so its next input."""
         tokens = self._sample(rows, logits)
         chosen = torch.tensor(tokens, device=logits.device)[:, None]
         log_probabilities = logits.float().log_softmax(dim=-1).gather(1, chosen)[:, 0].tolist()

@@ -66,8 +66,16 @@ class KVCache:
         self.lengths = [n + c for n, c in zip(self.lengths, counts, strict=True)]
 
     def select_rows(self, rows: list[int]) -> None:
-        """Go on with these rows only."""
-        index = torch.tensor(rows, device=self.device)
+        """Go on with these rows only, and give back room that none of them needs."""
+        index = torch.tensor(rows, dtype=torch.long, device=self.device)
         self.lengths = [self.lengths[row] for row in rows]
+        longest = max(self.lengths, default=0)
         for tensors in self.layers.values():
-            tensors[:] = [tensor[index] for tensor in tensors]
+            room = tensors[0].shape[2] if tensors[0].shape[2] <= 4 * longest else 2 * longest
+            tensors[:] = [tensor[index, :, :room] for tensor in tensors]
+
+    def add_rows(self, count: int) -> None:
+        """Add rows of which nothing is cached."""
+        self.lengths += [0] * count
+        for tensors in self.layers.values():
+            tensors[:] = [torch.cat([tensor, tensor.new_zeros(count, *tensor.shape[1:])]) for tensor in tensors]

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from PIL import Image
@@ -113,4 +114,5 @@ class Perceiver:
         if not self.intervention.perceives:
             return RowInput(conversation.ids)
         states = torch.stack(row.turn_states) if self.conditioned and source != VISION_TOWER else None
-        return RowInput(conversation.ids, VisualInput(conversation.blocks[0], processed, states, row.sample.record))
+        alter = partial(self.intervention.tokens, source=source, record=row.sample.record)
+        return RowInput(conversation.ids, VisualInput(conversation.blocks[0], processed, states, alter))

@@ -18,10 +18,10 @@ from vpt.encoders.base import BuildContext, ReEncoder
 from vpt.encoders.transforms import QwenTransform
 from vpt.errors import ConfigError
 from vpt.models.architecture import Architecture
+from vpt.models.families import family_of
 from vpt.models.lora import inject
 from vpt.models.qwen import (
     base_sizes,
-    build_processor,
     build_qwen,
     from_pretrained_or_hub,
     pixel_limits,
@@ -60,7 +60,10 @@ def build_bundle(
     )
     with torch.device("meta"):
         qwen = build_qwen(config.model, sizes.qwen)
-        transform = QwenTransform(build_processor(qwen, config.data.image), video_size=pixel_limits(config.data.video))
+        processor = family_of(config.model.family).image_processor(
+            qwen.config.vision_config, pixel_limits(config.data.image)
+        )
+        transform = QwenTransform(processor, video_size=pixel_limits(config.data.video))
         encoders = {
             name: build_encoder(config, name, qwen, transform, sizes=sizes.encoders.get(name, {})).to(qwen.dtype)
             for name in config.encoder
@@ -108,7 +111,7 @@ def build_sample_processor(
         config.model.positions,  # type: ignore[arg-type]
         config.model.reencoded_positions,  # type: ignore[arg-type]
         vision.spatial_merge_size,
-        getattr(vision, "tokens_per_second", None),
+        model.family.tokens_per_second(vision),
     )
     return Processor(
         ChatTemplate(tokenizer, model.vocabulary, token_prefixes(config), projector_scale=config.model.projector_scale),

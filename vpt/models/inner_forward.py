@@ -55,7 +55,7 @@ def extend(
     """Run the decoder over packed embeddings, on top of what is cached.
 
     Args:
-        language: transformers' text model of Qwen2-VL or Qwen2.5-VL (`layers`, `norm`, `rotary_emb`).
+        language: transformers' text model (`layers`, `norm`, `rotary_emb`).
         cache: anything with `update(key, value, layer)`.
         embeddings: [N, D].
         positions: [3, N].

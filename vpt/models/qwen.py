@@ -1,4 +1,4 @@
-"""The base model: Qwen2-VL or Qwen2.5-VL, its tokenizer and its image processor, pretrained or of given sizes."""
+"""The base model and its tokenizer, pretrained or of given sizes."""
 
 from collections.abc import Callable
 from copy import deepcopy
@@ -12,23 +12,15 @@ from transformers import (
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    Qwen2_5_VLConfig,
-    Qwen2_5_VLForConditionalGeneration,
-    Qwen2VLConfig,
-    Qwen2VLForConditionalGeneration,
 )
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from vpt.config.schema import ImageConfig, ModelConfig, VideoConfig
 from vpt.errors import ConfigError
 from vpt.models.attention import SEGMENT_ATTENTION
+from vpt.models.families import family_of
 from vpt.models.tiny_tokenizer import tiny_tokenizer
 from vpt.perception.tokens import CHAT_TOKENS, PerceptionVocabulary
 
-FAMILIES = {
-    "qwen2_vl": (Qwen2VLConfig, Qwen2VLForConditionalGeneration),
-    "qwen2_5_vl": (Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration),
-}
 Loaded = TypeVar("Loaded")
 
 
@@ -70,8 +62,8 @@ def base_sizes(config: ModelConfig, vocabulary: PerceptionVocabulary, *, fetch: 
 
 
 def build_qwen(config: ModelConfig, sizes: dict[str, Any]) -> PreTrainedModel:
-    """transformers' own Qwen2-VL or Qwen2.5-VL of these sizes, with random weights; without on the meta device."""
-    config_class, _ = FAMILIES[config.family]
+    """transformers' own model of these sizes, with random weights; without on the meta device."""
+    config_class = family_of(config.family).config_class
     try:
         # a copy: transformers writes into nested dictionaries
         settings = config_class(**deepcopy(sizes))
@@ -79,17 +71,6 @@ def build_qwen(config: ModelConfig, sizes: dict[str, Any]) -> PreTrainedModel:
         raise ConfigError(f"model.config is not accepted by {config_class.__name__}: {error}") from None
     return AutoModelForImageTextToText.from_config(
         settings, dtype=getattr(torch, config.dtype), attn_implementation=SEGMENT_ATTENTION
-    )
-
-
-def build_processor(qwen: PreTrainedModel, limits: ImageConfig) -> Qwen2VLImageProcessorPil:
-    """transformers' Pillow image processor for this model's patches."""
-    vision = qwen.config.vision_config
-    return Qwen2VLImageProcessorPil(
-        patch_size=vision.patch_size,
-        merge_size=vision.spatial_merge_size,
-        temporal_patch_size=vision.temporal_patch_size,
-        size=pixel_limits(limits),
     )
 
 

@@ -1,4 +1,4 @@
-"""Qwen's visual tower over many images at once.
+"""The visual tower over many images at once; where families differ, it asks its `Family`.
 
 The modules and their weights are transformers' own, only `forward` is ours: theirs attends image by image (window by
 window) in a Python loop and embeds patches with a 3-D convolution. Here equal-sized images and windows share one
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vpt.models.families.base import Family, Windows
 from vpt.perception.batch import Grid
 
 MICRO_BATCH_PATCHES = (1024, 32768)  # patches that a frozen tower sees at a time, on a CPU and elsewhere
@@ -59,20 +60,6 @@ def _patch_positions(grid: Grid, merge: int) -> Tensor:
     return torch.stack(blocks, dim=-1).repeat(frames, 1)
 
 
-@lru_cache(maxsize=4096)
-def window_order(grid: Grid, merge: int, window: int) -> tuple[Tensor, tuple[int, ...]]:
-    """Order of the merged positions of one image by windows of `window` x `window`, and patches in each window."""
-    frames, height, width = grid[0], grid[1] // merge, grid[2] // merge
-    index = torch.arange(frames * height * width).view(frames, height, width)
-    cells = [
-        index[t, top : top + window, left : left + window].flatten()
-        for t in range(frames)
-        for top in range(0, height, window)
-        for left in range(0, width, window)
-    ]
-    return torch.cat(cells), tuple(len(cell) * merge * merge for cell in cells)
-
-
 def _rope(grids: list[Grid], merge: int, head_dim: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:
     """Cosines and sines of the 2-D rotary embedding, [patches, 1, 1, head_dim / 2]."""
     positions = torch.cat([_patch_positions(grid, merge) for grid in grids]).to(device)
@@ -93,17 +80,18 @@ def _permute(x: Tensor, order: Tensor, unit: int) -> Tensor:
 
 
 class VisionTower(nn.Module):
-    """The tower of Qwen2-VL or Qwen2.5-VL, made of the modules of transformers' tower, by the same names.
+    """The tower of a base model, made of the modules of transformers' tower, by the same names.
 
     Attributes:
         config: transformers' configuration of it.
+        family: of the base model.
         transformers_tower: the tower that the modules come from; in a tuple, so that their weights have one owner.
     """
 
-    def __init__(self, visual: Any) -> None:
+    def __init__(self, visual: Any, family: Family) -> None:
         """Take over the modules of `visual`, transformers' tower, which goes on working."""
         super().__init__()
-        self.config, self.transformers_tower = visual.config, (visual,)
+        self.config, self.family, self.transformers_tower = visual.config, family, (visual,)
         for name, child in visual.named_children():
             self.add_module(name, child)
         self.training = visual.training
@@ -136,18 +124,19 @@ class VisionTower(nn.Module):
         config, merge = self.config, self.config.spatial_merge_size
         embedding: Tensor = own.patch_embed.proj.weight
         # Under autocast the weight may be wider than the products; pixels follow the weight.
-        hidden = F.linear(pixels.to(embedding.dtype), embedding.flatten(1))
+        hidden = F.linear(pixels.to(embedding.dtype), embedding.flatten(1), own.patch_embed.proj.bias)
         theta = (getattr(config, "rope_parameters", None) or {}).get("rope_theta", 10_000.0)
         cos, sin = _rope(grids, merge, own.blocks[0].attn.head_dim, theta, hidden.device)
         frames = [height * width for time, height, width in grids for _ in range(time)]
         whole = windowed = AttentionGroups(frames, hidden.device)
-        windows = getattr(config, "fullatt_block_indexes", None)
+        windows = [w for grid in grids if (w := self.family.windows(config, grid)) is not None]
         order = None
-        if windows is not None:  # Qwen2.5-VL: patches travel in window order between the embedding and the merger
-            order, windowed = _by_window(grids, merge, config, hidden.device)
+        if windows:  # patches travel in window order between the embedding and the merger
+            order, windowed = _by_window(windows, hidden.device)
             hidden, cos, sin = (_permute(x, order, merge * merge) for x in (hidden, cos, sin))
+        whole_blocks = self.family.whole_blocks(config)
         for index, block in enumerate(own.blocks):
-            groups = whole if windows is None or index in windows else windowed
+            groups = whole if index in whole_blocks else windowed
             hidden = _block(block, hidden, cos, sin, groups)
         merged = own.merger(hidden)
         return merged if order is None else merged[torch.argsort(order)]
@@ -175,14 +164,11 @@ def _block(block: Any, hidden: Tensor, cos: Tensor, sin: Tensor, groups: Attenti
     return hidden + block.mlp(block.norm2(hidden))
 
 
-def _by_window(grids: list[Grid], merge: int, config: Any, device: torch.device) -> tuple[Tensor, AttentionGroups]:
-    window = config.window_size // merge // config.patch_size
+def _by_window(windows: list[Windows], device: torch.device) -> tuple[Tensor, AttentionGroups]:
+    """The order of all images' merged positions, and the windows as attention groups."""
     orders: list[Tensor] = []
-    lengths: list[int] = []
     offset = 0
-    for grid in grids:
-        order, patches = window_order(grid, merge, window)
+    for order, _ in windows:
         orders.append(order + offset)
-        lengths.extend(patches)
         offset += len(order)
-    return torch.cat(orders).to(device), AttentionGroups(lengths, device)
+    return torch.cat(orders).to(device), AttentionGroups([n for _, patches in windows for n in patches], device)

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from vpt.data.feature_cache import FeatureCache
 from vpt.encoders.base import ReEncoder
+from vpt.models.families import family_of
 from vpt.models.forward_plan import ForwardPlan, ForwardPlanner, Stage, VisualInsert
 from vpt.models.inner_forward import LastDecoderLayer, StagedKVCache, extend
 from vpt.models.output import Output, compute_outputs
@@ -40,12 +41,13 @@ class InnerForwardConfig:
 
 
 class VPTModel(nn.Module):
-    """Qwen2-VL or Qwen2.5-VL with re-encoders.
+    """A base model with re-encoders.
 
     Given its parts; `vpt.models.build` makes them from a configuration.
 
     Attributes:
         qwen: transformers' model; its tower and its last decoder layer become ours, with the same weights and names.
+        family: of the base model.
         forward_config: how conversations are run; may be replaced at any time.
         feature_cache: keeps the features of frozen encoders where it is not None; may be replaced at any time.
     """
@@ -56,9 +58,10 @@ class VPTModel(nn.Module):
     ) -> None:  # fmt: skip
         super().__init__()
         self.qwen: Any = qwen
+        self.family = family_of(qwen.config.model_type)
         self.vocabulary, self.forward_config, self.feature_cache = vocabulary, forward_config, feature_cache
         self.encoders = nn.ModuleDict(encoders)
-        self.qwen.model.visual = VisionTower(self.tower)
+        self.qwen.model.visual = VisionTower(self.tower, self.family)
         self.language.layers[-1] = LastDecoderLayer(self.language.layers[-1])
 
     @property

@@ -1,0 +1,11 @@
+"""Qwen2-VL: the base model of the paper."""
+
+from transformers import Qwen2VLConfig
+
+from vpt.models.families.base import Family
+
+
+class Qwen2VL(Family):
+    """As `Family` says."""
+
+    name, title, config_class, upstream = "qwen2_vl", "Qwen2-VL", Qwen2VLConfig, True
