@@ -2,12 +2,15 @@
 
 import json
 import pickle
+from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import Qwen2VLForConditionalGeneration
+from transformers import AutoImageProcessor, AutoProcessor, Qwen2VLForConditionalGeneration
 
 import vpt
 from conftest import ROOT, compose_config, conversation, mixed_records, samples_of
@@ -22,6 +25,7 @@ from vpt.cli.export import parse
 from vpt.data.collate import collate
 from vpt.errors import CheckpointError, ConfigError
 from vpt.models.vpt import VPTModel
+from vpt.perception.batch import VISION_TOWER
 
 EVERY = "encoder=[dino,sam,clip]"
 UNTIED = "model.config.tie_word_embeddings=false"
@@ -65,13 +69,14 @@ def test_exported_twice_is_the_same(saved, tmp_path):
 @pytest.mark.parametrize(
     "overrides", [(EVERY,), ("encoder=[dino]", UNTIED), ("encoder=[clip]", "model.projector_scale=2")]
 )
-def test_upstream_format_there_and_back(saved, tmp_path, overrides):
+def test_upstream_format_there_and_back(saved, tmp_path, folder, overrides):
     """Exported, loaded by model.path, exported again: the same bytes, and the same predictions in between."""
-    parts, folder = saved(*overrides)
-    theirs = export(Export(str(folder), str(tmp_path / "theirs"), "upstream"))
+    parts, ours = saved(*overrides)
+    theirs = export(Export(str(ours), str(tmp_path / "theirs"), "upstream"))
     config = json.loads((theirs / "config.json").read_text())
     assert config["model_type"] == "qwen2_vl_vpt"
     assert config["vision_encoder_ls"] == list(parts.model.encoders)
+    check_processors(theirs, parts, folder.root / "3.png")
     torch.manual_seed(1)
     again = build_model(compose_config(*overrides, f"model.path={theirs}"))
     assert same(again.model, parts.model)
@@ -185,9 +190,27 @@ def test_pickles_are_refused(saved, tmp_path):
         build_model(compose_config("encoder=[dino]", f"model.path={theirs}"))
 
 
+def check_processors(exported: Path, parts, image: Path) -> None:
+    """transformers makes the pixels that we make, by the files of an exported folder; everybody may read these."""
+    processor = AutoImageProcessor.from_pretrained(exported)
+    with Image.open(image) as opened:
+        theirs, ours = processor(images=[opened]), parts.processor.transforms[VISION_TOWER](opened)
+    assert np.array_equal(theirs["pixel_values"], ours.pixels)
+    for file in ("preprocessor_config.json", "video_preprocessor_config.json"):
+        written = json.loads((exported / file).read_text())
+        assert written["processor_class"] == "Qwen2VLProcessor"
+    if find_spec("torchvision"):
+        assert AutoProcessor.from_pretrained(exported).video_processor.patch_size == processor.patch_size
+    (exported.parent / "plain.txt").touch()
+    modes = {path.stat().st_mode for path in exported.rglob("*") if path.is_file()}
+    assert modes == {(exported.parent / "plain.txt").stat().st_mode}
+
+
 def test_qwen_format_is_transformers_own(saved, tmp_path, folder):
     parts, ours = saved("encoder=[]")
-    plain = Qwen2VLForConditionalGeneration.from_pretrained(export(Export(str(ours), str(tmp_path / "qwen"), "qwen")))
+    written = export(Export(str(ours), str(tmp_path / "qwen"), "qwen"))
+    check_processors(written, parts, folder.root / "3.png")
+    plain = Qwen2VLForConditionalGeneration.from_pretrained(written)
     mine = parts.model.qwen.state_dict()
     assert all(torch.equal(mine[name], tensor) for name, tensor in plain.state_dict().items())
     assert plain.state_dict().keys() == mine.keys()
