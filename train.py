@@ -12,7 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from vpt.cli.hydra_main import run
-from vpt.cli.sweep import forget_failure, in_sweep, note_failure
+from vpt.cli.sweep import forget_failure, in_sweep, note_failure, note_overrides
 from vpt.config.resolve import resolve_config
 from vpt.config.schema import TrainConfig
 from vpt.config.validate import validate
@@ -22,6 +22,8 @@ from vpt.errors import UserError, exit_with
 @hydra.main(config_path="conf", config_name="train", version_base=None)
 def main(composed: DictConfig) -> float | None:
     folder = HydraConfig.get().runtime.output_dir
+    if in_sweep():
+        note_overrides(Path(folder))
     try:
         config = resolve_config(composed, TrainConfig)
         validate(config)

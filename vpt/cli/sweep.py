@@ -1,7 +1,9 @@
-"""Sweeps: a member that fails leaves a note and does not end the sweep; the end says what failed."""
+"""Sweeps: a member's folder; a member that fails leaves a note and does not end the sweep; the end says what failed."""
 
+import re
 import sys
 import traceback
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +11,37 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from vpt.errors import UserError
 from vpt.reporting.runs import NOTE
+from vpt.utils.files import atomic_write
+
+OVERRIDES = "overrides.txt"
+LONGEST = 80  # characters of a member's name
+
+
+def member_name(overrides: str) -> str:
+    """The name of a member's folder: `seed=1,optim.lr=1e-4` is `seed-1_optim.lr-1e-4`.
+
+    It has letters, digits, and `._-`, so that it needs no quotes anywhere. What has other characters, or is too long,
+    ends in a digest of the whole.
+    """
+    plain = overrides.replace("=", "-").replace(",", "_")
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", plain).strip("._-")
+    if name == plain and len(name) <= LONGEST:
+        return name
+    digest = blake2b(overrides.encode(), digest_size=4).hexdigest()
+    return f"{name[: LONGEST - len(digest) - 1].rstrip('._-')}-{digest}"
+
+
+OmegaConf.register_new_resolver("member_name", member_name, replace=True)  # for conf/train.yaml
+
+
+def note_overrides(folder: Path) -> None:
+    """Write what a member of a sweep overrides into its folder, one a line."""
+    folder.mkdir(parents=True, exist_ok=True)
+    atomic_write(folder / OVERRIDES, "".join(f"{line}\n" for line in HydraConfig.get().overrides.task))
 
 
 def in_sweep() -> bool:
@@ -22,7 +51,6 @@ def in_sweep() -> bool:
 
 def note_failure(error: Exception, folder: Path) -> None:
     """Print why a member of a sweep failed, and write it into its folder."""
-    folder.mkdir(parents=True, exist_ok=True)
     lines = [f"error: {error}"] if isinstance(error, UserError) else traceback.format_exception(error)
     text = "".join(lines).rstrip()
     (folder / NOTE).write_text(f"{text}\n")
