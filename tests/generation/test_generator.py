@@ -343,9 +343,9 @@ def test_crops_come_from_the_original_at_full_resolution(make_parts, tmp_path):
     seen = []
 
     class Watching(Opening):
-        def _encode_visual_inputs(self, inputs):
-            seen.extend(one.image for group in inputs.values() for one in group)
-            return super()._encode_visual_inputs(inputs)
+        def advance(self, rows, outputs):
+            seen.extend(row.next_input.visual.image for row in rows if row.next_input.visual)
+            return super().advance(rows, outputs)
 
     for margin, box in ((0, (0, 0, 128, 64)), (1, (0, 0, 192, 96))):
         script = [v.region_start, v.x[0], v.y[0], v.x[1], v.y[1], v.region_end, v.im_end]

@@ -48,6 +48,16 @@ class KVCache:
             for tensors in self.layers.values():
                 tensors[:] = [torch.nn.functional.pad(tensor, (0, 0, 0, extra)) for tensor in tensors]
 
+    @classmethod
+    def empty(cls, layers: int, heads: int, size: int, *, like: Tensor) -> "KVCache":
+        """The cache of no rows yet, for `heads` keys of `size` in each layer, of the type and place of `like`."""
+        none = StagedKVCache()
+        none.new_stage()
+        none.stages[0].update({layer: (like.new_zeros(1, heads, 1, size),) * 2 for layer in range(layers)})
+        cache = cls(none, torch.zeros(1, dtype=torch.long, device=like.device), [1])
+        cache.select_rows([])
+        return cache
+
     @torch.compiler.disable
     def update(self, key: Tensor, value: Tensor, layer: int, *_: object) -> tuple[Tensor, Tensor]:
         """[1, kv heads, N, d] packed -> [R, kv heads, K, d], everything cached."""
