@@ -3,16 +3,17 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 
 from conftest import ROOT
-from vpt.bench import generation, loading, measure, mfu, models, packing, vision
+from vpt.bench import generation, inner_passes, loading, measure, memory, mfu, models, packing, vision
 from vpt.bench.__main__ import GROUPS, main
 from vpt.bench.measure import Measurement, median_ratio, worst_of
 from vpt.bench.memory import peak_bytes
-from vpt.bench.synthetic import SyntheticRow, synthetic_batch
+from vpt.bench.synthetic import WORD, SyntheticRow, synthetic_batch
 
 FIGURES = {
     "inner_passes": {"shared_vs_plain", "full_vs_shared", "bottleneck_vs_plain", "zero_vs_plain"},
@@ -29,22 +30,17 @@ FIGURES = {
 @pytest.fixture
 def tiny(monkeypatch):
     """The same measurements with small models, in one round."""
-    sizes = {"vocab_size": 128, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2,
-             "num_attention_heads": 2, "rope_scaling": {"type": "mrope", "mrope_section": [4, 2, 2]}}  # fmt: skip
-    monkeypatch.setattr(models, "LANGUAGE", {**models.LANGUAGE, **sizes})
-    monkeypatch.setattr(models, "BASE_DINO", models.SMALL_DINO)
+    small = replace(models.SMALL, qwen=models.qwen_sizes(32, 2, 2, intermediate_size=32), new_tokens=3)
+    for module in (models, memory, packing, mfu, generation, vision, inner_passes):
+        monkeypatch.setattr(module, "SMALL", small)
+    monkeypatch.setattr(vision, "BASE_DINO", models.SMALL_DINO)
     monkeypatch.setattr(packing, "PUBLISHED_VOCABULARY", 1000)
     monkeypatch.setattr(mfu, "MATMUL", 64)
-    monkeypatch.setattr(generation, "SIZES", ())
-    monkeypatch.setattr(generation, "NEW_TOKENS", 3)
     monkeypatch.setattr(vision, "IMAGES", 4)
-    monkeypatch.setattr(vision, "TOWER_SIZES", {**vision.TOWER_SIZES, "depth": 1, "embed_dim": 32})
-    for name, value in (("STEPS", 3), ("WARM_UP", 1)):
-        monkeypatch.setattr(loading, name, value)
-    once = measure.time_in_turns
-    monkeypatch.setattr(measure, "ROUNDS", 1)
-    for module in (measure, sys.modules["vpt.bench.inner_passes"], mfu):
-        monkeypatch.setattr(module, "time_in_turns", lambda sides, rounds=1: once(sides, rounds=1))
+    monkeypatch.setattr(vision, "TOWER", {**vision.TOWER, "depth": 1, "embed_dim": 32})
+    for module, name, value in ((loading, "STEPS", 3), (loading, "WARM_UP", 1), (measure, "ROUNDS", 1)):
+        monkeypatch.setattr(module, name, value)
+    return small.build()
 
 
 def test_every_group_is_tested():
@@ -86,19 +82,19 @@ def test_peak_memory_is_that_of_the_tensors():
 
 
 def test_peak_memory_does_not_depend_on_what_was_measured_before(tiny):
-    model = models.build_50m()
-    batch = synthetic_batch(model, [SyntheticRow()])
-    step = measure.training_step(model, lambda: model(batch).loss_sum)
-    peaks = [peak_bytes(model, step) for _ in range(3)]
+    step = measure.training_step(tiny.model, synthetic_batch(tiny, [SyntheticRow()]))
+    peaks = [peak_bytes(tiny.model, step) for _ in range(3)]
     assert max(peaks) <= 1.02 * min(peaks)
 
 
 def test_rows_are_as_long_as_they_say(tiny):
     """64 image, 40 question, 256 re-encoded, 30 answer tokens; a mix of 80 to 900; padding changes no loss."""
-    model = models.build_50m()
-    row = synthetic_batch(model, [SyntheticRow(perceives=True)]).rows[0]
-    assert [block.length for block in row.blocks] == [64, 256]
-    mix = synthetic_batch(model, packing.MIX)
+    model = tiny.model
+    batch = synthetic_batch(tiny, [SyntheticRow(perceives=True)])
+    assert [block.length for block in batch.rows[0].blocks] == [64, 256]
+    word = tiny.tokenizer.encode(WORD)
+    assert len(word) == 1 and batch.input_ids.tolist().count(word[0]) == 40 + 30
+    mix = synthetic_batch(tiny, packing.MIX)
     lengths = [row.length for row in mix.rows]
     assert 70 <= min(lengths) <= 90
     assert 880 <= max(lengths) <= 920
@@ -142,7 +138,7 @@ def test_no_need_of_hydra():
     """The bench is imported where only torch and transformers are, and says what it cannot measure."""
     hide = "import sys; [sys.modules.__setitem__(name, None) for name in ('hydra', 'omegaconf', 'wandb')]; "
     code = hide + (
-        "from vpt.bench import __main__ as bench, inner_passes, packing, mfu, memory; "
+        "from vpt.bench import __main__ as bench, generation, inner_passes, packing, mfu, memory; "
         "from vpt.bench.gpu import __main__ as gpu; print(bench.measure(['loading']))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

@@ -1,76 +1,72 @@
 """Time of our generation over transformers' `generate`, and of one perception over a prefill."""
 
+import inspect
 import statistics
-import tempfile
-from pathlib import Path
-from typing import Any
 
 import torch
-from PIL import Image
 from transformers import DynamicCache
 
-from vpt.bench.composed import composed
-from vpt.bench.hf_generate import generate
-from vpt.bench.measure import ROUNDS, Measurement, Timed, ratio, timed, worst_of
-from vpt.checkpoint.load import build_model
+from vpt.bench import measure as measuring
+from vpt.bench.measure import Measurement, Timed, ratio, timed, worst_of
+from vpt.bench.models import SMALL, BenchModel
+from vpt.bench.synthetic import ENCODER, MEDIA, SyntheticRow, records
 from vpt.data.collate import collate
-from vpt.data.images import MediaStore
-from vpt.data.records import parse_record
 from vpt.generation.generator import Generator
 from vpt.generation.row_state import GenerationLimits
 from vpt.models.attention import SEGMENT_ATTENTION
+from vpt.models.build import ModelBundle
+from vpt.perception.batch import VISION_TOWER
 
-NEW_TOKENS = 24
 BATCHES = (1, 8)
-SIZES = (  # as `vpt.bench.models`
-    "model.config.vocab_size=8192", "model.config.hidden_size=640",
-    "model.config.intermediate_size=1792", "model.config.num_hidden_layers=10", "model.config.num_attention_heads=10",
-    "model.config.rope_scaling.mrope_section=[8,12,12]", "model.config.vision_config.hidden_size=640",
-    "encoder.dino.sizes.tiny.options.side=224", "encoder.dino.sizes.tiny.config.image_size=224",
-)  # fmt: skip
 
 
 class Answering:
-    """A model of 50 M parameters, and prompts of 64 image and 40 question tokens.
+    """A model that answers prompts of an image and a question, `rows` of them at most."""
 
-    Attributes:
-        prompts: as many as the largest batch, each with an image of its own.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        torch.manual_seed(0)
-        self.parts = build_model(composed("encoder=[dino]", *SIZES))
-        self.model = self.parts.model.eval()
-        self.folder = MediaStore(folder)
-        self.prompts = [self._prompt(f"{number}.png") for number in range(max(BATCHES))]
-        vocabulary = self.model.vocabulary
+    def __init__(self, sizes: BenchModel, bundle: ModelBundle, rows: int) -> None:
+        self.bundle, self.model, self.new_tokens = bundle, bundle.model.eval(), sizes.new_tokens
+        prompt = SyntheticRow(sizes.row.image, sizes.row.question, answer=1)
+        self.prompts = [bundle.processor.encode_prompt(row, MEDIA) for row in records(bundle, [prompt] * rows)]
+        ends = [self.model.vocabulary.im_end, self.model.vocabulary.end_of_text]
         with torch.no_grad():  # logits of zero: no answer ends before its time
-            self.model.language.embed_tokens.weight[[vocabulary.im_end, vocabulary.end_of_text]] = 0.0
+            self.model.language.embed_tokens.weight[ends] = 0.0
+            self.model.qwen.lm_head.weight[ends] = 0.0
 
-    def _prompt(self, name: str) -> Any:
-        Image.effect_noise((128, 128), 60).convert("RGB").save(self.folder.root / name)
-        question = {"role": "user", "content": "<image>\n" + "what is the red shape in the image? " * 4}
-        raw = {"messages": [question, {"role": "assistant", "content": "yes"}], "images": [name]}
-        record = parse_record(raw, where=name, encoder_tokens={"dino": "detection"})
-        return self.parts.processor.encode_prompt(record, self.folder)
-
-    def generator(self, limits: GenerationLimits) -> Generator:
-        """Ours."""
-        return Generator(self.model, self.parts.processor, self.parts.tokenizer.decode, limits)
+    def generator(self, new_tokens: int, action: str) -> Generator:
+        """Ours, which perceives as `action` says."""
+        limits = GenerationLimits(new_tokens, action=action)
+        return Generator(self.model, self.bundle.processor, self.bundle.tokenizer.decode, limits)
 
     def ours(self, rows: int) -> Timed:
-        """Answers of `NEW_TOKENS` tokens without perception."""
-        generator = self.generator(GenerationLimits(NEW_TOKENS, action="none"))
-        return lambda: generator.generate(self.prompts[:rows], [self.folder] * rows)
+        """Answers of `new_tokens` tokens without perception."""
+        generator = self.generator(self.new_tokens, "none")
+        return lambda: generator.generate(self.prompts[:rows], [MEDIA] * rows)
 
     def theirs(self, rows: int) -> Timed:
-        """Generate the same number of tokens by transformers' `generate`."""
-        return generate(self.model, collate(self.prompts[:rows]), NEW_TOKENS)
+        """As many tokens by transformers' own `generate` of the same model."""
+        qwen, tower, batch = self.model.qwen, self.model.tower, collate(self.prompts[:rows]).to(self.model.device)
+        ids, images = batch.input_ids.view(rows, -1), batch.images[VISION_TOWER]
+        given = {
+            "input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": images.pixels.to(qwen.dtype),
+            "image_grid_thw": torch.tensor(images.grids, device=ids.device),
+            "mm_token_type_ids": (ids == self.model.vocabulary.image_pad).int(),
+        }  # fmt: skip
+        known = inspect.signature(qwen.forward).parameters  # they differ between versions
+        given = {name: value for name, value in given.items() if name in known}
+
+        def run() -> None:
+            [qwen.model.visual] = tower.transformers_tower
+            qwen.set_attn_implementation("sdpa")
+            qwen.generate(**given, do_sample=False, max_new_tokens=self.new_tokens, pad_token_id=0)
+            qwen.set_attn_implementation(SEGMENT_ATTENTION)
+            qwen.model.visual = tower
+
+        return run
 
     def perceiving(self) -> tuple[float, int]:
         """Seconds from the end of the turn that asks to the first token after what was seen; tokens fed for it."""
-        generator = self.generator(GenerationLimits(8, action="dino"))
-        [row] = generator.start(self.prompts[:1], [self.folder])
+        generator = self.generator(8, ENCODER)
+        [row] = generator.start(self.prompts[:1], [MEDIA])
         fed = 0
         for _ in generator.steps([row]):
             if row.next_input is not None and row.next_input.visual is not None:
@@ -99,11 +95,10 @@ class Answering:
 
 def measure() -> list[Measurement]:
     """Tokens a second of ours / theirs; one perception / prefilling as many tokens."""
-    with tempfile.TemporaryDirectory() as folder:
-        answering = Answering(Path(folder))
-        rates = {f"batch_{rows}": ratio(answering.theirs(rows), answering.ours(rows)) for rows in BATCHES}
-        prefill = answering.prefill(answering.perceiving()[1])
-        shares = [answering.perceiving()[0] / timed(prefill) for _ in range(ROUNDS)]
+    answering = Answering(SMALL, SMALL.build(), max(BATCHES))
+    rates = {f"batch_{rows}": ratio(answering.theirs(rows), answering.ours(rows)) for rows in BATCHES}
+    prefill = answering.prefill(answering.perceiving()[1])
+    shares = [answering.perceiving()[0] / timed(prefill) for _ in range(measuring.ROUNDS)]
     return [
         *worst_of("decode_vs_transformers", rates, bound=1.0, better="higher"),
         Measurement("perceive_vs_prefill", statistics.median(shares), 1.1),

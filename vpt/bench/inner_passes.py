@@ -1,40 +1,25 @@
 """Time of two inner passes over one, and of masking between them."""
 
 from dataclasses import replace
+from typing import Any
 
-from torch import Tensor
-
-from vpt.bench.measure import Measurement, Timed, median_ratio, time_in_turns, training_step
-from vpt.bench.models import build_50m
-from vpt.bench.synthetic import SyntheticRow, synthetic_batch
-from vpt.models.vpt import InnerForwardConfig, VPTModel
-from vpt.perception.batch import Batch
+from vpt.bench.measure import Measurement, median_ratio, time_in_turns, training_step
+from vpt.bench.models import SMALL
+from vpt.bench.synthetic import synthetic_batch
 
 ROWS = 2
-
-
-def step_with(model: VPTModel, batch: Batch, passes: InnerForwardConfig) -> Timed:
-    """A training step of `batch`, walked as `passes` say."""
-
-    def loss() -> Tensor:
-        model.forward_config = passes
-        return model(batch).loss_sum / batch.num_labels
-
-    return training_step(model, loss)
+PASSES: dict[str, dict[str, Any]] = {
+    "plain": {"num_inner_forward_run": 1}, "shared": {}, "full": {"inner_forward": "full"},
+    "bottleneck": {"mask_mode": "bottleneck"}, "zero": {"mask_mode": "zero"},
+}  # fmt: skip
 
 
 def measure() -> list[Measurement]:
     """The plain side is the same tokens in one pass, nothing conditioned, with the same logits."""
-    model, talk = build_50m(), SyntheticRow(perceives=True)
-    open_, masked = (synthetic_batch(model, [replace(talk, masked=hidden)] * ROWS) for hidden in (False, True))
+    bundle = SMALL.build()
+    batches = [synthetic_batch(bundle, [replace(SMALL.row, masked=masked)] * ROWS) for masked in (False, True)]
     taken = time_in_turns(
-        {
-            "plain": step_with(model, open_, InnerForwardConfig(num_inner_forward_run=1)),
-            "shared": step_with(model, open_, InnerForwardConfig()),
-            "full": step_with(model, open_, InnerForwardConfig("full")),
-            "bottleneck": step_with(model, masked, InnerForwardConfig(mask_mode="bottleneck")),
-            "zero": step_with(model, masked, InnerForwardConfig(mask_mode="zero")),
-        }
+        {name: training_step(bundle.model, batches["mask_mode" in how], **how) for name, how in PASSES.items()}
     )
     return [
         Measurement("shared_vs_plain", median_ratio(taken["shared"], taken["plain"]), 1.05),

@@ -8,7 +8,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor
+
+from vpt.models.vpt import InnerForwardConfig, VPTModel
+from vpt.perception.batch import Batch
 
 ROUNDS = 5
 Timed = Callable[[], object]
@@ -32,6 +35,10 @@ class Measurement:
         sign = "≤" if self.better == "lower" else "≥"
         return f"{self.name:28}{self.value:10.3f}   {sign} {self.bound:<6g} {'ok' if self.ok else 'NOT KEPT'}"
 
+    def as_json(self) -> dict[str, object]:
+        """What is written of it."""
+        return asdict(self) | {"ok": self.ok}
+
 
 def worst_of(name: str, parts: Mapping[str, float], *, bound: float, better: str = "lower") -> list[Measurement]:
     """A figure of several parts, and the parts."""
@@ -40,14 +47,14 @@ def worst_of(name: str, parts: Mapping[str, float], *, bound: float, better: str
     return [Measurement(part, value, bound, better) for part, value in named.items()]
 
 
-def time_in_turns(sides: Mapping[str, Timed], *, rounds: int = ROUNDS) -> dict[str, list[float]]:
-    """Seconds of each side in each round, the sides in turn.
+def time_in_turns(sides: Mapping[str, Timed], *, rounds: int | None = None) -> dict[str, list[float]]:
+    """Seconds of each side in each round (`ROUNDS` of them), the sides in turn.
 
     One unmeasured call of the first one wakes the threads; what the others do for the first time, medians leave out.
     """
     next(iter(sides.values()))()
     taken: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(rounds):
+    for _ in range(rounds or ROUNDS):
         for name, side in sides.items():
             taken[name].append(timed(side))
     return taken
@@ -73,18 +80,19 @@ def median_ratio(first: Iterable[float], second: Iterable[float]) -> float:
     return statistics.median(a / b for a, b in zip(first, second, strict=True))
 
 
-def ratio(first: Timed, second: Timed, *, rounds: int = ROUNDS) -> float:
+def ratio(first: Timed, second: Timed) -> float:
     """Median over rounds of time(first) / time(second), the two in turn."""
-    taken = time_in_turns({"first": first, "second": second}, rounds=rounds)
-    return median_ratio(taken["first"], taken["second"])
+    return median_ratio(*time_in_turns({"first": first, "second": second}).values())
 
 
-def training_step(model: nn.Module, loss: Callable[[], torch.Tensor]) -> Timed:
-    """Forward and backward, ready to be timed."""
+def training_step(model: VPTModel, loss: Batch | Callable[[], Tensor], **passes: object) -> Timed:
+    """Forward and backward of a batch, or of a loss; `passes` are settings of the inner forward."""
+    config = InnerForwardConfig(**passes)  # type: ignore[arg-type]
 
     def run() -> None:
+        model.forward_config = config
         model.zero_grad(set_to_none=True)
-        loss().backward()
+        (model(loss).loss_sum if isinstance(loss, Batch) else loss()).backward()
 
     return run
 
@@ -92,4 +100,4 @@ def training_step(model: nn.Module, loss: Callable[[], torch.Tensor]) -> Timed:
 def write(figures: list[Measurement], path: Path) -> None:
     """Leave the figures in a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps([asdict(figure) | {"ok": figure.ok} for figure in figures], indent=1) + "\n")
+    path.write_text(json.dumps([figure.as_json() for figure in figures], indent=1) + "\n")

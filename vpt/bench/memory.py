@@ -6,11 +6,9 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from vpt.bench.inner_passes import step_with
-from vpt.bench.measure import Measurement, Timed, ratio
-from vpt.bench.models import build_50m
-from vpt.bench.synthetic import SyntheticRow, synthetic_batch
-from vpt.models.vpt import InnerForwardConfig
+from vpt.bench.measure import Measurement, Timed, ratio, training_step
+from vpt.bench.models import SMALL
+from vpt.bench.synthetic import synthetic_batch
 
 ROWS = 4  # with fewer, the gradients are most of it
 
@@ -36,17 +34,13 @@ def peak_bytes(model: nn.Module, side: Timed) -> int:
 
 def measure() -> list[Measurement]:
     """A step that recomputes the activations of its decoder layers / one that keeps them: time, and memory."""
-    model = build_50m()
-    talk = SyntheticRow(perceives=True)
+    bundle = SMALL.build()
 
-    def sides(rows: int) -> tuple[Timed, Timed]:
-        batch = synthetic_batch(model, [talk] * rows)
-        recomputed, kept = (
-            step_with(model, batch, InnerForwardConfig(checkpointing=choice)) for choice in (True, False)
-        )
-        return recomputed, kept
+    def sides(rows: int) -> list[Timed]:
+        batch = synthetic_batch(bundle, [SMALL.row] * rows)
+        return [training_step(bundle.model, batch, checkpointing=choice) for choice in (True, False)]
 
-    recomputed, kept = (peak_bytes(model, side) for side in sides(ROWS))
+    recomputed, kept = (peak_bytes(bundle.model, side) for side in sides(ROWS))
     return [
         Measurement("checkpointing_time", ratio(*sides(1)), 1.4),  # one more forward pass: 4/3
         Measurement("checkpointing_memory", recomputed / kept, 0.8),

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import torch
 
-from vpt.bench.measure import Measurement, time_in_turns, training_step, worst_of
-from vpt.bench.models import build_50m
+from vpt.bench.measure import Measurement, median_ratio, time_in_turns, training_step, worst_of
+from vpt.bench.models import SMALL
 from vpt.bench.synthetic import SyntheticRow, synthetic_batch
 from vpt.flops import FlopCost, FlopMeter
 
@@ -17,31 +17,26 @@ TIMES = 4
 
 def measure() -> list[Measurement]:
     """Utilisation, and the time of a token at four times the rows and at four times the length."""
-    model, talk = build_50m(), SyntheticRow(perceives=True)
-    # Four times the length: of what is read, seen and said. A re-encoder's tokens are a constant number an image.
-    plain, long = SyntheticRow(), SyntheticRow(image=(16, 16), question=160, answer=0)
-    missing = TIMES * synthetic_batch(model, [plain]).rows[0].length - synthetic_batch(model, [long]).rows[0].length
-    long = replace(long, answer=missing)
-    batches = {
-        "once": synthetic_batch(model, [talk]), "rows": synthetic_batch(model, [talk] * TIMES),
-        "short": synthetic_batch(model, [plain]), "long": synthetic_batch(model, [long]),
-    }  # fmt: skip
+    bundle = SMALL.build()
+    # Four times the length: of image, question and answer. A re-encoder's tokens are a constant number an image.
+    plain, long = SyntheticRow(), SyntheticRow((16, 16), question=160, answer=0)
+    short, start = (len(synthetic_batch(bundle, [row]).input_ids) for row in (plain, long))
+    long = replace(long, answer=TIMES * short - start)
+    rows = {"once": [SMALL.row], "rows": [SMALL.row] * TIMES, "short": [plain], "long": [long]}
+    batches = {name: synthetic_batch(bundle, those) for name, those in rows.items()}
     left, right = torch.randn(MATMUL, MATMUL), torch.randn(MATMUL, MATMUL)
-    steps = {name: training_step(model, lambda b=batch: model(b).loss_sum) for name, batch in batches.items()}  # type: ignore[misc]
+    steps = {name: training_step(bundle.model, batch) for name, batch in batches.items()}
     taken = time_in_turns({**steps, "matmul": lambda: left @ right})
-    rates = [2 * MATMUL**3 / time for time in taken["matmul"]]
-    meter = FlopMeter(model)
+    meter = FlopMeter(bundle.model)
     costs = {name: meter.step(batch) for name, batch in batches.items()}
     work = sum(cost.useful for cost in costs["rows"].values())
-    used = [work / (time * rate) for time, rate in zip(taken["rows"], rates, strict=True)]
-
-    def a_token(name: str, *, linear: bool) -> list[float]:
-        share = linear_share(costs[name]) if linear else 1.0
-        return [time * share / len(batches[name].input_ids) for time in taken[name]]
+    used = [work * time / (2 * MATMUL**3 * step) for step, time in zip(taken["rows"], taken["matmul"], strict=True)]
 
     def growth(more: str, less: str, *, linear: bool) -> float:
-        pairs = zip(a_token(more, linear=linear), a_token(less, linear=linear), strict=True)
-        return statistics.median(a / b for a, b in pairs)
+        """Time of a token in one batch over that in another; `linear`: of the work that grows with tokens alone."""
+        share, tokens = linear_share if linear else lambda parts: 1.0, {n: len(b.input_ids) for n, b in batches.items()}
+        factor = share(costs[more]) / share(costs[less]) * tokens[less] / tokens[more]
+        return factor * median_ratio(taken[more], taken[less])
 
     grown = {"rows": growth("rows", "once", linear=False), "length": growth("long", "short", linear=True)}
     return [

@@ -1,65 +1,82 @@
-"""Models with random weights to measure with."""
+"""Models with random weights to measure with, and the row that each is measured on."""
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
-from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+import yaml
 
-from vpt.bench.synthetic import ENCODER, VOCABULARY
-from vpt.data.transforms import ImageTransform, ProcessedImage
-from vpt.encoders.base import BuildContext
-from vpt.encoders.dino import DinoEncoder
-from vpt.models.attention import SEGMENT_ATTENTION
-from vpt.models.vpt import InnerForwardConfig, VPTModel
-from vpt.perception.batch import VISION_TOWER
+from vpt.bench.synthetic import ENCODER, PREFIX, SyntheticRow
+from vpt.checkpoint.initialize import initialize, materialize
+from vpt.config.schema import EncoderConfig, EncoderSize, LoraConfig, ModelConfig, OptimConfig, TrainConfig
+from vpt.models.build import ModelBundle, build_bundle
+from vpt.models.tiny_tokenizer import tiny_tokenizer
+from vpt.training.optimizer import set_trainable
 
-# About 50 M parameters, nearly all in the language model
-LANGUAGE = {
-    "vocab_size": 8192, "hidden_size": 640, "intermediate_size": 1792, "num_hidden_layers": 10,
-    "num_attention_heads": 10, "num_key_value_heads": 2,
-    "rope_scaling": {"type": "mrope", "mrope_section": [8, 12, 12]},
-}  # fmt: skip
-TOWER_SIZES = {"depth": 1, "embed_dim": 32, "num_heads": 2, "patch_size": 8}
-SMALL_DINO = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 224}
-# DINOv2-base: beside 50 M parameters its look is a third of a step's work. At full size that is the place of SAM
-# ViT-large (0.4 of a step of Qwen2-VL-2B); DINOv2-large is a fortieth there.
-BASE_DINO = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "image_size": 224}
-SIDE = 224  # of the image that DINOv2 takes: 16 x 16 patches
+ROW = SyntheticRow(perceives=True)
+CONF = Path(__file__).resolve().parents[2] / "conf"
 
 
-class NoTransform(ImageTransform):
-    """Rows are made of tokens and random pixels; no image is prepared."""
+@dataclass(frozen=True)
+class BenchModel:
+    """A Qwen2-VL with DINOv2.
 
-    name = VISION_TOWER
-
-    def __call__(self, image: Image.Image) -> ProcessedImage:
-        raise NotImplementedError
-
-
-def build_50m(*, vocabulary: int | None = None, dino: dict[str, Any] | None = None) -> VPTModel:
-    """The model that figures are measured with; its towers are frozen.
-
-    Args:
-        vocabulary: another size of it; the embedding comes on top.
-        dino: other sizes of the re-encoder, which is very small by default.
+    Attributes:
+        qwen, dino: arguments of transformers' configurations.
+        side: pixels of a side of the image that DINOv2 takes.
+        row: of a batch.
+        new_tokens: of an answer.
     """
-    torch.manual_seed(0)
-    sizes = {**LANGUAGE, "vocab_size": vocabulary or LANGUAGE["vocab_size"]}
-    config = Qwen2VLConfig(
-        **sizes, tie_word_embeddings=True, vision_config={**TOWER_SIZES, "hidden_size": sizes["hidden_size"]},
-        bos_token_id=0, eos_token_id=2, attn_implementation=SEGMENT_ATTENTION,
-    )  # fmt: skip
-    return assemble(Qwen2VLForConditionalGeneration(config), dino=dino or SMALL_DINO, side=SIDE)
+
+    qwen: dict[str, Any]
+    dino: dict[str, Any]
+    side: int = 224
+    row: SyntheticRow = ROW
+    new_tokens: int = 24
+
+    @classmethod
+    def published(cls, name: str) -> "BenchModel":
+        """The sizes of a configuration in conf/model, with DINOv2-large, on an image of 512 x 532 pixels."""
+        sizes = yaml.safe_load((CONF / "model" / f"{name}.yaml").read_text())["model"]["config"]
+        dino = yaml.safe_load((CONF / "encoder" / "dino.yaml").read_text())["sizes"]["full"]["config"]
+        return cls(sizes, dino, row=SyntheticRow((19, 18), question=80, perceives=True), new_tokens=128)
+
+    def build(
+        self, device: torch.device | str = "cpu", *, dtype: str = "float32", lora: LoraConfig | None = None
+    ) -> ModelBundle:
+        """The model, made where it will live, its towers frozen as in training."""
+        dino = EncoderSize(config=self.dino, options={"side": self.side})
+        encoder = EncoderConfig("vpt.encoders.dino.DinoEncoder", PREFIX, sizes={"full": dino})
+        model = ModelConfig(config=self.qwen, dtype=dtype, lora=lora or LoraConfig())
+        bundle = build_bundle(TrainConfig("bench", model=model, encoder={ENCODER: encoder}), tiny_tokenizer())
+        materialize(bundle.model, device)
+        torch.manual_seed(0)
+        with torch.device(device):
+            initialize(bundle, None)
+        frozen = OptimConfig(freeze=["qwen.model.visual.*", "encoders.*.vision.*"])
+        set_trainable(bundle.model, frozen, tower_pretrained=True)
+        return bundle
 
 
-def assemble(qwen: Qwen2VLForConditionalGeneration, *, dino: dict[str, Any], side: int) -> VPTModel:
-    """A language model and a DINOv2, its towers frozen as in training."""
-    context = BuildContext(ENCODER, qwen.config.text_config.hidden_size, NoTransform())
-    encoder = DinoEncoder.build(context, config=dino, weights=None, side=side)
-    model = VPTModel(qwen, {ENCODER: encoder}, vocabulary=VOCABULARY, forward_config=InnerForwardConfig())
-    for tower in (qwen.model.visual, encoder.vision):
-        tower.requires_grad_(False)
-    for part in encoder.unused_modules():
-        part.requires_grad_(False)
-    return model
+def qwen_sizes(width: int, layers: int, heads: int, **sizes: Any) -> dict[str, Any]:
+    """Sizes of a Qwen2-VL with a vision tower of one small layer."""
+    pairs = width // heads // 2  # rotary frequencies of a head
+    section = [pairs // 4, pairs * 3 // 8, pairs - pairs // 4 - pairs * 3 // 8]
+    tower = {"depth": 1, "embed_dim": 32, "num_heads": 2, "patch_size": 8, "hidden_size": width}
+    return {
+        "vocab_size": 8192, "hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads,
+        "num_key_value_heads": 2, "rope_scaling": {"type": "mrope", "mrope_section": section},
+        "tie_word_embeddings": True, "vision_config": tower, **sizes,
+    }  # fmt: skip
+
+
+SMALL_DINO = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 224}
+# DINOv2-base: beside 50 M parameters it is a third of a step's work. At full size that is the place of SAM ViT-large
+# (0.4 of a step of Qwen2-VL-2B); DINOv2-large is a fortieth there.
+BASE_DINO = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "image_size": 224}
+# About 50 M parameters, nearly all in the language model
+SMALL = BenchModel(qwen_sizes(640, 10, 10, intermediate_size=1792), SMALL_DINO)
+# For any machine, to see that a program runs
+TINY_QWEN = qwen_sizes(64, 2, 2, intermediate_size=128, vocab_size=576)
+TINY = BenchModel(TINY_QWEN, SMALL_DINO, 56, SyntheticRow((3, 4), 8, perceives=True, answer=4), 4)

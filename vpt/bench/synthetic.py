@@ -1,26 +1,31 @@
-"""Conversations made of numbers: as many tokens of each kind as one asks for, and random pixels."""
+"""Conversations of as many tokens of each kind as one asks for, about images of noise."""
 
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from itertools import cycle, islice
-from math import prod
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
-import torch
+from PIL import Image
 
-from vpt.models.vpt import VPTModel
-from vpt.perception.batch import VISION_TOWER, Batch, Grid, ImageInputs, RowBuilder
-from vpt.perception.mrope import GridSpan, row_positions
-from vpt.perception.tokens import ActionIds, PerceptionVocabulary
+from vpt.data.collate import collate
+from vpt.data.images import MediaStore
+from vpt.data.records import SYSTEM_PROMPT, ImageRef, Message, Record
+from vpt.models.build import ModelBundle
+from vpt.perception.batch import VISION_TOWER, Batch
+from vpt.perception.masking import Masking
+from vpt.perception.tokens import action_tokens, region_tokens
 
-ENCODER = "dino"
-VOCABULARY = PerceptionVocabulary(
-    im_start=1, im_end=2, vision_start=3, vision_end=4, image_pad=5, video_pad=6, end_of_text=0, region_start=7,
-    region_end=8, actions={ENCODER: ActionIds(start=10, control=11, end=12, pad=13)},
-)  # fmt: skip
-_USER, _ASSISTANT = 20, 21
-_WORDS = range(32, 96)  # any tokens
+ENCODER, PREFIX = "dino", "detection"
+WORD = " red"  # one token of the tiny tokenizer
+REGION = "".join(region_tokens(1))
+
+
+def noise(name: str) -> Image.Image:
+    """The image of a path `NUMBER_WIDTHxHEIGHT`."""
+    width, height = map(int, name.split("_")[1].split("x"))
+    return Image.effect_noise((width, height), 60).convert("RGB")
+
+
+MEDIA = MediaStore(Path(), max_side=10_000, render=noise)
 
 
 @dataclass(frozen=True)
@@ -28,9 +33,9 @@ class SyntheticRow:
     """One conversation.
 
     Attributes:
-        image, crop: (rows, columns) of image tokens of the image, and of the region that is looked at again if any.
+        image, crop: (rows, columns) of image tokens of the image, and of the selected region if any.
         question, answer: words.
-        perceives: whether the re-encoder looks at the image before the answer.
+        perceives: whether the re-encoder encodes the image before the answer.
         masked: whether image and question are hidden from the answer.
     """
 
@@ -41,72 +46,29 @@ class SyntheticRow:
     answer: int = 30
     masked: bool = False
 
-
-class _Conversation(RowBuilder):
-    """A synthetic row ; `grids` are those of the tower's images, `before_answer` the length of image and question."""
-
-    def __init__(self, talk: SyntheticRow, perceived: int) -> None:
-        """Write `talk`; the re-encoder makes so many tokens of an image."""
-        super().__init__()
-        self.grids: list[GridSpan] = []
-        self.add([VOCABULARY.im_start, _USER])
-        self._show(talk.image)
-        self.add([*islice(cycle(_WORDS), talk.question)])
-        self.before_answer = len(self.ids)
-        self._answer()
-        if talk.crop is not None:
-            self.add([7, *_WORDS[:4], 8, VOCABULARY.im_end], loss=True)
-            self.add([VOCABULARY.im_start, _USER])
-            self._show(talk.crop)
-            self._answer()
-        if talk.perceives:
-            self._perceive(perceived)
-        self.add([*islice(cycle(_WORDS), talk.answer), VOCABULARY.im_end], loss=True)
-
-    def _perceive(self, tokens: int) -> None:
-        ids = VOCABULARY.actions[ENCODER]
-        self.add([ids.start], loss=True)
-        self.action(ENCODER, 1, token=ids.control)
-        self.add([ids.end, VOCABULARY.im_end], loss=True)
-        self.add([VOCABULARY.im_start, _USER, VOCABULARY.vision_start])
-        self.image(ENCODER, tokens, pad=ids.pad)
-        self.add([VOCABULARY.vision_end])
-        self._answer()
-
-    def _show(self, cells: tuple[int, int]) -> None:
-        self.add([VOCABULARY.vision_start])
-        self.grids.append(GridSpan(len(self.ids), 1, *cells))
-        self.image(VISION_TOWER, prod(cells), pad=VOCABULARY.image_pad)
-        self.add([VOCABULARY.vision_end])
-
-    def _answer(self) -> None:
-        self.add([VOCABULARY.im_end, VOCABULARY.im_start, _ASSISTANT])
+    def record(self, number: int, cell: int) -> Record:
+        """The conversation about image `number`; the vision tower makes one token of `cell` x `cell` pixels."""
+        (rows, columns), crop = self.image, self.crop
+        image = ImageRef(f"{number}_{columns * cell}x{rows * cell}")
+        images, messages = {VISION_TOWER: [image]}, [Message("user", "<image>" + WORD * self.question)]
+        if crop is not None:
+            images[VISION_TOWER].append(ImageRef(image.path, (0, 0, crop[1] * cell, crop[0] * cell)))
+            messages += [Message("assistant", REGION), Message("user", "<image>")]
+        if self.perceives:
+            images[ENCODER] = [image]
+            messages += [Message("assistant", "".join(action_tokens(PREFIX))), Message("user", f"<{PREFIX}_image>")]
+        turns = (Message("system", SYSTEM_PROMPT), *messages, Message("assistant", WORD * self.answer))
+        return Record(turns, {source: tuple(found) for source, found in images.items()}, f"row {number}")
 
 
-def synthetic_batch(model: VPTModel, talks: Sequence[SyntheticRow]) -> Batch:
-    """Conversations packed for a model whose tokens are `VOCABULARY`, on the model's device."""
-    view: Any = model.encoder(ENCODER).transform
-    written, rows, start, seen = [], [], 0, Counter[str]()
-    for talk in talks:
-        row = _Conversation(talk, view.tokens)
-        written.append(row)
-        blocks = tuple(replace(block, image=block.image + seen[block.source]) for block in row.blocks)
-        masked = ((1, row.before_answer),) if talk.masked else ()
-        rows.append(replace(row.build(), blocks=blocks, masked=masked, start=start))
-        seen.update(block.source for block in row.blocks)
-        start += len(row.ids)
-    grids = [(1, 2 * grid.height, 2 * grid.width) for row in written for grid in row.grids]
-    images = {VISION_TOWER: _tower_looks(model, grids)}
-    if seen[ENCODER]:
-        pixels = torch.randn(seen[ENCODER], 3, view.side, view.side)
-        images[ENCODER] = ImageInputs(pixels, [view.tokens] * seen[ENCODER])
-    ids, labels = ([token for row in written for token in getattr(row, name)] for name in ("ids", "labels"))
-    positions = [row_positions(len(row.ids), row.grids) for row in written]
-    return Batch(torch.tensor(ids), torch.tensor(labels), torch.cat(positions, dim=1), rows, images).to(model.device)
+def records(bundle: ModelBundle, rows: Sequence[SyntheticRow]) -> Iterator[Record]:
+    """The conversation of each row, each about an image of its own."""
+    vision = bundle.model.qwen.config.vision_config
+    return (row.record(number, vision.patch_size * vision.spatial_merge_size) for number, row in enumerate(rows))
 
 
-def _tower_looks(model: VPTModel, grids: list[Grid]) -> ImageInputs:
-    vision = model.qwen.config.vision_config
-    values = 3 * vision.temporal_patch_size * vision.patch_size**2
-    pixels = torch.randn(sum(prod(grid) for grid in grids), values)
-    return ImageInputs(pixels, [prod(grid) // vision.spatial_merge_size**2 for grid in grids], grids)
+def synthetic_batch(bundle: ModelBundle, rows: Sequence[SyntheticRow]) -> Batch:
+    """Rows packed for a model, on its device."""
+    samples = [bundle.processor.encode_conversation(record, MEDIA) for record in records(bundle, rows)]
+    masked = [Masking(1).spans(sample.row) if row.masked else () for row, sample in zip(rows, samples)]
+    return collate(samples, masked=masked).to(bundle.model.device)

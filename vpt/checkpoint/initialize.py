@@ -126,7 +126,7 @@ def reset_adapters(language: nn.Module, *, seed: int) -> None:
     with torch.no_grad():
         for name, parameter in language.named_parameters():
             if name.endswith(LORA_A):
-                drawn = torch.empty(parameter.shape)
+                drawn = torch.empty(parameter.shape, device="cpu")
                 nn.init.kaiming_uniform_(drawn, a=math.sqrt(5), generator=generator)
                 parameter.copy_(shard_like(drawn.to(parameter.dtype), parameter.detach()))
             elif name.endswith(LORA_B):

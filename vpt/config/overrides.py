@@ -1,13 +1,18 @@
 """Wrong keys and group options on a command line, found before Hydra composes anything, with the nearest right name."""
 
 import re
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
+from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
-from vpt.config.resolve import explain_unknown, key_paths
+from vpt.config.resolve import explain_unknown, key_paths, resolve_config
 from vpt.config.schema import EvalConfig, TrainConfig
+from vpt.config.validate import validate
 from vpt.errors import ConfigError, did_you_mean
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -35,6 +40,17 @@ def register_schemas() -> None:
     """Make `train_defaults` and `eval_defaults` known to Hydra: conf/train.yaml and conf/eval.yaml start from them."""
     for name, schema in (("train_defaults", TrainConfig), ("eval_defaults", EvalConfig)):
         ConfigStore.instance().store(name, _defaults(schema))
+
+
+def compose_train(overrides: Sequence[str]) -> TrainConfig:
+    """The configuration of `python train.py OVERRIDES`, checked."""
+    register_schemas()
+    with ExitStack() as stack:
+        if not GlobalHydra.instance().is_initialized():  # eval.py has done so
+            stack.enter_context(initialize_config_dir(str(CONF), version_base=None))
+        config = resolve_config(compose("train", overrides=[*overrides]), TrainConfig)
+    validate(config)
+    return config
 
 
 def check_overrides(arguments: list[str], schema: type) -> None:

@@ -1,96 +1,121 @@
-"""Measure, print, write. Under torchrun every process trains, and rank 0 speaks."""
+"""Measure, print, write. Under torchrun every process trains, and rank 0 prints."""
 
 import argparse
 import json
 import platform
-from collections.abc import Callable
-from dataclasses import asdict
-from functools import partial
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from vpt.bench.gpu.decoding import Decoding
+from vpt.bench.generation import Answering
 from vpt.bench.gpu.profiling import idle, shares
-from vpt.bench.gpu.published_sizes import QWEN2_VL_2B, QWEN2_VL_7B, TINY, BenchModel, build
 from vpt.bench.gpu.training import StepTiming, Training
+from vpt.bench.measure import Measurement, time_in_turns
+from vpt.bench.models import TINY, BenchModel
 from vpt.config.schema import LoraConfig
 from vpt.distributed.process_group import World, init_process_group
-from vpt.models.lora import freeze_base, inject
 
 # Rows of a micro-batch and whether layers are recomputed, tried in turn; what does not fit is passed over.
 STEPS = ((8, False), (12, False), (16, True), (32, True))
 BATCHES = (1, 8, 64)
-PARTS = ("train_2b", "compiled_2b", "lora_7b", "decode_2b")
 RANK, ALPHA = 512, 1024.0  # the published adapters of the 7B
 UTILISATION, SAMPLES = 0.40, 40.0  # bounds for the 2B on one H100
-Print = Callable[[str], None]
 
 
-def train(
-    sizes: BenchModel, world: World, device: torch.device, say: Print, *, rank: int = 0, compiled: bool = False
-) -> tuple[Training, list[StepTiming]]:
-    """Paces of a model that is trained whole, or by adapters of `rank`."""
-    model = build(sizes, device)
-    if rank:
-        inject(model.language, LoraConfig(rank, ALPHA))
-        freeze_base(model.language)
-    training = Training(model, sizes, world, compiled=compiled)
-    paces = []
-    for rows, checkpointing in STEPS:
-        pace = training.measure(rows, checkpointing=checkpointing)
-        say(f"  {pace}" if pace else f"  {rows} rows do not fit")
-        paces += [pace] if pace else []
-    return training, paces
+@dataclass(frozen=True)
+class GpuBench:
+    """The parts of the bench, each a method that returns what is written about it.
+
+    Attributes:
+        tiny: toy sizes instead of the published ones.
+        world, device: the processes, and what this one runs on.
+        out: where the figures go; profiles lie beside it.
+    """
+
+    tiny: bool
+    world: World
+    device: torch.device
+    out: Path
+
+    def say(self, text: str) -> None:
+        """Print, once for all processes."""
+        if self.world.is_main:
+            print(text, flush=True)
+
+    def sizes(self, name: str) -> BenchModel:
+        """The model that is measured."""
+        return TINY if self.tiny else BenchModel.published(name)
+
+    def train_2b(self) -> dict[str, Any]:
+        """Full training: the best pace, and where its time goes."""
+        return self._full_training(compiled=False)
+
+    def compiled_2b(self) -> dict[str, Any]:
+        """The same with compiled layers."""
+        return self._full_training(compiled=True)
+
+    def _full_training(self, *, compiled: bool) -> dict[str, Any]:
+        self.say("Qwen2-VL-2B with DINOv2, all but the towers trained" + ", decoder layers compiled" * compiled)
+        training = Training(self.sizes("qwen2_vl_2b"), self.world, self.device, compiled=compiled, lora=None)
+        paces = self._paces(training)
+        if not paces:
+            self.say("  nothing fits into this GPU's memory")
+            return {}
+        best = max(paces, key=lambda pace: pace.samples_a_second)
+        training.set(checkpointing=best.checkpointing)
+        table = self.out.with_suffix(".compiled.profile.txt" if compiled else ".profile.txt")
+        parts = shares(training, training.batch(best.rows), table)
+        self.say("\n".join(f"  {share:6.1%} {kind}" for kind, share in {**parts, "waiting": idle(parts)}.items()))
+        return {
+            "utilisation": with_bound(best.utilisation, UTILISATION),
+            "samples_a_second": with_bound(best.samples_a_second * self.world.size, SAMPLES),
+            "paces": [asdict(pace) for pace in paces], "profile": parts,
+        }  # fmt: skip
+
+    def lora_7b(self) -> dict[str, Any]:
+        """Training by adapters."""
+        self.say(f"Qwen2-VL-7B with DINOv2, adapters of rank {RANK}")
+        sizes = self.sizes("qwen2_vl_7b")
+        lora = LoraConfig(min(RANK, sizes.qwen["hidden_size"] // 2), ALPHA)
+        try:
+            training = Training(sizes, self.world, self.device, compiled=False, lora=lora)
+        except ModuleNotFoundError as error:
+            self.say(f"  not measured, {error.name} is missing; pip install peft")
+            return {}
+        return {"paces": [asdict(pace) for pace in self._paces(training)]}
+
+    def _paces(self, training: Training) -> list[StepTiming]:
+        paces, (warm_up, steps) = [], (1, 2) if self.tiny else (3, 10)
+        for rows, checkpointing in STEPS:
+            pace = training.measure(rows, checkpointing=checkpointing, warm_up=warm_up, steps=steps)
+            self.say(f"  {pace}" if pace else f"  {rows} rows do not fit")
+            paces += [pace] if pace else []
+        return paces
+
+    def decode_2b(self) -> dict[str, Any]:
+        """Tokens a second while answering, ours and transformers'; the best of three rounds each."""
+        sizes = self.sizes("qwen2_vl_2b")
+        self.say(f"Qwen2-VL-2B answers, {sizes.new_tokens} tokens each, in bf16: ours, transformers' generate")
+        answering = Answering(sizes, sizes.build(self.device, dtype="bfloat16"), max(BATCHES))
+        found = {}
+        for rows in BATCHES:
+            taken = time_in_turns({"ours": answering.ours(rows), "theirs": answering.theirs(rows)}, rounds=3)
+            rates = {side: rows * sizes.new_tokens / min(seconds) for side, seconds in taken.items()}
+            ratio = rates["ours"] / rates["theirs"]
+            self.say(f"  batch {rows}: {rates['ours']:,.0f} and {rates['theirs']:,.0f} tokens/s, {ratio:.2f}")
+            found[f"batch_{rows}"] = rates | with_bound(ratio, 1.0)
+        return found
 
 
-def step_and_profile(
-    name: str, sizes: BenchModel, world: World, device: torch.device, say: Print, out: Path, *, compiled: bool
-) -> dict[str, Any]:
-    """The best pace of full training, and where its time goes."""
-    say(f"{name} with DINOv2, all but the towers trained" + ", decoder layers compiled" * compiled)
-    training, paces = train(sizes, world, device, say, compiled=compiled)
-    if not paces:
-        say("  nothing fits into this GPU's memory")
-        return {}
-    best = max(paces, key=lambda pace: pace.samples_a_second)
-    training.set(checkpointing=best.checkpointing)
-    parts = shares(training, training.batch(best.rows), out.with_suffix(".profile.txt"))
-    say("".join(f"\n  {share:6.1%} {kind}" for kind, share in {**parts, "waiting": idle(parts)}.items())[1:])
-    return {
-        "utilisation": with_bound(best.utilisation, UTILISATION),
-        "samples_a_second": with_bound(best.samples_a_second * world.size, SAMPLES),
-        "paces": [asdict(pace) for pace in paces], "profile": parts,
-    }  # fmt: skip
-
-
-def adapters(name: str, sizes: BenchModel, world: World, device: torch.device, say: Print) -> dict[str, Any]:
-    """Training by adapters."""
-    say(f"{name} with DINOv2, adapters of rank {RANK}")
-    try:
-        _, paces = train(sizes, world, device, say, rank=min(RANK, sizes.language["hidden_size"] // 2))
-    except ModuleNotFoundError as error:
-        say(f"  not measured, {error.name} is missing; pip install peft")
-        return {}
-    return {"paces": [asdict(pace) for pace in paces]}
-
-
-def answer(name: str, sizes: BenchModel, device: torch.device, say: Print) -> dict[str, Any]:
-    """Tokens a second while answering."""
-    say(f"{name} answers, {sizes.new_tokens} tokens each, in bf16: ours, transformers' generate")
-    speaking = Decoding(build(sizes, device, dtype=torch.bfloat16), sizes)
-    found = {}
-    for rows in BATCHES:
-        ours, theirs = speaking.rates(rows)
-        say(f"  batch {rows}: {ours:,.0f} and {theirs:,.0f} tokens/s, {ours / theirs:.2f}")
-        found[f"batch_{rows}"] = {"ours": ours, "theirs": theirs, **with_bound(ours / theirs, 1.0)}
-    return found
+PARTS = ("train_2b", "compiled_2b", "lora_7b", "decode_2b")
 
 
 def with_bound(value: float, bound: float) -> dict[str, Any]:
     """A value beside the bound that it should reach."""
-    return {"value": value, "bound": bound, "better": "higher", "ok": value >= bound}
+    figure = Measurement("", value, bound, "higher").as_json()
+    return {key: figure[key] for key in ("value", "bound", "better", "ok")}
 
 
 def main() -> None:
@@ -104,24 +129,16 @@ def main() -> None:
         parser.error(f"no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
     if not torch.cuda.is_available() and not asked.tiny:
         parser.error("there is no GPU here; --tiny runs anywhere and says nothing")
-    small, large = (TINY, TINY) if asked.tiny else (QWEN2_VL_2B, QWEN2_VL_7B)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with init_process_group(device=device.type) as world:
-        say: Print = partial(print, flush=True) if world.is_main else (lambda text: None)
+        bench = GpuBench(asked.tiny, world, device, asked.out)
         where = torch.cuda.get_device_name() if device.type == "cuda" else platform.machine()
-        say(f"{world.size} x {where}, torch {torch.__version__}")
-        whole = partial(step_and_profile, "Qwen2-VL-2B", small, world, device, say)
-        measures = {
-            "train_2b": partial(whole, asked.out, compiled=False),
-            "compiled_2b": partial(whole, asked.out.with_suffix(".compiled.json"), compiled=True),
-            "lora_7b": partial(adapters, "Qwen2-VL-7B", large, world, device, say),
-            "decode_2b": partial(answer, "Qwen2-VL-2B", small, device, say),
-        }
+        bench.say(f"{world.size} x {where}, torch {torch.__version__}")
         found: dict[str, Any] = {"device": where, "processes": world.size, "torch": torch.__version__}
         for part in asked.parts:
             if part == "decode_2b" and world.size > 1:
                 continue  # every process would measure the same
-            found[part] = measures[part]()
+            found[part] = getattr(bench, part)()
             if device.type == "cuda":
                 torch.cuda.empty_cache()
         if world.is_main:

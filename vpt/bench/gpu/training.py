@@ -5,19 +5,16 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from vpt.bench.gpu.published_sizes import BenchModel
 from vpt.bench.measure import timed
+from vpt.bench.models import BenchModel
 from vpt.bench.synthetic import synthetic_batch
-from vpt.config.schema import StrategyConfig
+from vpt.config.schema import LoraConfig, StrategyConfig
 from vpt.distributed.process_group import World
 from vpt.distributed.strategy import build_strategy, choose_strategy
 from vpt.flops import FlopMeter
 from vpt.flops.hardware import peak_flops
 from vpt.models.inner_forward import compile_layers
-from vpt.models.vpt import VPTModel
 from vpt.perception.batch import Batch
-
-WARM_UP, STEPS = 3, 10
 
 
 @dataclass(frozen=True)
@@ -65,27 +62,30 @@ class StepTiming:
 class Training:
     """A model with its optimizer, whose states exist from the first step on."""
 
-    def __init__(self, model: VPTModel, sizes: BenchModel, world: World, *, compiled: bool) -> None:
+    def __init__(
+        self, sizes: BenchModel, world: World, device: torch.device, *, compiled: bool, lora: LoraConfig | None
+    ) -> None:
         """Args:
-        model: with what is trained chosen.
-        sizes: what it is made of.
+        sizes: of the model, which is trained whole, or by adapters where `lora` is given.
         world: the processes; several of them share a model as `strategy=auto` would.
+        device: of this process.
         compiled: whether decoder layers go through torch.compile.
         """
-        self.sizes, self.device, self.compiled = sizes, model.device, compiled
+        self.sizes, self.device, self.compiled = sizes, device, compiled
+        self.bundle = sizes.build(device, lora=lora)
+        model = self.model = self.bundle.model
         self.meter = FlopMeter(model)  # before anything is sharded
         if compiled:
             compile_layers(model.language.layers)
-        kind = choose_strategy(model, world, self.device)
-        chosen = StrategyConfig(kind=kind)
-        self.strategy = build_strategy(chosen, model, world, self.device, precision="bf16")
-        self.model, self.peak = model, peak_flops(self.device, precision="bf16")
+        strategy = StrategyConfig(kind=choose_strategy(model, world, device))
+        self.strategy = build_strategy(strategy, model, world, device, precision="bf16")
+        self.peak = peak_flops(device, precision="bf16")
         self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(self.trained, lr=1e-6, fused=True)
 
     def batch(self, rows: int) -> Batch:
         """A synthetic batch of that many rows, on the device."""
-        return synthetic_batch(self.model, [self.sizes.talk] * rows)
+        return synthetic_batch(self.bundle, [self.sizes.row] * rows)
 
     def step(self, batch: Batch) -> None:
         """Forward, backward, clip, update."""
@@ -101,15 +101,15 @@ class Training:
         """Whether decoder layers are run again in the backward pass."""
         self.model.forward_config = replace(self.model.forward_config, checkpointing=checkpointing)
 
-    def measure(self, rows: int, *, checkpointing: bool) -> StepTiming | None:
-        """Measure; None where memory does not suffice."""
+    def measure(self, rows: int, *, checkpointing: bool, warm_up: int, steps: int) -> StepTiming | None:
+        """Time (the median of `steps`) and memory of a step; None where memory does not suffice."""
         self.set(checkpointing=checkpointing)
         cuda = self.device.type == "cuda"
         try:
             batch = self.batch(rows)
             if cuda:
                 torch.cuda.reset_peak_memory_stats()
-            taken = [timed(lambda: self.step(batch)) for _ in range(WARM_UP + STEPS)][WARM_UP:]
+            taken = [timed(lambda: self.step(batch)) for _ in range(warm_up + steps)][warm_up:]
         except torch.OutOfMemoryError:
             self.optimizer.zero_grad(set_to_none=True)
             torch.cuda.empty_cache()
