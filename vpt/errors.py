@@ -11,6 +11,7 @@ from types import ModuleType
 WRONG_INPUT = 2  # exit code for a UserError
 INTERRUPTED = 130  # exit code after Ctrl-C, as shells have it
 PREEMPTED = 75  # exit code after SIGTERM, SIGUSR1 or SIGUSR2: saved, to be started again (EX_TEMPFAIL)
+QUOTED = 200  # characters of an input that is quoted
 LONGEST = 400  # characters of what another library has to say
 
 
@@ -67,6 +68,12 @@ def did_you_mean(path: str, known: list[str]) -> str:
     leaves = {name.rpartition(".")[2]: name for name in known}
     close += [leaves[match] for match in difflib.get_close_matches(leaf, leaves, n=1, cutoff=0.7)]
     return f"; did you mean {' or '.join(dict.fromkeys(close))}?" if close else ""
+
+
+def shortened(text: str) -> str:
+    """A text of any length for a message: quoted, on one line, its middle left out where it is long."""
+    quoted = repr(text)
+    return quoted if len(quoted) <= QUOTED else f"{quoted[: QUOTED - 20]}…{quoted[-20:]}"
 
 
 def exit_with(error: UserError) -> None:

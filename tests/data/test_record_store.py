@@ -2,11 +2,15 @@
 
 import json
 import pickle
+from datetime import date, datetime
+from decimal import Decimal
 from pathlib import Path
 
+import pyarrow
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pyarrow import parquet
 
 from vpt.data import record_store
 from vpt.data.record_store import RecordStore
@@ -73,6 +77,13 @@ def test_a_changed_file_is_indexed_anew(tmp_path):
         ("a.json", b'[{"a": "\xff"}]', "not UTF-8"),
         ("a.json", b'[{"a": 1},', "not valid JSON near byte"),
         ("a.json", b"", "must hold a list"),
+        ("a.json", b'[{"a": 1}]\n[{"a": 2}, {"a": 3}]', r"after the list of records comes '\[\{\"a\": 2"),
+        ("a.json", b'[{"a": 1}]\n{"a": 2}\n', r"comes '\{\"a\": 2.*into a file named \.jsonl"),
+        ("a.json", b'[{"a": 1}] or so', "comes 'or so'"),
+        ("a.json", '[{"a": 1}] größer'.encode(), "comes 'größer'"),
+        ("a.json", b'[{"a": 1}]' + b"x" * 10_000, r"comes 'x{150,200}…x+'"),
+        ("a.json", b"[" + b'{"a": 1}]' * 2, "comes"),
+        ("a.jsonl", b'{"a": 1} {"a": 2}\n', r"a\.jsonl:1: not valid JSON: Extra data"),
     ],
 )
 def test_broken_files_say_where(tmp_path, name, content, message):
@@ -82,10 +93,37 @@ def test_broken_files_say_where(tmp_path, name, content, message):
     assert not list((tmp_path / "cache").rglob("*.npy"))
 
 
-def test_parquet(tmp_path):
-    pyarrow = pytest.importorskip("pyarrow")
-    from pyarrow import parquet
+@pytest.mark.parametrize("chunk", [1, 2, 3, 4, 1 << 24])
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+def test_a_byte_order_mark_is_passed_over(tmp_path, monkeypatch, name, chunk):
+    monkeypatch.setattr(record_store, "CHUNK", chunk)
+    text = '[{"a": "é"}]\n' if name == "a.json" else '{"a": "é"}\n'
+    (tmp_path / name).write_text("\ufeff" + text, encoding="utf-8")
+    assert [record for _, record in RecordStore(tmp_path / name)] == [{"a": "é"}]
 
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        ("images", [{"path": "a.png", "bytes": b"\x89PNG"}], r"`images` holds bytes.*files below data\.root"),
+        ("when", datetime(2020, 1, 1), "`when` holds datetime.*write it as text, or drop the column"),
+        ("day", date(2020, 1, 1), "`day` holds date"),
+        ("price", Decimal("1.5"), "`price` holds Decimal"),
+    ],
+)
+def test_parquet_that_is_no_json(tmp_path, column, value, message):
+    rows = [{"messages": [], column: None}, {"messages": [], column: value}]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=rf"a\.parquet: record 1: column {message}"):
+        RecordStore(tmp_path / "a.parquet")
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+    (tmp_path / "a.parquet").write_bytes(b"PAR1 and no more")
+    with pytest.raises(DataError, match=r"a\.parquet cannot be read as Parquet"):
+        RecordStore(tmp_path / "a.parquet")
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+
+
+def test_parquet(tmp_path):
     records = [{"messages": [{"role": "user", "content": f"é {i}"}], "images": [f"{i}.png"]} for i in range(30)]
     parquet.write_table(pyarrow.Table.from_pylist(records), tmp_path / "a.parquet")
     read = RecordStore(tmp_path / "a.parquet")

@@ -15,10 +15,13 @@ from typing import Any, BinaryIO
 import numpy as np
 from tqdm import tqdm
 
-from vpt.errors import DataError
+from vpt.data.parquet import write_as_lines
+from vpt.errors import DataError, shortened
 from vpt.utils.files import atomic_file
 
 CHUNK = 1 << 24  # bytes read at a time while indexing
+FORMAT = "2"  # of what is kept, and of how files are checked before it is
+MARK = "\ufeff".encode().decode("latin-1")  # a byte order mark, as _ListReader decodes it
 _BLANKS, _DECODER = (" ", "\t", "\r", "\n"), json.JSONDecoder()
 
 
@@ -35,7 +38,7 @@ class RecordStore(Sequence[tuple[str, Any]]):
         if not path.is_file():
             raise DataError(f"record file {path} does not exist")
         if path.suffix == ".parquet":
-            path = _as_lines(path)
+            path = _parquet_as_lines(path)
         self._lines = path.suffix != ".json"
         self._spans = _index(path, self._lines, self.name)
         self._file = os.open(path, os.O_RDONLY)
@@ -65,7 +68,16 @@ def cache_folder() -> Path:
 
 def _cache_key(path: Path) -> str:
     state = path.stat()
-    return hashlib.sha256(f"{path.resolve()}|{state.st_size}|{state.st_mtime_ns}".encode()).hexdigest()[:32]
+    return hashlib.sha256(f"{FORMAT}|{path.resolve()}|{state.st_size}|{state.st_mtime_ns}".encode()).hexdigest()[:32]
+
+
+def _parquet_as_lines(path: Path) -> Path:
+    """The lines that a Parquet file was written as in the cache, now or before."""
+    kept = cache_folder() / f"{_cache_key(path)}.jsonl"
+    if not kept.is_file():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        write_as_lines(path, kept)
+    return kept
 
 
 def _index(path: Path, lines: bool, name: Path) -> np.ndarray:
@@ -105,6 +117,7 @@ def _spans_of_list(path: Path) -> Iterator[tuple[int, int, int]]:
     """Parse `[{...}, {...}, ...]` without holding more than a chunk and a record of it."""
     with path.open("rb") as file, _bar(path) as bar:
         reader = _ListReader(path, file)
+        reader.skip_byte_order_mark()
         if reader.next_character() != "[":
             raise DataError(f"{path} must hold a list of records; or name it .jsonl")
         reader.at += 1
@@ -118,6 +131,12 @@ def _spans_of_list(path: Path) -> Iterator[tuple[int, int, int]]:
             if mark not in (",", "]"):
                 raise reader.error("expected ',' or ']' after a record")
             reader.at += 1
+        if number and reader.next_character():
+            rest = reader.text[reader.at : reader.at + 400].encode("latin-1").decode(errors="replace")
+            raise reader.error(
+                f"after the list of records comes {shortened(rest)}; put all records into one list, or one a line into "
+                "a file named .jsonl"
+            )
 
 
 class _ListReader:
@@ -149,6 +168,12 @@ class _ListReader:
         start, self.at = self.dropped + self.at, end
         return start, self.dropped + end
 
+    def skip_byte_order_mark(self) -> None:
+        """Pass over the mark that some editors put before UTF-8."""
+        while len(self.text) < len(MARK) and self._read():
+            pass
+        self.at = len(MARK) if self.text.startswith(MARK) else 0
+
     def next_character(self) -> str:
         """Skip white space; the next character, empty at the end."""
         while True:
@@ -167,21 +192,3 @@ class _ListReader:
     def error(self, why: str) -> DataError:
         """An error at the place where the reader is."""
         return DataError(f"{self.path} is not valid JSON near byte {self.dropped + self.at}: {why}")
-
-
-def _as_lines(path: Path) -> Path:
-    """A Parquet file as JSONL in the cache: rows of a column file cannot be read one at a time."""
-    try:
-        from pyarrow import parquet
-    except ImportError:
-        raise DataError(f"{path} is a Parquet file; type: pip install pyarrow") from None
-    kept = cache_folder() / f"{_cache_key(path)}.jsonl"
-    if not kept.is_file():
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        table = parquet.ParquetFile(path)
-        bar = tqdm(total=table.metadata.num_rows, unit="record", desc=f"reading {path.name}")
-        with atomic_file(kept) as draft, draft.open("w", encoding="utf-8") as file, bar:
-            for batch in table.iter_batches(batch_size=1000):
-                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in batch.to_pylist())
-                bar.update(batch.num_rows)
-    return kept
