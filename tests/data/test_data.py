@@ -106,6 +106,12 @@ BAD_RECORDS = {
     "another encoder": (conversation("0.png", action_turns("audio"), audio_images=["0.png"]), "re-encoder spelt 'audio'"),
     "a path that leaves the root": (conversation("../0.png"), "leaves data.root"),
     "an absolute path": (conversation("/etc/0.png"), "leaves data.root"),
+    "no list of messages": ({"messages": None, "images": []}, r"list `messages` of turns \(`role`, `content`\).*keys are 'messages, images'"),
+    "another layout": ({"conversations": [{"from": "human", "value": "x"}]}, "`conversations` .* is `messages`"),
+    "an address": (conversation("https://example.org/a.jpg"), "'https://example.org/a.jpg' is no file; save the image below data.root"),
+    "an image as text": (conversation("data:image/png;base64," + "A" * 1_000_000), "'data:image/png;base64,A+…A+' is no file"),
+    "a path as long as an image": (conversation("../" + "A" * 1_000_000), "path '../A+…A+' leaves"),
+    "an address of a video": ({**conversation("0.png"), "videos": ["https://example.org/a.mp4"], "messages": [{"role": "user", "content": "<image><video>"}, {"role": "assistant", "content": "x"}]}, "is no file"),
 }  # fmt: skip
 
 
@@ -114,14 +120,44 @@ def test_bad_records_say_where_and_what(name):
     raw, message = BAD_RECORDS[name]
     with pytest.raises(DataError, match=message) as error:
         parse_record(raw, where="train.jsonl:7", encoder_tokens=TOKENS)
-    assert str(error.value).startswith("train.jsonl:7")
+    assert str(error.value).startswith("train.jsonl:7") and len(str(error.value)) < 600
+
+
+@pytest.mark.parametrize(
+    "raw", [{"messages": None}, {"conversations": [], "detection_images": ["0.png"]}, {}, [], None, "a"]
+)
+@pytest.mark.parametrize("setting", ["encoder=[sam]", "encoder=[]", "data.perception=false"])
+def test_records_of_another_shape_are_named_and_skippable(tmp_path, raw, setting):
+    """Whatever is done with records before they are parsed."""
+    (tmp_path / "a.jsonl").write_text(json.dumps(raw))
+    config = compose_config("data=vpt", f"data.root={tmp_path}", "data.train.vpt.options.path=a.jsonl", setting)
+    source = build_sources(config.data.train, config, split="train")[0][0]
+    with pytest.raises(DataError, match=r"a\.jsonl:1: a record is an object with a non-empty list `messages`"):
+        source[0]
+
+
+@pytest.mark.parametrize(
+    "column", [{"num_images": 1}, {"source_images": ["a", "b"]}, {"all_images": {"n": 1}}, {"_images": "x"}]
+)
+def test_other_columns_are_left_alone(tmp_path, column):
+    """However they end; those of re-encoders still count."""
+    shown = conversation("0.png", action_turns("detection"), detection_images=["0.png"])
+    (tmp_path / "a.jsonl").write_text(json.dumps(shown | column) + "\n" + json.dumps(conversation("0.png") | column))
+    for encoder in ("dino", "sam"):
+        options = ("data=vpt", f"data.root={tmp_path}", "data.train.vpt.options.path=a.jsonl", f"encoder=[{encoder}]")
+        config = compose_config(*options)
+        reencoded, plain = build_sources(config.data.train, config, split="train")[0][0]
+        assert reencoded.images == {"image": (ImageRef("0.png"),), encoder: (ImageRef("0.png"),)}
+        assert plain.images == {"image": (ImageRef("0.png"),)}
+    with pytest.raises(DataError, match=r"0 placeholder\(s\) <seg_image> but 1 entries"):
+        parse_record(shown | {"seg_images": ["0.png"]}, where="r", encoder_tokens={"dino": "detection"})
 
 
 BAD_IMAGES = {
     "missing": (lambda path: None, "a.png", "does not exist; is data.root="),
     "text": (lambda path: path.write_text("no image"), "a.png", "cannot be read"),
     "truncated": (lambda path: path.write_bytes((path.parent / "ok.png").read_bytes()[:90]), "a.png", "cannot be read"),
-    "crop outside": (lambda path: Image.new("RGB", (9, 9)).save(path), "a.png_0,0,10,5", "does not lie inside the image of 9x9"),
+    "crop outside": (lambda path: Image.new("RGB", (9, 9)).save(path), "a.png_0,0,12,5", "does not lie inside the image of 9x9"),
     "empty crop": (lambda path: Image.new("RGB", (9, 9)).save(path), "a.png_5,0,5,5", "does not lie inside"),
 }  # fmt: skip
 

@@ -54,6 +54,14 @@ def test_one_conversion_serves_every_grid(files, written, spelling, bins):
     assert found.box == tuple(BOX)
 
 
+@pytest.mark.parametrize("bins", [4, 8, 16])
+def test_a_margin_is_kept_in_every_grid(files, bins):
+    main(["convert", str(files / "cot.jsonl"), str(files / "train.jsonl"), "--crop-margin", "1"])
+    region, found = Region.from_box(tuple(BOX), SIZE, bins=bins), record(files, f"model.region_bins={bins}")
+    assert found.messages[2].content == region.to_text()
+    assert found.images["image"][1] == ImageRef("a.png", region.to_box(SIZE, bins=bins, margin=1))
+
+
 def test_published_files_hold_cells_alone(files):
     """8x8 cells join to 4x4 or 2x2 exactly, as if they had been made from the box; they do not split."""
     fine = Region.from_box(tuple(BOX), SIZE, bins=8)
@@ -77,7 +85,8 @@ def test_published_files_hold_cells_alone(files):
 
 def test_wrong_evidence(files):
     raw = conversation("a.png")
-    for key, value, message in (("region_bins", "8", "whole number"), ("box", [1, 2, 0, 4], "x0 < x1")):
+    wrong = (("region_bins", "8", "whole"), ("crop_margin", -1, "whole number"), ("box", [1, 2, 0, 4], "x0 < x1"))
+    for key, value, message in wrong:
         (files / "train.jsonl").write_text(json.dumps({**raw, key: value}))
         with pytest.raises(DataError, match=rf"train.jsonl:1: `{key}` must be .*{message}"):
             record(files)

@@ -63,10 +63,11 @@ class MaskingConfig:
 class ImageConfig:
     max_side: int = bounded(512, low=1)  # of an image, in pixels
     resample: str = choice("nearest", "bilinear", "bicubic", "lanczos")  # how images are made smaller
+    sizing: str = choice("rounded", "upstream")  # upstream: sides cut, not rounded; raised to 28; over 200 to 1: 180
     min_pixels: int = bounded(56 * 56, low=1)  # of what Qwen's tower sees
     max_pixels: int = bounded(28 * 28 * 1280, low=1)  # of what Qwen's tower sees
     max_file_pixels: int = bounded(100_000_000, low=1)  # pixels of a file, before anything of it is decoded
-    apply_exif_rotation: bool = False  # turn images as their EXIF data say; boxes and crops then count in turned pixels
+    apply_exif_rotation: bool = False  # turn images by EXIF, videos by display matrix; boxes count in turned pixels
 
 
 @dataclass

@@ -48,8 +48,9 @@ def media_store(root: Path, data: DataConfig, draw: Callable[[str], Image.Image]
     image, video = data.image, data.video
     sampling = FrameSampling(video.fps, video.max_frames)
     return MediaStore(
-        root, image.max_side, image.resample, image.max_file_pixels, sampling, draw, image.apply_exif_rotation
-    )
+        root, image.max_side, image.resample, image.max_file_pixels, sampling, draw, image.apply_exif_rotation,
+        image.sizing,
+    )  # fmt: skip
 
 
 def build_dataset(config: TrainConfig, processor: Processor, *, rank: int, world_size: int) -> StepDataset:

@@ -30,7 +30,7 @@ from vpt.errors import DataError
 from vpt.perception.batch import Grid, ImageInputs
 from vpt.utils.files import atomic_file
 
-FORMAT = "2"  # of the entries, and of how their names are made
+FORMAT = "3"  # of the entries, and of how their names are made
 SUFFIX = ".safetensors"
 STALE = 3600  # seconds after which an unfinished file has been given up by its writer
 LOOSE = 16  # the folder is measured once a process has written a LOOSE-th of its limit
@@ -64,7 +64,7 @@ class FeatureCache:
         except (OSError, DataError):
             return None  # opening the image will say what is wrong
         done = (FORMAT, self.fingerprints[transform.name], transform.description, reference.crop, reference.transpose,
-                media.max_side, media.resample, media.apply_exif_rotation)  # fmt: skip
+                reference.size, media.max_side, media.resample, media.sizing, media.apply_exif_rotation)  # fmt: skip
         return blake2b(repr(done).encode() + content, digest_size=20).hexdigest()
 
     def get(self, key: str) -> ProcessedImage | None:

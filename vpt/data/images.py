@@ -1,22 +1,27 @@
 """Opening images and videos: below one root, cropped, limited in size, with errors that name the record."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
-from vpt.data.references import ImageRef, VideoRef
+from vpt.data.crops import clip_to_image
+from vpt.data.references import ImageRef, Size, VideoRef
 from vpt.data.transforms import RESAMPLING
 from vpt.data.videos import SUFFIXES, FrameSampling, VideoClip, VideoFile
-from vpt.errors import DataError
+from vpt.errors import DataError, shortened
 
 # Formats that images may have. Pillow knows more, among them PostScript, which it has another program run.
 Image.init()
 FORMATS = {"AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP"} & Image.OPEN.keys()
+# Pillow's own limit, which warns at one number of pixels and refuses at another, makes way for MediaStore.max_pixels.
+Image.MAX_IMAGE_PIXELS = None
 FLATTEST = 200  # times as long as wide: what Qwen's image processor still takes
+FLAT, LEAST_SIDE = 180, 28  # upstream: the ratio of what is flatter than FLATTEST, and the least side
 
 
 @dataclass(frozen=True)
@@ -26,11 +31,12 @@ class MediaStore:
     Attributes:
         max_side: longer sides are resized to it, after the crop; crops are cut at full resolution.
         resample: `nearest` (upstream), `bilinear`, `bicubic` or `lanczos`.
+        sizing: `rounded`, or `upstream` for the sizes that the upstream code comes to.
         max_pixels: larger files are refused before they are decoded.
         sampling: which frames of a video are taken.
         render: makes the images instead of reading files, for a source that has none.
-        apply_exif_rotation: turn images as their EXIF data say, as viewers show them. Boxes and crops of public data
-            sets count in pixels as they are stored.
+        apply_exif_rotation: turn images as their EXIF data say, as viewers show them, and videos as theirs do. Boxes
+            and crops of public data sets count in pixels as they are stored.
     """
 
     root: Path
@@ -40,6 +46,7 @@ class MediaStore:
     sampling: FrameSampling = field(default_factory=FrameSampling)
     render: Callable[[str], Image.Image] | None = None
     apply_exif_rotation: bool = False
+    sizing: str = "rounded"
 
     def image(self, reference: ImageRef, *, where: str) -> Image.Image:
         """The RGB image. Raises DataError with `where`, the path, and what to do."""
@@ -47,39 +54,61 @@ class MediaStore:
 
     def full_resolution(self, reference: ImageRef, *, where: str) -> Image.Image:
         """The image at full resolution, which regions are cut out of."""
-        return crop(self.original(reference, where=where), reference.crop, where=f"{where}: {reference.path}")
+        image = self.original(reference, where=where)
+        if reference.crop is None:
+            return image
+        return image.crop(clip_to_image(reference.crop, image.size, where=f"{where}: {reference.path}: crop"))
 
     def original(self, reference: ImageRef, *, where: str) -> Image.Image:
         """The whole file at full resolution, before any crop; of a video file, its middle frame."""
-        if self.render is not None:
-            return transposed(self.render(reference.path), reference.transpose)
+        image = self._whole(reference, where)
+        check_size(image.size, reference, where=where)
+        return transposed(image, reference.transpose)
+
+    def size(self, reference: ImageRef, *, where: str) -> Size:
+        """Width and height of the whole file, which is not decoded for it unless it is a video."""
+        if self.render is not None or Path(reference.path).suffix.lower() in SUFFIXES:
+            return self._whole(reference, where).size
         path = self.path(reference, where)
+        with reading(path, where), Image.open(path, formats=[*FORMATS]) as image:
+            self._check_pixels(image, f"{where}: image {path}")
+            sideways = self.apply_exif_rotation and image.getexif().get(ExifTags.Base.Orientation, 1) in range(5, 9)
+            size = image.size[::-1] if sideways else image.size
+        check_size(size, reference, where=where)
+        return size
+
+    def _whole(self, reference: ImageRef, where: str) -> Image.Image:
+        if self.render is not None:
+            return self.render(reference.path)
+        return self.open(self.path(reference, where), where=where)
+
+    def open(self, path: Path, *, where: str) -> Image.Image:
+        """An image file, or the middle frame of a video file, in RGB. Raises DataError for whatever is neither."""
         if path.suffix.lower() in SUFFIXES:
-            return transposed(
-                VideoFile(path, where=where, max_pixels=self.max_pixels).middle_frame(), reference.transpose
-            )
-        try:
-            with Image.open(path, formats=[*FORMATS]) as image:
-                width, height = image.size
-                if width * height > self.max_pixels or not width * height:
-                    raise DataError(
-                        f"{where}: {path} has {width}x{height} pixels, allowed are 1 to {self.max_pixels}; replace it, "
-                        "or raise data.image.max_file_pixels"
-                    )
-                return transposed(
-                    to_rgb(ImageOps.exif_transpose(image) if self.apply_exif_rotation else image), reference.transpose
-                )
-        except DataError:
-            raise
-        except Exception as error:  # decoders of broken files raise whatever comes to them
+            return self._video_file(path, where).middle_frame()
+        with reading(path, where), Image.open(path, formats=[*FORMATS]) as image:
+            return self.decode(image, f"{where}: image {path}")
+
+    def decode(self, image: Image.Image, name: str) -> Image.Image:
+        """An image of any mode, decoded or not, in RGB, turned by its EXIF data where that is asked for."""
+        self._check_pixels(image, name)
+        return to_rgb(ImageOps.exif_transpose(image) if self.apply_exif_rotation else image)
+
+    def _check_pixels(self, image: Image.Image, name: str) -> None:
+        width, height = image.size
+        if not 0 < width * height <= self.max_pixels:
             raise DataError(
-                f"{where}: image {path} cannot be read ({error}); replace the file, or leave it out"
-            ) from None
+                f"{name} has {width}x{height} pixels, allowed are 1 to {self.max_pixels}; replace it, or raise "
+                "data.image.max_file_pixels"
+            )
+
+    def _video_file(self, path: Path, where: str) -> VideoFile:
+        return VideoFile(path, where=where, max_pixels=self.max_pixels, upright=self.apply_exif_rotation)
 
     def video(self, reference: VideoRef, *, where: str) -> VideoClip:
         """The sampled frames, limited in size, all of them as large as the first. Raises DataError as `image` does."""
         if reference.fps is None:
-            file = VideoFile(self.path(reference.frames[0], where), where=where, max_pixels=self.max_pixels)
+            file = self._video_file(self.path(reference.frames[0], where), where)
             numbers, fps = self.sampling.frame_indices(file.total, file.rate)
             frames = [self.resize(frame) for frame in file.frames(numbers)]
         else:
@@ -94,8 +123,9 @@ class MediaStore:
         try:
             inside, found = path.resolve().is_relative_to(self.root.resolve()), path.is_file()
         except (OSError, RuntimeError, ValueError) as error:  # a name too long, links in a circle, a NUL
+            why = error.strerror if isinstance(error, OSError) else error
             raise DataError(
-                f"{where}: {str(path)!r} is no path of a file ({error}); mend or remove the record"
+                f"{where}: {shortened(str(path))} is no path of a file ({why}); mend or remove the record"
             ) from None
         if not inside:
             raise DataError(f"{where}: {path} is a link that leaves {self.root}; copy the file below data.root")
@@ -104,11 +134,45 @@ class MediaStore:
         return path
 
     def resize(self, image: Image.Image) -> Image.Image:
-        """The image with its long side at most `max_side`, its short side at least a `FLATTEST`-th of that."""
+        """The image with its long side at most `max_side`, and not too narrow for Qwen's image processor."""
+        if self.sizing == "upstream":
+            return self._resize_as_upstream(image)
         longest = min(max(image.size), self.max_side)
         scale = longest / max(image.size)
         width, height = (max(round(extent * scale), math.ceil(longest / FLATTEST)) for extent in image.size)
         return image if (width, height) == image.size else image.resize((width, height), RESAMPLING[self.resample])
+
+    def _resize_as_upstream(self, image: Image.Image) -> Image.Image:
+        """Limited by cutting both sides to whole pixels; then sides below 28 and too flat ratios raised by nearest."""
+        if max(image.size) > self.max_side:
+            scale = self.max_side / max(image.size)  # a factor, whose product may be a hair below a whole number
+            width, height = (max(int(extent * scale), 1) for extent in image.size)
+            image = image.resize((width, height), RESAMPLING[self.resample])
+        width, height = (max(extent, LEAST_SIDE) for extent in image.size)
+        image = image.resize((width, height), Image.Resampling.NEAREST)
+        longest = [other * FLAT if own / other > FLATTEST else own for own, other in ((width, height), (height, width))]
+        return image.resize((longest[0], longest[1]), Image.Resampling.NEAREST)
+
+
+@contextmanager
+def reading(name: object, where: str) -> Iterator[None]:
+    """Make a DataError about the image `name` of whatever is raised while it is read."""
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:  # decoders of broken files raise whatever comes to them
+        raise DataError(f"{where}: image {name} cannot be read ({error}); replace the file, or leave it out") from None
+
+
+def check_size(size: Size, reference: ImageRef, *, where: str) -> None:
+    """Raise DataError where a file is not as large as the record that names it says."""
+    if reference.size not in (None, size):
+        (width, height), (own_width, own_height) = reference.size or size, size
+        raise DataError(
+            f"{where}: {reference.path} has {own_width}x{own_height} pixels, its record was made for {width}x{height}; "
+            "bring the image of that size, or convert the record again (vpt convert --images)"
+        )
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -131,17 +195,3 @@ def transposed(image: Image.Image, turn: int) -> Image.Image:
     """The image in one of its eight flips and rotations; 0 is as it is."""
     way = _TURNS[turn]
     return image if way is None else image.transpose(way)
-
-
-def crop(image: Image.Image, box: tuple[int, int, int, int] | None, *, where: str) -> Image.Image:
-    """Cut `box` out of `image`. Raises DataError where it leaves the image or is empty."""
-    if box is None:
-        return image
-    x0, y0, x1, y1 = box
-    width, height = image.size
-    if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
-        raise DataError(
-            f"{where}: crop {','.join(map(str, box))} does not lie inside the image of {width}x{height} pixels "
-            "(x0,y0,x1,y1 with x0 < x1 and y0 < y1)"
-        )
-    return image.crop(box)

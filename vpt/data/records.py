@@ -10,19 +10,22 @@ A placeholder `<image>`, `<TOKEN_image>` or `<video>` in a user's turn stands fo
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from vpt.data.references import ImageRef, Pixels, Reference, VideoRef, check_text
-from vpt.errors import DataError
+from vpt.errors import DataError, shortened
 from vpt.perception.batch import VISION_TOWER
 
+PUBLISHED = ("detection", "clip", "seg")  # re-encoders of the published files, which have these lists even if empty
 SYSTEM_PROMPT = "You are a helpful assistant."
 ROLES = ("system", "user", "assistant")
 VIDEO = "<video>"
 MOST = 1 << 31  # pixels along a side
 # The group is the spelling of a re-encoder; images and videos that Qwen's tower sees have none.
 PLACEHOLDER = re.compile(r"<(?:(?:([a-z0-9]+)_)?image|video)>")
+
+Images = dict[str, tuple[Reference, ...]]  # source -> what its placeholders stand for, in order
 
 
 @dataclass(frozen=True)
@@ -85,8 +88,7 @@ def parse_record(raw: Any, *, where: str, encoder_tokens: Mapping[str, str]) -> 
     Raises:
         DataError: with `where`, what is wrong and both counts where counts differ.
     """
-    if not isinstance(raw, dict) or not isinstance(raw.get("messages"), list) or not raw["messages"]:
-        raise DataError(f"{where}: a record is an object with a non-empty list `messages`")
+    check_shape(raw, where)
     messages = tuple(_message(item, f"{where}: message {number}") for number, item in enumerate(raw["messages"]))
     if messages[0].role != "system":
         messages = (Message("system", SYSTEM_PROMPT), *messages)
@@ -95,7 +97,7 @@ def parse_record(raw: Any, *, where: str, encoder_tokens: Mapping[str, str]) -> 
         raise DataError(f"{where}: after the system prompt, user and assistant take turns; found {', '.join(turns)}")
     if turns[-1] != "assistant":
         raise DataError(f"{where}: the last turn must be the assistant's answer")
-    images = _images(raw, messages, where, encoder_tokens)
+    images = _with_size(_images(raw, messages, where, encoder_tokens), raw.get("image_size"), where)
     question = strip_prompts(PLACEHOLDER.sub("", messages[1].content)).strip()
     return Record(
         messages, images, where, question, messages[-1].content, str(raw.get("dataset", "all")),
@@ -103,12 +105,43 @@ def parse_record(raw: Any, *, where: str, encoder_tokens: Mapping[str, str]) -> 
     )  # fmt: skip
 
 
+def check_shape(raw: Any, where: str) -> None:
+    """Raise DataError where a decoded record has no turns, naming the keys that it should have."""
+    if isinstance(raw, dict) and isinstance(raw.get("messages"), list) and raw["messages"]:
+        return
+    found = f"its keys are {shortened(', '.join(raw))}" if isinstance(raw, dict) else f"not {shortened(str(raw))}"
+    if isinstance(raw, dict) and "conversations" in raw:
+        found += "; what is `conversations` (`from`, `value`) there is `messages` (`role`, `content`) here"
+    raise DataError(
+        f"{where}: a record is an object with a non-empty list `messages` of turns (`role`, `content`), and lists "
+        f"`images`, `TOKEN_images`; {found}"
+    )
+
+
+def _with_size(images: Images, size: Any, where: str) -> Images:
+    """The images, those of the first image's file with the size that the record says this has."""
+    if size is None or not images.get(VISION_TOWER):
+        return images
+    if not isinstance(size, list) or len(size) != 2 or not all(type(n) is int and 0 < n < MOST for n in size):
+        raise DataError(f"{where}: `image_size` must be [width, height] of the first image, not {shortened(str(size))}")
+    path = images[VISION_TOWER][0].frame.path
+
+    def sized(reference: Reference) -> Reference:
+        if isinstance(reference, VideoRef) or reference.path != path:
+            return reference
+        return replace(reference, size=(size[0], size[1]))
+
+    return {source: tuple(map(sized, references)) for source, references in images.items()}
+
+
 def _box(box: Any, where: str) -> Pixels | None:
     if box is None:
         return None
     numbers = isinstance(box, list) and len(box) == 4 and all(type(edge) in (int, float) for edge in box)
     if not numbers or not (0 <= box[0] < box[2] < MOST and 0 <= box[1] < box[3] < MOST):
-        raise DataError(f"{where}: `box` must be [x0, y0, x1, y1] in pixels, x0 < x1 and y0 < y1, not {box}")
+        raise DataError(
+            f"{where}: `box` must be [x0, y0, x1, y1] in pixels, x0 < x1 and y0 < y1, not {shortened(str(box))}"
+        )
     return tuple(box)  # type: ignore[return-value]  # of length 4
 
 
@@ -127,17 +160,16 @@ def _message(item: Any, where: str) -> Message:
     return Message(item["role"], item["content"])
 
 
-def _images(
-    raw: dict[str, Any], messages: Iterable[Message], where: str, encoder_tokens: Mapping[str, str]
-) -> dict[str, tuple[Reference, ...]]:
+def _images(raw: dict[str, Any], messages: Iterable[Message], where: str, encoder_tokens: Mapping[str, str]) -> Images:
     """The references that placeholders of each source stand for, once placeholders and lists agree in number."""
     users = "\n".join(message.content for message in messages if message.role == "user")
     placeholders = list(PLACEHOLDER.finditer(users))
     counts = Counter(match[0] for match in placeholders)
-    listed = {f"<{key.removesuffix('s')}>" for key in raw if key in ("images", "videos") or key.endswith("_images")}
+    known = {"images", "videos", *(f"{token}_images" for token in (*PUBLISHED, *encoder_tokens.values()))}
+    listed = {f"<{key.removesuffix('s')}>" for key in known & raw.keys()}
     entries = {name: _entries(raw, name, where, counts[name]) for name in sorted(listed | counts.keys())}
     sources = {token: name for name, token in encoder_tokens.items()} | {"": VISION_TOWER}
-    images: dict[str, tuple[Reference, ...]] = {}
+    images: Images = {}
     for match in placeholders:
         token = match[1] or ""
         if token not in sources:

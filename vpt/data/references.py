@@ -1,13 +1,15 @@
 """References that records hold: images, crops of images, and videos, by paths below the data root."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
-from vpt.errors import DataError
+from vpt.errors import DataError, shortened
 
 _CROP = re.compile(r"^(?P<path>.*)_(?P<box>\d{1,9},\d{1,9},\d{1,9},\d{1,9})$", re.DOTALL)
+_ADDRESS = re.compile(r"data:|[A-Za-z][A-Za-z0-9+.-]*:/")  # of something that is no file
+Size = tuple[int, int]  # width and height in pixels
 Pixels = tuple[int, int, int, int]
 FRAME_RATES = 0.001, 1000  # the least and the most that a record may claim
 
@@ -17,11 +19,13 @@ class ImageRef:
     """A path below the data root, and a crop (x0, y0, x1, y1) in pixels or None for the whole image.
 
     `transpose`, 0 to 7, is a way to flip and rotate a square, done before the crop (augmentation; 0 leaves it).
+    `size` is that of the whole file, where the record says it: another file is refused when it is opened.
     """
 
     path: str
     crop: Pixels | None = None
     transpose: int = 0
+    size: Size | None = field(default=None, compare=False)
 
     @classmethod
     def parse(cls, text: str) -> "ImageRef":
@@ -34,12 +38,16 @@ class ImageRef:
 
     @classmethod
     def read(cls, text: str, where: str) -> "ImageRef":
-        """The reference that a record holds. Raises DataError for a path that leaves the data root."""
+        """The reference that a record holds. Raises DataError for what is no path below the data root."""
+        if _ADDRESS.match(text):
+            raise DataError(
+                f"{where}: {shortened(text)} is no file; save the image below data.root and give its path from there"
+            )
         reference = cls.parse(text)
-        path = PurePosixPath(reference.path)
+        path, quoted = PurePosixPath(reference.path), shortened(reference.path)
         if path.is_absolute() or ".." in path.parts:
-            raise DataError(f"{where}: path {reference.path!r} leaves data.root; give paths below data.root")
-        check_text(reference.path, f"{where}: path {reference.path!r}")
+            raise DataError(f"{where}: path {quoted} leaves data.root; give paths below data.root")
+        check_text(reference.path, f"{where}: path {quoted}")
         return reference
 
     @property
@@ -52,7 +60,8 @@ class ImageRef:
         return f"{self.path}_{','.join(map(str, self.crop))}" if self.crop else self.path
 
     def __str__(self) -> str:
-        return self.as_json() + (f" turned {self.transpose}" if self.transpose else "")
+        size = f" of {self.size[0]}x{self.size[1]}" if self.size else ""
+        return self.as_json() + (f" turned {self.transpose}" if self.transpose else "") + size
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,7 @@ def without_perception(
 
 def _token_matched(record: Record, source: str, like: Reference) -> TokenMatchedImage:
     whole = record.image or like.frame
-    return TokenMatchedImage(whole.path, whole.crop, whole.transpose, source=source, like=like)
+    return TokenMatchedImage(whole.path, whole.crop, whole.transpose, whole.size, source=source, like=like)
 
 
 def _append_images(turn: Turn, images: list[TokenMatchedImage]) -> Turn:

@@ -44,9 +44,12 @@ class FrameSampling:
 class VideoFile:
     """A video file: how many frames it has, at which rate, and any of them."""
 
-    def __init__(self, path: Path, *, where: str, max_pixels: int) -> None:
-        """Raises DataError, with `where` and the path, for whatever is no readable video."""
-        self.path, self.where = path, where
+    def __init__(self, path: Path, *, where: str, max_pixels: int, upright: bool = False) -> None:
+        """Raises DataError, with `where` and the path, for whatever is no readable video.
+
+        `upright`: turn frames as the file's display matrix says, as players do.
+        """
+        self.path, self.where, self.upright = path, where, upright
         with self._opened() as (container, stream):
             if not 0 < stream.width * stream.height <= max_pixels:
                 raise DataError(
@@ -63,7 +66,8 @@ class VideoFile:
         with self._opened() as (container, stream):
             for number, frame in enumerate(container.decode(stream)):
                 if number in wanted:
-                    found[number] = frame.to_image()
+                    image = frame.to_image()
+                    found[number] = image.rotate(frame.rotation, expand=True) if self.upright else image
                 if len(found) == len(wanted):
                     break
         if len(found) < len(wanted):

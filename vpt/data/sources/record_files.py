@@ -10,9 +10,9 @@ from typing import Any
 from vpt.data.images import MediaStore
 from vpt.data.rebin import rebin
 from vpt.data.record_store import RecordStore
-from vpt.data.records import Record, parse_record
+from vpt.data.records import PLACEHOLDER, Record, check_shape, parse_record
 from vpt.data.sources.base import Source, SourceContext
-from vpt.errors import DataError
+from vpt.errors import DataError, shortened
 from vpt.perception.tokens import action_tokens
 
 
@@ -46,13 +46,18 @@ class RecordFile(Source):
         file = bisect_right(self._ends, index)
         where, raw = self._stores[file][index - self._ends[file]]  # from the end of the file
         context = self.context
+        check_shape(raw, where)
         raw = _retarget(raw, context.encoder_tokens, self._serving)
         if not context.perception and not context.token_matched_images:  # whatever it names goes
             context = replace(context, encoder_tokens=_tokens_named_in(raw))
         record = parse_record(raw, where=where, encoder_tokens=context.encoder_tokens)
         if context.perception or context.token_matched_images:
-            written, bins = _bins(raw, where), context.region_bins
-            record = rebin(record, context.encoder_tokens, self._folder, source_bins=written, bins=bins)
+            written = _whole_number(raw, "region_bins", where, default=8, least=1)  # published files do not say it
+            margin = _whole_number(raw, "crop_margin", where, default=0, least=0)
+            record = rebin(
+                record, context.encoder_tokens, self._folder, source_bins=written, bins=context.region_bins,
+                crop_margin=margin,
+            )  # fmt: skip
         return context.apply_run_options(record)
 
 
@@ -70,20 +75,20 @@ def _open(root: Path, name: str) -> RecordStore:
     return RecordStore(path)
 
 
-def _bins(raw: Any, where: str) -> int:
-    """The grid that a record names its regions in; the published files do not say and have 8."""
-    bins = raw.get("region_bins", 8)
-    if type(bins) is not int or bins < 1:
-        raise DataError(f"{where}: `region_bins` must be a whole number from 1 up, not {bins!r}")
-    return bins
+def _whole_number(raw: Any, key: str, where: str, *, default: int, least: int) -> int:
+    value = raw.get(key, default)
+    if type(value) is not int or value < least:
+        raise DataError(f"{where}: `{key}` must be a whole number from {least} up, not {shortened(str(value))}")
+    return value
 
 
 def _tokens_named_in(raw: Any) -> dict[str, str]:
-    """Spellings of the re-encoders that a record names, for a model that has none of them."""
-    if not isinstance(raw, dict):
-        return {}  # the record's parser says so
-    keys = [key.removesuffix("_images") for key in raw if key.endswith("_images") and raw[key]]
-    return {key: key for key in keys}
+    """Spellings of the re-encoders that a record's placeholders name, also of those that the model lacks."""
+    texts = [turn.get("content") for turn in raw["messages"] if isinstance(turn, dict) and turn.get("role") == "user"]
+    return {
+        match[1]: match[1]
+        for text in texts if isinstance(text, str) for match in PLACEHOLDER.finditer(text) if match[1]
+    }  # fmt: skip
 
 
 def _retarget(raw: Any, encoder_tokens: Mapping[str, str], serving: str | None) -> Any:
@@ -105,5 +110,7 @@ def _retarget(raw: Any, encoder_tokens: Mapping[str, str], serving: str | None) 
             text = text.replace(old, new)
         return text.replace(f"<{written}_image>", f"<{target}_image>")
 
+    if raw.get(f"{target}_images"):
+        return raw  # the record's parser says that nothing asks for them
     messages = [{**m, "content": respell(m.get("content"))} if isinstance(m, dict) else m for m in raw["messages"]]
-    return {**raw, "messages": messages, f"{written}_images": [], f"{target}_images": raw[f"{written}_images"]}
+    return {**raw, "messages": messages, f"{written}_images": [], f"{target}_images": raw.get(f"{written}_images")}
