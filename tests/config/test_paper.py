@@ -28,6 +28,7 @@ def test_full_size_and_one_setting_from_the_stage_before(name):
     assert config.model.path == f"Qwen/Qwen2-VL-{'7B' if name == 'clip_7b' else '2B'}-Instruct"
     assert config.optim.warmup_ratio == 0.03 and config.optim.min_lr_ratio == 0 and config.training.precision == "bf16"
     assert config.data.max_length == 2048 and config.data.image.resample == "nearest"
+    assert config.data.image.sizing == "upstream"
     assert config.data.image.max_side == (224 if name == "dino_224" else 512)
     assert config.training.batch_size == (128 if name in ALIGNED else 256)
     assert config.training.eval_every == 500

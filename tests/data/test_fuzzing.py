@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from conftest import ALL, TOKENS, action_turns, compose_config, conversation, mixed_records, samples_of
-from helpers.fuzzing import PIECES, RANDOM, damaged, examples, fuzz, mutated, refusing, scramble, seed_images
+from helpers.fuzzing import PIECES, RANDOM, damaged, examples, fuzz, lying_png, mutated, refusing, scramble, seed_images
 from vpt.config.resolve import resolve_config
 from vpt.config.schema import TrainConfig
 from vpt.config.validate import validate
@@ -225,24 +225,11 @@ def test_exif_turns_an_image_where_that_is_asked_for(tmp_path):
     assert np.array_equal(np.asarray(upright), np.rot90(np.asarray(image), -1))
 
 
-def _lying_png(path, width: int, height: int) -> None:
-    """A valid header and hardly any data."""
-    import struct
-    import zlib
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    data = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + data)
-
-
 FILES = {
-    "a header that promises a bomb": (lambda path: _lying_png(path, 50_000, 50_000), "cannot be read|allowed are 1 to"),
-    "a header that promises too much": (lambda path: _lying_png(path, 12_000, 9_000), r"allowed are 1 to 100000000; .*data\.image\.max_file_pixels"),
-    "a header that promises more than there is": (lambda path: _lying_png(path, 500, 500), "cannot be read"),
-    "no pixels": (lambda path: _lying_png(path, 0, 5), "cannot be read|has 0x5 pixels"),
+    "a header that promises a bomb": (lambda path: lying_png(path, 50_000, 50_000), "cannot be read|allowed are 1 to"),
+    "a header that promises too much": (lambda path: lying_png(path, 12_000, 9_000), r"allowed are 1 to 100000000; .*data\.image\.max_file_pixels"),
+    "a header that promises more than there is": (lambda path: lying_png(path, 500, 500), "cannot be read"),
+    "no pixels": (lambda path: lying_png(path, 0, 5), "cannot be read|has 0x5 pixels"),
     "an empty file": (lambda path: path.write_bytes(b""), "cannot be read"),
     "a folder": (lambda path: path.mkdir(), "does not exist"),
     "a pipe that nobody writes to": (lambda path: os.mkfifo(path), "does not exist"),

@@ -3,9 +3,12 @@
 import copy
 import io
 import re
+import struct
 import warnings
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -68,6 +71,17 @@ def seed_images() -> dict[str, bytes]:
                 base.save(buffer, kind)
             made[f"{kind} {mode}"] = buffer.getvalue()
     return made
+
+
+def lying_png(path: Path, width: int, height: int) -> None:
+    """A valid header and hardly any data."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    data = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + data)
 
 
 def damaged(data: bytes, random: Random) -> bytes:

@@ -1,7 +1,7 @@
 """One question about one image: `vpt.load(FOLDER).ask("a.png", "What colour is it?")`."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -121,8 +121,7 @@ def build_question(config: TrainConfig, image: Path, question: str, sentence: st
         found = "is a folder" if image.is_dir() else "does not exist"
         raise DataError(f"image {image} {found}; give the path of an image file")
     path = image.resolve()
-    # turned by its EXIF data: a photograph, as its viewer sees it
-    media = replace(media_store(path.parent, config.data), apply_exif_rotation=True)
+    media = media_store(path.parent, config.data)  # as eval.py opens it
     reference, where = ImageRef(path.name), "the question"
     text = f"<image>\n{question.strip()} {sentence}".rstrip()
     messages = (Message("system", SYSTEM_PROMPT), Message("user", text))

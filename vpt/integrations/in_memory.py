@@ -1,4 +1,4 @@
-"""Answering questions whose images are in memory, many at once."""
+"""Answering questions whose images are in memory or in files anywhere, many at once."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from PIL import Image
 from vpt.checkpoint.load import load_pretrained
 from vpt.config.validate import generation_settings
 from vpt.data.build import media_store
-from vpt.data.images import MediaStore, transposed
+from vpt.data.images import MediaStore, reading
 from vpt.data.records import SYSTEM_PROMPT, ImageRef, Message, Record
 from vpt.errors import DataError
 from vpt.generation.generator import Generator
@@ -23,14 +23,21 @@ IMAGE = "<image>"
 _numbers = count()  # an image's name, new for each, because prepared images are kept by name
 
 
+Picture = Image.Image | str | Path  # an image in memory, of any mode, or its file
+
+
 @dataclass(frozen=True)
 class InMemoryMedia(MediaStore):
-    """Images in memory, where others lie in a folder."""
+    """Images in memory, or in files anywhere, where those of a data set lie in one folder."""
 
-    images: Mapping[str, Image.Image] = field(default_factory=dict)
+    images: Mapping[str, Picture] = field(default_factory=dict)
 
-    def original(self, reference: ImageRef, *, where: str) -> Image.Image:
-        return transposed(self.images[reference.path].convert("RGB"), reference.transpose)
+    def _whole(self, reference: ImageRef, where: str) -> Image.Image:
+        image = self.images[reference.path]
+        if not isinstance(image, Image.Image):
+            return self.open(Path(image), where=where)
+        with reading(reference.path, where):
+            return self.decode(image, f"{where}: image {reference.path}")
 
 
 class Responder:
@@ -47,7 +54,7 @@ class Responder:
         self.bundle: ModelBundle = load_pretrained(checkpoint, device=device)
         self.prompted = prompted
 
-    def respond(self, questions: Sequence[tuple[Sequence[Image.Image], str]], **settings: Any) -> list[str]:
+    def respond(self, questions: Sequence[tuple[Sequence[Picture], str]], **settings: Any) -> list[str]:
         """Answer questions together, each (images, text); `<image>` in a text says where its images stand.
 
         Args:
@@ -65,14 +72,14 @@ class Responder:
         generator = Generator.from_config(self.bundle.model, self.bundle.processor, self.bundle.tokenizer, generation)
         return [answer.text for answer in generator.generate(samples, media)]
 
-    def _record(self, images: Sequence[Image.Image], text: str, sentence: str) -> tuple[Record, InMemoryMedia]:
-        references = [ImageRef(f"in memory {next(_numbers)}") for _ in images]
+    def _record(self, images: Sequence[Picture], text: str, sentence: str) -> tuple[Record, InMemoryMedia]:
+        references = [ImageRef(f"number {next(_numbers)}") for _ in images]
         if text.count(IMAGE) != len(images):
             text = IMAGE * len(images) + "\n" + text.replace(IMAGE, "").strip()
         if not text.replace(IMAGE, "").strip():
             raise DataError("a question is empty")
         limits = media_store(Path(), self.bundle.config.data)
         kept = {reference.path: image for reference, image in zip(references, images)}
-        store = InMemoryMedia(limits.root, limits.max_side, limits.resample, limits.max_pixels, images=kept)
+        store = InMemoryMedia(**vars(limits), images=kept)
         messages = (Message("system", SYSTEM_PROMPT), Message("user", f"{text} {sentence}".rstrip()))
         return Record(messages, {VISION_TOWER: tuple(references)} if references else {}, "question"), store

@@ -6,8 +6,6 @@ supported_VLM["vpt"] = partial(VPTChat, checkpoint="outputs/dino")
 from collections.abc import Sequence
 from typing import Any
 
-from PIL import Image
-
 from vpt.integrations.in_memory import IMAGE, Responder
 
 try:
@@ -32,8 +30,7 @@ class VPTChat(BaseModel):
         images, text = [], ""
         for part in message:
             if part["type"] == "image":
-                with Image.open(part["value"]) as opened:
-                    images.append(opened.convert("RGB"))
+                images.append(part["value"])
                 text += IMAGE
             else:
                 text += f"\n{part['value']}" if text.endswith(IMAGE) else part["value"]
