@@ -81,14 +81,19 @@ def test_skip_counts_and_names(tmp_path: Path, capsys: pytest.CaptureFixture[str
     run(source, tmp_path / "out.jsonl", "--on-error", "skip")
     shown = capsys.readouterr()
     assert re.match("wrote 2 records .*, skipped 7, clipped 1 boxes", shown.out)
-    assert re.match(f"skipped {re.escape(str(source))}:2: not valid JSON", shown.err)
-    assert shown.err.endswith("skipped 2 more\n")
-    assert shown.err.count("no area") == 4
+    kinds = shown.err.splitlines()
+    assert kinds[0].startswith("skipped 6: box [N, N, N, N] in an image of NxN pixels has no area")
+    assert kinds[1].startswith("skipped 1: not valid JSON") and kinds[2].endswith(f"in {tmp_path / 'out.skipped.txt'}")
+    reasons = (tmp_path / "out.skipped.txt").read_text().splitlines()
+    assert [reason.split(": ")[0] for reason in reasons] == [f"{source}:{line}" for line in range(2, 9)]
+    assert "box [5, 5, 5, 9] in an image of 80x160 pixels has no area" in reasons[-1]
+    run(write_lines(tmp_path / "good.jsonl", metadata()), tmp_path / "out.jsonl", "--on-error", "skip")
+    assert not (tmp_path / "out.skipped.txt").exists()
     (tmp_path / "kept.jsonl").write_text("before")
     source = write_lines(tmp_path / "in.jsonl", *bad)
     assert "the first: " in refused(capsys, source, tmp_path / "kept.jsonl", "--on-error", "skip")
     assert (tmp_path / "kept.jsonl").read_text() == "before"
-    assert len(list(tmp_path.iterdir())) == 3
+    assert {path.name for path in tmp_path.iterdir()} == {"in.jsonl", "good.jsonl", "out.jsonl", "kept.jsonl"}
 
 
 @pytest.mark.parametrize("option", [("--bins", "0"), ("--kind", "De tection"), ("--limit", "-1"), ("--on-error", "x")])

@@ -3,9 +3,11 @@
 import json
 import random
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from helpers.visual_cot_records import METADATA, VISCOT, benchmark, metadata, real
 from vpt.data.records import REENCODE_PROMPT, REGION_PROMPT, ImageRef, parse_record
@@ -153,6 +155,71 @@ def test_unpadded_fractions_give_their_cells() -> None:
     raw = benchmark((100.4, 50.2, 300.9, 400.1), (640, 480), padded=False)
     fractions = json.loads(raw["conversations"][1]["value"])
     assert region_of(convert_record(raw)) == Region.from_box(tuple(fractions), (1, 1), bins=8)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "fractions", "crop"),
+    [  # of real records: boxes that count from 1
+        ([413, 271, 501, 305], [0.826, 0.718, 1.002, 0.786], (375, 242, 500, 323)),
+        ([1, 3, 501, 281], [0.002, 0.224, 1.002, 0.780], (0, 0, 500, 281)),
+        ([23, 12, 321, 345], [0.119, 0.033, 0.947, 0.958], (0, 0, 320, 360)),
+    ],
+)
+def test_a_box_of_whole_pixels_that_leaves_its_image(pixels: list, fractions: list, crop: tuple) -> None:
+    raw, notes = benchmark((1, 2, 30, 40), (64, 48)), Counter[str]()
+    raw["image"][1], raw["conversations"][1]["value"] = f"cot/a.jpg###{pixels}", str(fractions)
+    record = convert_record(raw, notes=notes)
+    assert (crop_of(record), notes["clipped"]) == (crop, 1)
+
+
+@pytest.mark.parametrize(("width", "height"), [(640, 480), (333, 500), (201, 200)])
+def test_boxes_from_1_to_the_last_pixel(tmp_path: Path, width: int, height: int) -> None:
+    """They end a pixel beyond the image: crops stay inside it, and with the image at hand they are exact."""
+    Image.new("RGB", (width, height)).save(tmp_path / "a.png")
+    draw, exact = random.Random(2), 0
+    for _ in range(60):
+        box = draw.randint(1, width // 2), draw.randint(1, height // 2), width + 1, height + draw.randint(0, 1)
+        raw = benchmark(box, (width, height))
+        raw["image"] = [path.replace("cot/a.jpg", "a.png") for path in raw["image"]]
+        assert_inside(crop_of(convert_record(raw)), (width, height))
+        record = convert_record(raw, images=tmp_path)
+        region = Region.from_box((*box[:2], min(box[2], width), min(box[3], height)), (width, height), bins=8)
+        assert record["image_size"] == [width, height]
+        assert max(abs(a - b) for a, b in zip(vars(region).values(), vars(region_of(record)).values())) <= 1
+        assert crop_of(record) == region_of(record).to_box((width, height), bins=8)
+        exact += region_of(record) == region
+    assert exact > 55
+
+
+def test_sizes_are_kept_and_checked(tmp_path: Path) -> None:
+    assert convert_record(metadata())["image_size"] == [80, 160]
+    assert "image_size" not in convert_record(benchmark((1, 2, 30, 40), (64, 48)))  # exact to a pixel or two only
+    (tmp_path / "cot").mkdir()
+    Image.new("RGB", (64, 48)).save(tmp_path / "cot" / "a.jpg")
+    assert convert_record(benchmark((1, 2, 30, 40), (64, 48)), images=tmp_path)["image_size"] == [64, 48]
+    with pytest.raises(DataError, match=r"in.jsonl:3: .*not of an image of 64x48 pixels"):
+        convert_record(benchmark((1, 2, 60, 40), (128, 96)), "in.jsonl:3", images=tmp_path)
+    with pytest.raises(DataError, match=r"in.jsonl:3: the image has \(64, 48\) pixels, .* say \(80, 160\)"):
+        convert_record(metadata(image="cot/a.jpg"), "in.jsonl:3", images=tmp_path)
+    with pytest.raises(DataError, match=r"in.jsonl:3: file .*b.jpg does not exist"):
+        convert_record(metadata(image="b.jpg"), "in.jsonl:3", images=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "path", "joined"),
+    [
+        ("cot/docvqa", "cot/docvqa/1.png", "cot/docvqa/1.png"),
+        ("./cot/docvqa/", "cot/docvqa/1.png", "cot/docvqa/1.png"),
+        ("data/cot/docvqa", "cot/docvqa/1.png", "data/cot/docvqa/1.png"),
+        ("data", "cot/docvqa/1.png", "data/cot/docvqa/1.png"),
+        ("cot/docvqa", "1.png", "cot/docvqa/1.png"),
+        ("cot", "cotton/1.png", "cot/cotton/1.png"),
+        ("", "cot/docvqa/1.png", "cot/docvqa/1.png"),
+    ],
+)
+def test_a_prefix_is_not_doubled(prefix: str, path: str, joined: str) -> None:
+    record = convert_record(metadata(image=path), prefix=prefix)
+    assert record["images"] == [joined, f"{joined}_10,20,40,60"]
 
 
 def test_benchmark_overhang() -> None:

@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 
-from vpt.data.visual_cot.boxes import OVERHANG
+from vpt.data.crops import OVERHANG
 from vpt.data.visual_cot.files import convert_file
 from vpt.data.visual_cot.records import convert_record
 
@@ -34,7 +34,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="vpt convert", formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Convert Visual-CoT metadata or benchmark files to VPT records. Which of them IN is, is told from\n"
         "what it holds. Several boxes in one record: their union is the region. Boxes that leave their image by\n"
-        f"up to {OVERHANG} pixels are clipped. Benchmark files name no image sizes; they are worked out from boxes.",
+        f"up to {OVERHANG} pixels are clipped. Benchmark files name no image sizes: they are worked out from\n"
+        "boxes, to a pixel or two, or read from the images with --images.",
         epilog="example:\n  vpt convert vsr_cot_train.jsonl vsr_region.jsonl --prefix cot/vsr",
     )  # fmt: skip
     whole, count = partial(_at_least, 0), partial(_at_least, 1)
@@ -47,11 +48,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--region-format", choices=("tokens", "text"), default="tokens", help="text: the cells as [x0, y0, x1, y1] "
         "instead of region tokens, best with --bins 1000; default %(default)s")  # fmt: skip
     add("--crop-margin", type=whole, default=0, metavar="N", help="cells by which crops are widened; default 0")
-    add("--prefix", default="", metavar="DIR", help="folder to put before image paths, below data.root")
+    add("--prefix", default="", metavar="DIR", help="folder to put before image paths, below data.root; folders that "
+        "both end it and begin a path are written once")  # fmt: skip
+    add("--images", type=Path, metavar="ROOT", help="data.root, where it holds the images already: their sizes are "
+        "read, and records made for other sizes refused")  # fmt: skip
     add("--no-prompt", dest="action_prompt", action="store_false", help="Free Choice: do not ask for perception")
     add("--limit", type=count, metavar="N", help="read the first N records only")
     add("--on-error", choices=("raise", "skip"), default="raise", help="a record that cannot be converted: stop and "
-        "write nothing, or leave it out and say so; default %(default)s")  # fmt: skip
+        "write nothing, or leave it out and say why in OUT's name with .skipped.txt; default %(default)s")  # fmt: skip
     return parser
 
 

@@ -1,9 +1,10 @@
 """Convert whole Visual-CoT files to files of VPT records."""
 
 import json
+import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
@@ -11,9 +12,9 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 from vpt.errors import DataError
-from vpt.utils.files import atomic_file
+from vpt.utils.files import atomic_file, atomic_write
 
-SHOWN = 5  # skipped records that are named
+_NUMBERS = re.compile(r"-?\d+(\.\d+)?(e-?\d+)?")  # in reasons that are alike but for them
 
 
 def read_records(source: Path) -> list[tuple[int, str]]:
@@ -56,6 +57,9 @@ def convert_file(
 ) -> str:  # fmt: skip
     """Convert a file, by `convert` with its options bound; return a line that says what was done.
 
+    With `skip`, records that cannot be converted are left out; each is named, with its reason, in a file beside
+    `target`, and printed are counts.
+
     Raises:
         DataError: for the first record that cannot be converted, or with `skip` if there is no other; `target` is then
             as it was.
@@ -80,12 +84,22 @@ def convert_file(
         if not written:
             raise DataError(f"{source} holds no record to convert" + (f"; the first: {skipped[0]}" if skipped else ""))
         file.write("\n]\n" if listed else "")
-    for reason in skipped[:SHOWN]:
-        print(f"skipped {reason}", file=sys.stderr)
-    if len(skipped) > SHOWN:
-        print(f"skipped {len(skipped) - SHOWN} more", file=sys.stderr)
+    _report_skipped(skipped, source, target.with_suffix(".skipped.txt"))
     done = f"wrote {written} records to {target}, skipped {len(skipped)}, clipped {notes['clipped']} boxes"
     return f"{done}; {notes['unsure']} regions may be a cell off, sizes being inexact" if notes["unsure"] else done
+
+
+def _report_skipped(skipped: Sequence[DataError], source: Path, listed: Path) -> None:
+    """Write every reason to a file, which goes where there is none; print how many have which reason."""
+    listed.unlink(missing_ok=True)
+    if not skipped:
+        return
+    reasons = [str(error) for error in skipped]
+    atomic_write(listed, "".join(f"{reason}\n" for reason in reasons))
+    kinds = Counter(_NUMBERS.sub("N", re.sub(rf"^{re.escape(str(source))}:\d+: ", "", reason)) for reason in reasons)
+    for kind, count in kinds.most_common():
+        print(f"skipped {count}: {kind}", file=sys.stderr)
+    print(f"skipped records are named in {listed}", file=sys.stderr)
 
 
 def _check_paths(source: Path, target: Path) -> None:

@@ -2,23 +2,26 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import PurePosixPath
+from itertools import cycle
+from pathlib import Path, PurePosixPath
 from reprlib import repr as short
 from typing import Any
 
-from vpt.data.records import REENCODE_PROMPT, REGION_PROMPT, ImageRef, parse_record
+from vpt.data.images import MediaStore
+from vpt.data.records import PUBLISHED, REENCODE_PROMPT, REGION_PROMPT, parse_record
+from vpt.data.references import ImageRef, Size
 from vpt.data.visual_cot.boxes import BoxCandidate, checked_numbers, infer_box, united_box
 from vpt.errors import DataError
 from vpt.perception.regions import Region
 from vpt.perception.tokens import action_tokens
 
 BOX_PROMPT = "Please provide the bounding box coordinate of the region that can help you answer the question better."
-PUBLISHED = ("detection", "clip", "seg")  # published records have these lists even where they are empty
 
 
 def convert_record(
     raw: Any, where: str = "record", *, kind: str = "region", bins: int = 8, prefix: str = "",
-    action_prompt: bool = True, region_format: str = "tokens", crop_margin: int = 0, notes: Counter[str] | None = None,
+    action_prompt: bool = True, region_format: str = "tokens", crop_margin: int = 0, images: Path | None = None,
+    notes: Counter[str] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """One Visual-CoT record of either layout as a VPT record.
 
@@ -27,38 +30,46 @@ def convert_record(
         where: file and line, for messages.
         kind: `region`, `none`, or the word that spells a re-encoder's tokens (`detection`).
         bins: regions are cells of a grid of bins x bins.
-        region_format: `tokens`, or `text` for the same cells as `[x0, y0, x1, y1]`.
-        prefix: folder put before image paths.
+        region_format: `tokens`, or `text`: the cells as `[x0, y0, x1, y1]`.
+        prefix: folder put before image paths; what ends it and begins a path is written once.
         action_prompt: whether the question ends with the sentence that asks for perception.
         crop_margin: cells by which the crop is widened on each side; the region tokens do not change.
+        images: folder that the paths start from, to read sizes there; else they are what `raw` says or implies.
         notes: counts `clipped` boxes and `unsure` regions, whose cells hang on a size not known to the pixel.
 
-    Raises:
-        DataError: with `where` and what is wrong.
+    Raises DataError with `where` and what is wrong.
     """
     notes = Counter() if notes is None else notes
     question, answer, path = _asked(raw, where)
-    image = str(PurePosixPath(prefix) / path)
-    images, turns, prompt, evidence = [image], [], REENCODE_PROMPT, {}
+    image = joined(prefix, path)
+    shown, turns, prompt, evidence = [image], [], REENCODE_PROMPT, {}
     if kind == "region":
-        readings = (_benchmark_box if "conversations" in raw else _metadata_box)(raw, where, notes)
-        region, box = choose_region(readings, notes, bins=bins, crop_margin=crop_margin)
-        images.append(str(ImageRef(image, box)))
+        size = None if images is None else MediaStore(images).size(ImageRef.read(image, where), where=where)
+        readings = (_benchmark_box if "conversations" in raw else _metadata_box)(raw, where, notes, size)
+        region, crop = choose_region(readings, notes, bins=bins, crop_margin=crop_margin)
+        shown.append(str(ImageRef(image, crop)))
         turns = [region.to_numbers() if region_format == "text" else region.to_text(), "<image>"]
-        prompt, evidence = REGION_PROMPT, {"box": list(readings[0][0]), "region_bins": bins}
+        prompt, evidence = REGION_PROMPT, {"box": list(readings[0][0]), "region_bins": bins, "crop_margin": crop_margin}
+        if size or "conversations" not in raw:  # what boxes imply is not exact
+            evidence["image_size"] = list(readings[0][1])
     elif kind != "none":
         turns = ["".join(action_tokens(kind)), f"<{kind}_image>"]
     asked = f"{question} {prompt}" if action_prompt and turns else question
     record = {key: raw[key] for key in ("dataset", "question_id") if key in raw} | evidence
-    record["messages"] = [
-        {"role": ("user", "assistant")[turn % 2], "content": content}
-        for turn, content in enumerate([f"<image>\n{asked}", *turns, answer])
-    ]
-    record["images"] = images
+    spoken = zip(cycle(("user", "assistant")), [f"<image>\n{asked}", *turns, answer])
+    record["messages"] = [{"role": role, "content": content} for role, content in spoken]
+    record["images"] = shown
     encoders = PUBLISHED if kind in ("region", "none") else dict.fromkeys((*PUBLISHED, kind))
     record |= {f"{token}_images": [image] if token == kind else [] for token in encoders}
     parse_record(record, where=where, encoder_tokens={kind: kind})
     return record
+
+
+def joined(prefix: str, path: str) -> str:
+    """The path below a folder. Benchmark files bring folders (`cot/docvqa/1.png`), which the prefix may name too."""
+    folders, parts = PurePosixPath(prefix).parts, PurePosixPath(path).parts
+    shared = next((n for n in range(len(folders), 0, -1) if folders[-n:] == parts[:n]), 0)
+    return str(PurePosixPath(prefix, *parts[shared:]))
 
 
 def choose_region(
@@ -82,26 +93,31 @@ def _asked(raw: Any, where: str) -> tuple[str, str, str]:
     return question.replace("<image>", "").replace(BOX_PROMPT, "").strip(), answer, _paths(raw, where)[0]
 
 
-def _metadata_box(raw: dict[str, Any], where: str, notes: Counter[str]) -> list[BoxCandidate]:
-    """The union of a metadata record's boxes."""
+def _metadata_box(raw: dict[str, Any], where: str, notes: Counter[str], size: Size | None) -> list[BoxCandidate]:
+    """The union of a metadata record's boxes; `size` is that of its image, where it was read."""
     width, height = _get(raw, "width", int, where), _get(raw, "height", int, where)
     if width < 1 or height < 1:
         raise DataError(f"{where}: an image of {width}x{height} pixels; `width` and `height` must be at least 1")
+    if size not in (None, (width, height)):
+        raise DataError(
+            f"{where}: the image has {size} pixels, `width` and `height` say {(width, height)}; bring the image that "
+            "the record was made for, or use --on-error skip"
+        )
     boxes = [checked_numbers(box, f"{where}: a box in `bboxs`") for box in _get(raw, "bboxs", list, where)]
     if not boxes:
         raise DataError(f"{where}: `bboxs` is empty; a region needs a box, or use --kind none")
     return [united_box(boxes, (width, height), where, notes)]
 
 
-def _benchmark_box(raw: dict[str, Any], where: str, notes: Counter[str]) -> list[BoxCandidate]:
-    """The box of a benchmark record under every size that its image may have, the best guess first."""
+def _benchmark_box(raw: dict[str, Any], where: str, notes: Counter[str], size: Size | None) -> list[BoxCandidate]:
+    """The box of a benchmark record under every size that its image may have, the best guess first, or under `size`."""
     path, crop = _paths(raw, where)
     start, _, listed = crop.partition("###")
     if start != path:
         raise DataError(f"{where}: `image` must be [PATH, PATH###[x0, y0, x1, y1]], not {short([path, crop])}")
     pixels = checked_numbers(listed, f"{where}: what follows ### in `image`")
     fractions = checked_numbers(_turns(raw, where)[1], f"{where}: the box in `conversations`")
-    return infer_box(pixels, fractions, where, notes)
+    return infer_box(pixels, fractions, where, notes, size=size)
 
 
 def _get(raw: dict[str, Any], key: str, type_: type, where: str) -> Any:
