@@ -41,7 +41,7 @@ class ImageRef:
         """The reference that a record holds. Raises DataError for what is no path below the data root."""
         if _ADDRESS.match(text):
             raise DataError(
-                f"{where}: {shortened(text)} is no file; save the image below data.root and give its path from there"
+                f"{where}: {shortened(text)}: images are files below data.root; save it there, and give its path"
             )
         reference = cls.parse(text)
         path, quoted = PurePosixPath(reference.path), shortened(reference.path)
