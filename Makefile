@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all bench bench-gpu same-loss lint format docs clean
+.PHONY: help setup demo serve-demo test test-all bench bench-gpu same-loss lint format docs clean
 
 help:  ## list what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
@@ -14,12 +14,15 @@ setup: .venv/ready  ## make .venv with pinned versions
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.12 ..." if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check $(shell grep '^torch==' constraints.txt)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[demo,metrics,judge,test,lint]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[demo,metrics,judge,serve,test,lint]'
 	touch $@
 
 demo: setup  ## train a tiny model on real data for a few minutes, evaluate it, draw pictures
 	$(BIN)/python train.py +experiment=demo
 	@echo "now open outputs/demo/report.html"
+
+serve-demo: setup  ## serve the model of `make demo`, ask it one question, stop it
+	$(BIN)/python examples/serve_demo.py outputs/demo
 
 test: setup  ## run the tests (minutes)
 	$(BIN)/python -m pytest -n auto -m "not slow"

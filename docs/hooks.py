@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 ROOT = Path(__file__).resolve().parents[1]
+SERVE = "vpt/serving/settings.py"
 SCHEMA, ESTIMATE, PAPER = "vpt/config/schema.py", "vpt/estimate/settings.py", "conf/experiment/paper/README.md"
 PAGES = {SCHEMA: "reference/configuration.md", PAPER: "paper.md"}
 PROGRAMS = {
@@ -60,8 +61,9 @@ def configuration_page() -> str:
     sys.path.insert(0, str(ROOT))
     from vpt.config import schema
     from vpt.estimate.settings import AssumedConfig
+    from vpt.serving.settings import ServeConfig
 
-    comments = {**field_comments(ROOT / SCHEMA), **field_comments(ROOT / ESTIMATE)}
+    comments = {key: text for path in (SCHEMA, ESTIMATE, SERVE) for key, text in field_comments(ROOT / path).items()}
     lines = [
         "# Configuration keys",
         "",
@@ -73,6 +75,8 @@ def configuration_page() -> str:
         lines += ["", f"## {program}"]
         for prefix, table in tables(getattr(schema, name), comments):
             lines += ["", f"### {program}: `{prefix}`" if prefix else f"### {program}: top level", "", *table]
+    [(_, table)] = tables(ServeConfig, comments)
+    lines += ["", "## vpt serve", "", *table]
     [(_, table)] = tables(AssumedConfig, comments, "assume.")
     lines += ["", "## vpt estimate", "", "The keys of `train.py`, `gpus`, and what is assumed:", "", *table]
     return "\n".join(lines) + "\n"

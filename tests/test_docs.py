@@ -22,6 +22,7 @@ from vpt.bench.__main__ import GROUPS
 from vpt.cli.ask import read_arguments
 from vpt.cli.estimate import compose_description
 from vpt.cli.export import parse as parse_export
+from vpt.cli.serve import read_arguments as read_serve_arguments
 from vpt.config.overrides import check_overrides
 from vpt.config.schema import EvalConfig, TrainConfig
 from vpt.errors import UserError
@@ -157,6 +158,8 @@ def test_vpt(words, in_folder, help_of, capsys):
         parse_export(arguments)
     elif command == "estimate":
         compose_description(arguments)
+    elif command == "serve":
+        read_serve_arguments(arguments)
     elif command == "launch":
         script = arguments.index("train.py")
         compose_config(*arguments[script + 1 :])

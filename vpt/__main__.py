@@ -17,6 +17,7 @@ COMMANDS = {
     "export": "a trained model into a folder of its own: for vpt, as upstream published, or for transformers",
     "launch": "torchrun that ends as the run does",
     "report": "write a run's reports anew",
+    "serve": "an endpoint of the OpenAI chat format, and a page to watch the model look again",
 }
 USAGE = "usage: vpt COMMAND ...    (vpt COMMAND --help says more)\n\n" + "\n".join(
     f"  {name:10} {text}" for name, text in COMMANDS.items()

@@ -25,6 +25,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -37,6 +38,7 @@ from vpt.errors import ConfigError
 from vpt.generation.pipeline import action_prompt, build_question, check_output_path, reply
 from vpt.generation.streaming import AnswerStreamer
 
+Schema = TypeVar("Schema")
 SETTING = re.compile(r"^[\w.]+=")
 
 
@@ -66,13 +68,7 @@ def read_arguments(arguments: Sequence[str]) -> tuple[str, str, AskConfig]:
 
     Raises ConfigError for a key that does not exist, with the nearest one; for too few arguments, or too many.
     """
-    settings = [argument for argument in arguments if SETTING.match(argument)]
-    texts = [argument for argument in arguments if argument not in settings]
-    check_overrides(settings, AskConfig)
-    composed = OmegaConf.create(OmegaConf.to_container(OmegaConf.structured(AskConfig)))
-    composed.merge_with(OmegaConf.from_dotlist(settings))
-    assert isinstance(composed, DictConfig)
-    config = resolve_config(composed, AskConfig)
+    config, texts = compose_settings(arguments, AskConfig)
     if len(texts) != 2:
         raise ConfigError(
             f"{len(texts)} of IMAGE and QUESTION given ({', '.join(map(repr, texts))}); type: vpt ask "
@@ -84,3 +80,16 @@ def read_arguments(arguments: Sequence[str]) -> tuple[str, str, AskConfig]:
             raise ConfigError(f"action={config.action} but generation.action={other}; give one")
         config = replace(config, generation=config.generation | {"action": config.action})
     return texts[0], texts[1], config
+
+
+def compose_settings(arguments: Sequence[str], schema: type[Schema]) -> tuple[Schema, list[str]]:
+    """Settings of a program without a file of defaults, and the arguments that are no KEY=VALUE.
+
+    Raises ConfigError for a key that does not exist, with the nearest one, and for values out of range.
+    """
+    settings = [argument for argument in arguments if SETTING.match(argument)]
+    check_overrides(settings, schema)
+    composed = OmegaConf.create(OmegaConf.to_container(OmegaConf.structured(schema)))
+    composed.merge_with(OmegaConf.from_dotlist(settings))
+    assert isinstance(composed, DictConfig)
+    return resolve_config(composed, schema), [argument for argument in arguments if argument not in settings]

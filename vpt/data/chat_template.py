@@ -35,11 +35,12 @@ class NoSpecialTokens:
     def __call__(self, text: str) -> list[int]:
         if len(text) > 1000:
             return self._encode(text)
-        if text not in self._recent:
+        ids = self._recent.get(text)  # another thread may clear it at any time
+        if ids is None:
             if len(self._recent) > 10_000:
                 self._recent.clear()
-            self._recent[text] = self._encode(text)
-        return self._recent[text]
+            ids = self._recent[text] = self._encode(text)
+        return ids
 
     def _encode(self, text: str) -> list[int]:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids

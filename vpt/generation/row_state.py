@@ -75,7 +75,7 @@ class Answer:
     confidence: float = 1.0
 
 
-@dataclass
+@dataclass(eq=False)
 class RowState:
     """One row while it answers.
 

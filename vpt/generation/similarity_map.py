@@ -10,7 +10,7 @@ from torch import Tensor
 from vpt.data.collate import stack_images
 from vpt.data.images import MediaStore
 from vpt.data.processor import Processor
-from vpt.generation.row_state import Answer
+from vpt.generation.row_state import Answer, PerceptionStep
 from vpt.models.build import ModelBundle
 from vpt.models.vpt import VPTModel
 
@@ -66,13 +66,19 @@ def similarity_maps(
         answer: about `image`, given at full resolution.
         media: limits the image in size, as when it was answered.
     """
-    states, limited = iter(answer.states), media.resize(image)
-    maps: list[SimilarityMap | None] = []
-    for step in answer.trace:
-        control_states = next(states) if step.state_norm is not None else None
-        if control_states is None or bundle.model.forward_config.num_inner_forward_run == 1:
-            maps.append(None)
-        else:
-            found = similarity_map(bundle.model, bundle.processor, step.kind, limited, control_states)
-            maps.append(found.scaled(image.width / limited.width, image.height / limited.height))
-    return maps
+    states = iter(answer.states)
+    return [
+        step_map(bundle, step, next(states) if step.state_norm is not None else None, media, image)
+        for step in answer.trace
+    ]
+
+
+def step_map(
+    bundle: ModelBundle, step: PerceptionStep, states: Tensor | None, media: MediaStore, image: Image.Image
+) -> SimilarityMap | None:
+    """The map of one step, whose control states are [s, D], over `image` at full resolution."""
+    if states is None or bundle.model.forward_config.num_inner_forward_run == 1:
+        return None
+    limited = media.resize(image)
+    found = similarity_map(bundle.model, bundle.processor, step.kind, limited, states)
+    return found.scaled(image.width / limited.width, image.height / limited.height)

@@ -1,0 +1,1 @@
+"""Serving a trained model: an endpoint of the OpenAI chat format, with continuous batching, and a page to watch it."""

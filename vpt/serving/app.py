@@ -1,0 +1,268 @@
+"""The endpoint: routes of the OpenAI chat format over an `Engine`, counts for Prometheus, and the page."""
+
+import asyncio
+import hmac
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from prometheus_client import generate_latest
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from vpt.errors import UserError
+from vpt.generation.row_state import Answer
+from vpt.serving.examples import example_images
+from vpt.serving.metrics import Metrics
+from vpt.serving.protocol import ApiError, event
+from vpt.serving.replies import finish_reason
+from vpt.serving.service import Asked, Service
+from vpt.serving.settings import ServeConfig
+
+STATIC = Path(__file__).parent / "static"
+CSP = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+HEADERS = {"Content-Security-Policy": CSP, "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer",
+           "Cache-Control": "no-store"}  # fmt: skip
+OPEN = ("/", "/health", "/app.js", "/app.css", "/about", "/examples/")  # without a key
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+@dataclass
+class Guard:
+    """Refuses requests before they are read: for another host than ours, of another site's page, without the key."""
+
+    app: ASGIApp
+    config: ServeConfig
+    api_key: str | None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        try:
+            self.check(Request(scope))
+        except ApiError as error:
+            return await error.response()(scope, receive, send)
+        return await self.app(scope, receive, send)
+
+    def check(self, request: Request) -> None:
+        """Raises ApiError."""
+        host = request.headers.get("host", "").lower()
+        name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
+        if self.config.host in LOOPBACK and name.strip("[]") not in LOOPBACK:
+            raise ApiError(403, f"this server is asked as {self.config.host}, not as {name[:80]!r}")
+        path = request.url.path
+        if self.api_key and not (path in OPEN or path.startswith(OPEN[-1])):
+            given = request.headers.get("authorization", "").encode("latin-1")
+            if not hmac.compare_digest(given, f"Bearer {self.api_key}".encode()):
+                message = "the header Authorization: Bearer KEY is missing or holds another key"
+                raise ApiError(401, message, code="invalid_api_key")
+        if request.method == "POST" and request.headers.get("content-type", "").partition(";")[0] != "application/json":
+            raise ApiError(415, "a request's Content-Type is application/json")
+
+
+async def read_body(request: Request, config: ServeConfig) -> bytes:
+    """The body, within limits of size and time. Raises ApiError."""
+    limit = int(config.max_body_mb * 2**20)
+    too_large = ApiError(413, f"a request may have {limit:,} bytes", code="request_too_large")
+    stated = request.headers.get("content-length", "0")
+    if stated.isdigit() and len(stated) < 20 and int(stated) > limit:
+        raise too_large
+    body = bytearray()
+    try:
+        async with asyncio.timeout(config.body_timeout):
+            async for part in request.stream():
+                body += part
+                if len(body) > limit:
+                    raise too_large
+    except TimeoutError:
+        raise ApiError(408, f"the request took more than {config.body_timeout:g} s to arrive") from None
+    return bytes(body)
+
+
+@dataclass
+class Endpoint:
+    """The handlers."""
+
+    service: Service
+    config: ServeConfig
+    metrics: Metrics
+    pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(2, "prompts"))
+
+    async def chat(self, request: Request) -> Response:
+        """`/v1/chat/completions`."""
+        engine, reserved = self.service.engine, 1
+        engine.reserve(1)
+        try:
+            body = await read_body(request, self.config)
+            loop = asyncio.get_running_loop()
+            wanted = await loop.run_in_executor(self.pool, self.service.parse, body)
+            more = (wanted.n or 1) - 1
+            engine.reserve(more)
+            reserved += more
+            asked = await loop.run_in_executor(self.pool, self.service.read, wanted, loop)
+            engine.submit(asked.rows)
+            reserved = 0
+        finally:
+            engine.release(reserved)
+        self.metrics.asked(asked)
+        if wanted.stream:
+            counted = bool(wanted.stream_options and wanted.stream_options.include_usage)
+            pieces = self.stream(asked, counted=counted)
+            return StreamingResponse(pieces, media_type="text/event-stream", headers=HEADERS)
+        return await self.whole(request, asked)
+
+    async def whole(self, request: Request, asked: Asked) -> Response:
+        """All answers at once; rows whose client has gone are let go."""
+        gone = asyncio.create_task(_disconnected(request))
+        done = asyncio.create_task(self._collect(asked))
+        try:
+            await asyncio.wait({gone, done}, return_when=asyncio.FIRST_COMPLETED)
+            if not done.done():
+                return Response(status_code=499)
+            return JSONResponse(asked.writer.whole(asked.rows, *done.result()))
+        finally:
+            asked.cancel()
+            for task in (gone, done):
+                task.cancel()
+
+    async def _collect(self, asked: Asked) -> tuple[list[Answer], list[list[Any]]]:
+        answers: dict[int, Answer] = {}
+        traces: list[list[Any]] = [[] for _ in asked.rows]
+        async for number, kind, told in self._events(asked):
+            if kind == "step":
+                traces[number].append(told)
+            elif kind == "done":
+                answers[number] = told
+        return [answers[number] for number in range(len(asked.rows))], traces
+
+    async def _events(self, asked: Asked) -> AsyncIterator[tuple[int, str, Any]]:
+        """What the rows tell, until all have ended. Raises ApiError where one failed."""
+        left = len(asked.rows)
+        while left:
+            number, kind, told = await asked.events.get()
+            self.metrics.told(asked, number, kind, told)
+            if kind == "error":
+                raise told
+            yield number, kind, told
+            left -= kind == "done"
+
+    async def stream(self, asked: Asked, *, counted: bool) -> AsyncIterator[bytes]:
+        """Pieces as they come; rows whose client has gone are let go."""
+        writer, answers = asked.writer, {}
+        traces: list[list[Any]] = [[] for _ in asked.rows]
+        try:
+            for number in range(len(asked.rows)):
+                yield event(writer.piece(number, {"role": "assistant", "content": ""}))
+            async for number, kind, told in self._events(asked):
+                row = asked.rows[number]
+                if kind == "text":
+                    text, found = told
+                    logprobs = None if row.top_logprobs is None else {"content": writer.logprobs(found, row)}
+                    yield event(writer.piece(number, {"content": text}, logprobs=logprobs))
+                elif kind == "step":
+                    traces[number].append(told)
+                    yield event(writer.piece(number, {"vpt": {"step": told}}))
+                elif kind == "done":
+                    answers[number] = told
+                    yield event(writer.piece(number, writer.extra(told, traces[number]), finish=finish_reason(told)))
+            if counted:
+                yield event(writer.counts([*answers.values()]))
+            yield b"data: [DONE]\n\n"
+        except ApiError as error:
+            yield event({"error": error.error})
+        finally:
+            asked.cancel()
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def build_app(service: Service, config: ServeConfig, *, api_key: str | None = None) -> FastAPI:
+    """The application; its engine is started and ended by `vpt.cli.serve`."""
+    app = FastAPI(title="vpt", docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_middleware(Guard, config=config, api_key=api_key)
+    metrics = Metrics(service.engine)
+    endpoint = Endpoint(service, config, metrics)
+    app.post("/v1/chat/completions")(endpoint.chat)
+
+    @app.get("/v1/models")
+    async def models() -> Any:
+        return {"object": "list", "data": [service.model_card()]}
+
+    @app.get("/v1/models/{name:path}")
+    async def model(name: str) -> Any:
+        service.check_name(name)
+        return service.model_card()
+
+    @app.get("/health")
+    async def health() -> Response:
+        draining = service.engine.draining
+        return JSONResponse({"status": "ending" if draining else "ok"}, 503 if draining else 200)
+
+    @app.get("/metrics")
+    async def prometheus() -> Response:
+        return Response(generate_latest(metrics.registry), media_type="text/plain; version=0.0.4")
+
+    _add_page(app, service, config, keyed=api_key is not None)
+    _add_errors(app, metrics)
+    return app
+
+
+def _add_page(app: FastAPI, service: Service, config: ServeConfig, *, keyed: bool) -> None:
+    """The page and what it loads."""
+    examples = example_images()
+
+    def file(name: str) -> Any:
+        async def get() -> Response:
+            return FileResponse(STATIC / name, headers=HEADERS)
+
+        return get
+
+    for path, name in (("/", "index.html"), ("/app.js", "app.js"), ("/app.css", "app.css")):
+        app.get(path)(file(name))
+
+    @app.get("/about")
+    async def about() -> Any:
+        urls = [{"url": f"/examples/{number}.png", "question": one.question} for number, one in enumerate(examples)]
+        return JSONResponse(service.about() | {"examples": urls, "keyed": keyed, "urls": bool(config.image_hosts)})
+
+    @app.get("/examples/{number}.png")
+    async def example(number: int) -> Response:
+        if not 0 <= number < len(examples):
+            raise ApiError(404, "there is no such example")
+        return Response(examples[number].png, media_type="image/png", headers=HEADERS)
+
+
+def _add_errors(app: FastAPI, metrics: Metrics) -> None:
+    """Every error in OpenAI's shape."""
+
+    async def ours(_: Request, error: Exception) -> Response:
+        if not isinstance(error, ApiError):
+            error = ApiError(400, str(error))
+        metrics.refused(error.status)
+        return error.response()
+
+    async def others(_: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        return ApiError(error.status_code, str(error.detail)).response()
+
+    async def gone(_: Request, error: Exception) -> Response:
+        return Response(status_code=499)
+
+    async def broken(_: Request, error: Exception) -> Response:
+        return ApiError(500, "the server failed at this request", kind="server_error").response()
+
+    app.add_exception_handler(UserError, ours)
+    app.add_exception_handler(HTTPException, others)
+    app.add_exception_handler(ClientDisconnect, gone)
+    app.add_exception_handler(Exception, broken)

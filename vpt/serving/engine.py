@@ -1,0 +1,222 @@
+"""Continuous batching: rows join and leave the running batch between decoding steps.
+
+One thread runs the model. Of prompts it runs `prefill_tokens` at most in one step, beside the next tokens of
+all who are answering. Rows may differ in all settings; those that share a generator choose their tokens together. A
+row's tokens do not depend on the others.
+"""
+
+import logging
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vpt.config.schema import GenerationConfig
+from vpt.data.collate import stack_images
+from vpt.generation.generator import Generator
+from vpt.generation.intervention import Intervention
+from vpt.generation.kv_cache import KVCache
+from vpt.generation.running_batch import RunningBatch
+from vpt.models.build import ModelBundle
+from vpt.perception.batch import VISION_TOWER
+from vpt.serving.protocol import ApiError
+from vpt.serving.rows import Prompt, ServedRow, ServingGenerator
+
+LOG = logging.getLogger(__name__)
+GENERATORS = 64  # kept for settings that come again
+
+
+class Engine:
+    """Runs the model for rows that `submit` brings."""
+
+    def __init__(self, bundle: ModelBundle, *, max_rows: int, max_queue: int, prefill_tokens: int) -> None:
+        """`max_rows` answer together, `max_queue` more may wait; a step runs at most `prefill_tokens` of prompts."""
+        self.bundle, self.model = bundle, bundle.model.eval()
+        self.max_rows, self.max_queue, self.prefill_tokens = max_rows, max_queue, prefill_tokens
+        self.draining = self.closed = False
+        self.waiting: deque[ServedRow] = deque()
+        self.reserved = 0  # rows of requests that are being read
+        self._changed = threading.Condition()
+        self._generators: OrderedDict[tuple[str, str], Generator] = OrderedDict()
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        with torch.inference_mode():
+            self.batch = self._empty_batch()
+
+    def start(self) -> None:
+        """Begin to run."""
+        self._thread.start()
+
+    def reserve(self, rows: int) -> None:
+        """Take places for rows to come. Raises ApiError where there are none, or the server is ending."""
+        with self._changed:
+            if self.draining:
+                raise ApiError(503, "the server is ending; ask another one", kind="server_error", code="draining")
+            taken = len(self.batch.rows) + len(self.waiting) + self.reserved
+            if taken + rows > self.max_rows + self.max_queue:
+                message = f"{taken} answers are being generated or wait; try again in a moment"
+                raise ApiError(429, message, kind="rate_limit_error", code="queue_full")
+            self.reserved += rows
+
+    def release(self, rows: int) -> None:
+        """Give back places."""
+        with self._changed:
+            self.reserved -= rows
+
+    def submit(self, rows: Sequence[ServedRow]) -> None:
+        """Let rows wait for their turn, in the places that were reserved for them. Raises ApiError while draining."""
+        with self._changed:
+            if self.draining:
+                raise ApiError(503, "the server is ending; ask another one", kind="server_error", code="draining")
+            self.reserved -= len(rows)
+            self.waiting.extend(rows)
+            self._changed.notify()
+
+    def generator(self, settings: GenerationConfig, ablation: str, make: Callable[[], Intervention]) -> Generator:
+        """The generator of some settings; seeds do not matter to it, rows have random numbers of their own."""
+        settings = replace(settings, seed=0, batch_size=1)
+        key = (repr(settings), ablation)
+        with self._changed:
+            found = self._generators.get(key)
+        if found is None:
+            parts = (self.bundle.model, self.bundle.processor, self.bundle.tokenizer)
+            found = ServingGenerator.from_config(*parts, settings, intervention=make())
+        with self._changed:
+            self._generators[key] = found
+            self._generators.move_to_end(key)
+            if len(self._generators) > GENERATORS:
+                self._generators.popitem(last=False)
+        return found
+
+    def drain(self) -> None:
+        """Refuse what comes and what waits; finish what runs."""
+        with self._changed:
+            self.draining = True
+            refused, self.waiting = self.waiting, deque()
+        for row in refused:
+            row.listen("error", ApiError(503, "the server is ending", kind="server_error", code="draining"))
+
+    def abandon(self) -> None:
+        """Let all rows go as they are."""
+        for row in self._rows:
+            row.deadline = 0.0
+
+    def close(self) -> None:
+        """Drain, and end the thread once all rows have ended."""
+        self.drain()
+        with self._changed:
+            self.closed = True
+            self._changed.notify()
+        if self._thread.is_alive():
+            self._thread.join(timeout=60)
+
+    def _empty_batch(self) -> RunningBatch:
+        language = self.model.language.config
+        size = getattr(language, "head_dim", None) or language.hidden_size // language.num_attention_heads
+        like = self.model.language.norm.weight
+        cache = KVCache.empty(language.num_hidden_layers, language.num_key_value_heads, size, like=like)
+        return RunningBatch(self.model, self.bundle.processor.position_scheme, [], cache)
+
+    @property
+    def _rows(self) -> list[ServedRow]:
+        return self.batch.rows  # type: ignore[return-value]  # only such rows join
+
+    @torch.inference_mode()
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self.waiting or self.batch.rows or self.closed)
+                if self.closed and not self.batch.rows:
+                    return
+            try:
+                self._leave()
+                self._admit()
+                if self.batch.rows:
+                    self._step()
+                self._leave()
+            except Exception:  # whatever it is: those who wait are answered, and the next ones served
+                LOG.exception("a step failed")
+                self._fail()
+
+    def _fail(self) -> None:
+        """Tell all rows that are running, and begin anew."""
+        for row in self._rows:
+            row.listen("error", ApiError(500, "the answer could not be generated", kind="server_error"))
+        self.batch = self._empty_batch()
+
+    def _leave(self) -> None:
+        """Let rows go that have ended, whose time is over, or to whom nobody listens."""
+        gone = {row for row in self._rows if row.cancelled or row.late or row.next_input is None}
+        if gone:
+            for row in gone:
+                if not row.cancelled:
+                    row.listen("done", row.finish())
+            self.batch.select(row not in gone for row in self._rows)
+        with self._changed:
+            left = [row for row in self.waiting if not row.cancelled]
+            self.waiting = deque(row for row in left if not row.late)
+        for row in left:
+            if row.late:
+                row.listen("error", ApiError(503, "no place came free in time", kind="server_error", code="timeout"))
+
+    def _admit(self) -> None:
+        """Let waiting rows join, as far as there are places and their prompts fit into this step."""
+        with self._changed:
+            candidates = list(self.waiting)[: self.max_rows - len(self.batch.rows)]
+        self._encode_images(candidates)
+        room = self.prefill_tokens - sum(len(row.next_input.ids) for row in self._rows if row.chunks and row.next_input)
+        joining = []
+        for row in candidates:
+            size = min(len(row.prompt.sample.ids), self.prefill_tokens)
+            if row.prompt.images_left or size > room:
+                break
+            room -= size
+            row.next_input, *row.chunks = row.prompt.inputs(self.model, self.prefill_tokens)
+            joining.append(row)
+        if joining:
+            with self._changed:  # `drain` may have emptied it meanwhile: those rows have been told
+                joining = [row for row in joining if row in self.waiting]
+                self.waiting = deque(row for row in self.waiting if row not in joining)
+                self.batch.join(joining)
+
+    def _encode_images(self, rows: Sequence[ServedRow]) -> None:
+        """Encode images of prompts, in order, of at most `prefill_tokens` tokens together, or one."""
+        prompts: dict[int, Prompt] = {id(row.prompt): row.prompt for row in rows}
+        chosen: list[tuple[Prompt, Any]] = []
+        room = self.prefill_tokens
+        for prompt, image in [(one, image) for one in prompts.values() for image in one.images_left]:
+            if chosen and image.tokens > room:
+                break
+            room -= image.tokens
+            chosen.append((prompt, image))
+        if not chosen:
+            return
+        images = stack_images(VISION_TOWER, [image for _, image in chosen])
+        images.pixels = images.pixels.to(self.model.device)
+        features = self.model.encode_images({VISION_TOWER: images})[VISION_TOWER]
+        for (prompt, _), own in zip(chosen, features.split([image.tokens for _, image in chosen]), strict=True):
+            prompt.features.append(own)
+
+    def _step(self) -> None:
+        """One step of the batch; rows whose prompt has run choose their next token."""
+        outputs: dict[ServedRow, Tensor] = dict(zip(self._rows, self.batch.step(), strict=True))
+        ready: dict[Generator, list[ServedRow]] = {}
+        for row in outputs:
+            if row.chunks:
+                row.next_input = row.chunks.pop(0)
+            else:
+                ready.setdefault(row.generator, []).append(row)
+        sampling = [row for rows in ready.values() for row in rows if row.pending_action is None]
+        logits = self.model.logits(torch.stack([outputs[row][-1] for row in sampling])) if sampling else None
+        at = 0
+        for generator, rows in ready.items():
+            count = sum(row.pending_action is None for row in rows)
+            own = logits[at : at + count] if logits is not None else None
+            generator.advance(rows, [outputs[row] for row in rows], own)
+            at += count
+        for rows in ready.values():
+            for row in rows:
+                row.report()
