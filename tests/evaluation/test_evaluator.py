@@ -1,6 +1,7 @@
 """Evaluations that are stopped, repeated, changed and compared."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -12,7 +13,7 @@ from threading import Thread
 import pytest
 from PIL import Image
 
-from conftest import ROOT, TOKENS, compose_config, compose_eval, conversation, mixed_records
+from conftest import ROOT, TOKENS, compose_config, compose_eval, conversation, logged, mixed_records
 from helpers.judge_server import Server
 from vpt.__main__ import main
 from vpt.checkpoint.load import weights_digest
@@ -207,6 +208,19 @@ def test_no_questions_are_no_evaluation(key):
     assert compose_eval("checkpoint=x", f"{key}=null").data.limit is None
     with pytest.raises(ConfigError, match=f"{key}=0 must lie between 1 and inf"):
         compose_eval("checkpoint=x", f"{key}=0")
+
+
+def test_a_run_that_asks_nothing_tells_no_accuracy(tmp_path, capsys):
+    """Neither at its end, nor teacher-forced, nor in its report; a number below 0 is refused."""
+    with pytest.raises(ConfigError, match=r"final_eval_questions=-1 must lie between 0"):
+        compose_config("training.final_eval_questions=-1")
+    few = ("+debug=two_steps", "tracking=none", "training.final_eval_questions=0", "training.eval_rows=0")
+    assert math.isnan(train(compose_config(*few), tmp_path / "run"))
+    said, summary = capsys.readouterr().out, json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert "no test question was asked" in said and "accuracy" not in said
+    assert summary["questions"] == 0 and not {"accuracy", "metrics"} & {*summary} and summary["teacher_forced"] == {}
+    assert not logged(tmp_path / "run", "eval/loss") and not (tmp_path / "run" / "samples.png").exists()
+    assert "No answers yet" in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_comparing_two_runs(runs, tmp_path, capsys):

@@ -1,5 +1,6 @@
 """Metrics equal what is known of them: published rules, worked examples, other routes to the same number."""
 
+import json
 import math
 from dataclasses import replace
 
@@ -10,11 +11,12 @@ from hypothesis import strategies as st
 
 from vpt.errors import ConfigError
 from vpt.evaluation.metrics import METRICS, build_metrics
+from vpt.evaluation.metrics.captions import treebank_words
 from vpt.evaluation.metrics.perception import PERCEPTION, ActionChoice, RegionQuality, confusion, iogt, iou
 from vpt.evaluation.metrics.vqa import normalise as vqa_normalise
 from vpt.evaluation.predictions import Prediction
 from vpt.evaluation.statistics import Ratio, difference, estimates, mcnemar
-from vpt.evaluation.summary import summarise
+from vpt.evaluation.summary import headline, metrics_table, summarise
 from vpt.generation.row_state import IGNORED, REPAIRED, PerceptionStep
 
 
@@ -102,11 +104,37 @@ def test_yes_no():
     assert got == pytest.approx(want)
 
 
+def test_what_was_asked_for_is_in_the_summary_with_a_reason_where_it_is_no_number():
+    metrics = {"test": build_metrics(["yes_no", "exact_match"], key="data.metrics")}
+    summary = summarise([said("red", "red"), said("yes", "blue")], metrics)
+    found = json.loads(json.dumps(summary, allow_nan=False))["metrics"]["test"]
+    assert found["yes_no_accuracy"]["value"] is None and found["exact_match"]["value"] == 0.5
+    assert "there are no targets that are yes or no" in metrics_table(summary).as_text()
+    no = summarise([said("no", "no")], metrics)["metrics"]["test"]
+    assert no["yes_no_accuracy"]["value"] == 1 and no["yes_precision"]["reason"].startswith("there are no answers yes")
+    assert summarise([], metrics) == {"questions": 0} and headline({"questions": 0}) == "no test question was asked"
+
+
 def test_rouge_l():
     """The longest common subsequence of `police killed the gunman` and `police kill the gunman` has 3 of 4 words."""
     assert values("rouge_l", said("police kill the gunman", "police killed the gunman"))["rouge_l"] == 0.75
     best = said("police kill the gunman", "nothing of it", "police kill the gunman")
     assert values("rouge_l", best)["rouge_l"] == 1
+
+
+@pytest.mark.parametrize(("answer", "target", "want"), [
+    ("红色的圆", "红色的圆。", 1),
+    ("红色的圆", "红色方块", 2 * 2 / 8),  # a word is a letter here
+    ("Красный круг!", "красный круг", 1),
+    ("красный шар", "красный круг", 0.5),
+    ("हिन्दी भाषा", "हिन्दी", 2 / 3),
+    ("cafe\u0301 au lait", "Café", 0.5),
+    ("iPhone手机", "iphone 手 机", 1),
+    ("don't", "don’t", 1),
+    ("", "红", 0),
+])  # fmt: skip
+def test_rouge_l_of_any_script(answer, target, want):
+    assert values("rouge_l", said(answer, target))["rouge_l"] == pytest.approx(want)
 
 
 def test_cider_d():
@@ -120,6 +148,17 @@ def test_cider_d():
     assert values("cider_d", *other)["cider_d"] == 0
     again = [said(f"{text} {text.split()[-1]} {text.split()[-1]}", text) for text in truth]
     assert 0 < values("cider_d", *again)["cider_d"] < 9
+
+
+def test_words_of_cider_d_are_the_originals():
+    """Cut by its own program; punctuation in its list is dropped, and nothing else. A text is one line, also an empty
+    one, so that the words stay with their texts.
+    """
+    want = {
+        "A dog. A cat.": "a dog a cat", "": "", "50 % & $ #": "50 % & $ #", "It's (left);\nshe can't": "it 's -lrb- left -rrb- she ca n't",
+        "U.S. flag\u2028Mr. X": "u.s. flag mr. x", " ": "", "«Да», 红。": "да 红 。",
+    }  # fmt: skip
+    assert dict(zip(want, treebank_words([*want]), strict=True)) == want
 
 
 boxes = st.tuples(*[st.integers(0, 12)] * 4).map(

@@ -40,7 +40,7 @@ class TrainState:
 
         Raises ConfigError where there is no such metric.
         """
-        if by is None:
+        if by is None or not metrics:
             return False
         if by not in metrics:
             raise ConfigError(f"training.best_metric={by} is not a metric of the evaluation: {', '.join(metrics)}")

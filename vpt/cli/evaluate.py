@@ -23,7 +23,7 @@ from vpt.evaluation.evaluator import answer_questions, write_summary
 from vpt.evaluation.metrics.llm_judge import Judge
 from vpt.evaluation.predictions import SETTINGS, Prediction
 from vpt.evaluation.questions import questions
-from vpt.evaluation.summary import Metrics, metrics_of, metrics_table
+from vpt.evaluation.summary import Metrics, headline, metrics_of, metrics_table
 from vpt.reporting.examples import save_examples
 from vpt.reporting.figures import draw_ablations, draw_sheet
 from vpt.reporting.report import write_report
@@ -101,13 +101,14 @@ def evaluate_checkpoint(config: EvalConfig) -> None:
     if baseline is not None:
         other, _, _ = baseline.run(replace(config, ablations={}))
         compared["baseline"] = compare_answers(about, plain, other, evaluation.metrics)
-    print(f"accuracy {summary['accuracy']:.4f} on {summary['questions']} questions; see {folder}/summary.json")
+    print(f"{headline(summary)}; see {folder}/summary.json")
     print(metrics_table(summary).as_text())
     if compared:
         atomic_write(folder / "summary.json", json.dumps(summary | {"controls": as_json(compared)}, indent=1))
         print(ablation_table(compared).as_text())
     if config.pictures:
-        print(f"  {draw_sheet(folder, evaluation.config)}")
+        if sheet := draw_sheet(folder, evaluation.config):
+            print(f"  {sheet}")
         if any(item.difference for item in compared.values()):
             print(f"  {draw_ablations(compared, folder / 'controls.png', title=str(config.checkpoint))}")
         print(f"  {write_report(folder, config=evaluation.config)}")

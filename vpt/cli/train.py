@@ -1,5 +1,6 @@
 """`train.py` after its configuration has been checked: train, answer the test split, report."""
 
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from vpt.config.schema import TrainConfig
 from vpt.distributed.process_group import World, init_process_group
 from vpt.distributed.strategy import NEEDS_GROUP
 from vpt.evaluation.evaluator import evaluate
-from vpt.evaluation.summary import metrics_of
+from vpt.evaluation.summary import headline, metrics_of
 from vpt.models.build import ModelBundle
 from vpt.reporting.examples import save_examples
 from vpt.reporting.figures import draw_run
@@ -23,7 +24,9 @@ from vpt.utils.device import free_unreachable
 
 
 def train(config: TrainConfig, folder: str | Path) -> float:
-    """Train (or go on), answer the test split, leave a summary and pictures in `folder`. Returns the accuracy."""
+    """Train (or go on), answer the test split, leave a summary and pictures in `folder`. Returns the accuracy (NaN
+    where nothing was asked).
+    """
     metrics_of(config.data)  # a metric that does not exist, or lacks its package, ends the run before it begins
     folder = Path(folder)
     with init_process_group(device=config.device, always=config.strategy.kind in NEEDS_GROUP) as world:
@@ -39,7 +42,7 @@ def train(config: TrainConfig, folder: str | Path) -> float:
     if world.is_main:
         results = {"steps": config.training.steps, "seconds_of_training_in_this_process": seconds}
         _report(bundle, config, folder, run_logger, summary | results)
-    return summary["accuracy"]
+    return summary.get("accuracy", math.nan)
 
 
 def _fit(config: TrainConfig, folder: Path, world: World) -> tuple[RunLogger, float]:
@@ -56,7 +59,7 @@ def _report(
     """Write examples, `summary.json`, figures and `report.html`, and show them to W&B. Closes the run's log."""
     save_examples(bundle, config, folder / "predictions", limit=_limit(config))
     run_logger.log_summary(summary)
-    print(f"accuracy {summary['accuracy']:.4f} on {summary['questions']} questions; see {folder}/summary.json")
+    print(f"{headline(summary)}; see {folder}/summary.json")
     for path in (*draw_run(folder), write_report(folder, config=config)):
         print(f"  {path}")
     run_logger.log_media(report_media(folder, config=config))

@@ -134,7 +134,7 @@ class TrainingConfig:
     log_every: int = bounded(10, low=1)  # steps
     eval_every: int = bounded(500)  # steps; 0 evaluates at the end only
     eval_rows: int = bounded(1000)  # test records of each source that are scored with the right tokens given
-    final_eval_questions: int | None = None  # answered by generating once trained; null is the whole test split
+    final_eval_questions: int | None = bounded(None)  # answered by generating once trained; null: the whole test split
     checkpoint_every: int = bounded(500, low=1)  # steps
     max_nonfinite_steps: int = bounded(10)  # in a row, without a finite loss and gradient; one more ends the run
     keep_checkpoints: int = bounded(2, low=1)  # the last n checkpoints stay ...
@@ -165,9 +165,9 @@ class GenerationConfig:
 @dataclass
 class TrackingConfig:
     wandb: bool = True  # mirror metrics.jsonl at W&B
-    project: str = "vpt"  # at W&B
-    entity: str | None = None  # at W&B; null: the key's own
-    mode: str = choice("auto", "online", "offline")  # auto: online where there is a key
+    project: str | None = None  # at W&B; null: WANDB_PROJECT, or else vpt
+    entity: str | None = None  # at W&B; null: WANDB_ENTITY, or else the key's own
+    mode: str = choice("auto", "online", "offline")  # auto: as WANDB_MODE says; offline without key or network
 
 
 @dataclass

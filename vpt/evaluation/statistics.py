@@ -18,10 +18,13 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Ratio:
-    """The sum of `part` over the sum of `whole`; both [questions]. `whole` is 0 where a question does not count."""
+    """The sum of `numerator` over the sum of `denominator`; both [questions]. The latter is 0 where a question does not
+    count; `counts` says what does.
+    """
 
     numerator: np.ndarray
     denominator: np.ndarray
+    counts: str = "questions"
 
     @classmethod
     def mean(cls, scores: Sequence[float | None]) -> "Ratio":

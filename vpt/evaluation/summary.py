@@ -43,9 +43,11 @@ def score(items: Sequence[Prediction], metrics: Metrics) -> Ratio:
 
 def summarise(items: Sequence[Prediction], metrics: Metrics) -> dict[str, Any]:
     """Accuracy in all, by question type and by what the model did; every metric of every data set with its interval;
-    how it perceived.
+    how it perceived. Of no answers, their number alone.
     """
-    count = max(len(items), 1)
+    count = len(items)
+    if not count:
+        return {"questions": 0}
     statuses = Counter(step.status for item in items for step in item.trace)
     return {
         "questions": len(items),
@@ -59,15 +61,30 @@ def summarise(items: Sequence[Prediction], metrics: Metrics) -> dict[str, Any]:
         "perceived_tokens_per_question": sum(step.visual_tokens for item in items for step in item.perceived) / count,
         "seconds_per_question": sum(item.seconds for item in items) / count,
         "metrics": {
-            source: _intervals([items[place] for place in places], metrics[source])
-            for source, places in by_source(items)
+            source: _chosen([items[place] for place in places], metrics[source]) for source, places in by_source(items)
         },
-        "perception": _intervals(items, PERCEPTION) | {"confusion": confusion(items)},
+        "perception": _intervals(compute(items, PERCEPTION)) | {"confusion": confusion(items)},
     }
 
 
-def _intervals(items: Sequence[Prediction], metrics: Iterable[Metric]) -> dict[str, Any]:
-    return {name: asdict(estimate) for name, estimate in estimates(compute(items, metrics)).items()}
+def headline(summary: Mapping[str, Any]) -> str:
+    """What is said of a summary in one line."""
+    count = summary["questions"]
+    return f"accuracy {summary['accuracy']:.4f} on {count} questions" if count else "no test question was asked"
+
+
+def _chosen(items: Sequence[Prediction], metrics: Iterable[Metric]) -> dict[str, Any]:
+    """Every number that was asked for; where no question counts, the reason."""
+    ratios = compute(items, metrics)
+    missing = {
+        name: {"value": None, "low": None, "high": None, "questions": 0, "reason": f"there are no {ratio.counts}"}
+        for name, ratio in ratios.items()
+    }
+    return missing | _intervals(ratios)
+
+
+def _intervals(ratios: Mapping[str, Ratio]) -> dict[str, Any]:
+    return {name: asdict(estimate) for name, estimate in estimates(ratios).items()}
 
 
 def mean_by(pairs: Iterable[tuple[str, float]]) -> dict[str, float]:
@@ -82,6 +99,9 @@ def metrics_table(summary: Mapping[str, Any]) -> Table:
     """Every metric of every data set, and of perceiving, with its interval."""
     named = [(source, name, e) for source, found in summary.get("metrics", {}).items() for name, e in found.items()]
     named += [("all", name, e) for name, e in summary.get("perception", {}).items() if name != "confusion"]
-    rows = [(source, name, e["value"], Range(e["low"], e["high"]), e["questions"]) for source, name, e in named]
+    rows = [
+        (source, name, e["value"], e.get("reason") or Range(e["low"], e["high"]), e["questions"])
+        for source, name, e in named
+    ]
     form = {"value": ".4f", "95% interval": ".4f"}
     return Table(["data", "metric", "value", "95% interval", "questions"], rows, form)

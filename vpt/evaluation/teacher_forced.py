@@ -13,8 +13,8 @@ from vpt.perception.batch import Batch
 @torch.no_grad()
 def teacher_forced_metrics(model: VPTModel, batches: Iterable[Batch], world: World | None = None) -> dict[str, float]:
     """Loss, accuracy over labelled tokens, and `perception/NAME`: how often each perception token is the likeliest
-    where it is the label. A token that never is a label is left out. In a `world` of several processes, each has its
-    own batches and all get the scores over all of them.
+    where it is the label. A token that never is a label is left out; without any label there is no score. In a `world`
+    of several processes, each has its own batches and all get the scores over all of them.
     """
     model.eval()
     names = model.vocabulary.perception_ids()
@@ -34,5 +34,7 @@ def teacher_forced_metrics(model: VPTModel, batches: Iterable[Batch], world: Wor
         labels, hits, *by_token = world.all_gather(counts).sum(dim=0).tolist()
         wanted, met = (Counter(dict(zip(names, part))) for part in (by_token[: len(names)], by_token[len(names) :]))
         loss = world.all_reduce(loss)
-    result = {"loss": float(loss) / max(labels, 1), "token_accuracy": hits / max(labels, 1)}
+    if not labels:
+        return {}
+    result = {"loss": float(loss) / labels, "token_accuracy": hits / labels}
     return result | {f"perception/{names[token]}": met[token] / wanted[token] for token in names if wanted[token]}

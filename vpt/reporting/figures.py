@@ -34,9 +34,10 @@ RIGHT, WRONG = "#1b7f3b", "#c0392b"
 
 
 def draw_run(folder: Path) -> list[Path]:
-    """The pictures of a finished run: `curves.png` and `samples.png`."""
+    """The pictures of a finished run: `curves.png`, and `samples.png` where questions were asked."""
     config = load_config(find_checkpoint(folder))
-    return [draw_curves(folder), draw_sheet(folder / "predictions", config, to=folder / "samples.png")]
+    sheet = draw_sheet(folder / "predictions", config, to=folder / "samples.png")
+    return [draw_curves(folder), *([sheet] if sheet else [])]
 
 
 def draw_curves(folder: Path) -> Path:
@@ -93,9 +94,15 @@ def _mean_curve(axis: Axes, lines: list[dict[str, Any]], keys: list[str], label:
     _curve(axis, means, "mean", label)
 
 
-def draw_sheet(folder: Path, config: TrainConfig, *, to: Path | None = None, columns: int = 6, rows: int = 4) -> Path:
-    """Questions, what was perceived, answers: spread evenly over right and wrong ones of `predictions.jsonl`."""
+def draw_sheet(
+    folder: Path, config: TrainConfig, *, to: Path | None = None, columns: int = 6, rows: int = 4
+) -> Path | None:
+    """Questions, what was perceived, answers: spread evenly over right and wrong ones of `predictions.jsonl`; None
+    where that is empty.
+    """
     lines = [asdict(item) for item in read_predictions(folder / PREDICTIONS)]  # those of version 0.1, too
+    if not lines:
+        return None
     chosen = _choose(lines, columns * rows)
     room = 0.15 * max((_title(item).count("\n") for item in chosen), default=0)  # inches for further lines of titles
     figure, axes = plt.subplots(rows, columns, figsize=(2.7 * columns, (3.5 + room) * rows), layout="constrained")
@@ -108,9 +115,7 @@ def draw_sheet(folder: Path, config: TrainConfig, *, to: Path | None = None, col
     layout = figure.get_layout_engine()
     if isinstance(layout, ConstrainedLayoutEngine):
         layout.set(h_pad=0.14 + room / 2)  # the lines below an image are outside its axes
-    figure.suptitle(
-        f"{right:,} of {len(lines):,} test questions right ({right / max(len(lines), 1):.1%})", weight="bold"
-    )
+    figure.suptitle(f"{right:,} of {len(lines):,} test questions right ({right / len(lines):.1%})", weight="bold")
     path = to or folder / "samples.png"
     figure.savefig(path, dpi=90)
     plt.close(figure)

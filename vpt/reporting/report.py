@@ -98,7 +98,9 @@ def _tiles(found: RunArtifacts) -> Markup:
         name, e = next(iter(metrics.items()), (None, None))
         if e is not None:
             where = f" on {source}" if len(summary["metrics"]) > 1 else ""
-            pairs.append((f"{name}{where} [{e['low']:.3f}, {e['high']:.3f}]", f"{e['value']:.3f}"))
+            known = e["value"] is not None
+            about = f"[{e['low']:.3f}, {e['high']:.3f}]" if known else f"({e['reason']})"
+            pairs.append((f"{name}{where} {about}", f"{e['value']:.3f}" if known else "-"))
     for key, what, form in (
         ("questions", "questions", ",d"), ("steps", "steps of training", ",d"),
         ("perceived_tokens_per_question", "tokens perceived in a question", ".1f"),

@@ -57,7 +57,9 @@ def _odd(summary: Mapping[str, Any]) -> str:
     return ", ".join(f"{summary.get(key, 0):,} {name}" for key, name in names) + "."
 
 
-def _unit_interval(name: str, value: float, ends: Range) -> Markup | str:
+def _unit_interval(name: str, value: float, ends: Range | str) -> Markup | str:
+    if isinstance(ends, str):  # the reason why there is no number
+        return ""
     inside = name not in AMOUNTS and ends.low >= 0 and ends.high <= 1
     return interval(value, ends.low, ends.high, span=UNIT) if inside else ""
 

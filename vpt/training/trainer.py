@@ -224,7 +224,8 @@ class Trainer:
     def _evaluate(self) -> bool:
         """Evaluate and log. Returns True for the best result so far by `training.best_metric`."""
         metrics = self.evaluate()
-        self.run_logger.log_metrics(metrics, step=self.state.step)
+        if metrics:
+            self.run_logger.log_metrics(metrics, step=self.state.step)
         return self.state.is_best(metrics, by=self.config.training.best_metric)
 
     def _save(self) -> None:

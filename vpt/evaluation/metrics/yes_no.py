@@ -32,10 +32,11 @@ class YesNo(Metric):
             np.array([parse_yes_no(item.answer) == parse_yes_no(item.target) for item in items], dtype=float) * asked
         )
         both = said * wanted
+        targets = "targets that are yes or no"
         return {
-            "yes_no_accuracy": Ratio(right, asked),
-            "yes_precision": Ratio(both, said),
-            "yes_recall": Ratio(both, wanted),
-            "yes_f1": Ratio(2 * both, said + wanted),
-            "yes_rate": Ratio(said, asked),
+            "yes_no_accuracy": Ratio(right, asked, targets),
+            "yes_precision": Ratio(both, said, "answers yes to a question of yes or no"),
+            "yes_recall": Ratio(both, wanted, "targets that are yes"),
+            "yes_f1": Ratio(2 * both, said + wanted, "targets or answers that are yes"),
+            "yes_rate": Ratio(said, asked, targets),
         }
