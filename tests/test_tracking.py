@@ -2,12 +2,16 @@
 
 import json
 import math
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from conftest import compose_config
+from conftest import ROOT, compose_config
 from helpers import wandb_file
 from helpers.multiprocess import on_ranks
 from vpt.cli.train import train
@@ -66,6 +70,48 @@ def test_a_resumed_run_goes_on_in_the_same_one(tmp_path):
     assert len(kept["ids"]) == 2 and len(set(kept["ids"])) == 1
     steps = [item["step"] for item in kept["history"] if "train/loss" in item]
     assert steps == [1, 2, 3, 3, 4, 5]
+
+
+TRACKED = """
+import sys
+from pathlib import Path
+from vpt.config.schema import TrackingConfig
+from vpt.tracking import build_tracker
+tracker = build_tracker(TrackingConfig(), name="mine", folder=Path(sys.argv[1]), run_id="before", settings={})
+tracker.log({"train/loss": 1.0}, step=1)
+tracker.close()
+print(tracker.run.disabled, tracker.id, tracker.run.project, tracker.run.name)
+"""
+
+
+def test_wandb_goes_by_its_own_environment(tmp_path):
+    """Mode, project, the key of a server of one's own in NETRC; a server that is not there leaves the run offline."""
+    with socket.socket() as unused:  # bound, so that nobody else listens there
+        unused.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{unused.getsockname()[1]}"
+        (tmp_path / "keys").write_text(f"machine {address}\n login user\n password {'k' * 40}\n")
+        server = {"WANDB_BASE_URL": f"http://{address}", "NETRC": str(tmp_path / "keys")}
+        given = {
+            "gone": server | {"WANDB_PROJECT": "theirs"},
+            "offline": server | {"WANDB_MODE": "offline"},
+            "disabled": server | {"WANDB_MODE": "disabled"},
+        }
+        plain = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+        started = {
+            name: subprocess.Popen(
+                [sys.executable, "-c", TRACKED, tmp_path / name], cwd=ROOT, env=plain | more, text=True,
+                stdout=subprocess.PIPE,
+            )
+            for name, more in given.items()
+        }  # fmt: skip
+        said = {name: process.communicate(timeout=100)[0].splitlines() for name, process in started.items()}
+    assert all(process.returncode == 0 for process in started.values())
+    assert said["disabled"] == ["True before vpt mine"]
+    assert said["offline"][-1] == "False before vpt mine" and said["gone"][-1] == "False before theirs mine"
+    assert len(said["offline"]) == 2 and said["gone"][0].startswith("W&B: goes on offline, Failed to authenticate")
+    for name in ("offline", "gone"):
+        [run] = (tmp_path / name / "wandb").glob("offline-run-*-before")
+        assert said[name][-2] == f"W&B: this run is offline in {run}; to send it: wandb sync {run}"
 
 
 @pytest.fixture(scope="module")

@@ -2,9 +2,9 @@
 
 import json
 import os
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from netrc import NetrcParseError, netrc
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import wandb
 from PIL.Image import Image
 
 from vpt.config.schema import TrackingConfig
-from vpt.errors import CheckpointError
+from vpt.errors import CheckpointError, ConfigError
 from vpt.utils.files import atomic_write
 from vpt.utils.table import Table
 from vpt.utils.version import code_version
@@ -57,12 +57,19 @@ class WandbLogger(MetricLogger):
     """A W&B run; a resumed training continues the same one."""
 
     def __init__(self, config: TrackingConfig, *, name: str, folder: Path, run_id: str | None, settings: dict) -> None:
-        mode: Any = config.mode if config.mode != "auto" else "online" if _has_key() else "offline"
+        chosen: dict[str, Any] = {"mode": "online"} if config.mode == "online" else {}
+        wandb.setup(wandb.Settings(silent=True, **chosen))
+        theirs = wandb.setup().settings  # of W&B's environment variables and files
+        mode: Any = theirs.mode if config.mode == "auto" else config.mode
+        if mode not in ("offline", "dryrun", "disabled") and (reason := _why_offline(explicit=config.mode == "online")):
+            print(f"W&B: goes on offline, {reason}", flush=True)
+            mode = "offline"
         self.run = wandb.init(
-            project=config.project, entity=config.entity, name=name, dir=folder, id=run_id, resume="allow", mode=mode,
-            config=settings | {"code": code_version()}, settings=wandb.Settings(silent=True),
+            project=config.project or theirs.project or "vpt", entity=config.entity, name=theirs.run_name or name,
+            dir=None if "WANDB_DIR" in os.environ else folder, id=run_id, resume="allow", mode=mode,
+            config=settings | {"code": code_version()},
         )  # fmt: skip
-        self.id = self.run.id
+        self.id = run_id if self.run.disabled else self.run.id
         self.run.define_metric(AXIS)
         for group in GROUPS:
             self.run.define_metric(f"{group}/*", step_metric=AXIS)
@@ -84,16 +91,27 @@ class WandbLogger(MetricLogger):
         self.run.log({f"report/{name}": shown for name, shown in {"page": page, **images, **tables}.items()})
 
     def close(self) -> None:
+        """End the run; of one that was offline, say where it is and how it is sent."""
         self.run.finish()
+        if self.run.offline and not self.run.disabled:
+            here = Path(self.run.settings.sync_dir)
+            parts = sorted(map(str, here.parent.glob(f"offline-run-*-{self.run.id}")))  # one of each process
+            print(f"W&B: this run is offline in {here}; to send it: {shlex.join(['wandb', 'sync', *parts])}")
 
 
-def _has_key() -> bool:
-    if os.environ.get("WANDB_API_KEY"):
-        return True
+def _why_offline(*, explicit: bool) -> str | None:
+    """Why a run cannot be sent; None where W&B has a key and its server takes it.
+
+    Raises ConfigError where sending was asked for by `explicit` and there is no key.
+    """
     try:
-        return netrc().authenticators("api.wandb.ai") is not None
-    except (OSError, NetrcParseError):
-        return False
+        if wandb.login(prompt=False, verify=True):
+            return None
+    except wandb.Error as error:
+        return str(error)
+    if explicit:
+        raise ConfigError("tracking.mode=online needs a key; type: wandb login")
+    return "having no key (type: wandb login)"
 
 
 def build_tracker(
