@@ -154,7 +154,7 @@ def test_whatever_an_assistant_says_can_be_trained_on(all_parts, folder, count):
     def check(said, answer):
         raw = conversation("0.png", [{"role": "assistant", "content": said}, {"role": "user", "content": "and?"}],
                            answer=answer)  # fmt: skip
-        with refusing(DataError, r"record 0: .*data\.max_length"), torch.no_grad():
+        with refusing(DataError, r"record 0: .*(data\.max_length|is no token of this model)"), torch.no_grad():
             assert torch.isfinite(all_parts.model(collate(samples_of(all_parts, folder, [raw]))).loss_sum)
 
     fuzz(count, check, said=TYPED, answer=TYPED)
@@ -163,8 +163,8 @@ def test_whatever_an_assistant_says_can_be_trained_on(all_parts, folder, count):
 @examples(100, 20_000)
 def test_any_text_is_read_for_regions(count):
     def check(text):
-        for region in (Region.from_text(text), Region.from_numbers(text)):
-            assert region is None or Region.from_text(region.to_text()) == region
+        for match, region in [*Region.find(text), *Region.find(text, numbers=True)]:
+            assert match[0] in text and Region.from_text(region.to_text()) == region
 
     pieces = st.sampled_from([*PIECES, "<|x_3|><|y_2|>", "<|region_token_start|><|x_9999|><|y_1|>", "[0, 0,"])
     fuzz(count, check, text=st.lists(pieces | st.text(max_size=4), max_size=9).map("".join))

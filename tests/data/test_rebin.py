@@ -105,10 +105,10 @@ def test_several_files_are_one_source(files):
 def test_numbers():
     region = Region(12, 30, 400, 999)
     assert region.to_numbers() == "[12, 30, 400, 999]"
-    assert Region.from_numbers(" [400,999, 12, 30]\n") == region
-    assert Region.from_numbers("[12, 30, 400, 999]", bins=999) is None
-    assert Region.from_numbers("I see [12, 30, 400, 999]") is None
-    assert Region.from_numbers("[1, 2, 3]") is None and Region.from_numbers("[-1, 2, 3, 4]") is None
+    assert [found for _, found in Region.find("at [400,999, 12, 30], [1, 2, 3, 4]", numbers=True)] == [
+        region, Region(1, 2, 3, 4),
+    ]  # fmt: skip
+    assert not Region.find("[1, 2, 3] [-1, 2, 3, 4]", numbers=True)
     assert in_numbers(f"a {region.to_text()} b") == "a [12, 30, 400, 999] b"
 
 

@@ -58,11 +58,31 @@ def test_free_choice_keeps_all_but_the_prompt():
     assert contents(record)[1:] == contents(record_of(long_record()))[1:]
 
 
-def test_a_turn_that_cannot_go():
-    turns = said("<image>\nwhat?", action_turns("detection")[0]["content"], "<detection_image>\nwell?", "red")
+def test_an_image_that_nothing_asked_for():
+    turns = said("<image>\nwhat?", "one moment", "<detection_image>\nwell?", "red")
     record = record_of({"messages": turns, "images": ["1.png"], "detection_images": ["1.png"]})
-    with pytest.raises(DataError, match="record: message 3 shows a re-encoded image beside text"):
+    with pytest.raises(DataError, match="record: message 3 shows a re-encoded image that nothing asked for"):
         without_perception(record, TOKENS)
+
+
+@pytest.mark.parametrize("matched", [False, True])
+def test_words_beside_perception_stay(matched):
+    """Of both turns, joined to the words of the same speaker; the requests and their images go."""
+    region, dino = REGION_TURNS[0]["content"], action_turns("detection")[0]["content"]
+    turns = said(
+        "<image>\nwhat?", f"At the left. {region}", "<image>\nNow look.", f"It is small. {dino}", "<detection_image>",
+        "red",
+    )  # fmt: skip
+    raw = {"messages": turns, "images": ["1.png", "1.png_12,12,72,42"], "detection_images": ["1.png"]}
+    record = without_perception(record_of(raw), TOKENS, token_matched_images=matched)
+    if matched:
+        assert contents(record) == [
+            "<image>\nwhat?", "At the left.", "<image>\nNow look.", "It is small.", "<image>", "red",
+        ]  # fmt: skip
+    else:
+        assert contents(record) == ["<image>\nwhat?", "At the left.", "Now look.", "It is small. red"]
+    assert [type(shown) for shown in record.images[VISION_TOWER]] == [ImageRef, *[TokenMatchedImage] * (2 * matched)]
+    assert record.answer == "red"
 
 
 def test_a_token_matched_image_takes_the_place_of_each_perception():

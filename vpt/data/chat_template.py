@@ -19,6 +19,8 @@ from vpt.perception.batch import IGNORE_INDEX, VISION_TOWER, Action, RowBuilder
 from vpt.perception.regions import in_numbers
 from vpt.perception.tokens import REGION_END, REGION_START, PerceptionVocabulary, action_tokens
 
+# What asks for perception in any model; a vocabulary that lacks one would learn its letters
+_PERCEPTION_TOKEN = re.compile(r"<\|(?:[xy]_\d+|region_token_(?:start|end)|[a-z0-9]+_action(?:_start|_end)?)\|>")
 # What to do with a row that is longer than the limit
 Overflow = Literal["raise", "truncate"]
 
@@ -128,6 +130,15 @@ class ChatTemplate:
             conversation.image(source, tokens_of[source][conversation.images_of(source)], pad=pad)
             conversation.add([self.vocabulary.vision_end])
         conversation.add(self.plain(text + message.content[cursor:]))
+
+    def placeholder(self, source: str) -> str:
+        """How a message spells an image of `source`."""
+        return "<image>" if source == VISION_TOWER else f"<{self.encoder_tokens[source]}_image>"
+
+    def unknown_tokens(self, content: str) -> list[str]:
+        """Perception tokens in an assistant's message that this model's vocabulary lacks."""
+        content = in_numbers(content) if self.vocabulary.text_bins else content
+        return [token for token in _PERCEPTION_TOKEN.findall(content) if token not in self._acting]
 
     def _assistant(self, conversation: EncodedConversation, content: str) -> None:
         """An assistant turn: text and perception tokens."""

@@ -117,7 +117,7 @@ class Processor:
 
     def encode_conversation(self, record: Record, media: MediaStore) -> Sample:
         """A whole conversation, for training. Raises DataError with the record's name."""
-        self._check_size(record.messages, record.where)
+        self._check_messages(record.messages, record.where)
         images = self.process_images(record.images, media, where=record.where)
         conversation = EncodedConversation()
         self.chat_template.encode(conversation, record.messages, _tokens(images))
@@ -128,7 +128,7 @@ class Processor:
         """The first `turns` user turns and all before them, up to where the assistant answers."""
         users = [i for i, message in enumerate(record.messages) if message.role == "user"]
         messages = record.messages[: users[turns - 1] + 1]
-        self._check_size(messages, record.where)
+        self._check_messages(messages, record.where)
         images = self.process_images(self._images_within(record, messages), media, where=record.where)
         conversation = EncodedConversation()
         self.chat_template.encode(conversation, messages, _tokens(images))
@@ -140,13 +140,19 @@ class Processor:
             )
         return self.build_sample(conversation, images, record)
 
-    def _check_size(self, messages: Sequence[Message], where: str) -> None:
-        """Refuse text that no cut could make fit before it costs minutes to encode."""
+    def _check_messages(self, messages: Sequence[Message], where: str) -> None:
+        """Refuse text that no cut could make fit before it costs minutes to encode, and perception tokens of others."""
         size, most = sum(len(message.content) for message in messages), self.max_length * LONGEST_TOKEN
         if size > most:
             raise DataError(
                 f"{where}: its text has {size:,} characters, data.max_length={self.max_length} tokens hold {most:,} at "
                 "the very most; shorten or remove it"
+            )
+        said = (message.content for message in messages if message.role == "assistant")
+        if unknown := next((found[0] for found in map(self.chat_template.unknown_tokens, said) if found), None):
+            raise DataError(
+                f"{where}: an assistant says {unknown}, which is no token of this model: it would learn the letters; "
+                "mend it, or type the model.region_bins=... or encoder=[...] that it is meant for"
             )
 
     def process_images(

@@ -6,12 +6,12 @@ question, in as many tokens as the perception had (as nearly as the patch grid a
 order stay as they are.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from vpt.data.records import Message, Record, strip_prompts
+from vpt.data.records import PLACEHOLDER, Message, Record, strip_prompts
 from vpt.data.references import ImageRef, Reference
-from vpt.data.turns import Turn, perception_turns, read_turns, write_turns
+from vpt.data.turns import Turn, cut, read_turns, requests_in, shown_images, write_turns
 from vpt.errors import DataError
 from vpt.perception.batch import VISION_TOWER
 
@@ -50,22 +50,34 @@ def without_perception(
         DataError: where what was asked for stands beside text, so that the turn cannot go.
     """
     turns = read_turns(without_prompts(record), encoder_tokens)
-    asking = set(perception_turns(turns))
     kept: list[Turn] = []
+    shown: list[int] = []  # numbers of this turn's images that the turn before requested
     for number, turn in enumerate(turns):
-        if number in asking:
-            continue
-        if number - 1 in asking:
-            if token_matched_images:
-                kept[-1] = _append_images(kept[-1], [_token_matched(record, *image) for image in turn.images])
-        elif any(source != VISION_TOWER for source, _ in turn.images):
+        if any(source != VISION_TOWER for n, (source, _) in enumerate(turn.images) if n not in shown):
             raise DataError(
-                f"{record.where}: message {number} shows a re-encoded image beside text, or nothing asked for it; "
+                f"{record.where}: message {number} shows a re-encoded image that nothing asked for; "
                 "data.perception=false cannot remove it"
             )
-        else:
-            kept.append(turn)
+        left = _without_images(record, turn, shown, token_matched=token_matched_images) if shown else turn
+        requests = requests_in(turns, number)
+        shown = shown_images(requests, turns[number + 1]) if requests and number + 1 < len(turns) else []
+        if shown:
+            words = cut(turn.message.content, [(request.start, request.stop) for request in requests])
+            left = Turn(Message("assistant", words.strip()))
+        if left is turn or left.message.content:
+            same_role = kept and kept[-1].message.role == turn.message.role
+            kept.append(_joined(kept.pop(), left) if same_role else left)
     return write_turns(record, kept)
+
+
+def _without_images(record: Record, turn: Turn, shown: Sequence[int], *, token_matched: bool) -> Turn:
+    """A user's turn without the images of these numbers, or with a `TokenMatchedImage` in place of each."""
+    numbers, images = iter(range(len(turn.images))), list(turn.images)
+    instead = "<image>" if token_matched else ""
+    content = PLACEHOLDER.sub(lambda match: instead if next(numbers) in shown else match[0], turn.message.content)
+    for number in sorted(shown, reverse=True):
+        images[number : number + 1] = [(VISION_TOWER, _token_matched(record, *images[number]))] * token_matched
+    return Turn(Message("user", content.strip()), tuple(images))
 
 
 def _token_matched(record: Record, source: str, like: Reference) -> TokenMatchedImage:
@@ -73,7 +85,7 @@ def _token_matched(record: Record, source: str, like: Reference) -> TokenMatched
     return TokenMatchedImage(whole.path, whole.crop, whole.transpose, whole.size, source=source, like=like)
 
 
-def _append_images(turn: Turn, images: list[TokenMatchedImage]) -> Turn:
-    """A user's turn that ends in further images."""
-    content = turn.message.content + "\n<image>" * len(images)
-    return Turn(Message(turn.message.role, content), (*turn.images, *((VISION_TOWER, image) for image in images)))
+def _joined(first: Turn, second: Turn) -> Turn:
+    """Two turns of one role as one."""
+    role, joint = first.message.role, " " if first.message.role == "assistant" else "\n"
+    return Turn(Message(role, first.message.content + joint + second.message.content), first.images + second.images)

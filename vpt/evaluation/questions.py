@@ -7,7 +7,7 @@ from vpt.config.schema import TrainConfig
 from vpt.data.build import build_sources
 from vpt.data.images import MediaStore
 from vpt.data.records import Record
-from vpt.data.turns import perception_turns, read_turns
+from vpt.data.turns import read_turns, requests_in, shown_images
 from vpt.perception.batch import VISION_TOWER
 from vpt.perception.requests import REGION
 
@@ -35,5 +35,6 @@ def questions(config: TrainConfig, *, limit: int | None) -> list[EvalQuestion]:
 def expected_actions(record: Record, encoder_tokens: Mapping[str, str]) -> list[str]:
     """The kinds of perception that a record's own turns have, in order: `region` or a re-encoder."""
     turns = read_turns(record, encoder_tokens)
-    shown = (turns[number + 1].images[0][0] for number in perception_turns(turns))
+    pairs = ((requests_in(turns, number), answer) for number, answer in enumerate(turns[1:]))
+    shown = [answer.images[image][0] for requests, answer in pairs for image in shown_images(requests, answer)]
     return [REGION if source == VISION_TOWER else source for source in shown]

@@ -12,7 +12,7 @@ from vpt.perception.tokens import REGION_END, REGION_START
 Box = tuple[float, float, float, float]
 _CORNER = r"<\|x_(\d{1,4})\|><\|y_(\d{1,4})\|>"
 _REGION = re.compile(re.escape(REGION_START) + 2 * _CORNER + re.escape(REGION_END))
-_NUMBERS = re.compile(r"\s*\[(\d{1,4}), ?(\d{1,4}), ?(\d{1,4}), ?(\d{1,4})\]\s*")
+_NUMBERS = re.compile(r"\[(\d{1,4}), ?(\d{1,4}), ?(\d{1,4}), ?(\d{1,4})\]")
 
 
 @dataclass(frozen=True)
@@ -38,20 +38,15 @@ class Region:
 
     @classmethod
     def from_text(cls, text: str) -> "Region | None":
-        """The first well-formed run of region tokens in `text`, or None. Swapped corners are put in order."""
-        match = _REGION.search(text)
-        if match is None:
-            return None
-        return cls._ordered(*map(int, match.groups()))
+        """The first well-formed run of region tokens in `text`, or None."""
+        return next((region for _, region in cls.find(text)), None)
 
     @classmethod
-    def from_numbers(cls, text: str, *, bins: int | None = None) -> "Region | None":
-        """The region of a turn that is nothing but `[x0, y0, x1, y1]`, or None; with `bins`, also beyond the grid."""
-        match = _NUMBERS.fullmatch(text)
-        corners = [int(number) for number in match.groups()] if match else []
-        if not corners or (bins is not None and max(corners) >= bins):
-            return None
-        return cls._ordered(*corners)
+    def find(cls, text: str, *, numbers: bool = False) -> "list[tuple[re.Match[str], Region]]":
+        """Every well-formed run of region tokens in `text`, or every `[x0, y0, x1, y1]`. Swapped corners are put in
+        order."""
+        matches = (_NUMBERS if numbers else _REGION).finditer(text)
+        return [(match, cls._ordered(*map(int, match.groups()))) for match in matches]
 
     @classmethod
     def _ordered(cls, a: int, b: int, c: int, d: int) -> "Region":

@@ -51,14 +51,14 @@ class RecordFile(Source):
         if not context.perception and not context.token_matched_images:  # whatever it names goes
             context = replace(context, encoder_tokens=_tokens_named_in(raw))
         record = parse_record(raw, where=where, encoder_tokens=context.encoder_tokens)
-        if context.perception or context.token_matched_images:
-            written = _whole_number(raw, "region_bins", where, default=8, least=1)  # published files do not say it
-            margin = _whole_number(raw, "crop_margin", where, default=0, least=0)
-            record = rebin(
-                record, context.encoder_tokens, self._folder, source_bins=written, bins=context.region_bins,
-                crop_margin=margin,
-            )  # fmt: skip
-        return context.apply_run_options(record)
+        perceives = context.perception or context.token_matched_images
+        record = record if perceives else context.apply_run_options(record)  # the grid of what goes does not matter
+        record = rebin(
+            record, context.encoder_tokens, self._folder, bins=context.region_bins,
+            source_bins=_whole_number(raw, "region_bins", where, default=8, least=1),  # published files do not say it
+            crop_margin=_whole_number(raw, "crop_margin", where, default=0, least=0),
+        )  # fmt: skip
+        return context.apply_run_options(record) if perceives else record
 
 
 def _below(root: Path, name: str) -> Path:
