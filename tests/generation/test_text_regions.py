@@ -49,7 +49,7 @@ def test_swapped_corners_are_repaired_and_other_text_is_an_answer(make_parts, fo
     parts = make_parts(*TEXT)
     found = answer(parts, folder, looking("[749, 874, 125, 250]", "yes"), GenerationLimits(60, 3))[2]
     assert [(step.status, step.box) for step in found.trace] == [("repaired", CROP)]
-    for text in ("[125, 250, 749]", "[125, 250, 749, 1000]", "at [125, 250, 749, 874]"):
+    for text in ("[125, 250, 749]", "[125, 250, 749, 1000]"):
         found = answer(parts, folder, looking(text), GenerationLimits(60, 3))[2]
         assert (found.text, found.trace, found.complete) == (text, [], True)
 

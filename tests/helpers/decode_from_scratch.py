@@ -59,7 +59,7 @@ class FromScratch:
         vocabulary, scale = self.parts.model.vocabulary, self.parts.model.forward_config.projector_scale
         ids, turn = [], []
         while len(ids) < self.limit:
-            chosen = self.choose(ids, turn)  # drawn for each token, whether it is used or not
+            chosen = self.choose(ids)  # drawn for each token, whether it is used or not
             token = self.script.pop(0) if self.script else chosen
             ids.append(token)
             turn.append(token)
@@ -80,29 +80,30 @@ class FromScratch:
                 break
         return ids
 
-    def choose(self, ids, turn):
+    def choose(self, ids):
         logits, vocabulary = self.logits(), self.parts.model.vocabulary
         logits[:, [action.control for action in vocabulary.actions.values()]] = -torch.inf
-        settled = {vocabulary.region_end, *(action.start for action in vocabulary.actions.values())}
-        if sum(token in self.parser.starts for token in ids) >= self.actions or settled & {*turn}:
+        if sum(token in self.parser.starts for token in ids) >= self.actions:
             logits[:, [*self.parser.starts]] = -torch.inf
         return self.sampling.sample(logits, [self.rng])[0]
 
     def show(self, turn):
         """Append the user turn that shows what `turn` asked for; False where it asked for nothing."""
-        request = self.parser.select(self.parser.parse(turn))
-        if request is None:
-            return False
-        processor = self.parts.processor
+        processor, shown = self.parts.processor, ""
         processor.chat_template.end_turn(self.conversation, loss=True)
-        source = VISION_TOWER if request.region else request.kind
-        image = self.image
-        if request.region:
-            size = self.folder.full_resolution(image, where="").size
-            image = replace(image, crop=request.region.to_box(size, bins=8, margin=self.margin))
-        processed = processor.process_images({source: (image,)}, self.folder, where="")[source][0]
-        self.images.setdefault(source, []).append(processed)
-        name = "image" if request.region else f"{processor.chat_template.encoder_tokens[source]}_image"
-        processor.chat_template.encode(self.conversation, (Message("user", f"<{name}>"),), self.tokens())
+        for request in self.parser.parse(turn):
+            if request.kind == "region" and request.region is None:
+                continue
+            source = VISION_TOWER if request.region else request.kind
+            image = self.image
+            if request.region:
+                size = self.folder.full_resolution(image, where="").size
+                image = replace(image, crop=request.region.to_box(size, bins=8, margin=self.margin))
+            processed = processor.process_images({source: (image,)}, self.folder, where="")[source][0]
+            self.images.setdefault(source, []).append(processed)
+            shown += "<image>" if request.region else f"<{processor.chat_template.encoder_tokens[source]}_image>"
+        if not shown:
+            return False
+        processor.chat_template.encode(self.conversation, (Message("user", shown),), self.tokens())
         processor.chat_template.add_generation_prompt(self.conversation)
         return True

@@ -20,9 +20,9 @@ class UpstreamGenerator(Generator):
 
     def _take_control_states(self, row: RowState, hidden: Tensor) -> None:
         control = self.vocabulary.actions[row.pending_action].control
-        row.turn_states.extend(hidden)
+        row.pending_states.extend(hidden)
         row.next_input = RowInput([control], states=hidden)
         row.append(control)
-        if len(row.turn_states) == self.model.forward_config.projector_scale:
+        if len(row.pending_states) == self.model.forward_config.projector_scale:
             row.pending_action = None
         self._check_length(row)

@@ -69,7 +69,7 @@ class Answering:
         [row] = generator.start(self.prompts[:1], [MEDIA])
         fed = 0
         for _ in generator.steps([row]):
-            if row.next_input is not None and row.next_input.visual is not None:
+            if row.next_input is not None and row.next_input.visuals:
                 fed = len(row.next_input.ids)
         return row.trace[0].seconds, fed
 

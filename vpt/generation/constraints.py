@@ -47,12 +47,11 @@ class PerceptionConstraints:
     def mask_logits(self, logits: Tensor, rows: Sequence[RowState]) -> None:
         """Write -inf into [n, vocabulary] for the tokens that each row may not sample now.
 
-        Control tokens are never sampled (they are forced), nor are the tokens of a forbidden kind. A row that has
-        requested perception in this turn, or has no actions left, cannot request more; one with a forced prefix
-        samples from its next set.
+        Control tokens are never sampled (they are forced), nor are the tokens of a forbidden kind. A row that has no
+        actions left cannot request more; one with a forced prefix samples from its next set.
         """
         logits[:, self._never] = -torch.inf
-        spent = [row for row, state in enumerate(rows) if state.requested or state.actions_left <= 0]
+        spent = [row for row, state in enumerate(rows) if state.actions_left <= 0]
         if spent:
             logits[self._indices(spent)[:, None], self._requests] = -torch.inf
         for row, state in enumerate(rows):

@@ -1,7 +1,7 @@
 """Inputs that rows pass to the next decode step, packed into one stage of `extend`."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 
 import torch
@@ -32,14 +32,14 @@ class RowInput:
 
     Attributes:
         ids: tokens.
-        visual: the image that fills placeholder tokens among them, if any.
+        visuals: the images that fill placeholder tokens among them, in order.
         states: [n, D] embeddings of the leading tokens (control tokens, a prompt's images) instead of their own.
         positions: [3, n] of a part of a prompt; None: those that continue the row's.
         keep: False where only the hidden states are wanted, not the keys (control states after the first).
     """
 
     ids: list[int]
-    visual: VisualInput | None = None
+    visuals: list[VisualInput] = field(default_factory=list)
     states: Tensor | None = None
     positions: Tensor | None = None
     keep: bool = True
@@ -93,7 +93,7 @@ def pack_inputs(inputs: Sequence[RowInput], cached: Sequence[int], *, device: to
         outputs.extend(range(end - row_input.num_outputs, end))
         for position, state in enumerate(add_states(row_input.states), start=start):
             collector.add_control(position, state)
-        if (visual := row_input.visual) is not None:
+        for visual in row_input.visuals:
             earlier = visuals.setdefault(visual.span.source, [])
             first = sum(other.image.tokens for other in earlier)
             numbers = add_states(visual.control_states)

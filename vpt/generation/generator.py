@@ -22,7 +22,7 @@ from vpt.generation.decode_step import RowInput
 from vpt.generation.intervention import Intervention
 from vpt.generation.kv_cache import KVCache
 from vpt.generation.perceiver import Perceiver
-from vpt.generation.row_state import Answer, GenerationLimits, RowState
+from vpt.generation.row_state import IGNORED, Answer, GenerationLimits, RowState
 from vpt.generation.running_batch import RunningBatch
 from vpt.generation.sampling import Sampling
 from vpt.models.inner_forward import StagedKVCache
@@ -49,7 +49,7 @@ class Generator:
         self.model, self.processor, self.decode, self.limits = model, processor, decode, limits
         self.sampling, self.vocabulary = sampling or Sampling(), model.vocabulary
         self.intervention = intervention or Intervention()
-        self.parser = PerceptionParser(model.vocabulary)
+        self.parser = PerceptionParser(model.vocabulary, decode)
         self.constraints = PerceptionConstraints(self.parser, limits.action, device=model.device)
         self.conditioned = model.forward_config.num_inner_forward_run > 1
         self.perceiver = Perceiver(
@@ -149,7 +149,9 @@ class Generator:
         log_probabilities = logits.float().log_softmax(dim=-1).gather(1, chosen)[:, 0].tolist()
         for row, token, log_probability in zip(rows, tokens, log_probabilities, strict=True):
             if row.perceived_at is not None:
-                row.trace[-1].seconds, row.perceived_at = time.perf_counter() - row.perceived_at, None
+                seconds, row.perceived_at = time.perf_counter() - row.perceived_at, None
+                for step in row.trace:
+                    step.seconds = step.seconds or seconds * (step.status != IGNORED)
             row.append(token)
             row.log_probability += log_probability
             row.next_input = self._next_input(row, token)
@@ -172,12 +174,11 @@ class Generator:
         return shown
 
     def _register_request(self, row: RowState, token: int) -> None:
-        """Note that a token begins or completes a request for perception."""
-        row.requested |= self.parser.completes(token)
+        """Note that a token begins a request for perception."""
         if token in self.parser.starts:
             row.actions_left -= 1
             if self.parser.starts[token] != REGION:
-                row.pending_action, row.turn_states = self.parser.starts[token], []
+                row.pending_action, row.pending_states = self.parser.starts[token], []
 
     def _check_length(self, row: RowState) -> None:
         if len(row.output_ids) >= self.limits.max_new_tokens:
@@ -191,12 +192,13 @@ class Generator:
         kind, count = row.pending_action, self.model.forward_config.projector_scale
         assert kind is not None
         controls = [self.vocabulary.actions[kind].control] * count
-        row.turn_states.extend(hidden)
-        if len(row.turn_states) < count:
+        row.pending_states.extend(hidden)
+        if len(row.pending_states) < count:
             row.next_input = RowInput(controls[1:], keep=False)
             return
-        states = self.intervention.states(torch.stack(row.turn_states), kind=kind, record=row.sample.record)
-        row.turn_states, row.pending_action = list(states), None
+        states = self.intervention.states(torch.stack(row.pending_states), kind=kind, record=row.sample.record)
+        row.turn_states.append(states)
+        row.pending_action = None
         row.next_input = RowInput(controls, states=states if self.conditioned else None)
         row.append(*controls)
         self._check_length(row)

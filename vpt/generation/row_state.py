@@ -46,7 +46,7 @@ class PerceptionStep:
         box: what a region shows, x0, y0, x1, y1 in pixels of the image.
         state_norm: mean norm of the control states.
         visual_tokens: how many tokens the conversation grew by.
-        seconds: from the end of the requesting turn to the first token after the image, the batch's wait included.
+        seconds: from the end of the requesting turn to the first token after its images, the batch's wait included.
     """
 
     kind: str
@@ -83,15 +83,15 @@ class RowState:
         rng: its tokens are drawn from it.
         position: of its next token.
         actions_left: how often it may still request perception.
-        requested: whether this turn has.
         forced_prefix: the set of tokens that each of its next tokens must be in.
         next_input: of the next decode step; None once it has ended.
         turn_ids, output_ids: tokens of this turn, and of all turns.
         log_probability: of this turn.
         pending_action: the re-encoder whose control states are being read.
-        turn_states: control states of this turn's last action.
+        pending_states: those that have been read, [D] each.
+        turn_states: control states of each of this turn's actions, [s, D].
         control_states: control states of every re-encoding so far.
-        perceived_at: when the last turn that was shown an image ended, until the first token after it.
+        perceived_at: when the last turn that was shown something ended, until the first token after it.
     """
 
     sample: Sample
@@ -99,7 +99,6 @@ class RowState:
     rng: np.random.Generator
     position: int
     actions_left: int = 0
-    requested: bool = False
     forced_prefix: list[tuple[int, ...]] = field(default_factory=list)
     next_input: RowInput | None = None
     turn_ids: list[int] = field(default_factory=list)
@@ -107,6 +106,7 @@ class RowState:
     log_probability: float = 0.0
     trace: list[PerceptionStep] = field(default_factory=list)
     pending_action: str | None = None
+    pending_states: list[Tensor] = field(default_factory=list)
     turn_states: list[Tensor] = field(default_factory=list)
     control_states: list[Tensor] = field(default_factory=list)
     perceived_at: float | None = None

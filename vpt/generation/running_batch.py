@@ -69,9 +69,8 @@ class RunningBatch:
         """[3, n], continuing the row's positions."""
         if row_input.positions is not None:
             return row_input.positions
-        visual = row_input.visual
-        grid = self.scheme.grid_span(visual.span, visual.image) if visual is not None else None
-        positions = row_positions(len(row_input.ids), [grid] if grid else [], origin=row.position)
+        grids = [self.scheme.grid_span(visual.span, visual.image) for visual in row_input.visuals]
+        positions = row_positions(len(row_input.ids), [grid for grid in grids if grid], origin=row.position)
         if row_input.keep:
             row.position = int(positions[0, -1]) + 1
         return positions

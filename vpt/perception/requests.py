@@ -5,12 +5,13 @@ the end of the turn, the first two x and the first two y tokens are two opposite
 is said in between is skipped. Fewer than two of either, and the region is ignored. Cells cannot lie outside: the
 vocabulary has none there, and a margin stops at the image's border.
 
-A turn is shown one thing: its re-encoding, else the first of its regions that can be read. Once it has begun the one or
-ended the other it cannot ask again. Whatever else it asked for is ignored, and so is all that it asked for where it was
-cut off before `<|im_end|>`; a turn that is shown nothing is the answer.
+Where regions are text (`model.region_format: text`), four numbers inside the grid, `[x0, y0, x1, y1]`, are one.
+
+A turn is shown all that it requested, in order: its re-encodings, and its regions that can be read. All that it
+requested is ignored where it was cut off before `<|im_end|>`; a turn that is shown nothing is the answer.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -27,9 +28,10 @@ class Request:
 
     Attributes:
         kind: `region` or a re-encoder.
-        said: the tokens that asked.
+        token_ids: the tokens of the request; none where it is text.
+        text: the request where it is text.
         region: the cells, or None where they cannot be read (or where the kind has none).
-        mended: whether it was said otherwise than in training: a region as start, x, y, x, y, end from top left to
+        repaired: whether it was said otherwise than in training: a region as start, x, y, x, y, end from top left to
             bottom right, a re-encoding up to its end token.
     """
 
@@ -37,33 +39,45 @@ class Request:
     token_ids: tuple[int, ...]
     region: Region | None = None
     repaired: bool = False
+    text: str = ""
+
+    @property
+    def readable(self) -> bool:
+        """Whether it says what to show."""
+        return self.kind != REGION or self.region is not None
 
 
 class PerceptionParser:
     """Reads the requests for perception in what a model has said."""
 
-    def __init__(self, vocabulary: PerceptionVocabulary) -> None:
-        """`starts` maps the token that begins a request to the kind of perception."""
-        self.vocabulary = vocabulary
+    def __init__(self, vocabulary: PerceptionVocabulary, decode: Callable[[list[int]], str] | None = None) -> None:
+        """`starts` maps the token that begins a request to the kind of perception; `decode`, token ids to text, is
+        needed for models whose regions are text."""
+        self.vocabulary, self._decode = vocabulary, decode
         self.starts = {one.start: name for name, one in vocabulary.actions.items()}
         if vocabulary.region_start is not None:
             self.starts[vocabulary.region_start] = REGION
         self._x = {token: i for i, token in enumerate(vocabulary.x)}
         self._y = {token: i for i, token in enumerate(vocabulary.y)}
 
-    def completes(self, token: int) -> bool:
-        """Whether a turn that says `token` has asked for what it will be shown."""
-        return token == self.vocabulary.region_end or self.starts.get(token, REGION) != REGION
-
     def parse(self, said: Sequence[int]) -> list[Request]:
-        """Everything that a turn asked for, in order: one request for each start token."""
+        """Everything that a turn requested, in order: one request for each start token, and for each region in text."""
         at = [i for i, token in enumerate(said) if token in self.starts]
-        return [self._request(said[start:stop]) for start, stop in pairwise([*at, len(said)])]
+        requests = self._in_text(said[: at[0] if at else len(said)])
+        for start, stop in pairwise([*at, len(said)]):
+            requests.append(self._request(said[start:stop]))
+            requests.extend(self._in_text(said[start + len(requests[-1].token_ids) : stop]))
+        return requests
 
-    def select(self, requests: Sequence[Request]) -> Request | None:
-        """The request that a finished turn is shown, if any."""
-        encoded = [request for request in requests if request.kind != REGION]
-        return encoded[-1] if encoded else next((request for request in requests if request.region), None)
+    def _in_text(self, said: Sequence[int]) -> list[Request]:
+        if not self.vocabulary.text_bins or self._decode is None:
+            return []
+        found = Region.find(self._decode([token for token in said if token != self.vocabulary.im_end]), numbers=True)
+        return [
+            Request(REGION, (), region, repaired=match[0] != region.to_numbers(), text=match[0])
+            for match, region in found
+            if max(region.x1, region.y1) < self.vocabulary.text_bins
+        ]
 
     def _request(self, said: Sequence[int]) -> Request:
         kind = self.starts[said[0]]
