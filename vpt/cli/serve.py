@@ -37,10 +37,12 @@ class Server(uvicorn.Server):
         self.service = service
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Not uvicorn's own, which would end the process by the signal: it is to end with 0."""
         self.service.engine.drain()
-        if sig == signal.SIGINT and self.should_exit:
+        if self.should_exit and sig == signal.SIGINT:  # the second Ctrl-C
             self.service.engine.abandon()
-        super().handle_exit(sig, frame)
+            self.force_exit = True
+        self.should_exit = True
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -20,7 +20,7 @@ from vpt.data.records import PLACEHOLDER, SYSTEM_PROMPT, ImageRef, Message, Reco
 from vpt.data.references import check_text
 from vpt.errors import DataError
 from vpt.perception.batch import VISION_TOWER
-from vpt.serving.protocol import ApiError, ChatMessage, ImagePart
+from vpt.serving.protocol import ApiError, ChatMessage, ImagePart, TextPart
 
 DATA_URL = re.compile(r"data:image/[\w.+-]{1,40};base64,", re.ASCII | re.IGNORECASE)
 WHERE = "the question"
@@ -81,9 +81,13 @@ class PromptReader:
     def _text(self, message: ChatMessage, number: int) -> str:
         """A message with a placeholder for each image: they come first, as in training, unless texts surround them."""
         param = f"messages.{number}.content"
-        parts = message.content if isinstance(message.content, list) else None
-        if parts is None:
-            return self._checked(str(message.content), param)
+        parts = message.content if isinstance(message.content, list) else [TextPart(type="text", text=message.content)]
+        if message.role == "assistant":  # what it said may hold tokens of requests that were ignored
+            parts = [
+                TextPart(type="text", text=PLACEHOLDER.sub("", self.special.sub("", part.text)))
+                if isinstance(part, TextPart) else part
+                for part in parts
+            ]  # fmt: skip
         kinds = [isinstance(part, ImagePart) for part in parts]
         if any(kinds) and message.role != "user":
             raise ApiError(400, f"{param}: images belong into a user's message", param=param)
