@@ -13,7 +13,7 @@ from vpt.bench import generation, inner_passes, loading, measure, memory, mfu, m
 from vpt.bench.__main__ import GROUPS, main
 from vpt.bench.measure import Measurement, median_ratio, worst_of
 from vpt.bench.memory import peak_bytes
-from vpt.bench.synthetic import WORD, SyntheticRow, synthetic_batch
+from vpt.data.synthetic import WORD, SyntheticRow, synthetic_batch
 
 FIGURES = {
     "inner_passes": {"shared_vs_plain", "full_vs_shared", "bottleneck_vs_plain", "zero_vs_plain"},
@@ -82,7 +82,7 @@ def test_peak_memory_is_that_of_the_tensors():
 
 
 def test_peak_memory_does_not_depend_on_what_was_measured_before(tiny):
-    step = measure.training_step(tiny.model, synthetic_batch(tiny, [SyntheticRow()]))
+    step = measure.training_step(tiny.model, synthetic_batch(tiny.processor, [SyntheticRow()]))
     peaks = [peak_bytes(tiny.model, step) for _ in range(3)]
     assert max(peaks) <= 1.02 * min(peaks)
 
@@ -90,11 +90,11 @@ def test_peak_memory_does_not_depend_on_what_was_measured_before(tiny):
 def test_rows_are_as_long_as_they_say(tiny):
     """64 image, 40 question, 256 re-encoded, 30 answer tokens; a mix of 80 to 900; padding changes no loss."""
     model = tiny.model
-    batch = synthetic_batch(tiny, [SyntheticRow(perceives=True)])
+    batch = synthetic_batch(tiny.processor, [models.ROW])
     assert [block.length for block in batch.rows[0].blocks] == [64, 256]
     word = tiny.tokenizer.encode(WORD)
     assert len(word) == 1 and batch.input_ids.tolist().count(word[0]) == 40 + 30
-    mix = synthetic_batch(tiny, packing.MIX)
+    mix = synthetic_batch(tiny.processor, packing.MIX)
     lengths = [row.length for row in mix.rows]
     assert 70 <= min(lengths) <= 90
     assert 880 <= max(lengths) <= 920

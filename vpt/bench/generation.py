@@ -8,9 +8,9 @@ from transformers import DynamicCache
 
 from vpt.bench import measure as measuring
 from vpt.bench.measure import Measurement, Timed, ratio, timed, worst_of
-from vpt.bench.models import SMALL, BenchModel
-from vpt.bench.synthetic import ENCODER, MEDIA, SyntheticRow, records
+from vpt.bench.models import ENCODER, SMALL, BenchModel
 from vpt.data.collate import collate
+from vpt.data.synthetic import MEDIA, SyntheticRow, synthetic_records
 from vpt.generation.generator import Generator
 from vpt.generation.row_state import GenerationLimits
 from vpt.models.attention import SEGMENT_ATTENTION
@@ -26,7 +26,8 @@ class Answering:
     def __init__(self, sizes: BenchModel, bundle: ModelBundle, rows: int) -> None:
         self.bundle, self.model, self.new_tokens = bundle, bundle.model.eval(), sizes.new_tokens
         prompt = SyntheticRow(sizes.row.image, sizes.row.question, answer=1)
-        self.prompts = [bundle.processor.encode_prompt(row, MEDIA) for row in records(bundle, [prompt] * rows)]
+        records = synthetic_records(bundle.processor, [prompt] * rows)
+        self.prompts = [bundle.processor.encode_prompt(record, MEDIA) for record in records]
         ends = [self.model.vocabulary.im_end, self.model.vocabulary.end_of_text]
         with torch.no_grad():  # logits of zero: no answer ends before its time
             self.model.language.embed_tokens.weight[ends] = 0.0

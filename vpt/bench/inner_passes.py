@@ -5,7 +5,7 @@ from typing import Any
 
 from vpt.bench.measure import Measurement, median_ratio, time_in_turns, training_step
 from vpt.bench.models import SMALL
-from vpt.bench.synthetic import synthetic_batch
+from vpt.data.synthetic import synthetic_batch
 
 ROWS = 2
 PASSES: dict[str, dict[str, Any]] = {
@@ -17,7 +17,8 @@ PASSES: dict[str, dict[str, Any]] = {
 def measure() -> list[Measurement]:
     """The plain side is the same tokens in one pass, nothing conditioned, with the same logits."""
     bundle = SMALL.build()
-    batches = [synthetic_batch(bundle, [replace(SMALL.row, masked=masked)] * ROWS) for masked in (False, True)]
+    rows = [[replace(SMALL.row, masked=masked)] * ROWS for masked in (False, True)]
+    batches = [synthetic_batch(bundle.processor, those) for those in rows]
     taken = time_in_turns(
         {name: training_step(bundle.model, batches["mask_mode" in how], **how) for name, how in PASSES.items()}
     )

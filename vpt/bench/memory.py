@@ -8,7 +8,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from vpt.bench.measure import Measurement, Timed, ratio, training_step
 from vpt.bench.models import SMALL
-from vpt.bench.synthetic import synthetic_batch
+from vpt.data.synthetic import synthetic_batch
 
 ROWS = 4  # with fewer, the gradients are most of it
 
@@ -37,7 +37,7 @@ def measure() -> list[Measurement]:
     bundle = SMALL.build()
 
     def sides(rows: int) -> list[Timed]:
-        batch = synthetic_batch(bundle, [SMALL.row] * rows)
+        batch = synthetic_batch(bundle.processor, [SMALL.row] * rows)
         return [training_step(bundle.model, batch, checkpointing=choice) for choice in (True, False)]
 
     recomputed, kept = (peak_bytes(bundle.model, side) for side in sides(ROWS))

@@ -8,7 +8,7 @@ import torch
 
 from vpt.bench.measure import Measurement, median_ratio, time_in_turns, training_step, worst_of
 from vpt.bench.models import SMALL
-from vpt.bench.synthetic import SyntheticRow, synthetic_batch
+from vpt.data.synthetic import SyntheticRow, synthetic_batch
 from vpt.flops import FlopCost, FlopMeter
 
 MATMUL = 2048  # rows and columns of the product whose rate is the machine's
@@ -19,11 +19,11 @@ def measure() -> list[Measurement]:
     """Utilisation, and the time of a token at four times the rows and at four times the length."""
     bundle = SMALL.build()
     # Four times the length: of image, question and answer. A re-encoder's tokens are a constant number an image.
-    plain, long = SyntheticRow(), SyntheticRow((16, 16), question=160, answer=0)
-    short, start = (len(synthetic_batch(bundle, [row]).input_ids) for row in (plain, long))
+    plain, long = SyntheticRow(), SyntheticRow((256, 256), question=160, answer=0)
+    short, start = (len(synthetic_batch(bundle.processor, [row]).input_ids) for row in (plain, long))
     long = replace(long, answer=TIMES * short - start)
     rows = {"once": [SMALL.row], "rows": [SMALL.row] * TIMES, "short": [plain], "long": [long]}
-    batches = {name: synthetic_batch(bundle, those) for name, those in rows.items()}
+    batches = {name: synthetic_batch(bundle.processor, those) for name, those in rows.items()}
     left, right = torch.randn(MATMUL, MATMUL), torch.randn(MATMUL, MATMUL)
     steps = {name: training_step(bundle.model, batch) for name, batch in batches.items()}
     taken = time_in_turns({**steps, "matmul": lambda: left @ right})

@@ -7,14 +7,15 @@ from typing import Any
 import torch
 import yaml
 
-from vpt.bench.synthetic import ENCODER, PREFIX, SyntheticRow
 from vpt.checkpoint.initialize import initialize, materialize
 from vpt.config.schema import EncoderConfig, EncoderSize, LoraConfig, ModelConfig, OptimConfig, TrainConfig
+from vpt.data.synthetic import SyntheticRow
 from vpt.models.build import ModelBundle, build_bundle
 from vpt.models.tiny_tokenizer import tiny_tokenizer
 from vpt.training.optimizer import set_trainable
 
-ROW = SyntheticRow(perceives=True)
+ENCODER = "dino"
+ROW = SyntheticRow(encoder=ENCODER)  # 64 image, 40 question, 256 re-encoded, 30 answer tokens
 CONF = Path(__file__).resolve().parents[2] / "conf"
 
 
@@ -40,14 +41,14 @@ class BenchModel:
         """The sizes of a configuration in conf/model, with DINOv2-large, on an image of 512 x 532 pixels."""
         sizes = yaml.safe_load((CONF / "model" / f"{name}.yaml").read_text())["model"]["config"]
         dino = yaml.safe_load((CONF / "encoder" / "dino.yaml").read_text())["sizes"]["full"]["config"]
-        return cls(sizes, dino, row=SyntheticRow((19, 18), question=80, perceives=True), new_tokens=128)
+        return cls(sizes, dino, row=SyntheticRow((504, 532), question=80, encoder=ENCODER), new_tokens=128)
 
     def build(
         self, device: torch.device | str = "cpu", *, dtype: str = "float32", lora: LoraConfig | None = None
     ) -> ModelBundle:
         """The model, made where it will live, its towers frozen as in training."""
         dino = EncoderSize(config=self.dino, options={"side": self.side})
-        encoder = EncoderConfig("vpt.encoders.dino.DinoEncoder", PREFIX, sizes={"full": dino})
+        encoder = EncoderConfig("vpt.encoders.dino.DinoEncoder", "detection", sizes={"full": dino})
         model = ModelConfig(config=self.qwen, dtype=dtype, lora=lora or LoraConfig())
         bundle = build_bundle(TrainConfig("bench", model=model, encoder={ENCODER: encoder}), tiny_tokenizer())
         materialize(bundle.model, device)
@@ -79,4 +80,4 @@ BASE_DINO = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads":
 SMALL = BenchModel(qwen_sizes(640, 10, 10, intermediate_size=1792), SMALL_DINO)
 # For any machine, to see that a program runs
 TINY_QWEN = qwen_sizes(64, 2, 2, intermediate_size=128, vocab_size=576)
-TINY = BenchModel(TINY_QWEN, SMALL_DINO, 56, SyntheticRow((3, 4), 8, perceives=True, answer=4), 4)
+TINY = BenchModel(TINY_QWEN, SMALL_DINO, 56, SyntheticRow((64, 64), 8, encoder=ENCODER, answer=4), 4)

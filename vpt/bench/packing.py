@@ -9,16 +9,16 @@ from torch.nn import functional as F
 from vpt.bench.measure import Measurement, ratio, training_step
 from vpt.bench.memory import ROWS, peak_bytes
 from vpt.bench.models import SMALL
-from vpt.bench.synthetic import SyntheticRow, synthetic_batch
+from vpt.data.synthetic import SyntheticRow, synthetic_batch
 from vpt.models.inner_forward import StagedKVCache
 from vpt.models.vpt import VPTModel
 from vpt.perception.batch import IGNORE_INDEX, Batch
 
 # A plain row, one that re-encodes, one with a region: 80 to 900 tokens, as near as three come to 35:35:30.
 MIX = (
-    SyntheticRow(image=(4, 4), question=24, answer=16),
-    SyntheticRow(perceives=True),
-    SyntheticRow(image=(20, 20), question=60, crop=(18, 18), answer=70),
+    SyntheticRow(image=(64, 64), question=24, answer=16),
+    SMALL.row,
+    SyntheticRow(image=(320, 320), question=60, crop=(288, 288), answer=70),
 )
 PUBLISHED_VOCABULARY = 152_064
 
@@ -27,10 +27,10 @@ def measure() -> list[Measurement]:
     """A step over rows packed / over the same rows, each filled up to the longest with tokens that carry no loss;
     memory that a step takes on top of the weights, at its peak: logits where there is a label / everywhere."""
     bundle = SMALL.build()
-    packed = synthetic_batch(bundle, MIX)
+    packed = synthetic_batch(bundle.processor, MIX)
     sides = [training_step(bundle.model, batch) for batch in (packed, pad(packed))]
     wide = replace(SMALL, qwen=SMALL.qwen | {"vocab_size": PUBLISHED_VOCABULARY}).build()
-    batch = synthetic_batch(wide, [SMALL.row] * ROWS)
+    batch = synthetic_batch(wide.processor, [SMALL.row] * ROWS)
     losses = (batch, lambda: loss_of_all_logits(wide.model, batch))
     labelled, everywhere = (peak_bytes(wide.model, training_step(wide.model, loss)) for loss in losses)
     return [

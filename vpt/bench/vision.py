@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from vpt.bench.measure import Measurement, ratio, training_step
-from vpt.bench.models import BASE_DINO, SMALL, qwen_sizes
-from vpt.bench.synthetic import ENCODER, synthetic_batch
+from vpt.bench.models import BASE_DINO, ENCODER, SMALL, qwen_sizes
 from vpt.config.schema import DataConfig
+from vpt.data.synthetic import synthetic_batch
 from vpt.perception.batch import ImageInputs
 from vpt.training.frozen_features import open_feature_cache
 
@@ -39,7 +39,7 @@ def vision_tower() -> Measurement:
 def cached_features() -> Measurement:
     """A step whose re-encoder's features are read from disk / computed."""
     bundle = replace(SMALL, dino=BASE_DINO).build()
-    model, batch = bundle.model, synthetic_batch(bundle, [SMALL.row])
+    model, batch = bundle.model, synthetic_batch(bundle.processor, [SMALL.row])
     images, key = batch.images[ENCODER], "0" * 40
     with tempfile.TemporaryDirectory() as folder:
         store = open_feature_cache(DataConfig(feature_cache=folder), model, precision="fp32")

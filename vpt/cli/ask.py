@@ -1,4 +1,4 @@
-"""Ask a trained model one question about one image, and see what it looks at.
+"""Ask a trained model one question about one image, and see how it perceives.
 
     vpt ask IMAGE QUESTION checkpoint=RUN [out=PNG] [KEY=VALUE ...]
 

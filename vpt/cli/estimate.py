@@ -23,9 +23,8 @@ from vpt.config.resolve import resolve_config
 from vpt.config.schema import TrainConfig
 from vpt.config.validate import validate
 from vpt.errors import ConfigError
-from vpt.estimate.meta_model import build_on_meta
 from vpt.estimate.report import Report
-from vpt.estimate.settings import EstimateConfig
+from vpt.estimate.settings import EstimateConfig, build_on_meta
 
 _TRAINED_WITH = {item.name for item in fields(TrainConfig)}
 OWN_KEYS = [item.name for item in fields(EstimateConfig) if item.name not in _TRAINED_WITH]

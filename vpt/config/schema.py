@@ -72,7 +72,7 @@ class ImageConfig:
 
 @dataclass
 class VideoConfig:
-    fps: float = bounded(2.0, low=0.001)  # frames looked at in a second of video, evenly spread
+    fps: float = bounded(2.0, low=0.001)  # frames sampled of a second of video, evenly spread
     max_frames: int = bounded(16, low=1)  # of a video
     min_pixels: int = bounded(56 * 56, low=1)  # of a frame
     max_pixels: int = bounded(28 * 28 * 128, low=1)  # of a frame
@@ -95,7 +95,7 @@ class DataConfig:
     actions: dict[str, float] = field(default_factory=lambda: {"none": 1.0})  # kind -> share, where sources choose
     action_prompt: bool = True  # whether questions say which perception to use (Free Choice: false)
     perception: bool = True  # false: without any perception turn
-    token_matched_images: bool = False  # with perception=false: a plain look of as many tokens in place of each
+    token_matched_images: bool = False  # with perception=false: the image in as many tokens instead
     metrics: list[str] = field(default_factory=lambda: ["exact_match"])  # the first one gives the score
     limit: int | None = bounded(None, low=1)  # the first n test questions only
     on_error: str = choice("raise", "skip")  # skip: records that cannot be used are left out, counted, and named

@@ -61,7 +61,7 @@ class Record:
 
     @property
     def image(self) -> ImageRef | None:
-        """The image that perception looks at again: the first of the conversation; of a video, a frame."""
+        """The image that actions encode or crop: the first of the conversation; of a video, a frame."""
         first = next(iter(self.images.get(VISION_TOWER, ())), None)
         return first.frame if first else None
 

@@ -52,7 +52,7 @@ class ImageRef:
 
     @property
     def frame(self) -> "ImageRef":
-        """The image that perception looks at again."""
+        """The image that actions encode or crop."""
         return self
 
     def as_json(self) -> str:
@@ -88,7 +88,7 @@ class VideoRef:
 
     @property
     def frame(self) -> ImageRef:
-        """The image that perception looks at again: the middle frame (a video file opened as an image is that)."""
+        """The image that actions encode or crop: the middle frame (a video file opened as an image is that)."""
         return self.frames[len(self.frames) // 2]
 
     def as_json(self) -> str | dict[str, Any]:

@@ -3,12 +3,13 @@
 Under sharding a layer's weights are gathered whenever it is called, by all processes at once. But how often a layer is
 called depends on the rows: a batch with three actions has four stages, one without any has one; an encoder runs where
 there is an image for it. So before a step every process tells the others which modules its micro-batches call (one
-small collective), and a process that calls fewer of them gets a *dummy row*: it has no labels, looks at blank images
-and perceives as often as need be. Its gradients are zero, and the calls match.
+small collective), and a process that calls fewer of them gets a *dummy row*: it has no labels, blank images, and
+as many actions as need be. Its gradients are zero, and the calls match.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
+from itertools import compress
 
 import torch
 from PIL import Image
@@ -20,7 +21,8 @@ from vpt.distributed.process_group import World
 from vpt.models.vpt import VPTModel
 from vpt.perception.batch import Batch, RowBuilder
 
-_BLANK = 64  # pixels along a side of the image that a dummy row looks at
+KINDS = ("project", "condition", "encode")
+_BLANK = 64  # pixels along a side of the image of a dummy row
 
 
 @dataclass(frozen=True)
@@ -58,41 +60,26 @@ class ModuleCalls:
 
     Attributes:
         stages: how often the decoder runs.
-        projected, conditioned: sources whose tokens are projected, and projected under control states.
-        encoded: transforms whose encoders have to run: some of their images are not in the feature cache.
+        modules: (kind, name) of all others, by `KINDS`: sources whose tokens are projected, and projected under
+            control states; transforms whose encoders run, as some of their images are not in the feature cache.
     """
 
     stages: int
-    projected: frozenset[str]
-    conditioned: frozenset[str]
-    encoded: frozenset[str]
+    modules: frozenset[tuple[str, str]]
 
     @classmethod
     def of(cls, batch: Batch, model: VPTModel) -> "ModuleCalls":
         """Module calls that this process's micro-batch makes."""
-        actions = [(row, action) for row in batch.rows for action in row.actions if action.block is not None]
-        conditioned = model.forward_config.num_inner_forward_run == 2
-        return cls(
-            stages=max(map(len, model.split_segments(batch.rows)), default=0),
-            projected=frozenset(block.source for row in batch.rows for block in row.blocks),
-            conditioned=frozenset(row.blocks[action.block].source for row, action in actions if conditioned),  # type: ignore[index]
-            encoded=frozenset(name for name, images in batch.images.items() if images.uncached),
-        )
+        called = {("project", block.source) for row in batch.rows for block in row.blocks}
+        called |= {("encode", name) for name, images in batch.images.items() if images.uncached}
+        if model.forward_config.num_inner_forward_run == 2:
+            actions = [(row, a.block) for row in batch.rows for a in row.actions if a.block is not None]
+            called |= {("condition", row.blocks[block].source) for row, block in actions}
+        return cls(max(map(len, model.split_segments(batch.rows)), default=0), frozenset(called))
 
-    def to_ints(self, names: Sequence[str]) -> list[int]:
-        """Stages, and a flag for each of `names` in each set; `names` are all sources and transforms that there are."""
-        return [self.stages, *(name in chosen for chosen in self._sets for name in names)]
-
-    @property
-    def _sets(self) -> tuple[frozenset[str], ...]:
-        return self.projected, self.conditioned, self.encoded
-
-    @classmethod
-    def from_ints(cls, ints: Sequence[int], names: Sequence[str]) -> "ModuleCalls":
-        """The inverse of `to_ints`."""
-        stages, *flags = ints
-        sets = (flags[start : start + len(names)] for start in range(0, len(flags), len(names)))
-        return cls(stages, *(frozenset(name for name, chosen in zip(names, part) if chosen) for part in sets))
+    def names(self, kind: str) -> list[str]:
+        """The sources or transforms of one kind of call."""
+        return sorted(name for called, name in self.modules if called == kind)
 
 
 class BatchAligner:
@@ -101,7 +88,8 @@ class BatchAligner:
     def __init__(self, world: World, model: VPTModel, transforms: Mapping[str, ImageTransform]) -> None:
         """`transforms`: by source (`Processor.transforms`)."""
         self.world, self.model, self.transforms = world, model, transforms
-        self._names = sorted({*transforms, *(transform.name for transform in transforms.values())})
+        names = sorted({*transforms, *(transform.name for transform in transforms.values())})
+        self._modules = [(kind, name) for kind in KINDS for name in names]  # all that a batch may call
         self._dummies: dict[ModuleCalls, Batch] = {}
 
     def align(self, batches: Sequence[Batch], *, exit_code: int = 0) -> tuple[list[Batch], GlobalCounts]:
@@ -113,9 +101,10 @@ class BatchAligner:
         if self.world.size == 1:
             return [batch for batch in batches if batch.rows], own_counts
         own_calls = [ModuleCalls.of(batch, self.model) for batch in batches]
-        sent = list(astuple(own_counts)), [number for calls in own_calls for number in calls.to_ints(self._names)]
-        counts, calls = self.world.all_gather([*sent[0], *sent[1]]).split([len(sent[0]), len(sent[1])], dim=1)
-        calls = calls.view(self.world.size, len(batches), -1)  # [processes, batches, ModuleCalls.to_ints]
+        flags = [n for calls in own_calls for n in (calls.stages, *(key in calls.modules for key in self._modules))]
+        sent = [*astuple(own_counts), *flags]
+        counts, calls = self.world.all_gather(sent).split([len(sent) - len(flags), len(flags)], dim=1)
+        calls = calls.view(self.world.size, len(batches), -1)  # [processes, batches, stages and a flag for each module]
         most, least = calls.amax(dim=0), calls.amin(dim=0)
         completed = [
             batch if bool((most[number] == least[number]).all()) else self._complete(batch, own, most[number].tolist())
@@ -126,7 +115,7 @@ class BatchAligner:
 
     def _complete(self, batch: Batch, own: ModuleCalls, most: list[int]) -> Batch:
         """The batch, with a dummy row unless it makes all the calls of one."""
-        needed = ModuleCalls.from_ints(most, self._names)
+        needed = ModuleCalls(most[0], frozenset(compress(self._modules, most[1:])))
         if needed not in self._dummies:
             self._dummies[needed] = self._dummy_batch(needed)
         dummy = self._dummies[needed]
@@ -134,37 +123,34 @@ class BatchAligner:
 
     def _append(self, batch: Batch, dummy: Batch) -> Batch:
         """The batch with the dummy row at its end, and its images after the batch's own."""
-        looks = dict(batch.images)
-        for view, look in dummy.images.items():
-            looks[view] = looks[view].concat(look) if view in looks else look
+        images = dict(batch.images)
+        for transform, added in dummy.images.items():
+            images[transform] = images[transform].concat(added) if transform in images else added
         [row] = dummy.rows
-        blocks = tuple(replace(b, image=len(looks[self.transforms[b.source].name].tokens) - 1) for b in row.blocks)
+        blocks = tuple(replace(b, image=len(images[self.transforms[b.source].name].tokens) - 1) for b in row.blocks)
         return replace(
             batch,
             input_ids=torch.cat([batch.input_ids, dummy.input_ids]),
             labels=torch.cat([batch.labels, dummy.labels]),
             positions=torch.cat([batch.positions, dummy.positions], dim=1),
             rows=[*batch.rows, replace(row, start=len(batch.input_ids), blocks=blocks)],
-            images=looks,
+            images=images,
         )
 
     def _dummy_batch(self, needs: ModuleCalls) -> Batch:
         """One row that asks for all of `needs`: blocks without a control state first, then action after action."""
-        looks = {source: self.transforms[source](Image.new("RGB", (_BLANK, _BLANK))) for source in needs.projected}
+        projected, conditioned = needs.names("project"), needs.names("condition")
+        shown = {source: self.transforms[source](Image.new("RGB", (_BLANK, _BLANK))) for source in projected}
         row, scale = RowBuilder(), self.model.forward_config.projector_scale
-        row.text(1)
-        for source in sorted(needs.projected - needs.conditioned):
-            row.image(source, looks[source].tokens)
-        for source in sorted(needs.conditioned):
-            row.action(source, scale)
-            row.image(source, looks[source].tokens)
+        row.add([0])
+        for source in sorted(projected, key=lambda source: (source in conditioned, source)):
+            if source in conditioned:
+                row.action(source, scale)
+            row.image(source, shown[source].tokens)
         while len(self.model.split_segments([row.build()])[0]) < needs.stages:
             row.action("", scale)
-        views = {self.transforms[source].name: looks[source] for source in sorted(needs.projected)}
+        images = {self.transforms[source].name: image for source, image in shown.items()}
         return Batch(
-            input_ids=torch.tensor(row.ids),
-            labels=torch.tensor(row.labels),
-            positions=torch.arange(len(row.ids)).expand(3, -1),
-            rows=[row.build(dummy=True)],
-            images={name: stack_images(name, [look]) for name, look in views.items()},
-        ).to(self.model.device)
+            torch.tensor(row.ids), torch.tensor(row.labels), torch.arange(len(row.ids)).expand(3, -1),
+            [row.build(dummy=True)], {name: stack_images(name, [image]) for name, image in images.items()},
+        ).to(self.model.device)  # fmt: skip

@@ -5,7 +5,7 @@
     optimizer     AdamW's two moments, as the trained ones
     copies        bf16 autocast over float32 weights: of trained matrices, all through the forward pass; of frozen ones
                   that a gradient passes through, one for each stage until the backward pass (none with checkpointing)
-    exchange      `vpt.estimate.sharding`
+    exchange      `vpt.estimate.gpus.communication_bytes`
     activations   what the decoder keeps for the backward pass (`kept_by_layer`); with checkpointing, each layer's
                   input, its keys and values, and all of one layer in the largest stage; projectors keep their features
                   twice (before and after the norm) and three times what they make of them
@@ -25,7 +25,7 @@ from typing import Any
 
 from torch import nn
 
-from vpt.estimate.sharding import FLOAT32, ShardingPlan, communication_bytes
+from vpt.estimate.gpus import FLOAT32, ShardingPlan, communication_bytes
 from vpt.estimate.workload import Workload
 from vpt.models.output import LOGIT_CHUNK
 from vpt.models.vpt import VPTModel, is_trained

@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator
 from dataclasses import asdict
+from pathlib import Path
 
+from vpt.estimate.gpus import GIGA, memory_of_a_gpu, micro_batch, peak_flops, samples_per_second, sharding_plan
 from vpt.estimate.memory import DTypeBytes, predict_memory, state_bytes
-from vpt.estimate.meta_model import is_folder
 from vpt.estimate.settings import EstimateConfig
-from vpt.estimate.throughput import GIGA, memory_of_a_gpu, micro_batch, sharding_plan, throughput
 from vpt.estimate.typical_samples import image_size, typical_samples
 from vpt.estimate.workload import workload_of
 from vpt.flops import FlopCost, FlopMeter
@@ -22,18 +22,22 @@ class Report:
 
     Args:
         config: of the run, and what is assumed.
-        parts: on the meta device (`vpt.estimate.meta_model`).
+        parts: on the meta device (`build_on_meta`).
     """
 
     def __init__(self, config: EstimateConfig, parts: ModelBundle) -> None:
         self.config, self.model = config, parts.model
-        self.examples = typical_samples(config, parts.processor.transforms)
+        self.examples = typical_samples(config, parts.processor)
         self.meter = FlopMeter(self.model)
         self.costs = [self.meter.step(example.batch) for example in self.examples]
 
     def __iter__(self) -> Iterator[str]:
         path = self.config.model.path
-        sizes = f"{path}/config.json" if is_folder(path) else "the configuration; nothing was fetched or loaded"
+        sizes = (
+            f"{path}/config.json"
+            if path and Path(path).is_dir()
+            else "the configuration; nothing was fetched or loaded"
+        )
         yield f"run {self.config.run_name}: {path or 'random weights'}, sizes from {sizes}"
         for table in (self.modules, self.samples, self.flops, self.memory, self.speed, self.checkpoints):
             yield ""
@@ -58,7 +62,7 @@ class Report:
         yield f"  {'':20}{'share':>7}{'image':>7}{'text':>7}{'perceived':>11}{'all':>7}{'labelled':>10}{'run':>7}"
         for example in self.examples:
             row, [cut] = example.row, self.model.split_segments([example.row])
-            run = sum(segment.stop - segment.start for segment in cut)
+            run = sum(segment.length for segment in cut)
             yield (
                 f"  {example.kind + (', masked' if row.masked else ''):20}{example.share:7.2f}"
                 f"{example.image_tokens:7}{example.text_tokens:7}{example.perceived_tokens:11}{row.length:7}"
@@ -117,17 +121,15 @@ class Report:
         config, training = self.config, self.config.training
         flops = sum(cost.total for cost in self.mean().values())
         tokens = sum(example.share * example.row.length for example in self.examples)
-        going = throughput(config, flops=flops, tokens=tokens)
+        rate = samples_per_second(config, flops)
         yield f"speed on gpus={config.gpus}, by {flops:.3g} FLOPs and {tokens:.0f} tokens a sample"
-        yield (
-            f"  assumed: a peak of {going.peak / 1e12:g}e12 FLOP/s, {config.assume.gpu} in {training.precision} "
-            f"(assume.gpu, assume.peak_tflops);"
-        )
-        yield f"  {going.utilisation:.0%} of it reached (assume.utilisation)"
-        yield f"  {going.samples_a_second:,.1f} samples a second, {going.tokens_a_second:,.0f} tokens a second"
+        peak = f"{peak_flops(config) / 1e12:g}e12 FLOP/s, {config.assume.gpu} in {training.precision}"
+        yield f"  assumed: a peak of {peak} (assume.gpu, assume.peak_tflops);"
+        yield f"  {config.assume.utilisation:.0%} of it reached (assume.utilisation)"
+        yield f"  {rate:,.1f} samples a second, {rate * tokens:,.0f} tokens a second"
         yield f"  {'':36}{'samples':>16}{'steps':>12}{'days':>10}"
         for name, samples in self.lengths().items():
-            yield f"  {name:36}{samples:16,}{-(-samples // training.batch_size):12,}{going.days(samples):10.2f}"
+            yield f"  {name:36}{samples:16,}{-(-samples // training.batch_size):12,}{samples / rate / 86_400:10.2f}"
 
     def lengths(self) -> dict[str, int]:
         """Runs that are asked about: name -> samples."""

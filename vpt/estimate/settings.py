@@ -1,8 +1,12 @@
-"""The keys of `vpt estimate` besides those of `train.py`: what is assumed, and can be set."""
+"""The keys of `vpt estimate` besides those of `train.py`, and the model of a configuration without its weights."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from vpt.checkpoint.upstream import UpstreamCheckpoint
 from vpt.config.schema import TrainConfig, bounded, choice
+from vpt.models.build import ModelBundle, build_bundle
+from vpt.models.tiny_tokenizer import tiny_tokenizer
+from vpt.training.optimizer import set_trainable
 
 
 @dataclass
@@ -27,3 +31,22 @@ class EstimateConfig(TrainConfig):
 
     gpus: int = bounded(1, low=1)
     assume: AssumedConfig = field(default_factory=AssumedConfig)
+
+
+def build_on_meta(config: TrainConfig) -> ModelBundle:
+    """Every module and size of a run on the meta device, trained and frozen as there: no weights, no network.
+
+    Sizes are those of a local folder's `config.json`, or those in the configuration where `path` is a hub's name. Ids
+    come from the tiny tokenizer: they count for nothing here.
+
+    Raises:
+        ConfigError: where a folder holds another kind of model.
+    """
+    settings = replace(
+        config, model=replace(config.model, token_ids={}), generation=replace(config.generation, stop=[])
+    )
+    upstream = UpstreamCheckpoint.at(config.model.path)
+    sizes = upstream.sizes(config.encoder) if upstream else None
+    bundle = build_bundle(settings, tiny_tokenizer(), sizes=sizes, fetch=False)
+    set_trainable(bundle.model, config.optim, tower_pretrained=config.model.path is not None)
+    return bundle

@@ -7,25 +7,24 @@ from vpt.estimate.typical_samples import TypicalSample
 from vpt.flops import FlopMeter
 from vpt.models.vpt import is_trained
 from vpt.perception.batch import VISION_TOWER
-from vpt.perception.segments import Segment
 
 
 @dataclass(frozen=True)
 class Workload:
     """Positions that a micro-batch runs through the model and keeps for the backward pass; means over samples.
 
-    Stages that nothing trained leads to keep nothing but the keys and values that later ones see: `passing`.
+    Stages that nothing trained leads to keep nothing but the keys and values that later ones see.
 
     Attributes:
-        positions: queries of all segments.
-        passing: queries of segments that keep nothing.
+        positions: queries of all segments that keep something.
+        no_grad_positions: queries of segments that keep nothing.
         keys: keys that each segment sees, its own included, summed.
         masked: pairs of a query and a key in segments that see cached keys, and so need a mask where they are padded.
         asked: positions whose last hidden states are read.
         labels: labelled positions.
         stages: how many there are.
-        largest: positions of the largest one; layers run stage by stage.
-        widest: the same among all stages, those that keep nothing too.
+        max_grad_stage: positions of the largest one that keeps something; layers run stage by stage.
+        max_stage: the same among all stages.
         patches: of the tower.
         perceived: tokens of each re-encoder.
     """
@@ -43,63 +42,31 @@ class Workload:
     perceived: dict[str, float]
 
 
-@dataclass(frozen=True)
-class WeightedRun:
-    """A segment that so many rows of a micro-batch run."""
-
-    weight: float
-    stage: int
-    segment: Segment
-    asked: int
-    keeps: bool
-
-    @property
-    def own(self) -> int:
-        """Its queries."""
-        return self.segment.stop - self.segment.start
-
-    @property
-    def past(self) -> int:
-        """Cached keys that it sees."""
-        return sum(run.stop - run.start for run in self.segment.attends_to)
-
-
-def _largest(runs: list[WeightedRun]) -> float:
-    """Positions of the largest stage."""
-    stages: defaultdict[int, float] = defaultdict(float)
-    for run in runs:
-        stages[run.stage] += run.weight * run.own
-    return max(stages.values(), default=0.0)
-
-
 def workload_of(meter: FlopMeter, examples: list[TypicalSample], rows: int) -> Workload:
     """The load of a micro-batch of `rows` samples, each the mean of `examples`."""
-    runs = [
-        WeightedRun(example.share * rows, number, run.segment, run.outputs, carries or is_trained(meter.model.language))
-        for example in examples
-        for number, (carries, stage) in enumerate(meter.stages(example.batch))
-        for run in stage
-    ]
-    keeping = [run for run in runs if run.keeps]
-    grids = [(example.share * rows, grid) for example in examples for grid in example.batch.images[VISION_TOWER].grids]
+    total, perceived = defaultdict[str, float](float), defaultdict[str, float](float)
+    stages, kept_stages = defaultdict[int, float](float), defaultdict[int, float](float)  # positions
+    trained = is_trained(meter.model.language)
+    for example in examples:
+        weight, batch = example.share * rows, example.batch
+        total["labels"] += weight * batch.num_labels
+        total["patches"] += weight * sum(t * h * w for t, h, w in batch.images[VISION_TOWER].grids)
+        for block in example.row.blocks:
+            perceived[block.source] += weight * block.length
+        for number, (carries, stage) in enumerate(meter.stages(batch)):
+            for run in stage:
+                own, keys = run.segment.length, run.segment.length + run.segment.cached_length
+                stages[number] += weight * own
+                if not carries and not trained:
+                    total["no_grad_positions"] += weight * own
+                    continue
+                kept_stages[number] += weight * own
+                total["positions"] += weight * own
+                total["keys"] += weight * keys
+                total["masked"] += weight * own * keys * (keys > own)
+                total["asked"] += weight * run.outputs
     return Workload(
-        positions=sum(run.weight * run.own for run in keeping),
-        no_grad_positions=sum(run.weight * run.own for run in runs if not run.keeps),
-        keys=sum(run.weight * (run.own + run.past) for run in keeping),
-        masked=sum(run.weight * run.own * (run.own + run.past) for run in keeping if run.past),
-        asked=sum(run.weight * run.asked for run in keeping),
-        labels=sum(example.share * rows * example.batch.num_labels for example in examples),
-        stages=len({run.stage for run in keeping}),
-        max_grad_stage=_largest(keeping),
-        max_stage=_largest(runs),
-        patches=sum(weight * t * h * w for weight, (t, h, w) in grids),
-        perceived={
-            name: sum(
-                example.share * rows * block.length
-                for example in examples
-                for block in example.row.blocks
-                if block.source == name
-            )
-            for name in meter.model.encoders
-        },
-    )
+        total["positions"], total["no_grad_positions"], total["keys"], total["masked"], total["asked"],
+        total["labels"], len(kept_stages), max(kept_stages.values(), default=0.0), max(stages.values(), default=0.0),
+        total["patches"], {name: perceived[name] for name in meter.model.encoders},
+    )  # fmt: skip

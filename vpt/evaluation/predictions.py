@@ -73,7 +73,7 @@ class Prediction:
 
     @property
     def region(self) -> Pixels | None:
-        """The first region that was looked at."""
+        """The first region that was shown."""
         return next((step.box for step in self.perceived if step.box), None)
 
     @classmethod

@@ -28,11 +28,6 @@ class SegmentRun:
     segment: Segment
     outputs: int
 
-    @property
-    def positions(self) -> int:
-        """Number of positions of the segment."""
-        return self.segment.stop - self.segment.start
-
 
 class FlopMeter:
     """Counts the FLOPs of a step by part. Make it once what is trained has been chosen, and before anything is sharded.
@@ -108,7 +103,7 @@ class FlopMeter:
 
     def _language(self, stage: list[SegmentRun], *, carries: bool) -> FlopCost:
         """One stage: the decoder layers over one segment of each row."""
-        positions, outputs = sum(run.positions for run in stage), sum(run.outputs for run in stage)
+        positions, outputs = sum(run.segment.length for run in stage), sum(run.outputs for run in stage)
         pairs = sum(count_pairs(run.segment, self.pairs) for run in stage)
         return self.layers[carries].cost(positions, outputs, pairs, again=self.model.forward_config.checkpointing)
 
@@ -144,7 +139,7 @@ def _blocks(run: SegmentRun) -> list[tuple[PlaceholderSpan, bool]]:
 
 def count_pairs(segment: Segment, pairs: Pairs = "causal") -> int:
     """Pairs of a query of a segment and a key, cached or its own."""
-    own, cached = segment.stop - segment.start, sum(run.stop - run.start for run in segment.attends_to)
+    own, cached = segment.length, segment.cached_length
     if pairs == "dense":
         return own * (cached + own)
     hidden = 0

@@ -45,7 +45,7 @@ def answer_images(
     """
     pairs = zip(trace, maps or [None] * len(trace), strict=True)
     steps = [(step, found) for step, found in pairs if step.status != IGNORED]
-    numbers: dict[Pixels, list[str]] = {}  # the same region may be looked at again
+    numbers: dict[Pixels, list[str]] = {}  # the same region may be shown more than once
     for number, (step, _) in enumerate(steps, start=1):
         if step.box:
             numbers.setdefault(step.box, []).append(str(number))

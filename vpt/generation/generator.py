@@ -99,7 +99,7 @@ class Generator:
             for sample, store, number in zip(samples, media, numbers, strict=True)
         ]
         for row in rows:
-            if row.image is not None:  # without one there is nothing to look at again
+            if row.image is not None:  # without one there is nothing to perceive
                 row.actions_left, row.forced_prefix = self.limits.max_actions, self.constraints.forced_prefix()
         return rows
 

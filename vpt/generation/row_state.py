@@ -119,5 +119,5 @@ class RowState:
 
     @property
     def image(self) -> ImageRef | None:
-        """The image that is looked at again."""
+        """The image that actions encode or crop."""
         return self.sample.record.image

@@ -178,14 +178,14 @@ class ForwardPlanner:
             if number < len(stages)
             for segment in stages[number]
         ]
-        lengths = [segment.stop - segment.start for _, segment, _ in running]
+        lengths = [segment.length for _, segment, _ in running]
         offsets = np.cumsum([0, *lengths[:-1]]).tolist()
         collector = InsertCollector(self.device, merge=True)
         tokens: list[np.ndarray] = []
         keys: list[np.ndarray] = []
         control_outputs: list[int] = []
         for (row, segment, progress), offset in zip(running, offsets, strict=True):
-            own, length = self.cached + offset, segment.stop - segment.start
+            own, length = self.cached + offset, segment.length
             tokens.append(np.arange(row.start + segment.start, row.start + segment.stop))
             keys.append(_visible_keys(segment, progress, own))
             self._collect_inserts(collector, row, segment, progress, shift=offset - segment.start)
@@ -233,7 +233,7 @@ def _visible_keys(segment: Segment, progress: _RowProgress, own: int) -> np.ndar
     for run in segment.attends_to:
         offset, first = progress.segment_at[run.segment]
         runs.append(np.arange(offset + run.start - first, offset + run.stop - first))
-    return np.concatenate([*runs, np.arange(own, own + segment.stop - segment.start)])
+    return np.concatenate([*runs, np.arange(own, own + segment.length)])
 
 
 def _hidden_span(segment: Segment) -> Hidden | None:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-VISION_TOWER = "image"  # the view that Qwen's own visual tower looks through
+VISION_TOWER = "image"  # the transform of Qwen's own vision tower
 IGNORE_INDEX = -100  # the label of a position that carries no loss
 Grid = tuple[int, int, int]  # (frames, rows of patches, columns of patches)
 Span = tuple[int, int]
@@ -24,8 +24,8 @@ class PlaceholderSpan:
 
     Attributes:
         start, length: where it lies in its row.
-        source: whose tokens fill it: `TOWER` for a plain image, else the name of a re-encoder.
-        look: which image of the source's view, in the order of the row (in a batch: of the batch).
+        source: whose tokens fill it: `VISION_TOWER` for a plain image, else the name of a re-encoder.
+        image: which image of the source, in the order of the row (in a batch: of the source's transform).
     """
 
     start: int
@@ -36,7 +36,7 @@ class PlaceholderSpan:
 
 @dataclass(frozen=True)
 class Action:
-    """A run of `count` control tokens at `start`; `block` is the index of the block it steers, if one follows."""
+    """A run of `count` control tokens at `start`; `block` is the index of the block it conditions, if one follows."""
 
     start: int
     count: int
@@ -80,12 +80,8 @@ class RowBuilder:
         self.ids.extend(ids)
         self.labels.extend(ids if loss else [IGNORE_INDEX] * len(ids))
 
-    def text(self, count: int, *, loss: bool = False) -> None:
-        """Append so many tokens of any text."""
-        self.add([0] * count, loss=loss)
-
     def image(self, source: str, tokens: int, *, pad: int = 0) -> None:
-        """Append the placeholders of the next image of `source`; the first action that waits for one steers them."""
+        """Append the placeholders of the next image of `source`, conditioned by the first action that waits for one."""
         for number, action in enumerate(self.actions):
             if action.encoder == source and action.block is None:
                 self.actions[number] = replace(action, block=len(self.blocks))
@@ -117,15 +113,15 @@ class RowBuilder:
 
 @dataclass
 class ImageInputs:
-    """Images prepared for one view, each of them once however often it is referred to.
+    """Images prepared by one transform, each of them once however often it is referred to.
 
     Attributes:
-        pixels: what the view's encoder takes, of the images that are not `known`: [patches, dim] for the tower,
+        pixels: what the encoder takes, of the images that are not `cached`: [patches, dim] for the tower,
             [images, 3, H, W] for others.
         tokens: how many tokens each image becomes.
         grids: (t, h, w) in patches of each image among `pixels`; the tower's only.
-        known: features of images that need no encoder, by number.
-        keys: of each image among `pixels`, the name under which its features may be kept (`vpt.data.feature_cache`).
+        cached: features of images that need no encoder, by number.
+        cache_keys: of each image among `pixels`, its name in the feature cache.
     """
 
     pixels: Tensor
@@ -139,29 +135,29 @@ class ImageInputs:
         """Tokens of each image among `pixels`."""
         return [count for number, count in enumerate(self.tokens) if number not in self.cached]
 
-    def merge_cached(self, seen: Tensor | None) -> Tensor:
-        """[positions, feature_dim], image after image: the known, and those that have been `seen` just now."""
+    def merge_cached(self, encoded: Tensor | None) -> Tensor:
+        """[positions, feature_dim], image after image: the cached, and those that have been `encoded` just now."""
         if not self.cached:
-            assert seen is not None
-            return seen
-        parts = iter(self.split(seen) if seen is not None else ())
+            assert encoded is not None
+            return encoded
+        parts = iter(self.split(encoded) if encoded is not None else ())
         return torch.cat([self.cached[n] if n in self.cached else next(parts) for n in range(len(self.tokens))])
 
-    def split(self, seen: Tensor) -> tuple[Tensor, ...]:
+    def split(self, features: Tensor) -> tuple[Tensor, ...]:
         """The features of each image among `pixels`."""
-        positions = len(seen) // sum(self.uncached)  # of a token: a projector may make one of several positions
-        return seen.split([count * positions for count in self.uncached])
+        positions = len(features) // sum(self.uncached)  # of a token: a projector may make one of several positions
+        return features.split([count * positions for count in self.uncached])
 
     def map(self, move: Callable[[Tensor], Tensor]) -> "ImageInputs":
         """Apply `move` to every tensor."""
-        return replace(self, pixels=move(self.pixels), cached={n: move(seen) for n, seen in self.cached.items()})
+        return replace(self, pixels=move(self.pixels), cached={n: move(x) for n, x in self.cached.items()})
 
     def concat(self, other: "ImageInputs") -> "ImageInputs":
         """The images of both, those of `other` last."""
         pixels = torch.cat([self.pixels, other.pixels.to(self.pixels)]) if self.uncached else other.pixels
-        known = self.cached | {number + len(self.tokens): seen for number, seen in other.cached.items()}
+        cached = self.cached | {number + len(self.tokens): features for number, features in other.cached.items()}
         keys = (self.cache_keys or [None] * len(self.uncached)) + (other.cache_keys or [None] * len(other.uncached))
-        return ImageInputs(pixels, self.tokens + other.tokens, self.grids + other.grids, known, keys)
+        return ImageInputs(pixels, self.tokens + other.tokens, self.grids + other.grids, cached, keys)
 
 
 @dataclass
@@ -170,13 +166,13 @@ class Batch:
 
     Attributes:
         input_ids: [N].
-        labels: [N], `IGNORE` where there is no loss; not shifted.
+        labels: [N], `IGNORE_INDEX` where there is no loss; not shifted.
         positions: [3, N], temporal, vertical, horizontal (M-RoPE), counted within each row.
         rows: the structure of each row.
-        looks: view -> prepared images.
+        images: transform -> prepared images.
         ids: a name for each row, for reports (`source:index`).
-        predicting: [M] ascending, the positions whose next token carries loss; on the CPU wherever the rest is, since
-            the walk is laid out there. A row's first token is never predicted.
+        loss_positions: [M] ascending, the positions whose next token carries loss; on the CPU wherever the rest is,
+            since the forward pass is planned there. A row's first token is never predicted.
         skipped: why records that belong here are left out, each beginning with the record's name.
     """
 
@@ -216,9 +212,6 @@ class Batch:
 
     def _moved(self, move: Callable[[Tensor], Tensor]) -> "Batch":
         return replace(
-            self,
-            input_ids=move(self.input_ids),
-            labels=move(self.labels),
-            positions=move(self.positions),
-            images={view: look.map(move) for view, look in self.images.items()},
-        )
+            self, input_ids=move(self.input_ids), labels=move(self.labels), positions=move(self.positions),
+            images={transform: images.map(move) for transform, images in self.images.items()},
+        )  # fmt: skip

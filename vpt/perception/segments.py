@@ -34,12 +34,12 @@ class Segment:
     """Positions [start, stop) of a row, run through the language model at once.
 
     Attributes:
-        sees: cached keys that are visible besides its own.
-        known: how many of the row's actions have perceived: their control tokens and blocks are filled accordingly.
+        attends_to: cached keys that are visible besides its own.
+        resolved_actions: how many of the row's actions have perceived: their control tokens and blocks are filled.
         zeroed: spans whose embeddings are zero.
-        reads: positions whose hidden states are the control states of action number `known`.
-        hides: (first query, key start, key stop) in positions of the row: keys not visible from that query on.
-        joined: runs in the same stage as the segment before it, from which it needs keys only.
+        control_positions: positions whose hidden states are the control states of the first unresolved action.
+        hidden_span: (first query, key start, key stop) in positions of the row: keys not visible from that query on.
+        same_stage: runs in the same stage as the segment before it, from which it needs keys only.
     """
 
     start: int
@@ -50,6 +50,16 @@ class Segment:
     control_positions: tuple[int, ...] = ()
     hidden_span: tuple[int, int, int] | None = None
     same_stage: bool = False
+
+    @property
+    def length(self) -> int:
+        """Number of its positions."""
+        return self.stop - self.start
+
+    @property
+    def cached_length(self) -> int:
+        """Number of cached keys that it sees."""
+        return sum(span.stop - span.start for span in self.attends_to)
 
 
 def split_segments(row: Row, *, inner_forward: InnerForward, passes: int, mode: MaskMode) -> list[Segment]:
@@ -80,32 +90,25 @@ def by_stage(segments: list[Segment]) -> list[list[Segment]]:
 
 
 def _control_positions(row: Row, number: int) -> tuple[int, ...]:
-    """Positions just before each control token of action `number`: they predict it, their states steer it."""
+    """Positions just before each control token of action `number`: they predict it, their states condition it."""
     action = row.actions[number]
     return tuple(range(action.start - 1, action.start - 1 + action.count))
 
 
 def _split_full(row: Row, mode: MaskMode) -> list[Segment]:
-    passes = []
-    control = row.actions[0].start
+    control, passes = row.actions[0].start, []
     for known in range(len(row.actions) + 1):
         masked = row.masked if known else ()
-        passes.append(
-            Segment(
-                0,
-                row.length,
-                resolved_actions=known,
-                zeroed=masked if mode == "zero" else (),
-                control_positions=_control_positions(row, known) if known < len(row.actions) else (),
-                hidden_span=(control + 1, masked[0][0], control) if masked and mode == "bottleneck" else None,
-            )
-        )
+        zeroed = masked if mode == "zero" else ()
+        positions = _control_positions(row, known) if known < len(row.actions) else ()
+        hidden = (control + 1, masked[0][0], control) if masked and mode == "bottleneck" else None
+        passes.append(Segment(0, row.length, (), known, zeroed, positions, hidden))
     return passes
 
 
 @dataclass
 class _SharedSplit:
-    """Walks along a row and cuts it; the fields say what has been cached so far."""
+    """A row while it is cut; the fields say what has been cached so far."""
 
     row: Row
     mode: MaskMode
@@ -129,17 +132,7 @@ class _SharedSplit:
         sees = tuple(self.cached)
         kept = stop if kept is None else kept
         self.cached.append(CachedSpan(len(self.segments), self.cursor, kept))
-        self.segments.append(
-            Segment(
-                self.cursor,
-                stop,
-                attends_to=sees,
-                resolved_actions=known,
-                zeroed=self.zeroed,
-                control_positions=reads,
-                same_stage=joined,
-            )
-        )
+        self.segments.append(Segment(self.cursor, stop, sees, known, self.zeroed, reads, same_stage=joined))
         self.cursor = kept
 
     def _mask(self, control: int) -> bool:

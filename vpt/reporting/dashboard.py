@@ -95,7 +95,7 @@ def _legend(axis: "Axes", keys: Mapping[str, Mapping[str, Any]]) -> None:
     assert figure is not None
     width, height = figure.get_size_inches()
     figure.set_size_inches(width, height + 0.17 * -(-len(keys) // columns))
-    lines = [Line2D([], [], lw=1.2, **look) for look in keys.values()]
+    lines = [Line2D([], [], lw=1.2, **style) for style in keys.values()]
     figure.legend(lines, [*keys], loc="outside lower center", fontsize=7, ncols=columns, handlelength=3)
 
 

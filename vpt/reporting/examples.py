@@ -30,7 +30,7 @@ class ExampleAnswer:
     """Attributes:
     why: it is shown, one of the above.
     number: its place among the predictions.
-    maps: for each step of its trace what the control state looked for, None where none steered what was seen.
+    maps: for each step of its trace the similarity map of its control state, if one conditioned what was shown.
     """
 
     why: str

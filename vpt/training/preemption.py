@@ -23,7 +23,7 @@ class PreemptionHandler:
     """
 
     def __init__(self, *, deferred: bool = True) -> None:
-        """`deferred`: the caller looks at `code`; otherwise the process exits with it at once."""
+        """`deferred`: the caller reads `code`; otherwise the process exits with it at once."""
         self.code, self.deferred = 0, deferred
         self._number: int | None = None
 

@@ -7,8 +7,8 @@ import torch
 
 from vpt.bench.measure import timed
 from vpt.bench.models import BenchModel
-from vpt.bench.synthetic import synthetic_batch
 from vpt.config.schema import LoraConfig, StrategyConfig
+from vpt.data.synthetic import synthetic_batch
 from vpt.distributed.process_group import World
 from vpt.distributed.strategy import build_strategy, choose_strategy
 from vpt.flops import FlopMeter
@@ -85,7 +85,7 @@ class Training:
 
     def batch(self, rows: int) -> Batch:
         """A synthetic batch of that many rows, on the device."""
-        return synthetic_batch(self.bundle, [self.sizes.row] * rows)
+        return synthetic_batch(self.bundle.processor, [self.sizes.row] * rows).to(self.device)
 
     def step(self, batch: Batch) -> None:
         """Forward, backward, clip, update."""

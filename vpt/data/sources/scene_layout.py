@@ -112,14 +112,14 @@ class SceneBuilder:
         return f"How many {PLURALS[asked]}?", str(shown), enclosing([glyph.box for glyph in self.glyphs])
 
     def exists(self) -> tuple[str, str, Pixels]:
-        """Is there a red frame? The first look tells; half are."""
+        """Is there a red frame? Half are; low resolution tells."""
         self._framed(self.layout.frames)
         there = bool(self._below(2))
         colour = self.colours[0 if there else self.layout.frames]
         return f"Is there a {colour} frame?", "yes" if there else "no", (0, 0, self.side, self.side)
 
     def colour(self) -> tuple[str, str, Pixels]:
-        """Asks for the colour of the leftmost frame, which the first look tells."""
+        """Asks for the colour of the leftmost frame, which low resolution tells."""
         self._framed(min(self.layout.frames, 3))  # of three frames one at least is alone at its edge
         edges = [side for side in OUTERMOST if len(self._outermost(side)) == 1]
         side = edges[self._below(len(edges))]
@@ -193,7 +193,7 @@ class SceneBuilder:
         return int(self.generator.integers(limit))
 
 
-# kind of question -> lays it out; the first look answers the last two
+# kind of question -> lays it out; the last two are answered at low resolution
 QUESTIONS = {
     "read": SceneBuilder.read, "compare": SceneBuilder.compare, "count": SceneBuilder.count,
     "there": SceneBuilder.exists, "colour": SceneBuilder.colour,

@@ -1,7 +1,7 @@
 """Scenes of small handwritten digits on large textured canvases: a task where looking again must matter.
 
 Real digits (scikit-learn's `load_digits`, 8x8 pixels, 1,797 of them) stand on canvases many times their size, some in
-coloured frames. The first look is limited by `data.image.max_pixels` to a resolution at which a frame can be seen but
+coloured frames. The image is limited by `data.image.max_pixels` to a resolution at which a frame can be seen but
 no digit can be read; a crop of the original shows it. Nothing is stored: a scene is a function of seed and number.
 """
 

@@ -1,6 +1,6 @@
 """Controls: what is changed about perception to see whether it does the work.
 
-Each leaves the question, the first look at the image and everything up to the first act of perception as they are, so
+Each leaves the question, the image and everything up to the first action as they are, so
 answers that perceive nothing cannot change. What is drawn, is drawn from the seed and the record's name: no answer
 depends on which others are in its batch.
 """
@@ -56,7 +56,7 @@ def distinct_images(asked: Sequence[EvalQuestion]) -> dict[tuple[str, str], Eval
 
 
 def full_image(question: EvalQuestion) -> Image.Image:
-    """The image that perception looks at again, at full resolution."""
+    """The image that actions encode or crop, at full resolution."""
     reference = question.record.image
     assert reference is not None, "distinct_images takes questions that have one"
     return question.folder.full_resolution(reference, where=question.record.where)

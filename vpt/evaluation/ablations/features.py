@@ -12,7 +12,7 @@ from vpt.perception.batch import VISION_TOWER
 
 
 class FeaturesZeroed(Ablation):
-    """Every perceived token is zero. Steering adds nothing: (0 . c) c = 0."""
+    """Every re-encoded token is zero. Conditioning adds nothing: (0 . c) c = 0."""
 
     description = "perceived features zeroed"
 
@@ -21,7 +21,7 @@ class FeaturesZeroed(Ablation):
 
 
 class FeaturesNoise(Ablation):
-    """Perceived features are normal noise, steered as the features would be.
+    """Re-encoded features are normal noise, conditioned as the features would be.
 
     Each channel has the mean and deviation that it has over the first `images` images of the test split: moments of
     the question's own image would tell its colours.
@@ -44,14 +44,14 @@ class FeaturesNoise(Ablation):
         return (mean + noise * deviation).to(tokens.dtype)
 
     def _features(self, source: str) -> Tensor:
-        """[T, D] unsteered tokens of the reference images, image by image."""
+        """[T, D] unconditioned tokens of the reference images, image by image."""
         model, encoder = self.context.parts.model, self.context.parts.processor
-        view, found = model.transform_of(source), []
+        transform, found = model.transform_of(source), []
         for question in self.questions:
-            look = encoder.apply_transform(source, question.folder.resize(full_image(question)))
-            looks = stack_images(view, [look])
-            looks.pixels = looks.pixels.to(model.device)
-            features = model.encode_images({view: looks})[view]
+            image = encoder.apply_transform(source, question.folder.resize(full_image(question)))
+            images = stack_images(transform, [image])
+            images.pixels = images.pixels.to(model.device)
+            features = model.encode_images({transform: images})[transform]
             found.append(features if source == VISION_TOWER else model.encoder(source).projector.project(features))
         return torch.cat(found).float()
 

@@ -1,4 +1,4 @@
-"""Controls of what the model looks for: the control state that steers re-encoding."""
+"""Ablations of the control state, which conditions re-encoded tokens."""
 
 from collections.abc import Sequence
 
@@ -15,7 +15,7 @@ from vpt.perception.requests import REGION
 
 
 class StateZeroed(Ablation):
-    """Control states are zero: as embeddings of the control tokens, and as what steers the projector (which is left
+    """Control states are zero: as embeddings of the control tokens, and as what conditions the projector (which is left
     with one direction for all questions, that of its biases).
     """
 

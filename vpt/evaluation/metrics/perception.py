@@ -61,7 +61,7 @@ class ActionChoice(Metric):
 
 
 class ExtraVisualTokens(MeanScore):
-    """Visual tokens that were perceived besides the first look."""
+    """Visual tokens besides those of the question's own image."""
 
     name = "extra_visual_tokens"
 
