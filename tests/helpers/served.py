@@ -4,6 +4,7 @@ import base64
 import threading
 import time
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 from openai import OpenAI
@@ -34,7 +35,12 @@ def serving(bundle, **settings):
 
 
 def client(service, key="none"):
-    return OpenAI(base_url=f"{service.url}/v1", api_key=key, max_retries=0, timeout=120)
+    return _client(f"{service.url}/v1", key)
+
+
+@cache
+def _client(url, key):
+    return OpenAI(base_url=url, api_key=key, max_retries=0, timeout=120)
 
 
 def data_url(image: Path) -> str:

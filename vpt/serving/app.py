@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from prometheus_client import generate_latest
 from starlette.exceptions import HTTPException
@@ -256,6 +257,9 @@ def _add_errors(app: FastAPI, metrics: Metrics) -> None:
         assert isinstance(error, HTTPException)
         return ApiError(error.status_code, str(error.detail)).response()
 
+    async def no_number(_: Request, error: Exception) -> Response:
+        return ApiError(404, "there is no such path").response()
+
     async def gone(_: Request, error: Exception) -> Response:
         return Response(status_code=499)
 
@@ -264,5 +268,6 @@ def _add_errors(app: FastAPI, metrics: Metrics) -> None:
 
     app.add_exception_handler(UserError, ours)
     app.add_exception_handler(HTTPException, others)
+    app.add_exception_handler(RequestValidationError, no_number)
     app.add_exception_handler(ClientDisconnect, gone)
     app.add_exception_handler(Exception, broken)
