@@ -17,6 +17,8 @@ from vpt.data.collate import collate
 from vpt.data.images import MediaStore
 from vpt.data.mixture import FeistelPermutation, build_mixture, permutation
 from vpt.data.records import ImageRef, parse_record
+from vpt.data.sources.base import SourceContext
+from vpt.data.sources.record_files import RecordFile
 from vpt.errors import ConfigError, DataError
 from vpt.perception.batch import IGNORE_INDEX
 from vpt.perception.tokens import IM_START
@@ -126,12 +128,11 @@ def test_bad_records_say_where_and_what(name):
 @pytest.mark.parametrize(
     "raw", [{"messages": None}, {"conversations": [], "detection_images": ["0.png"]}, {}, [], None, "a"]
 )
-@pytest.mark.parametrize("setting", ["encoder=[sam]", "encoder=[]", "data.perception=false"])
-def test_records_of_another_shape_are_named_and_skippable(tmp_path, raw, setting):
+@pytest.mark.parametrize(("tokens", "perception"), [({"sam": "seg"}, True), ({}, True), (TOKENS, False)])
+def test_records_of_another_shape_are_named_and_skippable(tmp_path, raw, tokens, perception):
     """Whatever is done with records before they are parsed."""
     (tmp_path / "a.jsonl").write_text(json.dumps(raw))
-    config = compose_config("data=vpt", f"data.root={tmp_path}", "data.train.vpt.options.path=a.jsonl", setting)
-    source = build_sources(config.data.train, config, split="train")[0][0]
+    source = RecordFile(SourceContext(tmp_path, tokens, {}, True, perception, 8, 0), path="a.jsonl")
     with pytest.raises(DataError, match=r"a\.jsonl:1: a record is an object with a non-empty list `messages`"):
         source[0]
 
@@ -144,9 +145,8 @@ def test_other_columns_are_left_alone(tmp_path, column):
     shown = conversation("0.png", action_turns("detection"), detection_images=["0.png"])
     (tmp_path / "a.jsonl").write_text(json.dumps(shown | column) + "\n" + json.dumps(conversation("0.png") | column))
     for encoder in ("dino", "sam"):
-        options = ("data=vpt", f"data.root={tmp_path}", "data.train.vpt.options.path=a.jsonl", f"encoder=[{encoder}]")
-        config = compose_config(*options)
-        reencoded, plain = build_sources(config.data.train, config, split="train")[0][0]
+        context = SourceContext(tmp_path, {encoder: TOKENS[encoder]}, {}, True, True, 8, 0)
+        reencoded, plain = RecordFile(context, path="a.jsonl")
         assert reencoded.images == {"image": (ImageRef("0.png"),), encoder: (ImageRef("0.png"),)}
         assert plain.images == {"image": (ImageRef("0.png"),)}
     with pytest.raises(DataError, match=r"0 placeholder\(s\) <seg_image> but 1 entries"):

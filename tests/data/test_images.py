@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from dataclasses import replace
 from io import BytesIO
 
 import av
@@ -10,11 +11,14 @@ import pytest
 from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from conftest import compose_config, conversation
+from conftest import conversation
 from helpers.fuzzing import lying_png, seed_images
-from vpt.data.build import build_sources, media_store
+from vpt.config.schema import DataConfig, ImageConfig
+from vpt.data.build import media_store
 from vpt.data.images import FORMATS, MediaStore
 from vpt.data.references import ImageRef
+from vpt.data.sources.base import SourceContext
+from vpt.data.sources.record_files import RecordFile
 from vpt.encoders.transforms import QwenTransform
 from vpt.errors import DataError
 from vpt.generation.pipeline import build_question
@@ -48,7 +52,8 @@ def test_every_way_in_sees_the_same_pixels(all_parts, tmp_path, name, upright):
     """A data set, a question to `vpt ask`, an adapter that is given a path, and one that is given an open image."""
     path = tmp_path / "a.png"
     path.write_bytes(FILES[name])
-    config = compose_config("encoder=[]", f"data.image.apply_exif_rotation={upright}", "data.image.max_side=32")
+    limits = replace(all_parts.config.data.image, apply_exif_rotation=upright, max_side=32)
+    config = replace(all_parts.config, data=replace(all_parts.config.data, image=limits))
     responder = Responder.__new__(Responder)
     responder.bundle = type(all_parts)(**{**vars(all_parts), "config": config})
 
@@ -121,11 +126,9 @@ def test_the_limit_of_pixels_is_the_configurations_alone(tmp_path):
 # ---- sizes that records say ----
 
 
-def records_of(folder, raw: dict, *overrides: str):
+def record_of(folder, raw: dict, bins: int = 8):
     (folder / "a.jsonl").write_text(json.dumps(raw))
-    config = compose_config("data=vpt", f"data.root={folder}", "data.train.vpt.options.path=a.jsonl", *overrides)
-    sources, media = build_sources(config.data.train, config, split="train")
-    return sources[0][0], media[0]
+    return RecordFile(SourceContext(folder, {}, {}, True, True, bins, 0), path="a.jsonl")[0], MediaStore(folder)
 
 
 def cornered(**changes) -> dict:
@@ -142,7 +145,7 @@ def cornered(**changes) -> dict:
 def test_an_image_of_another_size_is_refused(tmp_path, size, bins, known):
     Image.new("RGB", size).save(tmp_path / "a.png")
     with pytest.raises(DataError, match=rf"a\.jsonl:1: .*{size[0]}x{size[1]} pixels.* made for (about )?640x480"):
-        record, media = records_of(tmp_path, cornered(**known), f"model.region_bins={bins}")
+        record, media = record_of(tmp_path, cornered(**known), bins)
         media.original(record.images["image"][0], where=record.where)
 
 
@@ -151,7 +154,7 @@ def test_an_image_of_another_size_is_refused(tmp_path, size, bins, known):
 def test_an_image_of_the_size_is_read(tmp_path, size, known):
     """Without a recorded size a pixel or two may be missing, which the crop is clipped by."""
     Image.new("RGB", size).save(tmp_path / "a.png")
-    record, media = records_of(tmp_path, cornered(**known))
+    record, media = record_of(tmp_path, cornered(**known))
     whole, crop = record.images["image"]
     if known.get("image_size") and size != (640, 480):
         with pytest.raises(DataError, match="639x479 pixels, its record was made for 640x480"):
@@ -164,7 +167,7 @@ def test_an_image_of_the_size_is_read(tmp_path, size, known):
 @pytest.mark.parametrize("size", [[640], "640x480", [640, 0], [640.5, 480], {"width": 640}])
 def test_a_recorded_size_is_two_numbers(tmp_path, size):
     with pytest.raises(DataError, match=r"a\.jsonl:1: `image_size` must be \[width, height\]"):
-        records_of(tmp_path, cornered(image_size=size))
+        record_of(tmp_path, cornered(image_size=size))
 
 
 # ---- as upstream ----
@@ -193,8 +196,8 @@ def test_pixels_as_upstream(tmp_path, size, max_side):
     width, height = size
     pixels = np.random.default_rng(0).integers(0, 255, (height + 9, width + 5, 3)).astype(np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
-    config = compose_config("encoder=[]", "data.image.sizing=upstream", f"data.image.max_side={max_side}")
-    image = media_store(tmp_path, config.data).image(ImageRef("a.png", (3, 8, width + 3, height + 8)), where="r")
+    limits = DataConfig(image=ImageConfig(sizing="upstream", max_side=max_side))
+    image = media_store(tmp_path, limits).image(ImageRef("a.png", (3, 8, width + 3, height + 8)), where="r")
     want = Image.fromarray(pixels[8 : height + 8, 3 : width + 3])
     for step in (UPSTREAM | LONG)[size]:
         want = want.resize(step, Image.Resampling.NEAREST)
