@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from base64 import b64encode
 from dataclasses import replace
 from io import BytesIO
 
@@ -23,6 +24,8 @@ from vpt.encoders.transforms import QwenTransform
 from vpt.errors import DataError
 from vpt.generation.pipeline import build_question
 from vpt.integrations.in_memory import Responder
+from vpt.serving.conversation import PromptReader
+from vpt.serving.protocol import ChatMessage
 
 FILES = {name: data for name, data in seed_images().items() if name.split()[0] in FORMATS}
 
@@ -49,7 +52,7 @@ FILES |= {"turned": _turned(PIXELS), "keyed": _keyed()}
 @pytest.mark.parametrize("upright", [False, True])
 @pytest.mark.parametrize("name", FILES)
 def test_every_way_in_sees_the_same_pixels(all_parts, tmp_path, name, upright):
-    """A data set, a question to `vpt ask`, an adapter that is given a path, and one that is given an open image."""
+    """A data set, `vpt ask`, `vpt serve`, an adapter that is given a path, and one that is given an open image."""
     path = tmp_path / "a.png"
     path.write_bytes(FILES[name])
     limits = replace(all_parts.config.data.image, apply_exif_rotation=upright, max_side=32)
@@ -65,11 +68,18 @@ def test_every_way_in_sees_the_same_pixels(all_parts, tmp_path, name, upright):
         question = build_question(config, path, "what?", "")
         return question.media.image(question.record.image, where="question")
 
-    ways = [asked, lambda: adapted(path), lambda: adapted(str(path)), lambda: adapted(Image.open(path))]
+    def served():
+        url = f"data:image/png;base64,{b64encode(FILES[name]).decode()}"
+        parts = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "what?"}]
+        reader = PromptReader(config, PromptReader.special_tokens(all_parts.tokenizer), 1, 10**6)
+        record, media = reader.read([ChatMessage(role="user", content=parts)], "")
+        return media.image(record.image, where="question")
+
+    ways = [asked, served, lambda: adapted(path), lambda: adapted(str(path)), lambda: adapted(Image.open(path))]
     read = media_store(tmp_path, config.data)
     if name == "TIFF F":
         for way in (*ways, lambda: read.image(ImageRef("a.png"), where="question")):
-            with pytest.raises(DataError, match="mode F have no known range"):
+            with pytest.raises(DataError, match=r"mode F have no known range|cannot be read; send"):
                 way()
         return
     want = np.asarray(read.image(ImageRef("a.png"), where="r"))

@@ -10,12 +10,12 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
-from PIL import Image, ImageOps
+from PIL import Image
 from transformers import PreTrainedTokenizerBase
 
 from vpt.config.schema import TrainConfig
 from vpt.data.build import media_store
-from vpt.data.images import FORMATS, MediaStore, to_rgb
+from vpt.data.images import FORMATS, MediaStore
 from vpt.data.records import PLACEHOLDER, SYSTEM_PROMPT, ImageRef, Message, Record
 from vpt.data.references import check_text
 from vpt.errors import DataError
@@ -113,7 +113,8 @@ class PromptReader:
         data = self._bytes(part.image_url.url, param)
         name = hashlib.sha256(data).hexdigest()
         if name not in images:
-            images[name] = decode_image(data, self.max_pixels, where=f"{param}: image {number}")
+            media = media_store(Path(), self.config.data)
+            images[name] = decode_image(data, media, self.max_pixels, where=f"{param}: image {number}")
         return ImageRef(name)
 
     def _bytes(self, url: str, param: str) -> bytes:
@@ -128,13 +129,13 @@ class PromptReader:
             raise ApiError(400, f"{param}: the image is no valid base64", param=param) from None
 
 
-def decode_image(data: bytes, max_pixels: int, *, where: str) -> Image.Image:
-    """RGB pixels, upright, of the formats that files may have. Raises DataError for all else."""
+def decode_image(data: bytes, media: MediaStore, max_pixels: int, *, where: str) -> Image.Image:
+    """RGB pixels, as `media` decodes files, of the formats that files may have. Raises DataError for all else."""
     try:
         with Image.open(io.BytesIO(data), formats=[*FORMATS]) as image:
             if not 0 < image.width * image.height <= max_pixels:
                 raise DataError(f"{where} has {image.width}x{image.height} pixels, allowed are 1 to {max_pixels}")
-            return to_rgb(ImageOps.exif_transpose(image))
+            return media.decode(image, where)
     except DataError:
         raise
     except Exception:  # decoders of broken files raise whatever comes to them
