@@ -95,7 +95,7 @@ def trained_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 ALL = ("encoder=[dino,sam,clip]",)
-FAMILIES = {"qwen2_vl": (), "qwen2_5_vl": ("model=tiny_2_5",)}
+FAMILIES = {"qwen2_vl": (), "qwen2_5_vl": ("model=tiny_2_5",), "qwen3_vl": ("model=tiny_3",)}
 
 
 @pytest.fixture(scope="session")
@@ -195,6 +195,8 @@ def qwen_inputs(parts: ModelBundle, sample: Sample, *, perceived_grids: bool = F
             continue
         kind = 2 if look.seconds else 1
         types[block.start : block.start + block.length] = kind
+        if block.offset:  # a further step of the same video
+            continue
         side = round(look.tokens**0.5) * parts.processor.position_scheme.merge
         grids[kind].append(look.grid or (1, side, side))
         seconds += [look.seconds] if look.seconds else []

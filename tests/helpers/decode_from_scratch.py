@@ -38,7 +38,7 @@ class FromScratch:
         parts.processor.chat_template.add_generation_prompt(self.conversation)
 
     def tokens(self):
-        return {source: [image.tokens for _, image in images] for source, images in self.images.items()}
+        return {source: [image.runs for _, image in images] for source, images in self.images.items()}
 
     def logits(self):
         """[1, vocabulary] after everything so far."""

@@ -1,4 +1,4 @@
-"""Without perception tokens the model is transformers' own Qwen2-VL and Qwen2.5-VL: logits, gradients, the tower."""
+"""Without perception tokens the model is transformers' own: logits, gradients, the tower, of every family."""
 
 from copy import deepcopy
 
@@ -19,6 +19,7 @@ VARIANTS = {
         f"qwen2_5_vl, {name} whole": (*WINDOWS, f"model.config.vision_config.fullatt_block_indexes={blocks}")
         for name, blocks in BLOCKS.items()
     },
+    "qwen3_vl": ("model=tiny_3",),
 }
 # Weights of this width keep float32's rounding small enough to compare gradients at 1e-5.
 MODEST = ("model.config.initializer_range=0.04", "model.config.vision_config.initializer_range=0.04")
@@ -53,7 +54,8 @@ def both(parts, sample):
     ours = (out.logits, gradients(model))
     inputs = qwen_inputs(parts, sample)
     for pad, key in ((model.vocabulary.image_pad, "pixel_values"), (model.vocabulary.video_pad, "pixel_values_videos")):
-        looks = [sample.images[b.source][b.image][1] for b in sample.row.blocks if sample.ids[b.start] == pad]
+        own = [b for b in sample.row.blocks if sample.ids[b.start] == pad and not b.offset]
+        looks = [sample.images[b.source][b.image][1] for b in own]
         inputs |= {key: torch.cat([look.pixels for look in looks])} if looks else {}
     plain = type(model.qwen)(deepcopy(model.qwen.config))
     plain.load_state_dict(model.qwen.state_dict())
@@ -98,7 +100,8 @@ def test_the_tower_equals_transformers(make_parts, folder, variant):
     assert {grid[0] for grid in images.grids} == {1, 2, 4}
     [theirs] = parts.model.tower.transformers_tower
     theirs.set_attn_implementation("eager")
-    want = theirs(images.pixels, grid_thw=torch.tensor(images.grids)).pooler_output
+    out = theirs(images.pixels, grid_thw=torch.tensor(images.grids))
+    want = torch.cat([out.pooler_output, *(out.get("deepstack_features") or [])], dim=1)
     torch.testing.assert_close(parts.model.tower(images.pixels, images.grids), want, rtol=1e-4, atol=1e-5)
 
 

@@ -92,7 +92,7 @@ def written(template: ChatTemplate, messages: list[dict], lengths: list[int], *,
     }
     turns = parse_record(raw, where="", encoder_tokens={"dino": "detection"}).messages
     draft = EncodedConversation()
-    template.encode(draft, turns[:-1] if prompt else turns, {"image": lengths})
+    template.encode(draft, turns[:-1] if prompt else turns, {"image": [[("", length)] for length in lengths]})
     if prompt:
         template.add_generation_prompt(draft)
     return draft.ids

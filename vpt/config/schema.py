@@ -18,6 +18,7 @@ class LoraConfig:
 class ModelConfig:
     family: str = "qwen2_vl"  # of the base model: transformers' model type; see vpt/models/families
     path: str | None = None  # hub name or folder; null means random weights of the sizes in `config`
+    thinking: bool = False  # a base model's edition that thinks first: an assistant's turns open with <think>
     size: str = choice("full", "tiny")  # which size of each re-encoder goes with it
     config: dict[str, Any] = field(default_factory=dict)  # arguments of transformers' configuration
     dtype: str = choice("float32", "bfloat16")  # of all weights

@@ -1,4 +1,4 @@
-"""Qwen2-VL's chat format with perception: from a record to token ids, labels and structure.
+"""Qwen's chat format with perception: from a record to token ids, labels and structure.
 
 Which tokens carry loss follows from the template, not from scanning ids: an assistant's content and its `<|im_end|>`,
 control tokens excepted. Text is encoded by a tokenizer that knows no special token, so whatever a user types (even
@@ -13,7 +13,8 @@ from typing import Literal
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from vpt.data.records import PLACEHOLDER, VIDEO, Message
+from vpt.data.records import PLACEHOLDER, SYSTEM_PROMPT, VIDEO, Message
+from vpt.data.transforms import TokenRun
 from vpt.errors import DataError
 from vpt.perception.batch import IGNORE_INDEX, VISION_TOWER, Action, RowBuilder
 from vpt.perception.regions import in_numbers
@@ -21,6 +22,7 @@ from vpt.perception.tokens import REGION_END, REGION_START, PerceptionVocabulary
 
 # What asks for perception in any model; a vocabulary that lacks one would learn its letters
 _PERCEPTION_TOKEN = re.compile(r"<\|(?:[xy]_\d+|region_token_(?:start|end)|[a-z0-9]+_action(?:_start|_end)?)\|>")
+THINK = ("<think>", "</think>")
 # What to do with a row that is longer than the limit
 Overflow = Literal["raise", "truncate"]
 
@@ -58,9 +60,17 @@ class ChatTemplate:
 
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, vocabulary: PerceptionVocabulary, encoder_tokens: Mapping[str, str],
-        *, projector_scale: int,
+        *, projector_scale: int, system_prompt: str | None = SYSTEM_PROMPT, thinking: bool = False,
     ) -> None:  # fmt: skip
+        """Args:
+        tokenizer, vocabulary, encoder_tokens: of the model.
+        projector_scale: control tokens of an action.
+        system_prompt: of conversations without one of their own; None: they begin with the user.
+        thinking: an assistant's turns open with `<think>`, what comes before `</think>` is no answer.
+        """
         self.vocabulary, self.scale = vocabulary, projector_scale
+        self.system_prompt, self.thinking = system_prompt, thinking
+        self._marks = {text: tokenizer.get_vocab().get(text) for text in THINK} if thinking else {}
         self.plain = NoSpecialTokens(tokenizer)
         self.encoder_tokens = dict(encoder_tokens)
         self._source = {token: name for name, token in encoder_tokens.items()} | {"": VISION_TOWER}
@@ -81,22 +91,27 @@ class ChatTemplate:
         return dict(zip(texts, ids, strict=True))
 
     def encode(
-        self, conversation: EncodedConversation, messages: tuple[Message, ...], tokens_of: Mapping[str, list[int]]
+        self, conversation: EncodedConversation, messages: tuple[Message, ...], runs: Mapping[str, list[list[TokenRun]]]
     ) -> None:
         """Append whole turns to `conversation`.
 
         Args:
             messages: the turns.
-            tokens_of: source -> how many tokens each of its images takes, in order of the conversation.
+            runs: source -> how each of its images is written (`ProcessedImage.runs`), in order of the conversation.
         """
         for message in messages:
+            if message.role == "system" and not message.content:
+                if self.system_prompt is None:
+                    conversation.no_paragraph()
+                    continue
+                message = Message("system", self.system_prompt)
             if conversation.ids:
                 conversation.add(self.plain("\n"))
             self.begin_turn(conversation, message.role)
             if message.role == "assistant":
                 self._assistant(conversation, message.content)
             else:
-                self._user(conversation, message, tokens_of)
+                self._user(conversation, message, runs)
             self.end_turn(conversation, loss=message.role == "assistant")
 
     def begin_turn(self, conversation: EncodedConversation, role: str) -> None:
@@ -105,6 +120,8 @@ class ChatTemplate:
         conversation.begin_paragraph()
         if role == "assistant":
             conversation.add(self.plain("assistant\n"))
+            if self.thinking:
+                conversation.add([*self._mark(THINK[0]), *self.plain("\n")])
 
     def end_turn(self, conversation: EncodedConversation, *, loss: bool) -> None:
         """`<|im_end|>`."""
@@ -116,19 +133,33 @@ class ChatTemplate:
         conversation.add(self.plain("\n"))
         self.begin_turn(conversation, "assistant")
 
-    def _user(self, conversation: EncodedConversation, message: Message, tokens_of: Mapping[str, list[int]]) -> None:
+    def no_thought(self) -> list[int]:
+        """What an assistant says who does not think before it acts; nothing where it never does."""
+        return [*self.plain("\n"), *self._mark(THINK[1]), *self.plain("\n\n")] if self.thinking else []
+
+    def _mark(self, text: str) -> list[int]:
+        """A mark around thoughts, a token of its own in the vocabulary of models that think."""
+        token = self._marks[text]
+        return self.plain(text) if token is None else [token]
+
+    def _user(
+        self, conversation: EncodedConversation, message: Message, runs: Mapping[str, list[list[TokenRun]]]
+    ) -> None:
         """A system or user turn: text, images and videos."""
         text, cursor = f"{message.role}\n", 0
         for match in PLACEHOLDER.finditer(message.content) if message.role == "user" else ():
             source = self._source.get(match[1] or "")
             if source is None:
                 continue  # not a placeholder of this model: text, checked by the record's parser
-            conversation.add(self.plain(text + message.content[cursor : match.start()]))
-            text, cursor = "", match.end()
+            text, cursor = text + message.content[cursor : match.start()], match.end()
             pad = self.vocabulary.video_pad if match[0] == VIDEO else self._pads[source]
-            conversation.add([self.vocabulary.vision_start])
-            conversation.image(source, tokens_of[source][conversation.images_of(source)], pad=pad)
-            conversation.add([self.vocabulary.vision_end])
+            offset = 0
+            for caption, tokens in runs[source][conversation.images_of(source)]:
+                conversation.add(self.plain(text + caption))
+                conversation.add([self.vocabulary.vision_start])
+                conversation.image(source, tokens, pad=pad, offset=offset)
+                conversation.add([self.vocabulary.vision_end])
+                text, offset = "", offset + tokens
         conversation.add(self.plain(text + message.content[cursor:]))
 
     def placeholder(self, source: str) -> str:
@@ -145,6 +176,11 @@ class ChatTemplate:
         cursor = 0
         if self.vocabulary.text_bins:
             content = in_numbers(content)
+        if self.thinking:
+            thought, _, content = content.rpartition(THINK[1])
+            thought = thought.rpartition(THINK[0])[2].strip("\n")
+            conversation.add([*self.plain(f"{thought}\n"), *self._mark(THINK[1])], loss=True)
+            content = "\n\n" + content.lstrip("\n")
         for match in self._action_pattern.finditer(content):
             conversation.add(self.plain(content[cursor : match.start()]), loss=True)
             cursor = match.end()

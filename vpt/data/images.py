@@ -109,13 +109,16 @@ class MediaStore:
         """The sampled frames, limited in size, all of them as large as the first. Raises DataError as `image` does."""
         if reference.fps is None:
             file = self._video_file(self.path(reference.frames[0], where), where)
-            numbers, fps = self.sampling.frame_indices(file.total, file.rate)
+            rate = file.rate
+            numbers, fps = self.sampling.frame_indices(file.total, rate)
             frames = [self.resize(frame) for frame in file.frames(numbers)]
         else:
-            numbers, fps = self.sampling.frame_indices(len(reference.frames), reference.fps)
+            rate = reference.fps
+            numbers, fps = self.sampling.frame_indices(len(reference.frames), rate)
             frames = [self.image(reference.frames[number], where=where) for number in numbers]
         first = frames[0].size
-        return VideoClip([f if f.size == first else f.resize(first, RESAMPLING["bicubic"]) for f in frames], fps)
+        frames = [f if f.size == first else f.resize(first, RESAMPLING["bicubic"]) for f in frames]
+        return VideoClip(frames, fps, [number / rate for number in numbers])
 
     def path(self, reference: ImageRef, where: str) -> Path:
         """The file. Raises DataError where there is none, or where it lies outside the root."""

@@ -19,7 +19,7 @@ from vpt.data.records import PLACEHOLDER, Message, Record
 from vpt.data.references import Reference, VideoRef
 from vpt.data.same_data import TokenMatchedImage
 from vpt.data.sources.base import Source
-from vpt.data.transforms import ImageTransform, ProcessedImage
+from vpt.data.transforms import ImageTransform, ProcessedImage, TokenRun
 from vpt.errors import DataError
 from vpt.perception.batch import VISION_TOWER, PlaceholderSpan, Row
 from vpt.perception.mrope import GridSpan, PositionKind, ReencodedPositions, row_positions
@@ -72,8 +72,8 @@ class PositionScheme:
         """The grid that a block's positions follow, or None where it counts as text."""
         if self.positions == "sequential" or (block.source != VISION_TOWER and self.reencoded == "sequential"):
             return None
-        frames = image.grid[0] if image.grid else 1
-        return GridSpan(block.start, frames, *self.grid_shape(image), self._interval(image))
+        rows, columns = self.grid_shape(image)
+        return GridSpan(block.start, block.length // (rows * columns), rows, columns, self._interval(image))
 
     def grid_shape(self, image: ProcessedImage) -> tuple[int, int]:
         """Rows and columns of the grid that an image's tokens form."""
@@ -120,7 +120,7 @@ class Processor:
         self._check_messages(record.messages, record.where)
         images = self.process_images(record.images, media, where=record.where)
         conversation = EncodedConversation()
-        self.chat_template.encode(conversation, record.messages, _tokens(images))
+        self.chat_template.encode(conversation, record.messages, _runs(images))
         truncate(conversation, self.max_length, where=record.where, overflow=self.overflow)
         return self.build_sample(conversation, images, record)
 
@@ -131,7 +131,7 @@ class Processor:
         self._check_messages(messages, record.where)
         images = self.process_images(self._images_within(record, messages), media, where=record.where)
         conversation = EncodedConversation()
-        self.chat_template.encode(conversation, messages, _tokens(images))
+        self.chat_template.encode(conversation, messages, _runs(images))
         self.chat_template.add_generation_prompt(conversation)
         if len(conversation.ids) > self.max_length:
             raise DataError(
@@ -223,8 +223,8 @@ class Processor:
         )  # fmt: skip
 
 
-def _tokens(images: ProcessedImages) -> dict[str, list[int]]:
-    return {source: [image.tokens for _, image in entries] for source, entries in images.items()}
+def _runs(images: ProcessedImages) -> dict[str, list[list[TokenRun]]]:
+    return {source: [image.runs for _, image in entries] for source, entries in images.items()}
 
 
 # For a record that cannot be used: `data.on_error`

@@ -18,7 +18,8 @@ from vpt.errors import DataError, shortened
 from vpt.perception.batch import VISION_TOWER
 
 PUBLISHED = ("detection", "clip", "seg")  # re-encoders of the published files, which have these lists even if empty
-SYSTEM_PROMPT = "You are a helpful assistant."
+SYSTEM_PROMPT = "You are a helpful assistant."  # Qwen2-VL's and Qwen2.5-VL's, in conversations that have none
+DEFAULT_SYSTEM = ""  # the content of a system turn that the base model's own prompt, if it has one, takes the place of
 ROLES = ("system", "user", "assistant")
 VIDEO = "<video>"
 MOST = 1 << 31  # pixels along a side
@@ -91,7 +92,7 @@ def parse_record(raw: Any, *, where: str, encoder_tokens: Mapping[str, str]) -> 
     check_shape(raw, where)
     messages = tuple(_message(item, f"{where}: message {number}") for number, item in enumerate(raw["messages"]))
     if messages[0].role != "system":
-        messages = (Message("system", SYSTEM_PROMPT), *messages)
+        messages = (Message("system", DEFAULT_SYSTEM), *messages)
     turns = [message.role for message in messages[1:]]
     if turns[::2] != ["user"] * len(turns[::2]) or turns[1::2] != ["assistant"] * len(turns[1::2]):
         raise DataError(f"{where}: after the system prompt, user and assistant take turns; found {', '.join(turns)}")

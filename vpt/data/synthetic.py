@@ -9,7 +9,7 @@ from PIL import Image
 from vpt.data.collate import collate
 from vpt.data.images import MediaStore
 from vpt.data.processor import Processor
-from vpt.data.records import SYSTEM_PROMPT, ImageRef, Message, Record
+from vpt.data.records import DEFAULT_SYSTEM, ImageRef, Message, Record
 from vpt.perception.batch import VISION_TOWER, Batch
 from vpt.perception.masking import Masking
 from vpt.perception.tokens import REGION_END, REGION_START, action_tokens
@@ -56,7 +56,7 @@ class SyntheticRow:
         if self.encoder is not None:
             images[self.encoder], token = (image,), encoder_tokens[self.encoder]
             messages += [Message("assistant", "".join(action_tokens(token))), Message("user", f"<{token}_image>")]
-        turns = (Message("system", SYSTEM_PROMPT), *messages, Message("assistant", WORD * self.answer))
+        turns = (Message("system", DEFAULT_SYSTEM), *messages, Message("assistant", WORD * self.answer))
         return Record(turns, images, f"row {number}")
 
 

@@ -11,14 +11,16 @@ from vpt.data.videos import VideoClip
 from vpt.perception.batch import Grid
 
 Extent = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels of an image; may lie beyond it
+TokenRun = tuple[str, int]  # text, and the number of placeholder tokens between two vision markers after it
 
 
 @dataclass(frozen=True)
 class ProcessedImage:
     """One image or video as a transform returns it: `pixels` for the encoder, and how many `tokens` it will become.
 
-    `seconds` is the time from one step of a video's grid to the next; an image has none. Out of the feature cache it
-    has `features` and no pixels; `cache_key` is the name that its entry there has, or would have.
+    `seconds` is the time from one step of a video's grid to the next; an image has none. Where a video is written step
+    by step, `captions` has the text before each. Out of the feature cache it has `features` and no pixels; `cache_key`
+    is the name that its entry there has, or would have.
     """
 
     pixels: Tensor
@@ -27,6 +29,12 @@ class ProcessedImage:
     seconds: float | None = None
     features: Tensor | None = None
     cache_key: str | None = None
+    captions: tuple[str, ...] = ()
+
+    @property
+    def runs(self) -> list[TokenRun]:
+        """How it is written."""
+        return [(caption, self.tokens // len(self.captions)) for caption in self.captions] or [("", self.tokens)]
 
     @property
     def nbytes(self) -> int:

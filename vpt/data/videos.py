@@ -16,10 +16,11 @@ SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", "
 
 @dataclass(frozen=True)
 class VideoClip:
-    """Frames of one size, `fps` of them a second."""
+    """Frames of one size, `fps` of them a second; `times` has the second at which each stands in its video."""
 
     frames: list[Image.Image]
     fps: float
+    times: Sequence[float] = ()
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,9 @@
 """
 
 from abc import ABC, abstractmethod
+from typing import Literal
 
+import torch
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -50,11 +52,28 @@ class LinearProjector(ConditionalProjector):
         return self.linear_feature(self.layernorm_feature(features))
 
 
+Deep = Literal["none", "unchanged", "conditioned"]
+
+
 class IdentityProjector(ConditionalProjector):
-    """f = x: for features that already are the language model's (Qwen's own tower)."""
+    """f = x: for features that already are the language model's (Qwen's own tower).
+
+    What becomes of a tower's deep features (DeepStack), which stand beside each x: `none` leaves them out, `unchanged`
+    passes them on, `conditioned` adds (f . c) c to each of them as to x.
+    """
+
+    def __init__(self, hidden_dim: int, *, num_control_tokens: int = 1, deep: Deep = "none") -> None:
+        super().__init__(hidden_dim, hidden_dim, num_control_tokens=num_control_tokens)
+        self.deep, self.width = deep, hidden_dim
 
     def project(self, features: Tensor) -> Tensor:
-        return features
+        return features[:, : self.width] if self.deep == "none" else features
+
+    def forward(self, tokens: Tensor, directions: Tensor) -> Tensor:
+        first, *deep = tokens.split(self.width, dim=1)
+        if self.deep == "conditioned":
+            deep = [super(IdentityProjector, self).forward(part, directions) for part in deep]
+        return torch.cat([super().forward(first, directions), *deep], dim=1)
 
     def unused_modules(self) -> list[nn.Module]:
         return [self.layernorm_feature, self.linear_feature]

@@ -3,20 +3,22 @@
 For OpenAI's CLIP or SigLIP see `vpt/encoders/clip_siglip.py`.
 """
 
-from typing import Any
+from typing import Any, get_args
 
 from vpt.encoders.base import BuildContext, ReEncoder
-from vpt.encoders.projectors import IdentityProjector
+from vpt.encoders.projectors import Deep, IdentityProjector
 
 
 class QwenViTEncoder(ReEncoder):
     """Shares the tower's transform, and so its features: an image is encoded once for both."""
 
     @classmethod
-    def build(cls, context: BuildContext, *, config: dict[str, Any], weights: str | None) -> "QwenViTEncoder":
+    def build(
+        cls, context: BuildContext, *, config: dict[str, Any], weights: str | None, deep: Deep = "none"
+    ) -> "QwenViTEncoder":
         if config or weights:
             raise ValueError("encoder clip is Qwen's own tower: it takes neither sizes nor weights of its own")
-        projector = IdentityProjector(
-            context.hidden_size, context.hidden_size, num_control_tokens=context.num_control_tokens
-        )
+        if deep not in get_args(Deep):
+            raise ValueError(f"encoder.clip.options.deep={deep} is not one of {', '.join(get_args(Deep))}")
+        projector = IdentityProjector(context.hidden_size, num_control_tokens=context.num_control_tokens, deep=deep)
         return cls(transform=context.tower_transform, vision=None, projector=projector, pretrained=True)

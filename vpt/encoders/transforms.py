@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -122,12 +122,16 @@ class QwenTransform(ImageTransform):
         """Each patch holds `temporal_patch_size` frames; the last frame is repeated where they do not come out even."""
         slots = self.processor.temporal_patch_size
         frames = [*clip.frames, *clip.frames[-1:] * (-len(clip.frames) % slots)]
-        out = self.processor(images=frames, size=self.video_size, return_tensors="pt")
+        out = self._frames(frames)
         grid = [len(frames) // slots, *out["image_grid_thw"][0].tolist()[1:]]
         # The processor takes a frame for a still, the same in every slot of its patches: slot k comes from frame k.
         stills = rearrange(out["pixel_values"], "(t k n) (c s p) -> t k n c s p", t=grid[0], k=slots, s=slots, c=3)
         patches = torch.stack([stills[:, k, :, :, k] for k in range(slots)], dim=3)
         return self._processed(rearrange(patches, "t n c s p -> (t n) (c s p)"), grid, seconds=slots / clip.fps)
+
+    def _frames(self, frames: list[Image.Image]) -> Any:
+        """Frames, each as if it were an image."""
+        return self.processor(images=frames, size=self.video_size, return_tensors="pt")
 
     def _processed(self, pixels: Tensor, grid: list[int], *, seconds: float | None = None) -> ProcessedImage:
         time, height, width = grid
@@ -135,7 +139,7 @@ class QwenTransform(ImageTransform):
         return ProcessedImage(pixels, tokens, (time, height, width), seconds)
 
     def __repr__(self) -> str:
-        return f"QwenTransform({self.processor.to_json_string()})"
+        return f"{type(self).__name__}({self.processor.to_json_string()})"
 
 
 def nearest_grid(size: tuple[int, int], tokens: int) -> tuple[int, int]:

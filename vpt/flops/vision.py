@@ -36,7 +36,8 @@ class TowerCost:
         self.embedding = LayerStack([visual.patch_embed], [False])
         self.whole = stack([i for i in range(len(blocks)) if i in full])
         self.windowed = stack([i for i in range(len(blocks)) if i not in full])
-        self.merger = LayerStack([visual.merger], [is_trained(visual)])
+        mergers = [visual.merger, *self.family.deep_mergers(visual).values()]
+        self.merger = LayerStack(mergers, [is_trained(visual)] * len(mergers))
 
     def cost(self, grids: Sequence[Grid]) -> FlopCost:
         """FLOPs of encoding images or videos, (t, h, w) in patches."""

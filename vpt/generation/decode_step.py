@@ -6,6 +6,7 @@ from itertools import accumulate
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from vpt.data.transforms import ProcessedImage
 from vpt.models.attention import AttentionLayout
@@ -33,7 +34,8 @@ class RowInput:
     Attributes:
         ids: tokens.
         visuals: the images that fill placeholder tokens among them, in order.
-        states: [n, D] embeddings of the leading tokens (control tokens, a prompt's images) instead of their own.
+        states: [n, D] embeddings of the leading tokens (control tokens, a prompt's images) instead of their own, or
+            [n, (1 + k) D], each with k deep features.
         positions: [3, n] of a part of a prompt; None: those that continue the row's.
         keep: False where only the hidden states are wanted, not the keys (control states after the first).
     """
@@ -58,7 +60,7 @@ class DecodeStep:
         ids: [N] packed tokens.
         stage: indices for `VPTModel.embed_inputs` and `extend`.
         visuals: source -> its visual inputs, in the order in which `stage.inserts` count their tokens.
-        states: [r, D] control states that the stage refers to.
+        states: [r, D] control states that the stage refers to, or [r, (1 + k) D], as those of its inputs.
     """
 
     ids: Tensor
@@ -102,4 +104,5 @@ def pack_inputs(inputs: Sequence[RowInput], cached: Sequence[int], *, device: to
     layout = AttentionLayout(counts, [n + c for n, c in zip(cached, counts, strict=True)], device=device)
     stage = collector.build(layout, logits_to_keep=outputs if len(outputs) < sum(counts) else None)
     ids = torch.tensor([token for row_input in inputs for token in row_input.ids], dtype=torch.long, device=device)
-    return DecodeStep(ids, stage, visuals, torch.cat(states))
+    width = max(part.shape[1] for part in states)
+    return DecodeStep(ids, stage, visuals, torch.cat([F.pad(part, (0, width - part.shape[1])) for part in states]))

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from vpt.config.schema import GenerationConfig
+from vpt.data.chat_template import THINK
 from vpt.data.collate import collate
 from vpt.data.images import MediaStore
 from vpt.data.processor import Processor, Sample
@@ -70,7 +71,8 @@ class Generator:
         sampling = Sampling(settings.temperature, settings.top_k, settings.top_p, settings.seed)
 
         def decode(ids: list[int]) -> str:
-            return tokenizer.decode(ids, skip_special_tokens=True)
+            text: str = tokenizer.decode(ids, skip_special_tokens=True)
+            return text.rpartition(THINK[1])[2] if processor.chat_template.thinking else text
 
         return cls(model.eval(), processor, decode, limits, sampling, intervention=intervention)
 
@@ -101,6 +103,8 @@ class Generator:
         for row in rows:
             if row.image is not None:  # without one there is nothing to perceive
                 row.actions_left, row.forced_prefix = self.limits.max_actions, self.constraints.forced_prefix()
+                if row.forced_prefix:
+                    row.forced_prefix[:0] = [(token,) for token in self.processor.chat_template.no_thought()]
         return rows
 
     def steps(self, rows: Sequence[RowState]) -> Iterator[None]:

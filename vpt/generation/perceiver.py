@@ -10,7 +10,7 @@ from torch import Tensor
 from vpt.data.chat_template import EncodedConversation
 from vpt.data.processor import Processor
 from vpt.data.records import Message
-from vpt.data.transforms import ProcessedImage
+from vpt.data.transforms import ProcessedImage, TokenRun
 from vpt.generation.decode_step import RowInput, VisualInput
 from vpt.generation.intervention import Intervention
 from vpt.generation.row_state import DONE, IGNORED, REPAIRED, GenerationLimits, PerceptionStep, RowState
@@ -98,13 +98,13 @@ class Perceiver:
     def _user_turn(self, row: RowState, images: Sequence[_Shown]) -> RowInput:
         """End the assistant's turn, show images in order, and open the next one."""
         template = self.processor.chat_template
-        tokens: dict[str, list[int]] = {}
+        runs: dict[str, list[list[TokenRun]]] = {}
         for source, processed, _, step in images:
             step.visual_tokens = processed.tokens if self.intervention.perceives else 0
-            tokens.setdefault(source, []).append(step.visual_tokens)
+            runs.setdefault(source, []).append([("", step.visual_tokens)])
         conversation = EncodedConversation(ids=[self.parser.vocabulary.im_end], labels=[0])
         placeholders = (template.placeholder(source) for source, *_ in images)
-        template.encode(conversation, (Message("user", "".join(placeholders)),), tokens)
+        template.encode(conversation, (Message("user", "".join(placeholders)),), runs)
         template.add_generation_prompt(conversation)
         visuals = [
             VisualInput(

@@ -13,7 +13,7 @@ from vpt.config.schema import GenerationConfig, TrainConfig
 from vpt.config.validate import generation_settings
 from vpt.data.build import media_store
 from vpt.data.images import MediaStore
-from vpt.data.records import PLACEHOLDER, REENCODE_PROMPT, REGION_PROMPT, SYSTEM_PROMPT, ImageRef, Message, Record
+from vpt.data.records import DEFAULT_SYSTEM, PLACEHOLDER, REENCODE_PROMPT, REGION_PROMPT, ImageRef, Message, Record
 from vpt.errors import ConfigError, DataError
 from vpt.generation.generator import Generator
 from vpt.generation.row_state import Answer, PerceptionStep, RowState
@@ -124,7 +124,7 @@ def build_question(config: TrainConfig, image: Path, question: str, sentence: st
     media = media_store(path.parent, config.data)  # as eval.py opens it
     reference, where = ImageRef(path.name), "the question"
     text = f"<image>\n{question.strip()} {sentence}".rstrip()
-    messages = (Message("system", SYSTEM_PROMPT), Message("user", text))
+    messages = (Message("system", DEFAULT_SYSTEM), Message("user", text))
     record = Record(messages, {VISION_TOWER: (reference,)}, where, question.strip())
     return ImageQuestion(record, media, media.original(reference, where=where))
 

@@ -42,11 +42,11 @@ class RunningBatch:
         norm = self.model.language.norm.weight
         packed = pack_inputs(inputs, self.cache.lengths, device=self.model.device, like=norm)
         visual_tokens = self._encode_visual_inputs(packed.visuals)
-        embeddings = self.model.embed_inputs(packed.ids, packed.stage, visual_tokens, packed.states)
+        embeddings, deep = self.model.embed_inputs(packed.ids, packed.stage, visual_tokens, packed.states)
         positions = torch.cat([self._positions(*pair) for pair in zip(self.rows, inputs, strict=True)], dim=1)
         self.cache.reserve(counts)
         hidden = extend(
-            self.model.language, self.cache, embeddings, positions.to(norm.device), packed.stage.layout,
+            self.model.language, self.cache, embeddings, positions.to(norm.device), packed.stage.layout, deep=deep,
             logits_to_keep=packed.stage.logits_to_keep,
         )  # fmt: skip
         self.cache.commit([count if row_input.keep else 0 for count, row_input in zip(counts, inputs, strict=True)])

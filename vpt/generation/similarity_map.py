@@ -52,7 +52,7 @@ def similarity_map(
     projector = model.encoder(kind).projector
     tokens, direction = projector.project(features), projector.condition_vector(states[None].to(model.device))[0]
     rows, columns = processor.position_scheme.grid_shape(processed)
-    values = (tokens.float() @ direction.float()).view(rows, columns).cpu().numpy()
+    values = (tokens[:, : len(direction)].float() @ direction.float()).view(rows, columns).cpu().numpy()
     return SimilarityMap(values, transform.coverage(image.size))
 
 

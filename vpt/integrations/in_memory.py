@@ -12,7 +12,7 @@ from vpt.checkpoint.load import load_pretrained
 from vpt.config.validate import generation_settings
 from vpt.data.build import media_store
 from vpt.data.images import MediaStore, reading
-from vpt.data.records import SYSTEM_PROMPT, ImageRef, Message, Record
+from vpt.data.records import DEFAULT_SYSTEM, ImageRef, Message, Record
 from vpt.errors import DataError
 from vpt.generation.generator import Generator
 from vpt.generation.pipeline import action_prompt
@@ -81,5 +81,5 @@ class Responder:
         limits = media_store(Path(), self.bundle.config.data)
         kept = {reference.path: image for reference, image in zip(references, images)}
         store = InMemoryMedia(**vars(limits), images=kept)
-        messages = (Message("system", SYSTEM_PROMPT), Message("user", f"{text} {sentence}".rstrip()))
+        messages = (Message("system", DEFAULT_SYSTEM), Message("user", f"{text} {sentence}".rstrip()))
         return Record(messages, {VISION_TOWER: tuple(references)} if references else {}, "question"), store

@@ -15,7 +15,6 @@ from vpt.data.image_cache import ImageCache
 from vpt.data.processor import PositionScheme, Processor
 from vpt.data.transforms import ImageTransform
 from vpt.encoders.base import BuildContext, ReEncoder
-from vpt.encoders.transforms import QwenTransform
 from vpt.errors import ConfigError
 from vpt.models.architecture import Architecture
 from vpt.models.families import family_of
@@ -60,10 +59,9 @@ def build_bundle(
     )
     with torch.device("meta"):
         qwen = build_qwen(config.model, sizes.qwen)
-        processor = family_of(config.model.family).image_processor(
-            qwen.config.vision_config, pixel_limits(config.data.image)
+        transform = family_of(config.model.family).transform(
+            qwen.config.vision_config, size=pixel_limits(config.data.image), video_size=pixel_limits(config.data.video)
         )
-        transform = QwenTransform(processor, video_size=pixel_limits(config.data.video))
         encoders = {
             name: build_encoder(config, name, qwen, transform, sizes=sizes.encoders.get(name, {})).to(qwen.dtype)
             for name in config.encoder
@@ -114,7 +112,14 @@ def build_sample_processor(
         model.family.tokens_per_second(vision),
     )
     return Processor(
-        ChatTemplate(tokenizer, model.vocabulary, token_prefixes(config), projector_scale=config.model.projector_scale),
+        ChatTemplate(
+            tokenizer,
+            model.vocabulary,
+            token_prefixes(config),
+            projector_scale=config.model.projector_scale,
+            system_prompt=model.family.system_prompt,
+            thinking=config.model.thinking,
+        ),
         transforms,
         position_scheme,
         max_length=config.data.max_length,

@@ -212,7 +212,7 @@ class ForwardPlanner:
         conditioned = {action.block: states for action, states in known}
         for number, span in enumerate(row.blocks):
             if segment.start <= span.start and span.start + span.length <= segment.stop:
-                first = self.token_offsets[span.source][span.image]
+                first = self.token_offsets[span.source][span.image] + span.offset
                 collector.add_insert(span, shift=shift, first_token=first, states=conditioned.get(number, []))
         for start, stop in segment.zeroed:
             collector.zeroed.extend(range(shift + max(start, segment.start), shift + min(stop, segment.stop)))

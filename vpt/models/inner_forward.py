@@ -4,6 +4,7 @@ It is the one operation of this project. Training runs it over segments that com
 segments that come from the model (`vpt.generation.generator`); in between, control states are read and images seen.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,6 +13,16 @@ from torch._dynamo import config as dynamo
 from torch.utils.checkpoint import checkpoint
 
 from vpt.models.attention import AttentionLayout
+
+
+@dataclass(frozen=True)
+class DeepFeatures:
+    """DeepStack: `features` [k, T, D] are added to the hidden states at `positions` [T] of a stage, after each of the
+    first k decoder layers in turn."""
+
+    positions: Tensor
+    features: Tensor
+
 
 KeyValues = dict[int, tuple[Tensor, Tensor]]  # layer -> keys and values, [1, kv heads, N, d] each
 
@@ -50,7 +61,7 @@ class StageKV:
 
 def extend(
     language: Any, cache: object, embeddings: Tensor, positions: Tensor, layout: AttentionLayout, *,
-    logits_to_keep: Tensor | None = None, checkpointing: bool = False,
+    deep: DeepFeatures | None = None, logits_to_keep: Tensor | None = None, checkpointing: bool = False,
 ) -> Tensor:  # fmt: skip
     """Run the decoder over packed embeddings, on top of what is cached.
 
@@ -60,6 +71,7 @@ def extend(
         embeddings: [N, D].
         positions: [3, N].
         layout: who attends to whom.
+        deep: what is added between the first layers.
         logits_to_keep: [h] the positions whose hidden states are wanted, or None for all; keys are kept of all.
         checkpointing: recompute each layer in the backward pass instead of keeping its activations.
 
@@ -68,11 +80,13 @@ def extend(
     """
     hidden = embeddings[None]
     rope = language.rotary_emb(hidden, positions[:, None])
-    for layer in language.layers:
+    for number, layer in enumerate(language.layers):
         call = {"position_embeddings": rope, "past_key_values": cache, "layout": layout}
         if layer is language.layers[-1]:
             call["logits_to_keep"] = logits_to_keep
         hidden = checkpoint(layer, hidden, use_reentrant=False, **call) if checkpointing else layer(hidden, **call)
+        if deep is not None and number < len(deep.features):
+            hidden = hidden.index_add(1, deep.positions, deep.features[number][None].to(hidden.dtype))
     return language.norm(hidden)[0]
 
 
@@ -93,7 +107,7 @@ class LastDecoderLayer(nn.Module):
     def forward(self, hidden_states: Tensor, *, logits_to_keep: Tensor | None = None, **call: Any) -> Tensor:
         """Like transformers' layer, but of positions in `logits_to_keep` where it is given."""
         own: Any = self
-        mixed, _ = own.self_attn(hidden_states=own.input_layernorm(hidden_states), **call)
+        mixed, _ = own.self_attn(hidden_states=own.input_layernorm(hidden_states), attention_mask=None, **call)
         hidden = hidden_states + mixed
         if logits_to_keep is not None:
             hidden = hidden.index_select(1, logits_to_keep)

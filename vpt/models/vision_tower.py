@@ -104,7 +104,8 @@ class VisionTower(nn.Module):
             grids: one (t, h, w) for each image, in patches.
 
         Returns:
-            [sum of t * h * w / merge**2, hidden]: the merged embeddings, image after image.
+            [sum of t * h * w / merge**2, (1 + k) * hidden]: the merged embeddings, image after image, and beside each
+            the k deep features of a family that has them.
         """
         if torch.is_grad_enabled() or len(grids) == 1:
             return self._run(pixels, grids)
@@ -125,6 +126,8 @@ class VisionTower(nn.Module):
         embedding: Tensor = own.patch_embed.proj.weight
         # Under autocast the weight may be wider than the products; pixels follow the weight.
         hidden = F.linear(pixels.to(embedding.dtype), embedding.flatten(1), own.patch_embed.proj.bias)
+        added = self.family.added_positions(self, grids)
+        hidden = hidden if added is None else hidden + added.to(hidden.dtype)
         theta = (getattr(config, "rope_parameters", None) or {}).get("rope_theta", 10_000.0)
         cos, sin = _rope(grids, merge, own.blocks[0].attn.head_dim, theta, hidden.device)
         frames = [height * width for time, height, width in grids for _ in range(time)]
@@ -134,11 +137,15 @@ class VisionTower(nn.Module):
         if windows:  # patches travel in window order between the embedding and the merger
             order, windowed = _by_window(windows, hidden.device)
             hidden, cos, sin = (_permute(x, order, merge * merge) for x in (hidden, cos, sin))
-        whole_blocks = self.family.whole_blocks(config)
+        whole_blocks, deep_mergers = self.family.whole_blocks(config), self.family.deep_mergers(self)
+        deep = []
         for index, block in enumerate(own.blocks):
             groups = whole if index in whole_blocks else windowed
             hidden = _block(block, hidden, cos, sin, groups)
+            if index in deep_mergers:
+                deep.append(deep_mergers[index](hidden))
         merged = own.merger(hidden)
+        merged = torch.cat([merged, *deep], dim=1) if deep else merged
         return merged if order is None else merged[torch.argsort(order)]
 
 

@@ -11,9 +11,10 @@ from transformers import PreTrainedModel
 
 from vpt.data.feature_cache import FeatureCache
 from vpt.encoders.base import ReEncoder
+from vpt.errors import ConfigError
 from vpt.models.families import family_of
 from vpt.models.forward_plan import ForwardPlan, ForwardPlanner, Stage, VisualInsert
-from vpt.models.inner_forward import LastDecoderLayer, StagedKVCache, extend
+from vpt.models.inner_forward import DeepFeatures, LastDecoderLayer, StagedKVCache, extend
 from vpt.models.output import Output, compute_outputs
 from vpt.models.vision_tower import VisionTower
 from vpt.perception.batch import VISION_TOWER, Batch, ImageInputs, Row
@@ -62,6 +63,8 @@ class VPTModel(nn.Module):
         self.vocabulary, self.forward_config, self.feature_cache = vocabulary, forward_config, feature_cache
         self.encoders = nn.ModuleDict(encoders)
         self.qwen.model.visual = VisionTower(self.tower, self.family)
+        if len(self.family.deep_mergers(self.tower)) >= len(self.language.layers):
+            raise ConfigError("deepstack_visual_indexes has as many entries as the model has layers, or more")
         self.language.layers[-1] = LastDecoderLayer(self.language.layers[-1])
 
     @property
@@ -163,28 +166,48 @@ class VPTModel(nn.Module):
         hidden: list[Tensor] = []
         states = batch.positions.new_zeros((0, self.language.config.hidden_size), dtype=torch.float32)
         for stage in plan.stages:
-            embeddings = self.embed_inputs(batch.input_ids[stage.tokens], stage, tokens, states)
+            embeddings, deep = self.embed_inputs(batch.input_ids[stage.tokens], stage, tokens, states)
             if uniform_backward and torch.is_grad_enabled() and not embeddings.requires_grad:
                 embeddings.requires_grad_()
             positions = batch.positions[:, stage.tokens]
             out = extend(
-                self.language, cache.new_stage(), embeddings, positions, stage.layout,
+                self.language, cache.new_stage(), embeddings, positions, stage.layout, deep=deep,
                 logits_to_keep=stage.logits_to_keep, checkpointing=self.forward_config.checkpointing,
             )  # fmt: skip
             states = torch.cat([states.to(out.dtype), out[stage.control_outputs]])
             hidden.append(out)
         return torch.cat(hidden), states
 
-    def embed_inputs(self, ids: Tensor, stage: Stage, tokens: dict[str, Tensor], states: Tensor) -> Tensor:
-        """The embeddings of a stage: text, control states, visual tokens, zeros where it is masked."""
+    def embed_inputs(
+        self, ids: Tensor, stage: Stage, tokens: dict[str, Tensor], states: Tensor
+    ) -> tuple[Tensor, DeepFeatures | None]:
+        """The embeddings of a stage: text, control states, visual tokens, zeros where it is masked.
+
+        Tokens of a source, and states, may be [T, (1 + k) D]: an embedding and k deep features, masked as it is.
+        """
         x = self.language.embed_tokens(ids)
+        deep: list[tuple[Tensor, Tensor]] = []
+
+        def fill(positions: Tensor, filled: Tensor) -> None:
+            nonlocal x
+            x = x.index_copy(0, positions, filled[:, : x.shape[1]].to(x.dtype))
+            if filled.shape[1] > x.shape[1]:
+                deep.append((positions, filled[:, x.shape[1] :].to(x.dtype)))
+
         if len(stage.control_positions):
-            x = x.index_copy(0, stage.control_positions, states[stage.control_sources].to(x.dtype))
+            fill(stage.control_positions, states[stage.control_sources])
         for insert in stage.inserts:
-            x = x.index_copy(0, insert.positions, self.condition(insert, tokens, states).to(x.dtype))
+            fill(insert.positions, self.condition(insert, tokens, states[:, : x.shape[1]]))
         if len(stage.zeroed):
             x = x.index_fill(0, stage.zeroed, 0.0)
-        return x
+        return x, self._deep_features(deep, stage.zeroed, like=x) if deep else None
+
+    def _deep_features(self, found: list[tuple[Tensor, Tensor]], zeroed: Tensor, *, like: Tensor) -> DeepFeatures:
+        """The deep features of a stage's inserts, each (positions [T], features [T, k D]), zero where it is masked."""
+        positions, features = (torch.cat(parts) for parts in zip(*found, strict=True))
+        if len(zeroed):
+            features = features * like.new_ones(len(like)).index_fill(0, zeroed, 0.0)[positions, None]
+        return DeepFeatures(positions, features.unflatten(1, (-1, like.shape[1])).transpose(0, 1))
 
     def condition(self, insert: VisualInsert, tokens: dict[str, Tensor], states: Tensor) -> Tensor:
         """Tokens of a source, conditioned on their control states where they have any."""

@@ -26,12 +26,14 @@ class PlaceholderSpan:
         start, length: where it lies in its row.
         source: whose tokens fill it: `VISION_TOWER` for a plain image, else the name of a re-encoder.
         image: which image of the source, in the order of the row (in a batch: of the source's transform).
+        offset: the first of the image's tokens that fills it, where an image fills several spans (frames of a video).
     """
 
     start: int
     length: int
     source: str
     image: int
+    offset: int = 0
 
 
 @dataclass(frozen=True)
@@ -80,18 +82,22 @@ class RowBuilder:
         self.ids.extend(ids)
         self.labels.extend(ids if loss else [IGNORE_INDEX] * len(ids))
 
-    def image(self, source: str, tokens: int, *, pad: int = 0) -> None:
-        """Append the placeholders of the next image of `source`, conditioned by the first action that waits for one."""
+    def image(self, source: str, tokens: int, *, pad: int = 0, offset: int = 0) -> None:
+        """Append the placeholders of the next image of `source`, or more of the last one's, from its token `offset` on.
+
+        The first action that waits for an image of `source` conditions them.
+        """
         for number, action in enumerate(self.actions):
             if action.encoder == source and action.block is None:
                 self.actions[number] = replace(action, block=len(self.blocks))
                 break
-        self.blocks.append(PlaceholderSpan(len(self.ids), tokens, source, self.images_of(source)))
+        number = self.images_of(source) - bool(offset)
+        self.blocks.append(PlaceholderSpan(len(self.ids), tokens, source, number, offset))
         self.add([pad] * tokens)
 
     def images_of(self, source: str) -> int:
         """How many images of `source` there are so far."""
-        return sum(block.source == source for block in self.blocks)
+        return sum(block.source == source and not block.offset for block in self.blocks)
 
     def action(self, encoder: str, count: int, *, token: int = 0) -> None:
         """Append `count` control tokens of an action."""
@@ -100,6 +106,10 @@ class RowBuilder:
 
     def begin_paragraph(self) -> None:
         """Let a paragraph begin with the next token."""
+        self.paragraphs.append((len(self.ids), len(self.ids)))
+
+    def no_paragraph(self) -> None:
+        """Count a paragraph that is not written: 0 is the system prompt, with which not every model begins."""
         self.paragraphs.append((len(self.ids), len(self.ids)))
 
     def end_paragraph(self) -> None:

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from vpt.config.schema import TrainConfig
 from vpt.data.build import media_store
 from vpt.data.images import FORMATS, MediaStore
-from vpt.data.records import PLACEHOLDER, SYSTEM_PROMPT, ImageRef, Message, Record
+from vpt.data.records import DEFAULT_SYSTEM, PLACEHOLDER, ImageRef, Message, Record
 from vpt.data.references import check_text
 from vpt.errors import DataError
 from vpt.perception.batch import VISION_TOWER
@@ -62,7 +62,7 @@ class PromptReader:
             raise ApiError(400, f"user and assistant must take turns, not {', '.join(roles[:9])}", param="messages")
         images: dict[str, Image.Image] = {}
         references: list[ImageRef] = []
-        written = [Message("system", self._text(prompts[0], 0) if prompts else SYSTEM_PROMPT)]
+        written = [Message("system", self._text(prompts[0], 0) if prompts else DEFAULT_SYSTEM)]
         for number, turn in enumerate(turns, start=len(prompts)):
             content = self._text(turn, number)
             if turn.role == "user":

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from vpt.data.processor import Sample
@@ -33,9 +34,12 @@ class Prompt:
     def inputs(self, model: VPTModel, chunk: int) -> list[RowInput]:
         """The prompt in parts of at most `chunk` tokens, with the embeddings of its text and images."""
         ids = self.sample.ids.to(model.device)
-        embeddings = model.language.embed_tokens(ids).clone()
+        text = model.language.embed_tokens(ids)
+        deep = max((one.shape[1] for one in self.features), default=text.shape[1]) - text.shape[1]
+        embeddings = torch.cat([text, text.new_zeros(len(ids), deep)], dim=1)
         for block in self.sample.row.blocks:
-            embeddings[block.start : block.start + block.length] = self.features[block.image].to(embeddings.dtype)
+            own = self.features[block.image][block.offset : block.offset + block.length]
+            embeddings[block.start : block.start + block.length] = own.to(embeddings.dtype)
         stops = [*range(chunk, len(ids), chunk), len(ids)]
         return [
             RowInput(

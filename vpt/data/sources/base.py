@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vpt.data.records import REENCODE_PROMPT, REGION_PROMPT, SYSTEM_PROMPT, ImageRef, Message, Pixels, Record
+from vpt.data.records import DEFAULT_SYSTEM, REENCODE_PROMPT, REGION_PROMPT, ImageRef, Message, Pixels, Record
 from vpt.data.same_data import without_perception, without_prompts
 from vpt.errors import DataError
 from vpt.perception.batch import VISION_TOWER
@@ -101,6 +101,6 @@ def perceiving_record(
         turns = [Message("assistant", "".join(action_tokens(token))), Message("user", f"<{token}_image>")]
         prompt = REENCODE_PROMPT
     asked = f"{question} {prompt}" if prompt and context.action_prompt else question
-    messages = (Message("system", SYSTEM_PROMPT), Message("user", f"<image>\n{asked}"), *turns)
+    messages = (Message("system", DEFAULT_SYSTEM), Message("user", f"<image>\n{asked}"), *turns)
     record = Record((*messages, Message("assistant", answer)), images, where, question, answer, question_type, box)
     return context.apply_run_options(record)

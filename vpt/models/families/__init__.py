@@ -4,8 +4,9 @@ from vpt.errors import ConfigError, did_you_mean
 from vpt.models.families.base import Family
 from vpt.models.families.qwen2_5_vl import Qwen2_5VL
 from vpt.models.families.qwen2_vl import Qwen2VL
+from vpt.models.families.qwen3_vl import Qwen3VL
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (Qwen2VL(), Qwen2_5VL())}
+FAMILIES: dict[str, Family] = {family.name: family for family in (Qwen2VL(), Qwen2_5VL(), Qwen3VL())}
 
 
 def family_of(name: str) -> Family:

@@ -7,10 +7,12 @@ else asks which family a model is of.
 from collections.abc import Container
 from typing import Any, ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from vpt.data.records import SYSTEM_PROMPT
+from vpt.encoders.transforms import CLIP_MEAN, CLIP_STD, QwenTransform
 from vpt.perception.batch import Grid
 
 # The order of the merged positions of one image, and how many patches each run of them has
@@ -25,12 +27,21 @@ class Family:
         title: how it is called in text.
         config_class: transformers' configuration of the whole model.
         upstream: whether the paper's authors publish checkpoints of this family (`vpt.checkpoint.upstream`).
+        system_prompt: of conversations that have none; None: they begin with the user.
+        thinks: whether there is an edition that thinks before it answers (`model.thinking`).
+        mean, std: of images, by channel.
+        transform_class: of the tower's image transform.
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
     config_class: ClassVar[type[PreTrainedConfig]]
     upstream: ClassVar[bool] = False
+    system_prompt: ClassVar[str | None] = SYSTEM_PROMPT
+    thinks: ClassVar[bool] = False
+    mean: ClassVar[tuple[float, ...]] = CLIP_MEAN
+    std: ClassVar[tuple[float, ...]] = CLIP_STD
+    transform_class: ClassVar[type[QwenTransform]] = QwenTransform
 
     def windows(self, vision: Any, grid: Grid) -> Windows | None:
         """The windows that blocks outside `whole_blocks` attend within; None where there are no such blocks."""
@@ -44,11 +55,22 @@ class Family:
         """Temporal positions that a second of video takes; None where each step of its grid takes one."""
         return None
 
-    def image_processor(self, vision: Any, size: dict[str, int]) -> Qwen2VLImageProcessorPil:
-        """transformers' Pillow image processor for patches of the tower, images limited to `size`."""
-        return Qwen2VLImageProcessorPil(
+    def added_positions(self, tower: Any, grids: list[Grid]) -> Tensor | None:
+        """Learned positions of patches, [patches, width of the tower], added before its first block; None for none."""
+        return None
+
+    def deep_mergers(self, tower: Any) -> dict[int, nn.Module]:
+        """DeepStack: block -> what makes deep features, [positions, D], of its output; in the order of the blocks."""
+        return {}
+
+    def transform(self, vision: Any, *, size: dict[str, int], video_size: dict[str, int]) -> QwenTransform:
+        """The tower's image transform, by transformers' Pillow processor; `size` limits images, `video_size` frames."""
+        processor = Qwen2VLImageProcessorPil(
             patch_size=vision.patch_size,
             merge_size=vision.spatial_merge_size,
             temporal_patch_size=vision.temporal_patch_size,
             size=size,
+            image_mean=[*self.mean],
+            image_std=[*self.std],
         )
+        return self.transform_class(processor, video_size=video_size)
