@@ -62,7 +62,8 @@ def test_totals_of_the_published_models(model, encoder, published):
 @pytest.mark.parametrize(
     ("model", "bytes_in_bfloat16"),  # `total_size` of the published model.safetensors.index.json
     [("qwen2_vl_2b", 4_417_971_200), ("qwen2_vl_7b", 16_582_751_232), ("qwen2_5_vl_3b", 7_509_245_952),
-     ("qwen2_5_vl_7b", 16_584_333_312)],
+     ("qwen2_5_vl_7b", 16_584_333_312), ("qwen3_vl_2b", 4_255_064_064), ("qwen3_vl_4b", 8_875_631_616),
+     ("qwen3_vl_8b", 17_534_247_392), ("qwen3_vl_32b", 66_714_780_128)],
 )  # fmt: skip
 def test_totals_of_the_base_models(model, bytes_in_bfloat16):
     built = sizes_of("+experiment=baseline", f"model={model}")

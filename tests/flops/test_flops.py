@@ -93,7 +93,8 @@ def test_formula_equals_the_counter(parts_of, folder, forward):
 
 
 @pytest.mark.parametrize(
-    ("family", "trained"), [*(("qwen2_vl", trained) for trained in TRAINED), ("qwen2_5_vl", "everything")]
+    ("family", "trained"),
+    [*(("qwen2_vl", trained) for trained in TRAINED), ("qwen2_5_vl", "everything"), ("qwen3_vl", "everything")],
 )
 def test_what_is_frozen_runs_forward_only(parts_of, folder, family, trained):
     parts = parts_of(family)

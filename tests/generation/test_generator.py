@@ -29,12 +29,15 @@ from vpt.perception.regions import Region
 from vpt.perception.requests import PerceptionParser
 from vpt.perception.tokens import stop_ids
 
+POSITIONS = ("reencoded_positions=sequential", "reencoded_positions=grid", "positions=sequential")
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("scale", [1, 3])
+
 @pytest.mark.parametrize(
-    "positions", ["reencoded_positions=sequential", "reencoded_positions=grid", "positions=sequential"]
-)
+    ("family", "scale", "positions"),
+    [*(("qwen2_vl", scale, positions) for scale in (1, 3) for positions in POSITIONS),
+     ("qwen2_5_vl", 1, POSITIONS[0]), ("qwen2_5_vl", 3, POSITIONS[1]),
+     ("qwen3_vl", 1, POSITIONS[0]), ("qwen3_vl", 3, POSITIONS[1])],
+)  # fmt: skip
 def test_generating_step_by_step_equals_one_forward(make_parts, folder, family, scale, positions):
     parts = make_parts(*ALL, *FAMILIES[family], f"model.projector_scale={scale}", f"model.{positions}")
     samples = samples_of(parts, folder, records())

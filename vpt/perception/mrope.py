@@ -2,8 +2,8 @@
 
 Text advances by one in all three components. An image that begins at position p has temporal p, vertical p + i and
 horizontal p + j for its cell (i, j), and what follows begins at p + max(h, w). Step k of a video has temporal p + k in
-Qwen2-VL; in Qwen2.5-VL temporal is time, p + floor(k * seconds per step * tokens per second). Re-encoded tokens count
-as text (`sequential`, as in upstream's models) or as an image (`grid`).
+Qwen2-VL; in Qwen2.5-VL temporal is time, p + floor(k * seconds per step * tokens per second); in Qwen3-VL each step
+counts as an image. Re-encoded tokens count as text (`sequential`, as in upstream's models) or as an image (`grid`).
 
 After a video, too, we go on at p + max(h, w), as transformers 5 does, whose logits ours must equal. transformers 4 and
 Qwen's own code went on after the largest component: the same after images, later after a video whose last step lies
