@@ -259,6 +259,19 @@ def test_names_of_the_code_exist():
             assert {*re.findall(r"[A-Za-z_]\w+", name[1])} <= words, f"{page.name}: {span}"
 
 
+def test_docstrings_name_attributes_that_exist():
+    wrong = []
+    for path in (ROOT / "vpt").rglob("*.py"):
+        for node in (n for n in ast.walk(ast.parse(text_of(path))) if isinstance(n, ast.ClassDef)):
+            _, _, section = (ast.get_docstring(node) or "").partition("Attributes:\n")
+            listed = re.findall(
+                r"^    ([a-z_]\w*(?:, \w+)*): ", re.split(r"^\S", section, flags=re.MULTILINE)[0], re.MULTILINE
+            )
+            there = re.findall(r"(?:^    |self\.)(\w+)", ast.unparse(node), re.MULTILINE)
+            wrong += [f"{path.name}: {node.name}.{n}" for names in listed for n in names.split(", ") if n not in there]
+    assert not wrong
+
+
 def test_private_names_are_still_used():
     """Those in the table are, and files that use others are in it."""
     table = text_of(DOCS / "contributing.md").partition("## Private names")[2].partition("\n## ")[0]

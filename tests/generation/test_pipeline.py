@@ -17,7 +17,7 @@ from vpt.data.collate import collate
 from vpt.data.records import REENCODE_PROMPT, REGION_PROMPT
 from vpt.encoders.transforms import ResizeLongestSide, SquareTransform
 from vpt.errors import ConfigError, DataError, UserError
-from vpt.generation.pipeline import Pipeline, action_prompt
+from vpt.generation.pipeline import Pipeline, action_prompt_text
 from vpt.generation.row_state import IGNORED, Answer, PerceptionStep
 from vpt.generation.streaming import AnswerStreamer
 from vpt.models.inner_forward import StagedKVCache
@@ -72,7 +72,9 @@ def test_the_map_is_what_training_adds(make_parts, folder, image, kind, scale):
     """f . c from the reply equals how far the forward of training moves each token along its direction."""
     parts = make_parts(*ALL, f"model.projector_scale={scale}")
     parts.model.eval()
-    reply = Pipeline(**vars(parts)).ask(image, "what is the red shape?", prompted=False, action=kind, max_new_tokens=8)
+    reply = Pipeline(**vars(parts)).ask(
+        image, "what is the red shape?", action_prompt=False, action=kind, max_new_tokens=8
+    )
     (found, *_) = reply.maps()
     token = TOKENS[kind]
     raw = conversation("3.png", action_turns(token), **{f"{token}_images": ["3.png"]})
@@ -116,28 +118,28 @@ def test_a_picture_of_every_kind_and_of_none(all_parts, image, tmp_path):
 
 
 def test_the_sentence_that_training_asked_with():
-    def of(*overrides, action="free", prompted=None):
+    def of(*overrides, action="free", action_prompt=None):
         config = compose_config("encoder=[dino,sam]", *overrides)
-        return action_prompt(config, generation_settings(config, {"action": action}), prompted=prompted)
+        return action_prompt_text(config, generation_settings(config, {"action": action}), action_prompt=action_prompt)
 
     dino, both = "data.actions={none:0,dino:1}", "data.actions={none:0,dino:1,region:1}"
     assert of(dino) == of(both, action="sam") == REENCODE_PROMPT
     assert of(dino, action="region") == REGION_PROMPT
     assert of(both) == of(dino, action="none") == of() == ""
-    assert of(dino, "data.action_prompt=false") == of(dino, prompted=False) == ""
-    assert of(dino, "data.action_prompt=false", prompted=True) == REENCODE_PROMPT
+    assert of(dino, "data.action_prompt=false") == of(dino, action_prompt=False) == ""
+    assert of(dino, "data.action_prompt=false", action_prompt=True) == REENCODE_PROMPT
 
 
 def test_it_prints_while_it_answers(all_parts, image, capsys):
     """Words come out round by round, each act of perception before the words that follow it."""
-    listener, pieces = AnswerStreamer(all_parts.tokenizer), []
+    streamer, pieces = AnswerStreamer(all_parts.tokenizer), []
 
     def listen(row):
-        listener(row)
+        streamer(row)
         pieces.append(capsys.readouterr().out)
 
-    reply = all_parts.ask(image, "what is the red shape?", action="dino", max_new_tokens=24, listener=listen)
-    listener.end(reply.answer)
+    reply = all_parts.ask(image, "what is the red shape?", action="dino", max_new_tokens=24, on_step=listen)
+    streamer.end(reply.answer)
     rest = capsys.readouterr().out
     said = "".join([*pieces, rest])
     first, seen, *_ = said.splitlines()
@@ -194,8 +196,8 @@ def test_a_gpu_that_is_not_there(checkpoint, image, monkeypatch):
 
 
 def test_an_answer_without_words_is_told(all_parts, capsys):
-    listener = AnswerStreamer(all_parts.tokenizer)
-    listener.end(Answer("", [], [PerceptionStep("region", status=IGNORED)], complete=True))
+    streamer = AnswerStreamer(all_parts.tokenizer)
+    streamer.end(Answer("", [], [PerceptionStep("region", status=IGNORED)], complete=True))
     printed = capsys.readouterr().out
     assert "region: ignored; it cannot be read" in printed and "(no answer)" in printed and "cut off" not in printed
 

@@ -184,7 +184,7 @@ def test_maps_are_those_of_a_reply(run, tmp_path):
         path = tmp_path / "image.png"
         question.folder.full_resolution(question.record.image, where="").save(path)
         text = next(m.content for m in question.record.messages if m.role == "user").removeprefix("<image>\n")
-        reply = Pipeline(**vars(parts)).ask(path, text, prompted=False)
+        reply = Pipeline(**vars(parts)).ask(path, text, action_prompt=False)
         assert str(reply) == items[example.number].answer
         for kept, found in zip(example.maps, reply.maps(), strict=True):
             assert (kept is None) == (found is None)

@@ -1,10 +1,7 @@
 """A trained model from its folder: a run, one of its checkpoints, an exported folder, or an upstream checkpoint."""
 
-from contextlib import ExitStack
 from pathlib import Path
 
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 from transformers import Qwen2Tokenizer
 
 from vpt.checkpoint.architecture_files import check_architecture, load_architecture
@@ -13,10 +10,8 @@ from vpt.checkpoint.format import find_checkpoint, load_config, load_tokenizer, 
 from vpt.checkpoint.initialize import BaseWeights, initialize, materialize
 from vpt.checkpoint.tensors import LazyStateDict, check_state_dict, unique_state_dict
 from vpt.checkpoint.upstream import UpstreamCheckpoint
-from vpt.config.overrides import CONF, register_schemas
-from vpt.config.resolve import resolve_config
+from vpt.config.overrides import compose_train
 from vpt.config.schema import TrainConfig
-from vpt.config.validate import validate
 from vpt.errors import wrap_read_errors
 from vpt.models.build import ModelBundle, build_bundle
 from vpt.models.qwen import build_tokenizer
@@ -105,10 +100,4 @@ def from_upstream_config(upstream: UpstreamCheckpoint) -> TrainConfig:
         f"model.path={upstream.folder.absolute()}", f"data.root={upstream.folder.absolute()}", "run_name=released",
         *(f"model.{setting}" for setting in settings),
     ]  # fmt: skip
-    register_schemas()
-    with ExitStack() as stack:
-        if not GlobalHydra.instance().is_initialized():  # eval.py has done so
-            stack.enter_context(initialize_config_dir(str(CONF), version_base=None))
-        config = resolve_config(compose("train", overrides=overrides), TrainConfig)
-    validate(config)
-    return config
+    return compose_train(overrides)

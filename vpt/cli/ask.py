@@ -35,7 +35,7 @@ from vpt.config.resolve import resolve_config
 from vpt.config.schema import AskConfig
 from vpt.config.validate import generation_settings
 from vpt.errors import ConfigError
-from vpt.generation.pipeline import action_prompt, build_question, check_output_path, reply
+from vpt.generation.pipeline import action_prompt_text, build_question, check_output_path, reply
 from vpt.generation.streaming import AnswerStreamer
 
 Schema = TypeVar("Schema")
@@ -50,14 +50,14 @@ def main(arguments: Sequence[str]) -> None:
     image, question, config = read_arguments(arguments)
     trained = load_any_config(config.checkpoint)
     generation = generation_settings(trained, config.generation)
-    sentence = action_prompt(trained, generation, prompted=config.data.action_prompt)
+    sentence = action_prompt_text(trained, generation, action_prompt=config.data.action_prompt)
     asked = build_question(trained, Path(image), question, sentence)  # all that can be wrong comes before the weights
     if config.out:
         check_output_path(Path(config.out))
     bundle = load_pretrained(config.checkpoint, device=config.device)
     bundle.processor.max_length = config.data.max_length or bundle.processor.max_length
     streamer = AnswerStreamer(bundle.tokenizer)
-    answered = reply(bundle, asked, generation, listener=streamer)
+    answered = reply(bundle, asked, generation, on_step=streamer)
     streamer.end(answered.answer)
     if config.out:
         print(f"wrote {answered.draw(config.out)}")

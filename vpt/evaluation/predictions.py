@@ -29,12 +29,12 @@ class Prediction:
         record: the name of its record.
         source: the data set, as `data.test` names it.
         question, target, answer: what was asked, the record's answer, the model's.
-        right: whether the answer is an accepted one, up to case, punctuation and articles.
+        correct: whether the answer is an accepted one, up to case, punctuation and articles.
         type: of the question.
         images: source of tokens -> images and videos, as records spell them.
         box: the true box, (x0, y0, x1, y1) in pixels of the first image, or None.
         accepted: every answer that counts as right; `target` alone where a record has no more.
-        asked: kinds of perception that the record has, in order.
+        expected_actions: kinds of perception that the record has, in order.
         complete: whether the answer ended by itself.
         confidence: the probability that the model gave to its answer.
         trace: what the model asked for before it answered.

@@ -1,8 +1,7 @@
 """Peak FLOP/s of a device: published for known GPUs, measured for all others."""
 
-import time
-
 import torch
+from torch.utils.benchmark import Timer
 
 # memory (10^9 bytes), and the published dense peak (10^12 FLOP/s) by the precision of the products
 GPUS: dict[str, tuple[float, dict[str, float]]] = {
@@ -10,7 +9,6 @@ GPUS: dict[str, tuple[float, dict[str, float]]] = {
     "h100": (80, {"bf16": 989, "fp32": 67}),
     "h200": (141, {"bf16": 989, "fp32": 67}),
 }
-_SIDE, _TIMES = 512, 8
 
 
 def peak_flops(device: torch.device, *, precision: str) -> float:
@@ -25,18 +23,7 @@ def peak_flops(device: torch.device, *, precision: str) -> float:
             if gpu in name:
                 return peaks[precision] * 1e12
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    side = _SIDE if device.type == "cpu" else 8 * _SIDE
-    return max(_measured(torch.ones(side, side, device=device, dtype=dtype)) for _ in range(_TIMES))
-
-
-def _measured(matrix: torch.Tensor) -> float:
-    _wait(matrix.device)
-    started = time.perf_counter()
-    matrix @ matrix
-    _wait(matrix.device)
-    return 2 * len(matrix) ** 3 / (time.perf_counter() - started)
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    side = 512 if device.type == "cpu" else 4096
+    matrix = torch.ones(side, side, device=device, dtype=dtype)
+    timer = Timer("matrix @ matrix", globals={"matrix": matrix}, num_threads=torch.get_num_threads())
+    return 2 * side**3 / min(timer.timeit(1).mean for _ in range(8))

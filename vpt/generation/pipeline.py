@@ -74,17 +74,17 @@ class Pipeline(ModelBundle):
     """A trained model, its tokenizer and its processor, ready to answer."""
 
     def ask(
-        self, image: str | Path, question: str, *, prompted: bool | None = None, listener: StreamCallback | None = None,
-        **settings: Any,
+        self, image: str | Path, question: str, *, action_prompt: bool | None = None,
+        on_step: StreamCallback | None = None, **settings: Any,
     ) -> Reply:  # fmt: skip
         """Answer one question about one image, perceiving meanwhile.
 
         Args:
             image: a file.
             question: text.
-            prompted: whether the sentence that asked for perception in training follows the question; by default as
-                the model was trained.
-            listener: called after every decoding step with the row that answers.
+            action_prompt: whether the sentence that asked for perception in training follows the question; by default
+                as the model was trained.
+            on_step: called after every decoding step with the row that answers.
             settings: keys of `generation`, such as `action="region"` or `temperature=1.0`; the rest is as trained.
 
         Raises:
@@ -92,8 +92,8 @@ class Pipeline(ModelBundle):
             DataError: for an image that cannot be read, or a question that is too long.
         """
         generation = generation_settings(self.config, settings)
-        sentence = action_prompt(self.config, generation, prompted=prompted)
-        return reply(self, build_question(self.config, Path(image), question, sentence), generation, listener=listener)
+        sentence = action_prompt_text(self.config, generation, action_prompt=action_prompt)
+        return reply(self, build_question(self.config, Path(image), question, sentence), generation, on_step=on_step)
 
 
 def load(path: str | Path, *, device: str = "auto") -> Pipeline:
@@ -101,9 +101,9 @@ def load(path: str | Path, *, device: str = "auto") -> Pipeline:
     return Pipeline(**vars(load_pretrained(path, device=device)))
 
 
-def action_prompt(config: TrainConfig, generation: GenerationConfig, *, prompted: bool | None = None) -> str:
+def action_prompt_text(config: TrainConfig, generation: GenerationConfig, *, action_prompt: bool | None = None) -> str:
     """The sentence that, in training, asked for the action that is now forced, or for the only one there was."""
-    if not (config.data.action_prompt if prompted is None else prompted):
+    if not (config.data.action_prompt if action_prompt is None else action_prompt):
         return ""
     trained = [kind for kind, share in config.data.actions.items() if share > 0]
     kinds = trained if generation.action == FREE else [generation.action]
@@ -131,15 +131,15 @@ def build_question(config: TrainConfig, image: Path, question: str, sentence: st
 
 def reply(
     bundle: ModelBundle, question: ImageQuestion, generation: GenerationConfig, *,
-    listener: StreamCallback | None = None,
+    on_step: StreamCallback | None = None,
 ) -> Reply:  # fmt: skip
     """Answer a question that has been read."""
     generator = Generator.from_config(bundle.model, bundle.processor, bundle.tokenizer, generation)
     sample = bundle.processor.encode_prompt(question.record, question.media)
     (row,) = generator.start([sample], [question.media])
     for _ in generator.steps([row]):
-        if listener is not None:
-            listener(row)
+        if on_step is not None:
+            on_step(row)
     return Reply(bundle, question, generator.finalize(row))
 
 

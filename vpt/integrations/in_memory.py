@@ -15,7 +15,7 @@ from vpt.data.images import MediaStore, reading
 from vpt.data.records import DEFAULT_SYSTEM, ImageRef, Message, Record
 from vpt.errors import DataError
 from vpt.generation.generator import Generator
-from vpt.generation.pipeline import action_prompt
+from vpt.generation.pipeline import action_prompt_text
 from vpt.models.build import ModelBundle
 from vpt.perception.batch import VISION_TOWER
 
@@ -46,13 +46,13 @@ class Responder:
     Args:
         checkpoint: whatever `vpt.load` takes.
         device: `auto`, `cpu` or `cuda`.
-        prompted: whether the sentence that asked for perception in training follows each question; by default as the
-            model was trained.
+        action_prompt: whether the sentence that asked for perception in training follows each question; by default as
+            the model was trained.
     """
 
-    def __init__(self, checkpoint: str | Path, *, device: str = "auto", prompted: bool | None = None) -> None:
+    def __init__(self, checkpoint: str | Path, *, device: str = "auto", action_prompt: bool | None = None) -> None:
         self.bundle: ModelBundle = load_pretrained(checkpoint, device=device)
-        self.prompted = prompted
+        self.action_prompt = action_prompt
 
     def respond(self, questions: Sequence[tuple[Sequence[Picture], str]], **settings: Any) -> list[str]:
         """Answer questions together, each (images, text); `<image>` in a text says where its images stand.
@@ -66,7 +66,7 @@ class Responder:
             DataError: for a question that is too long.
         """
         generation = generation_settings(self.bundle.config, settings)
-        sentence = action_prompt(self.bundle.config, generation, prompted=self.prompted)
+        sentence = action_prompt_text(self.bundle.config, generation, action_prompt=self.action_prompt)
         records, media = zip(*(self._record(images, text, sentence) for images, text in questions))
         samples = [self.bundle.processor.encode_prompt(record, store) for record, store in zip(records, media)]
         generator = Generator.from_config(self.bundle.model, self.bundle.processor, self.bundle.tokenizer, generation)

@@ -2,7 +2,7 @@
 
     lmms-eval --model vpt --model_args checkpoint=outputs/dino --tasks pope --batch_size 32
 
-Further model_args: device, prompted, action (`free`, `none`, `region`, a re-encoder's name) and max_actions.
+Further model_args: device, action_prompt, action (`free`, `none`, `region`, a re-encoder's name) and max_actions.
 """
 
 from itertools import islice
@@ -30,11 +30,11 @@ class VPTForLmmsEval(lmms):
     is_simple = True
 
     def __init__(
-        self, checkpoint: str, batch_size: int | str = 1, device: str | None = None, prompted: bool | None = None,
+        self, checkpoint: str, batch_size: int | str = 1, device: str | None = None, action_prompt: bool | None = None,
         action: str | None = None, max_actions: int | None = None, max_batch_size: int | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.responder = Responder(checkpoint, device=device or "auto", prompted=prompted)
+        self.responder = Responder(checkpoint, device=device or "auto", action_prompt=action_prompt)
         self.batch = int(batch_size)
         chosen = {"action": action, "max_actions": max_actions}
         self.settings = {key: value for key, value in chosen.items() if value is not None}

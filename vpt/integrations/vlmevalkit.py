@@ -20,10 +20,12 @@ class VPTChat(BaseModel):
     INTERLEAVE = True
     is_api = False
 
-    def __init__(self, checkpoint: str, device: str = "auto", prompted: bool | None = None, **settings: Any) -> None:
+    def __init__(
+        self, checkpoint: str, device: str = "auto", action_prompt: bool | None = None, **settings: Any
+    ) -> None:
         """`settings` are keys of `generation`, such as `action` or `max_new_tokens`."""
         super().__init__()
-        self.responder, self.settings = Responder(checkpoint, device=device, prompted=prompted), settings
+        self.responder, self.settings = Responder(checkpoint, device=device, action_prompt=action_prompt), settings
 
     def generate_inner(self, message: Sequence[dict[str, str]], dataset: str | None = None) -> str:
         """Answer one message: parts of type `image` (a path) and `text`, in order; `dataset` changes nothing."""

@@ -101,7 +101,7 @@ class ChatRequest(_Model):
     action: str | None = None
     max_actions: int | None = Field(None, ge=0)
     crop_margin: int | None = Field(None, ge=0)
-    prompted: bool | None = None  # whether the sentence that asked for perception in training follows the question
+    action_prompt: bool | None = None  # whether the sentence that asked for perception in training follows the question
     ablation: Literal["features_zeroed", "region_random"] | None = None
     maps: bool = False  # f·c of each re-encoding with the trace
 

@@ -16,7 +16,7 @@ from vpt.evaluation.ablations.base import AblationContext
 from vpt.evaluation.ablations.features import FeaturesZeroed
 from vpt.evaluation.ablations.regions import RegionRandom
 from vpt.generation.intervention import Intervention
-from vpt.generation.pipeline import action_prompt
+from vpt.generation.pipeline import action_prompt_text
 from vpt.generation.row_state import PerceptionStep
 from vpt.generation.sampling import Sampling
 from vpt.generation.similarity_map import step_map
@@ -91,7 +91,7 @@ class Service:
         try:
             settings = generation_settings(self.trained, wanted.settings())
             settings = replace(settings, max_new_tokens=min(settings.max_new_tokens, self.config.max_tokens))
-            sentence = action_prompt(self.trained, settings, prompted=wanted.prompted)
+            sentence = action_prompt_text(self.trained, settings, action_prompt=wanted.action_prompt)
             record, media = self.reader.read(wanted.messages, sentence)
             turns = sum(message.role == "user" for message in record.messages)
             prompt = Prompt(self.processor.encode_prompt(record, media, turns=turns))

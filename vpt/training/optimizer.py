@@ -64,15 +64,11 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict]:
         members.setdefault((scale, decay), []).append((name, parameter))
     return [
         {
-            "params": [parameter for _, parameter in group],
-            "names": [name for name, _ in group],
-            "lr": config.lr * scale,
-            "base_lr": config.lr * scale,
-            "scale": scale,
-            "weight_decay": decay,
+            "params": [parameter for _, parameter in group], "names": [name for name, _ in group],
+            "lr": config.lr * scale, "base_lr": config.lr * scale, "scale": scale, "weight_decay": decay,
         }
         for (scale, decay), group in members.items()
-    ]
+    ]  # fmt: skip
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
