@@ -215,6 +215,7 @@ def looked_at(tmp_path_factory) -> MediaStore:
 TRAINED = {
     "everything but towers": ((), OptimConfig(freeze=["qwen.model.visual.*", "encoders.*.vision.*"])),
     "adapters": (("model.lora.rank=32",), OptimConfig(freeze=["qwen.model.visual.*", "encoders.*.vision.*"])),
+    "Qwen3-VL": (("model=tiny_3",), OptimConfig(freeze=["qwen.model.visual.*", "encoders.*.vision.*"])),
     "projectors": ((), OptimConfig(freeze=["*"], unfreeze=["*.projector.*"])),
 }
 
@@ -297,7 +298,12 @@ FORWARDS = {
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize(
     ("forward", "trained"),
-    [*((forward, "everything but towers") for forward in FORWARDS), ("shared", "adapters"), ("shared", "projectors")],
+    [
+        *((forward, "everything but towers") for forward in FORWARDS),
+        ("shared", "adapters"),
+        ("shared", "projectors"),
+        ("shared", "Qwen3-VL"),
+    ],
 )
 def test_activations_and_peak(prepared, forward, trained, precision):
     """What is kept for the backward pass within 5 %, and the peak of a second micro-batch within 10 %."""

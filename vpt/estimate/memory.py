@@ -113,7 +113,8 @@ def kept_by_layer(layer: Any, load: Workload, types: DTypeBytes, *, read: float)
 
     Of a stream D wide, queries H, keys and values K wide, an MLP I wide; p bytes in products, s in the stream:
 
-        two norms      their input in float32, and normalised, where their weight is trained: 2 D (4 + s)
+        two norms      their input in float32, and normalised, where their weight is trained: 2 D (4 + s); those of
+                       queries and keys, where there are any, likewise: (H + K) (4 + p)
         matrices       their input, where they or their adapters are trained, cast once for each where the stream is
                        wider than products: 2 D s, or 5 D p; adapters of rank r also keep r p
         attention      queries and output 2 H p; of each key that a segment sees, 2 K p; padded calls expand them to
@@ -130,6 +131,8 @@ def kept_by_layer(layer: Any, load: Workload, types: DTypeBytes, *, read: float)
 
     mixed = fed(layer.input_layernorm, attention.q_proj, attention.k_proj, attention.v_proj)
     mixed += p * (2 * query + _ranks(attention))
+    for norm, matrix in ((getattr(attention, f"{x}_norm", None), getattr(attention, f"{x}_proj")) for x in "qk"):
+        mixed += 0 if norm is None else matrix.out_features * (FLOAT32 + p * is_trained(norm))
     gated = fed(layer.post_attention_layernorm, mlp.gate_proj, mlp.up_proj)
     gated += p * ((3 + is_trained(mlp.down_proj)) * inner + _ranks(mlp))
     seen = 2 * attention.k_proj.out_features if types.packed else 2 * query
