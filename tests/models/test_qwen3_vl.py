@@ -2,6 +2,7 @@
 
 from copy import deepcopy
 
+import numpy as np
 import pytest
 import torch
 from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
@@ -13,9 +14,14 @@ from vpt.data.chat_template import THINK, EncodedConversation
 from vpt.data.collate import collate
 from vpt.data.records import Message
 from vpt.errors import ConfigError
+from vpt.generation.decode_step import RowInput
 from vpt.generation.generator import Generator
-from vpt.generation.row_state import GenerationLimits
+from vpt.generation.kv_cache import KVCache
+from vpt.generation.row_state import GenerationLimits, RowState
+from vpt.generation.running_batch import RunningBatch
+from vpt.models.inner_forward import StagedKVCache
 from vpt.perception.masking import Masking
+from vpt.serving.rows import Prompt
 
 TINY = ("model=tiny_3", *MODEST)
 UNCHANGED = (*ALL, *TINY, "encoder.clip.options.deep=unchanged")
@@ -157,3 +163,26 @@ def test_answers_equal_those_of_transformers(make_parts, folder):
 def test_a_model_needs_more_layers_than_deep_features(make_parts):
     with pytest.raises(ConfigError, match="as many entries as the model has layers"):
         make_parts(*TINY, "model.config.text_config.num_hidden_layers=2")
+
+
+@torch.no_grad()
+def test_a_prompt_read_in_parts_keeps_its_deep_features(folder, parts):
+    """Parts end in the midst of images, beside a row that decodes without any."""
+    watched = video_conversation(video(5))
+    watched["messages"][0]["content"] = "<video><image>\nis it there?"
+    [sample] = samples_of(parts, folder, [{**watched, "images": ["2.png"]}])
+    model, processor = parts.model.eval(), parts.processor
+    prompt = processor.encode_prompt(sample.record, folder)
+    batch = collate([prompt])
+    features = model.encode_images(batch.images)["image"]
+    want = model.run_stages(batch, model.plan_forward(batch), model.project_features({"image": features}, batch),
+                            StagedKVCache())[0][-1]  # fmt: skip
+    language = model.language.config
+    cache = KVCache.empty(language.num_hidden_layers, language.num_key_value_heads, language.head_dim, like=want)
+    running = RunningBatch(model, processor.position_scheme, [], cache)
+    running.join([RowState(prompt, folder, np.random.default_rng(0), 0) for _ in range(2)])
+    read = Prompt(prompt, [*features.split([image.tokens for _, image in prompt.images["image"]])])
+    for part in read.inputs(model, 7):
+        running.rows[0].next_input, running.rows[1].next_input = part, RowInput([7])
+        state = running.step()[0][-1]
+    torch.testing.assert_close(state, want, rtol=1e-4, atol=1e-5)
