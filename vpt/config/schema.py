@@ -48,6 +48,7 @@ class EncoderConfig:
     token_prefix: str = MISSING  # how its tokens are spelt: <|TOKEN_action|>
     size: str = choice("full", "tiny")  # which of `sizes`
     path: str | None = None  # weights that take the place of the size's own
+    frames: str = "middle"  # of a video: middle, all (that data.video samples), or a number of them, evenly spread
     options: dict[str, Any] = field(default_factory=dict)  # further arguments of the class
     sizes: dict[str, EncoderSize] = field(default_factory=dict)
 

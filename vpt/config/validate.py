@@ -119,6 +119,8 @@ def check_folder_or_hub(path: str | None) -> None:
 def _check_encoder(name: str, encoder: EncoderConfig) -> None:
     if encoder.size not in encoder.sizes:
         raise ConfigError(f"encoder.{name}.size={encoder.size} is not one of its sizes, {', '.join(encoder.sizes)}")
+    if encoder.frames not in ("middle", "all") and not (encoder.frames.isdigit() and int(encoder.frames)):
+        raise ConfigError(f"encoder.{name}.frames={encoder.frames} is not middle, all, or a number of frames")
     check_arguments(
         f"encoder.{name}", encoder, RE_ENCODER, given=("context", "config", "weights"),
         more=encoder.sizes[encoder.size].options, method="build",

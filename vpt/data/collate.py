@@ -8,7 +8,7 @@ import torch
 from vpt.data.image_cache import ImageKey
 from vpt.data.processor import Sample
 from vpt.data.transforms import ProcessedImage
-from vpt.perception.batch import VISION_TOWER, Batch, ImageInputs, Span
+from vpt.perception.batch import Batch, ImageInputs, Span
 
 _Interned = dict[ImageKey, tuple[int, ProcessedImage]]  # image -> (its number in the batch, as prepared)
 
@@ -50,10 +50,9 @@ def _intern(images: _Interned, key: ImageKey, image: ProcessedImage) -> int:
 def stack_images(transform: str, images: Sequence[ProcessedImage]) -> ImageInputs:
     """The processed images of one transform, together."""
     uncached = [image for image in images if image.features is None]
-    pixels = [image.pixels for image in uncached]
-    together = torch.cat if transform == VISION_TOWER else torch.stack
+    pixels = [image.pixels[None] if image.pixels.ndim == 3 else image.pixels for image in uncached]
     return ImageInputs(
-        together(pixels) if pixels else torch.empty(0),
+        torch.cat(pixels) if pixels else torch.empty(0),
         tokens=[image.tokens for image in images],
         grids=[image.grid for image in uncached if image.grid],
         cached={number: image.features for number, image in enumerate(images) if image.features is not None},

@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import PurePosixPath
 from typing import Literal
 
 import numpy as np
@@ -16,10 +17,11 @@ from vpt.data.feature_cache import FeatureCache
 from vpt.data.image_cache import ImageCache, ImageKey
 from vpt.data.images import MediaStore
 from vpt.data.records import PLACEHOLDER, Message, Record
-from vpt.data.references import Reference, VideoRef
+from vpt.data.references import ImageRef, Reference, VideoRef
 from vpt.data.same_data import TokenMatchedImage
 from vpt.data.sources.base import Source
 from vpt.data.transforms import ImageTransform, ProcessedImage, TokenRun
+from vpt.data.videos import MIDDLE, SUFFIXES, chosen_frames
 from vpt.errors import DataError
 from vpt.perception.batch import VISION_TOWER, PlaceholderSpan, Row
 from vpt.perception.mrope import GridSpan, PositionKind, ReencodedPositions, row_positions
@@ -79,7 +81,7 @@ class PositionScheme:
         """Rows and columns of the grid that an image's tokens form."""
         if image.grid is not None:
             return image.grid[1] // self.merge, image.grid[2] // self.merge
-        side = math.isqrt(image.tokens)
+        side = math.isqrt(image.tokens // image.frames)
         return side, side
 
     def _interval(self, image: ProcessedImage) -> float:
@@ -100,6 +102,7 @@ class Processor:
         max_length: tokens a row may have.
         overflow: `raise` or `truncate`.
         image_cache: processed images, of this process.
+        frames: source -> which frames of a video a re-encoder takes: middle, all, or a number (`encoder.X.frames`).
         feature_cache: features of frozen encoders, on disk; None: every image is encoded anew.
     """
 
@@ -109,6 +112,7 @@ class Processor:
     max_length: int = 2048
     overflow: Overflow = "raise"
     image_cache: ImageCache = field(default_factory=lambda: ImageCache(256))
+    frames: Mapping[str, str] = field(default_factory=dict)
     feature_cache: FeatureCache | None = None
 
     def with_feature_cache(self, feature_cache: FeatureCache | None) -> "Processor":
@@ -169,7 +173,8 @@ class Processor:
     ) -> tuple[ImageKey, ProcessedImage]:
         """One image from memory, from the feature cache, or from its file: the first of them that has it."""
         transform, features = self.transforms[source], self.feature_cache
-        key = (str(media.root), str(reference))
+        reference, frames = self._frames_of(source, reference)
+        key = (str(media.root), f"{reference} {frames}" if frames else str(reference))
         image = self.image_cache.get(transform.name, key)
         if image is not None and (image.features is not None or features is None):
             return key, image
@@ -180,16 +185,29 @@ class Processor:
         if encoded is not None:
             image = encoded
         elif image is None:
-            image = replace(self._transform(transform, reference, media, where), cache_key=cache_key)
+            image = replace(self._transform(transform, reference, frames, media, where), cache_key=cache_key)
         self.image_cache.put(transform.name, key, image)
         return key, image
 
+    def _frames_of(self, source: str, reference: Reference) -> tuple[Reference, str]:
+        """What a source takes of a video, or of a path to a video file: one frame, or which frames of which video."""
+        frames = self.frames.get(source, MIDDLE)
+        if source == VISION_TOWER or frames == MIDDLE:
+            return (reference if source == VISION_TOWER else reference.frame), ""
+        if isinstance(reference, ImageRef) and PurePosixPath(reference.path).suffix.lower() in SUFFIXES:
+            reference = VideoRef((reference,))
+        return reference, frames if isinstance(reference, VideoRef) else ""
+
     def _transform(
-        self, transform: ImageTransform, reference: Reference, media: MediaStore, where: str
+        self, transform: ImageTransform, reference: Reference, frames: str, media: MediaStore, where: str
     ) -> ProcessedImage:
-        """Open an image or video and transform it."""
+        """Open an image or video and transform it; `frames`: which ones of a video a re-encoder takes."""
         if isinstance(reference, VideoRef):
-            return transform.video(media.video(reference, where=where))
+            clip = media.video(reference, where=where)
+            # Qwen3-VL's tower writes a video in several runs; what re-encodes fills one run.
+            return (
+                replace(transform.video(chosen_frames(clip, frames)), captions=()) if frames else transform.video(clip)
+            )
         image = media.image(reference, where=where)
         if isinstance(reference, TokenMatchedImage):
             _, like = self._process_image(reference.source, reference.like, media, where)

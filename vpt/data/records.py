@@ -193,6 +193,10 @@ def _entries(raw: dict[str, Any], placeholder: str, where: str, count: int) -> l
         raise DataError(f"{where}: {count} placeholder(s) {placeholder} but {len(values)} entries in `{key}`")
     if placeholder == VIDEO:
         return [VideoRef.read(value, f"{where}: video {number}") for number, value in enumerate(values)]
-    if not all(isinstance(path, str) for path in values):
+    re_encoded = placeholder != "<image>"
+    if not all(isinstance(value, str) or (re_encoded and isinstance(value, dict)) for value in values):
         raise DataError(f"{where}: `{key}` must be a list of paths")
-    return [ImageRef.read(path, where) for path in values]
+    return [
+        ImageRef.read(value, where) if isinstance(value, str) else VideoRef.read(value, f"{where}: `{key}`")
+        for value in values
+    ]

@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -30,6 +31,7 @@ class ProcessedImage:
     features: Tensor | None = None
     cache_key: str | None = None
     captions: tuple[str, ...] = ()
+    frames: int = 1
 
     @property
     def runs(self) -> list[TokenRun]:
@@ -65,8 +67,10 @@ class ImageTransform(ABC):
         raise NotImplementedError(f"the transform {self.name!r} has a size of its own")
 
     def video(self, clip: VideoClip) -> ProcessedImage:
-        """The frames of a video; only Qwen's own tower takes one."""
-        raise NotImplementedError(f"the transform {self.name!r} takes images, no videos")
+        """The frames of a video: by default images, one after the other."""
+        looks = [self(frame) for frame in clip.frames]
+        pixels = torch.stack([look.pixels for look in looks])
+        return ProcessedImage(pixels, sum(look.tokens for look in looks), frames=len(looks))
 
     def coverage(self, size: tuple[int, int]) -> Extent:
         """The part of an image of `size` (width, height) that the encoder's grid of tokens covers: by default all."""

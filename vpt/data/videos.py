@@ -42,6 +42,18 @@ class FrameSampling:
         return [number * total // count for number in range(count)], rate * count / total
 
 
+MIDDLE, ALL = "middle", "all"
+
+
+def chosen_frames(clip: VideoClip, frames: str) -> VideoClip:
+    """All frames of a clip, or as many as `frames` says: each the middle of one of so many equal parts."""
+    total = len(clip.frames)
+    count = total if frames == ALL else min(int(frames), total)
+    numbers = [(2 * number + 1) * total // (2 * count) for number in range(count)]
+    times = [clip.times[number] for number in numbers] if clip.times else ()
+    return VideoClip([clip.frames[number] for number in numbers], clip.fps * count / total, times)
+
+
 class VideoFile:
     """A video file: how many frames it has, at which rate, and any of them."""
 

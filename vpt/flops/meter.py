@@ -65,7 +65,7 @@ class FlopMeter:
         for name, cost in self.encoders.items():
             encoder, images = self.model.encoder(name), batch.images.get(self.model.transform_of(name))
             if encoder.vision is not None:
-                costs[f"encoders.{name}.vision"] = cost.vision * (len(images.uncached) if images else 0)
+                costs[f"encoders.{name}.vision"] = cost.vision * (sum(images.uncached) // cost.tokens if images else 0)
             costs[f"encoders.{name}.projector"] = cost.project * self._projected(name, batch, images)
         costs |= {LANGUAGE_PART: FlopCost(), HEAD_PART: self._head(batch.num_labels)}
         for carries, stage in self.stages(batch):
@@ -94,7 +94,7 @@ class FlopMeter:
         """Number of images (or tokens) that a source's projector runs on: all, if any row refers to the source."""
         if images is None or not any(block.source == name for row in batch.rows for block in row.blocks):
             return 0
-        return len(images.tokens) if self.model.encoder(name).vision is not None else sum(images.tokens)
+        return sum(images.tokens) // self.encoders[name].tokens
 
     def _carries(self, source: str, *, conditioned: bool) -> bool:
         return self.sources_carry[source] or (

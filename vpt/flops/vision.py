@@ -60,15 +60,17 @@ class EncoderCost:
 
     Attributes:
         vision, project, condition: those costs; where the features are the tower's, `project` is of one token.
+        tokens: that an image becomes; 1 where `project` is of one token.
         tokens_carry, condition_carries: whether unconditioned tokens, and what is added to them, carry a gradient.
     """
 
     def __init__(self, encoder: ReEncoder, hidden_size: int, *, tower_trained: bool) -> None:
-        self.vision = FlopCost()
+        self.vision, self.tokens = FlopCost(), 1
         features = torch.empty(1, hidden_size, device="meta", requires_grad=tower_trained)
         if encoder.vision is not None:
-            pixels = encoder.transform(Image.new("RGB", (64, 64))).pixels[None]
-            self.vision, features = _count(encoder, lambda module, x: module.forward_features(x), pixels)
+            look = encoder.transform(Image.new("RGB", (64, 64)))
+            self.tokens = look.tokens
+            self.vision, features = _count(encoder, lambda module, x: module.forward_features(x), look.pixels[None])
         projector = encoder.projector
         self.project, tokens = _count(projector, lambda module, x: module.project(x), features)
         scale = projector.layernorm_condition.normalized_shape[0] // hidden_size

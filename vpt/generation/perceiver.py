@@ -90,7 +90,7 @@ class Perceiver:
         if other is not None:
             processed = self.processor.apply_transform(step.kind, row.media.resize(other))
         else:
-            images = {step.kind: (row.image,)}
+            images = {step.kind: row.sample.record.images[VISION_TOWER][:1]}
             found = self.processor.process_images(images, row.media, where=row.sample.record.where)
             [(_, processed)] = found[step.kind]
         return step.kind, processed, states if self.conditioned else None, step

@@ -124,6 +124,7 @@ def build_sample_processor(
         position_scheme,
         max_length=config.data.max_length,
         overflow=config.data.overflow,  # type: ignore[arg-type]
+        frames={name: encoder.frames for name, encoder in config.encoder.items()},
         image_cache=ImageCache(config.data.image_cache_mb // max(config.data.workers, 1)),
     )
 
