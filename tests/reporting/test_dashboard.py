@@ -9,8 +9,9 @@ import pytest
 from conftest import compose_config
 from vpt.cli.train import train
 from vpt.errors import CheckpointError
-from vpt.reporting.dashboard import _regex, draw_panel, read_curves, workspace, write_page
-from vpt.reporting.panels import SECTIONS
+from vpt.reporting.curves import draw_panel, mean_curve, panel_sections, read_curves
+from vpt.reporting.dashboard import _regex, workspace, write_page
+from vpt.reporting.panels import SECTIONS, Panel
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +31,7 @@ def test_a_page_holds_its_pictures_and_every_metric(runs):
     metrics = {name for run in runs for name in read_curves(run)}
     panels = [panel for section in SECTIONS.values() for panel in section]
     assert metrics == {name for panel in panels for name in panel.shown(metrics)}  # no metric without a panel
-    assert text.count("<svg") == sum(bool(panel.shown(metrics)) for panel in panels)
+    assert text.count("<svg") == sum(bool(panel.shown(metrics)) * (1 + panel.mean) for panel in panels)
 
 
 def test_curves_are_those_of_the_file(runs):
@@ -56,6 +57,29 @@ def test_a_legend_hides_no_curve_and_zeros_leave_gaps(runs):
         looks = {(line.get_color(), line.get_linestyle()) for line in axis.lines}
         assert len(looks) == len(axis.lines) == 2 * len(shown)
         assert math.isnan(axis.lines[1].get_ydata()[0])
+
+
+def test_region_cells_are_a_smooth_mean_with_each_one_folded_below():
+    """A step has the cells that occur in it; what is folded has every one."""
+    panel = next(panel for panel in SECTIONS["perception"] if panel.mean)
+    cells = {f"perception/accuracy/x_{n}": [(s, (s + n) % 5 / 4) for s in range(n, 60)] for n in range(20)}
+    figure = draw_panel(panel, {"a": cells})
+    raw, smooth = (line.get_ydata() for line in figure.axes[0].lines)
+    assert list(raw) == [value for _, value in mean_curve(cells, [*cells])] and len(raw) == 60
+    assert raw[0] == 0 and raw[1] == pytest.approx((1 / 4 + 2 / 4) / 2)
+    assert smooth[30] == pytest.approx(raw[29:32].mean()) and abs(smooth).max() <= abs(raw).max()
+    [drawn] = panel_sections({"a": cells})["perception"]
+    shown, _, folded = drawn.partition("<details>")
+    assert shown.count("<svg") == folded.count("<svg") == 1 and "mean of 20" in shown
+    assert folded.count("<path") > shown.count("<path") + 15
+
+
+@pytest.mark.parametrize("values", [(0.21, 0.28), (3e-4, 40.0), (2.0, 2.0)])
+def test_logarithmic_axes_have_plain_numbers(values):
+    [drawn] = draw_panel(Panel("norm", ("a/b",), log=True), {"run": {"a/b": [*enumerate(values)]}}).axes
+    drawn.figure.canvas.draw()
+    labels = [label.get_text() for label in drawn.get_yticklabels(which="both") if label.get_text()]
+    assert len(labels) >= 2 and all(float(label.replace("\N{MINUS SIGN}", "-")) > 0 for label in labels)
 
 
 def test_the_workspace_has_the_same_panels():

@@ -2,6 +2,7 @@
 
 import json
 import re
+import warnings
 from dataclasses import asdict, replace
 from html import escape
 from html.parser import HTMLParser
@@ -17,7 +18,7 @@ from wandb.proto import wandb_internal_pb2
 from conftest import compose_config, compose_eval, conversation, samples_of
 from helpers.scripted_generator import Scripted
 from vpt.__main__ import main
-from vpt.checkpoint.load import load_pretrained
+from vpt.checkpoint.load import load_any_config, load_pretrained
 from vpt.cli.evaluate import evaluate_checkpoint
 from vpt.cli.train import train
 from vpt.data.collate import collate
@@ -27,6 +28,7 @@ from vpt.generation.answer_images import REGION_COLOUR, SIDE, answer_images
 from vpt.generation.pipeline import Pipeline
 from vpt.generation.row_state import GenerationLimits, PerceptionStep
 from vpt.reporting.examples import BEST, RANDOM, WORST, read_examples, select_examples
+from vpt.reporting.figures import draw_sheet
 from vpt.reporting.report import write_report
 from vpt.reporting.report_sections import results
 from vpt.reporting.run_artifacts import REPORT
@@ -93,6 +95,17 @@ def test_a_run_and_its_evaluation_show_what_they_have(run):
     for item in summary["controls"].values():
         assert item["description"] in page.text
         assert not item["difference"] or f"{item['difference']['value']:+.4f}" in page.text
+
+
+def test_a_sheet_has_questions_of_any_script_and_without_an_image(run, tmp_path):
+    items = read_predictions(run / "predictions" / "predictions.jsonl")
+    items[1:3] = replace(items[1], images={}), replace(items[2], question="图中的圆形是什么颜色？" * 9, answer="")
+    (tmp_path / "predictions.jsonl").write_text("".join(json.dumps(asdict(item)) + "\n" for item in items))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        sheet = draw_sheet(tmp_path, load_any_config(run), columns=4, rows=3)
+    with Image.open(sheet) as image:
+        assert image.width > 1000
 
 
 def test_it_is_the_same_rebuilt_from_what_is_on_disk(run, tmp_path, capsys):

@@ -24,8 +24,9 @@ from vpt.evaluation.metrics.llm_judge import Judge
 from vpt.evaluation.predictions import SETTINGS, Prediction
 from vpt.evaluation.questions import questions
 from vpt.evaluation.summary import Metrics, headline, metrics_of, metrics_table
+from vpt.reporting.charts import draw_ablations
 from vpt.reporting.examples import save_examples
-from vpt.reporting.figures import draw_ablations, draw_sheet
+from vpt.reporting.figures import draw_sheet
 from vpt.reporting.report import write_report
 from vpt.reporting.wandb_media import report_media
 from vpt.tracking import build_tracker

@@ -5,16 +5,17 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from unicodedata import east_asian_width
 
 import matplotlib
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
 from vpt.data.records import Pixels
 from vpt.generation.row_state import IGNORED, REPAIRED, Answer, PerceptionStep
 from vpt.generation.similarity_map import SimilarityMap
+from vpt.utils.drawing import save
 
 REGION_COLOUR, EVIDENCE_COLOUR, SEEN_COLOUR = (232, 89, 12), (11, 143, 122), (25, 113, 194)
 SIDE = 420  # pixels along the longer side of an image
@@ -157,35 +158,38 @@ def draw_grid(
     """Write captioned images side by side to `path`, each `width` inches wide at most."""
     rows = max(1, math.ceil(len(images) / columns))
     letters = int(width * 10.5)  # of a caption's line
-    captions = [wrapped(each.caption, letters) for each in images]
-    room = 0.17 * max((caption.count("\n") + 1 for caption in captions), default=0) + 0.3 * any(
-        e.verdict for e in images
-    )
-    sides = [max(each.image.size[axis] / max(each.image.size) for each in images) if images else 1 for axis in (0, 1)]
+    captions = ["\n".join(wrapped(line, letters) for line in each.caption.split("\n")) for each in images]
+    verdicts = [wrapped(each.verdict, letters - 4) for each in images]
+    room = 0.17 * _most_lines(captions) + 0.19 * _most_lines(verdicts) + 0.1
+    sides = [max((each.image.size[axis] / max(each.image.size) for each in images), default=1) for axis in (0, 1)]
     texts = [wrapped(title, int(columns * width * 7)), wrapped(footer, int(columns * width * 6.5))]
-    height = (
-        rows * (width * sides[1] + room + 0.15) + sum(0.25 * (text.count("\n") + 1) for text in texts if text) + 0.3
-    )
+    height = rows * (width * sides[1] + room + 0.15) + sum(0.25 * _most_lines([text]) for text in texts) + 0.3
     figure = Figure(figsize=(columns * (width * max(sides[0], 0.7) + 0.2), height), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).flat
-    for axis, each, caption in zip(axes, images, captions, strict=False):
+    for axis, each, caption, verdict in zip(axes, images, captions, verdicts, strict=False):
         axis.imshow(each.image, interpolation="antialiased")
         axis.set(xticks=[], yticks=[], anchor="N")
         axis.spines[:].set_color("#cccccc")
         axis.set_title(caption, fontsize=10, parse_math=False)
-        axis.set_xlabel(wrapped(each.verdict, letters), fontsize=11, color=each.colour, weight="bold", parse_math=False)
+        axis.set_xlabel(verdict, fontsize=11, color=each.colour, weight="bold", parse_math=False)
     for axis in list(axes)[len(images) :]:
         axis.axis("off")
     figure.suptitle(texts[0], weight="bold", fontsize=13, parse_math=False)
     figure.supxlabel(texts[1], weight="bold", fontsize=14, parse_math=False)
-    FigureCanvasAgg(figure)
-    figure.savefig(path, dpi=110)
+    save(figure, path)
     return path
 
 
+def _most_lines(texts: Sequence[str]) -> int:
+    return max((text.count("\n") + 1 for text in texts if text), default=0)
+
+
 def wrapped(text: str, width: int) -> str:
-    """Printable text in at most six lines."""
-    return textwrap.fill("".join(c if c.isprintable() else " " for c in text), width, max_lines=6, placeholder=" ...")
+    """Printable text in at most six lines; letters of double width count as two."""
+    text = "".join(c if c.isprintable() else " " for c in text)
+    wide = sum(east_asian_width(c) in "WF" for c in text)
+    width = max(width * len(text) // max(len(text) + wide, 1), 8)
+    return textwrap.fill(text, width, max_lines=6, placeholder=" ...")
 
 
 def _short(value: float) -> str:

@@ -1,17 +1,23 @@
-"""Charts of a report besides curves: intervals, shares as shades, distributions."""
+"""Charts of a report besides curves: intervals, shares as shades, distributions, ablations."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from vpt.evaluation.ablations.runner import Comparison
 from vpt.evaluation.metrics.perception import iogt, iou
 from vpt.evaluation.predictions import Prediction
 from vpt.reporting.html import fragments
+from vpt.utils.drawing import save
 
 _WIDTH, _HEIGHT = 150, 16  # of an interval's drawing
+WORSE, BETTER, EVEN = "#c0392b", "#1b7f3b", "#7f8c8d"
 
 
 def interval(value: float, low: float, high: float, *, span: tuple[float, float], mark: float | None = None) -> Markup:
@@ -43,16 +49,12 @@ def overlaps(items: Sequence[Prediction]) -> list[tuple[float, float, bool]]:
     return [(iou(seen, true), iogt(seen, true), right) for seen, true, right in pairs if seen and true]
 
 
-def draw_overlaps(found: Sequence[tuple[float, float, bool]], theme: dict[Any, Any]) -> "Figure":
+def draw_overlaps(found: Sequence[tuple[float, float, bool]], theme: dict[Any, Any]) -> Figure:
     """How IoU and IoGT are distributed, right and wrong answers stacked."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
     right = np.array([good for _, _, good in found])
     with matplotlib.rc_context(theme):
-        figure, axes = plt.subplots(1, 2, figsize=(8.4, 2.9), layout="constrained", sharey=True)
+        figure = Figure(figsize=(8.4, 2.9), layout="constrained")
+        axes = figure.subplots(1, 2, sharey=True)
         names = ("IoU of the region and the true box", "IoGT: the share of the true box that is seen")
         for axis, title, place in zip(axes, names, (0, 1), strict=True):
             values = np.array([pair[place] for pair in found])
@@ -65,3 +67,27 @@ def draw_overlaps(found: Sequence[tuple[float, float, bool]], theme: dict[Any, A
         axes[0].set_ylabel("answers")
         axes[0].legend(fontsize=8)
     return figure
+
+
+def draw_ablations(compared: Mapping[str, Comparison], path: Path, *, title: str) -> Path:
+    """One line a control that could change an answer: the difference that it makes to the score, with its interval."""
+    items = [(item, item.difference) for item in compared.values() if item.difference is not None]
+    figure = Figure(figsize=(11, 1.6 + 0.45 * len(items)), layout="constrained")
+    axis = figure.subplots()
+    for place, (item, d) in enumerate(items):
+        colour = WORSE if d.high < 0 else BETTER if d.low > 0 else EVEN
+        axis.plot([d.low, d.high], [place, place], color=colour, linewidth=2.5, solid_capstyle="round")
+        axis.plot(d.value, place, "o", color=colour, markersize=6)
+        axis.annotate(
+            f"{d.value:+.3f}   {item.reference:.3f} → {item.ablated:.3f}", (1.01, place), va="center", fontsize=9,
+            color=colour, xycoords=axis.get_yaxis_transform(), annotation_clip=False,
+        )  # fmt: skip
+    axis.axvline(0, color="black", linewidth=0.8)
+    labels = [f"{textwrap.fill(item.description, 48)}\n{item.questions:,} questions" for item, _ in items]
+    axis.set_yticks(range(len(items)), labels, fontsize=8)
+    axis.set_ylim(len(items) - 0.5, -0.5)
+    axis.grid(axis="x", alpha=0.3)
+    axis.set_xlabel("difference of the score, with its paired 95% bootstrap interval")
+    axis.set_title(title, fontsize=10, weight="bold")
+    save(figure, path)
+    return path

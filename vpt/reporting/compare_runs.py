@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+
 from vpt.errors import ConfigError, did_you_mean
 from vpt.reporting.runs import ABSENT, RunSummary, config_diff
+from vpt.utils.drawing import save
 from vpt.utils.table import Table
 
 
@@ -91,14 +94,10 @@ def runs_table(lines: Sequence[RunGroup], metrics: Sequence[str]) -> Table:
 
 def draw_runs(lines: Sequence[RunGroup], metrics: Sequence[str], path: Path) -> Path:
     """Bars for every line and metric, whiskers one standard deviation, dots single runs."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
     names = [textwrap.fill(line.name, 60) for line in lines]
     height = 1.2 + 0.25 * sum(name.count("\n") + 3 for name in names)
-    figure, axes = plt.subplots(1, len(metrics), figsize=(4.5 * len(metrics) + 2, height), sharey=True, squeeze=False)
+    figure = Figure(figsize=(4.5 * len(metrics) + 2, height), layout="constrained")
+    axes = figure.subplots(1, len(metrics), sharey=True, squeeze=False)
     for axis, metric in zip(axes[0], metrics):
         values = [line.values[metric] for line in lines]
         means = [statistics.mean(group) if group else 0.0 for group in values]
@@ -111,7 +110,5 @@ def draw_runs(lines: Sequence[RunGroup], metrics: Sequence[str], path: Path) -> 
         if min((value for group in values for value in group), default=0) >= 0:
             axis.set_xlim(0, None if max(means) > 0 else 1)
     axes[0][0].invert_yaxis()
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save(figure, path)
     return path

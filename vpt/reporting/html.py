@@ -3,9 +3,11 @@
 import base64
 import io
 import re
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
+import matplotlib
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
@@ -23,18 +25,15 @@ def page(title: str, sections: Sequence[tuple[str, Markup]], *, lead: str = "", 
     return _TEMPLATES.get_template("page.html").render(title=title, sections=sections, lead=lead, top=top or "")
 
 
-def figure(drawn: "Figure", *, width: int | None = None) -> Markup:
-    """A matplotlib figure as a drawing inside the page, `width` pixels at the most; the figure is closed.
+def figure(drawn: Figure, *, width: int | None = None) -> Markup:
+    """A matplotlib figure as a drawing inside the page, `width` pixels at the most.
 
     What is drawn in `INK` takes the page's own text colour; `theme` draws all texts and axes in it.
     """
-    import matplotlib
-    from matplotlib import pyplot as plt
-
     buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "page"}):
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "page"}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # the reader's own fonts are used
         drawn.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    plt.close(drawn)
     text = buffer.getvalue()
     svg = text[text.index("<svg") :].replace(INK, "var(--ink)")
     used = set(re.findall(r'(?:url\(|href=")#([\w-]+)', svg))

@@ -3,20 +3,17 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 from markupsafe import Markup
 
 from vpt.checkpoint.load import load_any_config
 from vpt.config.schema import TrainConfig
-from vpt.data.build import build_sources
-from vpt.data.references import ImageRef, VideoRef
 from vpt.errors import DataError, UserError
-from vpt.evaluation.predictions import Prediction
 from vpt.generation.answer_images import CaptionedImage, answer_images
 from vpt.reporting import html
 from vpt.reporting.examples import ExampleAnswer
+from vpt.reporting.figures import question_images
 from vpt.reporting.report_sections import choice, controls, curves, examples, regions, results, settings, tokens
 from vpt.reporting.run_artifacts import RunArtifacts
 from vpt.utils.files import atomic_write
@@ -57,33 +54,22 @@ def image_loader(
     if not found.examples:
         return lambda example: ""
     try:
-        config = config or load_any_config(found.run)
-        _, folders = build_sources(config.data.test, config, split="test")
+        opened = question_images(config or load_any_config(found.run))
     except UserError as error:
         reason = f"no pictures: {error}"
         return lambda example: reason
-    images = dict(zip(config.data.test, folders, strict=True))
 
     def look(example: ExampleAnswer) -> list[CaptionedImage] | str:
         item = found.predictions[example.number]
-        reference = _first_image(item)
-        if reference is None:
-            return "a question without an image"
         try:
-            image = images[item.source].full_resolution(reference, where=item.record)
-            return answer_images(image, item.trace, example.maps, evidence=item.box)
+            image = opened(item)
         except DataError as error:
             return f"no picture: {error}"
+        if image is None:
+            return "a question without an image"
+        return answer_images(image, item.trace, example.maps, evidence=item.box)
 
     return look
-
-
-def _first_image(item: Prediction) -> ImageRef | None:
-    """The image that the question is about; of a video, the frame that is re-encoded."""
-    first: Any = next(iter(item.images.get("image", [])), None)
-    if first is None:
-        return None
-    return VideoRef.read(first, item.record).frame if isinstance(first, dict) else ImageRef.parse(first)
 
 
 def _lead(found: RunArtifacts) -> str:

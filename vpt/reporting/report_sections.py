@@ -12,10 +12,9 @@ from vpt.evaluation.summary import metrics_table
 from vpt.generation.answer_images import CaptionedImage, step_note
 from vpt.reporting import html
 from vpt.reporting.charts import confusion_table, draw_overlaps, interval, overlaps
-from vpt.reporting.dashboard import draw_panel
+from vpt.reporting.curves import panel_sections
 from vpt.reporting.examples import ExampleAnswer
 from vpt.reporting.html import fragments
-from vpt.reporting.panels import SECTIONS
 from vpt.reporting.run_artifacts import RunArtifacts
 from vpt.utils.table import Range, Table
 
@@ -102,12 +101,7 @@ def curves(found: RunArtifacts) -> Markup:
     """All panels of the dashboard; what is about speed and data stays folded."""
     if not found.curves:
         return Markup()
-    shown = {}
-    for section, panels in SECTIONS.items():
-        figures = [
-            figure for panel in panels if (figure := draw_panel(panel, {found.run.name: found.curves})) is not None
-        ]
-        shown[section] = [html.figure(figure) for figure in figures]
+    shown = panel_sections({found.run.name: found.curves})
     first = [drawn for section in ("train", "eval", "perception") for drawn in shown.pop(section, [])]
     rest = [drawn for section in shown.values() for drawn in section]
     folded = fragments.folded("speed and data", fragments.panels(rest)) if rest else Markup()

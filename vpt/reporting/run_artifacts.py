@@ -8,7 +8,7 @@ from typing import Any
 from vpt.config.former_names import with_present_results
 from vpt.errors import CheckpointError
 from vpt.evaluation.predictions import PREDICTIONS, Prediction, read_predictions
-from vpt.reporting.dashboard import Curves, read_curves
+from vpt.reporting.curves import Curves, read_curves
 from vpt.reporting.examples import ExampleAnswer, read_examples
 
 REPORT = "report.html"

@@ -15,6 +15,7 @@ from vpt.reporting.charts import draw_overlaps, overlaps
 from vpt.reporting.report import image_loader
 from vpt.reporting.run_artifacts import RunArtifacts
 from vpt.tracking import ReportMedia
+from vpt.utils.drawing import save
 from vpt.utils.table import Table
 
 
@@ -54,11 +55,8 @@ def _answers(found: RunArtifacts, config: TrainConfig | None) -> Table:
     return Table(columns, rows)
 
 
-def _painted(figure: "Figure") -> Image.Image:
-    from matplotlib import pyplot as plt
-
+def _painted(figure: Figure) -> Image.Image:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    plt.close(figure)
+    save(figure, buffer)
     with Image.open(buffer) as image:
         return image.convert("RGB")
