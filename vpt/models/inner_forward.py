@@ -107,7 +107,8 @@ class LastDecoderLayer(nn.Module):
     def forward(self, hidden_states: Tensor, *, logits_to_keep: Tensor | None = None, **call: Any) -> Tensor:
         """Like transformers' layer, but of positions in `logits_to_keep` where it is given."""
         own: Any = self
-        mixed, _ = own.self_attn(hidden_states=own.input_layernorm(hidden_states), attention_mask=None, **call)
+        call = {"attention_mask": None} | call  # transformers' own forward hands one in
+        mixed, _ = own.self_attn(hidden_states=own.input_layernorm(hidden_states), **call)
         hidden = hidden_states + mixed
         if logits_to_keep is not None:
             hidden = hidden.index_select(1, logits_to_keep)

@@ -17,9 +17,10 @@ from vpt.bench.models import TINY, BenchModel
 from vpt.config.schema import LoraConfig
 from vpt.distributed.process_group import World, init_process_group
 
-# Rows of a micro-batch and whether layers are recomputed, tried in turn; what does not fit is passed over.
-STEPS = ((8, False), (12, False), (16, True), (32, True))
-BATCHES = (1, 8, 64)
+# Rows of a micro-batch and whether layers are recomputed, tried in turn (what does not fit is passed over), and rows
+# that are answered together; of the published sizes, and of toy sizes.
+STEPS = {False: ((8, False), (12, False), (16, True), (32, True)), True: ((1, False), (2, True))}
+BATCHES = {False: (1, 8, 64), True: (1, 2)}
 RANK, ALPHA = 512, 1024.0  # the published adapters of the 7B
 UTILISATION, SAMPLES = 0.40, 40.0  # bounds for the 2B on one H100
 
@@ -88,7 +89,7 @@ class GpuBench:
 
     def _paces(self, training: Training) -> list[StepTiming]:
         paces, (warm_up, steps) = [], (1, 2) if self.tiny else (3, 10)
-        for rows, checkpointing in STEPS:
+        for rows, checkpointing in STEPS[self.tiny]:
             pace = training.measure(rows, checkpointing=checkpointing, warm_up=warm_up, steps=steps)
             self.say(f"  {pace}" if pace else f"  {rows} rows do not fit")
             paces += [pace] if pace else []
@@ -98,9 +99,9 @@ class GpuBench:
         """Tokens a second while answering, ours and transformers'; the best of three rounds each."""
         sizes = self.sizes("qwen2_vl_2b")
         self.say(f"Qwen2-VL-2B answers, {sizes.new_tokens} tokens each, in bf16: ours, transformers' generate")
-        answering = Answering(sizes, sizes.build(self.device, dtype="bfloat16"), max(BATCHES))
+        answering = Answering(sizes, sizes.build(self.device, dtype="bfloat16"), max(BATCHES[self.tiny]))
         found = {}
-        for rows in BATCHES:
+        for rows in BATCHES[self.tiny]:
             taken = time_in_turns({"ours": answering.ours(rows), "theirs": answering.theirs(rows)}, rounds=3)
             rates = {side: rows * sizes.new_tokens / min(seconds) for side, seconds in taken.items()}
             ratio = rates["ours"] / rates["theirs"]
