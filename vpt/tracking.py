@@ -50,7 +50,7 @@ class MetricLogger:
 
 
 class NullLogger(MetricLogger):
-    """For `tracking=none`."""
+    """A logger that does nothing, for `tracking=none`."""
 
 
 class WandbLogger(MetricLogger):

@@ -34,7 +34,7 @@ class Answering:
             self.model.qwen.lm_head.weight[ends] = 0.0
 
     def generator(self, new_tokens: int, action: str) -> Generator:
-        """Ours, which perceives as `action` says."""
+        """Our generator; `action` is `generation.action`."""
         limits = GenerationLimits(new_tokens, action=action)
         return Generator(self.model, self.bundle.processor, self.bundle.tokenizer.decode, limits)
 

@@ -36,7 +36,7 @@ class Measurement:
         return f"{self.name:28}{self.value:10.3f}   {sign} {self.bound:<6g} {'ok' if self.ok else 'NOT KEPT'}"
 
     def as_json(self) -> dict[str, object]:
-        """What is written of it."""
+        """The figure as `bench.json` holds it."""
         return asdict(self) | {"ok": self.ok}
 
 
@@ -98,6 +98,6 @@ def training_step(model: VPTModel, loss: Batch | Callable[[], Tensor], **passes:
 
 
 def write(figures: list[Measurement], path: Path) -> None:
-    """Leave the figures in a file."""
+    """Write the figures as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps([figure.as_json() for figure in figures], indent=1) + "\n")

@@ -30,7 +30,7 @@ class SampleRef:
 
 
 class Mixture(ABC):
-    """Sources mixed, forever."""
+    """An endless sequence of samples from several sources."""
 
     def __init__(self, sources: Sequence[Source], seed: int) -> None:
         self.sources, self.seed = sources, seed

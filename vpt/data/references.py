@@ -56,7 +56,7 @@ class ImageRef:
         return self
 
     def as_json(self) -> str:
-        """As records spell it."""
+        """The reference as records spell it."""
         return f"{self.path}_{','.join(map(str, self.crop))}" if self.crop else self.path
 
     def __str__(self) -> str:
@@ -92,7 +92,7 @@ class VideoRef:
         return self.frames[len(self.frames) // 2]
 
     def as_json(self) -> str | dict[str, Any]:
-        """As records spell it."""
+        """The reference as records spell it."""
         if self.fps is None:
             return self.frames[0].path
         return {"frames": [frame.as_json() for frame in self.frames], "fps": self.fps}

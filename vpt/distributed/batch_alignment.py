@@ -86,7 +86,7 @@ class BatchAligner:
     """Gives the micro-batches of all processes the same module calls, by dummy rows."""
 
     def __init__(self, world: World, model: VPTModel, transforms: Mapping[str, ImageTransform]) -> None:
-        """`transforms`: by source (`Processor.transforms`)."""
+        """`transforms` are those of the processor, by source."""
         self.world, self.model, self.transforms = world, model, transforms
         names = sorted({*transforms, *(transform.name for transform in transforms.values())})
         self._modules = [(kind, name) for kind in KINDS for name in names]  # all that a batch may call

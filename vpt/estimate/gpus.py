@@ -69,7 +69,7 @@ def communication_bytes(model: VPTModel, plan: ShardingPlan, *, product: int) ->
 
 
 def memory_of_a_gpu(config: EstimateConfig) -> float:
-    """Bytes."""
+    """Bytes of memory of one assumed GPU."""
     return GPUS[config.assume.gpu][0] * GIGA
 
 

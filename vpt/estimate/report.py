@@ -117,7 +117,7 @@ class Report:
         )
 
     def speed(self) -> Iterator[str]:
-        """Samples and tokens a second, days."""
+        """Samples and tokens a second, and days of each run that is asked about."""
         config, training = self.config, self.config.training
         flops = sum(cost.total for cost in self.mean().values())
         tokens = sum(example.share * example.row.length for example in self.examples)
@@ -138,7 +138,7 @@ class Report:
         return recipe | {f"{records:,} records, once each": records for records in self.config.assume.records}
 
     def checkpoints(self) -> Iterator[str]:
-        """Sizes on the disk."""
+        """Bytes of checkpoints on the disk."""
         training, (weights, optimizer) = self.config.training, state_bytes(self.model)
         each = weights + optimizer
         unit, name = _unit(each)

@@ -11,7 +11,7 @@ from vpt.training.optimizer import set_trainable
 
 @dataclass
 class AssumedConfig:
-    """`assume.*`"""
+    """What is assumed about data and GPUs (`assume.*`)."""
 
     image: list[int] = field(default_factory=list)  # width, height; empty: data.image.max_side at 4:3
     crop: float = bounded(0.5, low=0.01, high=1.0)  # sides of a selected region, as a share of the image's

@@ -12,7 +12,7 @@ from vpt.perception.batch import VISION_TOWER, Batch, Row
 
 @dataclass(frozen=True)
 class TypicalSample:
-    """A kind of sample.
+    """One kind of sample, as a batch of one row.
 
     Attributes:
         kind: `none`, `region`, or the name of a re-encoder.
@@ -26,7 +26,7 @@ class TypicalSample:
 
     @property
     def row(self) -> Row:
-        """The only one."""
+        """The only row of the batch."""
         return self.batch.rows[0]
 
     @property
@@ -36,17 +36,17 @@ class TypicalSample:
 
     @property
     def perceived_tokens(self) -> int:
-        """Tokens of re-encoders."""
+        """Re-encoded tokens."""
         return sum(block.length for block in self.row.blocks) - self.image_tokens
 
     @property
     def text_tokens(self) -> int:
-        """Everything else."""
+        """Tokens of text and markers."""
         return self.row.length - self.image_tokens - self.perceived_tokens
 
 
 def image_size(config: EstimateConfig) -> tuple[int, int]:
-    """Width and height that are assumed."""
+    """Width and height of the assumed image, after `data.image.max_side`."""
     side = config.data.image.max_side
     width, height = config.assume.image or (side, side * 3 // 4)
     scale = min(1.0, side / max(width, height))

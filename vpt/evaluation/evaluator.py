@@ -40,7 +40,7 @@ def evaluate(
 
     Returns:
         the summary: accuracy, by question type, by kind of perception; every metric with its interval; teacher-forced
-        accuracy of each perception token; how the model perceived, how many requests were mended or ignored
+        accuracy of each perception token; how the model perceived, how many requests were repaired or ignored
         (`vpt.perception.requests`), how many answers cut off; seconds a question.
     """
     metrics = metrics_of(config.data)

@@ -23,7 +23,7 @@ FORMER_STATUS = {"seen": "done", "mended": "repaired"}
 
 @dataclass(frozen=True)
 class Prediction:
-    """One line.
+    """One answered question: a line of `predictions.jsonl`.
 
     Attributes:
         record: the name of its record.

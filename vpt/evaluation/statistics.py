@@ -40,7 +40,7 @@ class Ratio:
 
     @property
     def questions(self) -> int:
-        """Number of questions that count."""
+        """Number of questions with a denominator other than 0."""
         return int((self.denominator != 0).sum())
 
     @property

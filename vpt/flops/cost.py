@@ -22,7 +22,7 @@ class FlopCost:
 
     @property
     def forward(self) -> float:
-        """Through matrices and attention, once."""
+        """One forward pass: matrices and attention."""
         return self.linear + self.attention
 
     @property
@@ -32,7 +32,7 @@ class FlopCost:
 
     @property
     def total(self) -> float:
-        """All FLOPs."""
+        """All FLOPs, recomputed ones included."""
         return self.useful + self.recomputed
 
     def __add__(self, other: "FlopCost") -> "FlopCost":

@@ -70,8 +70,8 @@ def answer_images(
 def _step_image(image: Image.Image, step: PerceptionStep, found: SimilarityMap | None, number: int) -> CaptionedImage:
     if step.box:
         x0, y0, x1, y1 = step.box
-        mended = ", mended" if step.status == REPAIRED else ""
-        caption = f"{number}: region{mended}, {x1 - x0} x {y1 - y0} pixels as {step.visual_tokens} tokens"
+        repaired = ", repaired" if step.status == REPAIRED else ""
+        caption = f"{number}: region{repaired}, {x1 - x0} x {y1 - y0} pixels as {step.visual_tokens} tokens"
         return CaptionedImage(caption, scaled(image.crop(step.box)))
     caption = f"{number}: {step.kind}, {step.visual_tokens} tokens"
     if found is None:

@@ -14,7 +14,7 @@ from vpt.perception.regions import Region
 
 
 class Intervention:
-    """Leaves everything as it is.
+    """Hooks by which ablations change perception; this one changes nothing.
 
     Attributes:
         perceives: False shows an empty turn: perception is requested, nothing is seen.

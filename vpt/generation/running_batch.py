@@ -66,7 +66,7 @@ class RunningBatch:
         return tokens
 
     def _positions(self, row: RowState, row_input: RowInput) -> Tensor:
-        """[3, n], continuing the row's positions."""
+        """M-RoPE positions of a row's next input, [3, n], continuing those before."""
         if row_input.positions is not None:
             return row_input.positions
         grids = [self.scheme.grid_span(visual.span, visual.image) for visual in row_input.visuals]

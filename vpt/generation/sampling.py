@@ -11,7 +11,7 @@ from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogit
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a token is chosen.
+    """Choice of the next token from its logits: greedy, or by temperature, top-k and top-p.
 
     Attributes:
         temperature: 0 takes the likeliest token; what follows then has no effect.

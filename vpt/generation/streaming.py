@@ -51,5 +51,5 @@ def describe_step(step: PerceptionStep) -> str:
     if step.status == IGNORED:
         return f"{step.kind}: ignored; it cannot be read, or its turn did not end, or was shown something else"
     shown = f"pixels {', '.join(map(str, step.box))}" if step.box else f"control state of norm {step.state_norm:.2f}"
-    mended = ", mended" if step.status == REPAIRED else ""
-    return f"{step.kind}{mended}: {shown}, {step.visual_tokens} tokens, {step.seconds * 1000:.0f} ms"
+    repaired = ", repaired" if step.status == REPAIRED else ""
+    return f"{step.kind}{repaired}: {shown}, {step.visual_tokens} tokens, {step.seconds * 1000:.0f} ms"

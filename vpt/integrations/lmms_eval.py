@@ -72,7 +72,7 @@ class VPTForLmmsEval(lmms):
         raise NotImplementedError("vpt answers generate_until tasks only; choose such a task")
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
-        """Not offered."""
+        """Not supported: raises NotImplementedError."""
         raise NotImplementedError("vpt answers single-round tasks only; choose such a task")
 
 

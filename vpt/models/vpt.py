@@ -79,7 +79,7 @@ class VPTModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the model lives."""
+        """The device of the weights."""
         return self.language.norm.weight.device
 
     def train(self, mode: bool = True) -> "VPTModel":

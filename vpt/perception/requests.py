@@ -43,7 +43,7 @@ class Request:
 
     @property
     def readable(self) -> bool:
-        """Whether it says what to show."""
+        """Whether the request names something that can be shown."""
         return self.kind != REGION or self.region is not None
 
 

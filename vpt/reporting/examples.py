@@ -1,4 +1,4 @@
-"""Answers that are shown one by one: the best, the worst, and some drawn at random, with what they looked for."""
+"""Answers that are shown one by one: the best, the worst, and some drawn at random, with their similarity maps."""
 
 import json
 import random

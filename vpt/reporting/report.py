@@ -59,7 +59,7 @@ def image_loader(
         reason = f"no pictures: {error}"
         return lambda example: reason
 
-    def look(example: ExampleAnswer) -> list[CaptionedImage] | str:
+    def images_of(example: ExampleAnswer) -> list[CaptionedImage] | str:
         item = found.predictions[example.number]
         try:
             image = opened(item)
@@ -69,7 +69,7 @@ def image_loader(
             return "a question without an image"
         return answer_images(image, item.trace, example.maps, evidence=item.box)
 
-    return look
+    return images_of
 
 
 def _lead(found: RunArtifacts) -> str:

@@ -49,7 +49,7 @@ def _counted(items: list[Prediction], key: str) -> dict[str, int]:
 
 def _odd(summary: Mapping[str, Any]) -> str:
     names = (
-        ("requests_mended", "requests mended"),
+        ("requests_mended", "requests repaired"),
         ("requests_ignored", "requests ignored"),
         ("cut_off", "answers cut off"),
     )
@@ -126,17 +126,17 @@ def settings(found: RunArtifacts) -> Markup:
     return fragments.folded("config.yaml", fragments.preformatted(found.settings))
 
 
-def examples(found: RunArtifacts, look: Callable[[ExampleAnswer], list[CaptionedImage] | str]) -> Markup:
+def examples(found: RunArtifacts, images_of: Callable[[ExampleAnswer], list[CaptionedImage] | str]) -> Markup:
     """Cards of single answers, those of a kind together.
 
     Args:
         found: the answers.
-        look: gives the pictures of an example, or says why there are none.
+        images_of: gives the pictures of an example, or says why there are none.
     """
     parts = []
     for why in dict.fromkeys(example.why for example in found.examples):
         cards = [
-            _card(found.predictions[example.number], look(example))
+            _card(found.predictions[example.number], images_of(example))
             for example in found.examples
             if example.why == why and example.number < len(found.predictions)
         ]

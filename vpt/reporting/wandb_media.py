@@ -44,14 +44,14 @@ def _confusion(summary: Mapping[str, Any]) -> Table:
 
 
 def _answers(found: RunArtifacts, config: TrainConfig | None) -> Table:
-    look, rows = image_loader(found, config), []
+    images_of, rows = image_loader(found, config), []
     for example in found.examples:
-        item, seen = found.predictions[example.number], look(example)
+        item, seen = found.predictions[example.number], images_of(example)
         pictures = [each.image for each in seen] if not isinstance(seen, str) else []
         first, second = (*pictures, None, None)[:2]
         did = " + ".join(item.actions) or "none"
         rows.append((example.why, item.question, item.answer, item.target, item.confidence, did, first, second))
-    columns = ["why", "question", "answer", "target", "probability", "perceived by", "image", "looked at again"]
+    columns = ["why", "question", "answer", "target", "probability", "perceived by", "image", "perceived"]
     return Table(columns, rows)
 
 

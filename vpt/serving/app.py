@@ -90,7 +90,7 @@ async def read_body(request: Request, config: ServeConfig) -> bytes:
 
 @dataclass
 class Endpoint:
-    """The handlers."""
+    """Handlers of the HTTP routes."""
 
     service: Service
     config: ServeConfig

@@ -47,7 +47,7 @@ class Engine:
             self.batch = self._empty_batch()
 
     def start(self) -> None:
-        """Begin to run."""
+        """Start the thread that decodes."""
         self._thread.start()
 
     def reserve(self, rows: int) -> None:
@@ -62,7 +62,7 @@ class Engine:
             self.reserved += rows
 
     def release(self, rows: int) -> None:
-        """Give back places."""
+        """Free places in the batch."""
         with self._changed:
             self.reserved -= rows
 

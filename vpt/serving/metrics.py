@@ -12,7 +12,7 @@ SECONDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60)
 
 
 class Metrics:
-    """What `/metrics` tells."""
+    """Counters and times that `/metrics` reports."""
 
     def __init__(self, engine: Engine) -> None:
         self.registry = CollectorRegistry()
@@ -30,13 +30,13 @@ class Metrics:
         )
 
     def asked(self, asked: Asked) -> None:
-        """A request was taken."""
+        """Count a request that was accepted."""
         usage = asked.writer.usage([])["prompt_tokens_details"]
         self.tokens.labels("text").inc(usage["text_tokens"])
         self.tokens.labels("visual").inc(usage["image_tokens"])
 
     def told(self, asked: Asked, number: int, kind: str, what: Any) -> None:
-        """A row told something."""
+        """Count an event of a row."""
         now = time.monotonic()
         if kind in ("text", "step", "done") and number not in asked.begun:
             asked.begun.add(number)
@@ -52,5 +52,5 @@ class Metrics:
             self.answers.labels("error").inc()
 
     def refused(self, status: int) -> None:
-        """A request was refused."""
+        """Count a request that was refused."""
         self.refusals.labels(str(status)).inc()

@@ -143,7 +143,7 @@ class ServedRow(RowState):
 
     @property
     def late(self) -> bool:
-        """Whether its time is over."""
+        """Whether its deadline has passed."""
         return time.monotonic() > self.deadline
 
 

@@ -44,7 +44,7 @@ class Asked:
     begun: set[int] = field(default_factory=set)
 
     def cancel(self) -> None:
-        """Let its rows go."""
+        """Cancel the rows of the request."""
         for row in self.rows:
             row.cancelled = True
 

@@ -19,7 +19,7 @@ class RunLogger:
     """Console output, progress bar, `metrics.jsonl`, `summary.json` and W&B of a run; a no-op except on rank 0."""
 
     def __init__(self, config: TrainConfig, folder: Path, world: World) -> None:
-        """Nothing is written before `start`."""
+        """Opens no file; `start` does."""
         self.config, self.folder, self.world = config, folder, world
         self.loggers: Sequence[MetricLogger] = ()
 
@@ -48,31 +48,31 @@ class RunLogger:
         )  # fmt: skip
 
     def update(self, bar: tqdm, *, loss: float, speed: float) -> None:
-        """One step more; `speed` is in tokens a second."""
+        """Advance the bar by a step; `speed` is in tokens a second."""
         bar.update()
         bar.set_postfix_str(f"loss {loss:.3f}, {speed:,.0f} tokens/s", refresh=False)
 
     def info(self, text: str) -> None:
-        """A line above the progress bar."""
+        """Print a line above the progress bar."""
         if self.world.is_main:
             tqdm.write(text, file=sys.stderr)
 
     def log_metrics(self, metrics: dict[str, float], *, step: int) -> None:
-        """Metrics of a step, counted from 1."""
+        """Log metrics of a step, counted from 1."""
         for logger in self.loggers:
             logger.log(metrics, step=step)
 
     def log_summary(self, summary: dict[str, Any]) -> None:
-        """Results of the whole run."""
+        """Log results of the whole run."""
         for logger in self.loggers:
             logger.log_summary(summary)
 
     def log_media(self, media: ReportMedia) -> None:
-        """The report of the run."""
+        """Log the report of the run."""
         for logger in self.loggers:
             logger.log_media(media)
 
     def close(self) -> None:
-        """The run is over, or stops here."""
+        """Close all loggers: the run is over, or stops here."""
         for logger in self.loggers:
             logger.close()

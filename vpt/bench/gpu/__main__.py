@@ -54,7 +54,7 @@ class GpuBench:
         return self._full_training(compiled=False)
 
     def compiled_2b(self) -> dict[str, Any]:
-        """The same with compiled layers."""
+        """Full training with compiled decoder layers."""
         return self._full_training(compiled=True)
 
     def _full_training(self, *, compiled: bool) -> dict[str, Any]:

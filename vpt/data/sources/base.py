@@ -48,7 +48,7 @@ class SourceContext:
 
 
 class Source(ABC):
-    """Records by number.
+    """A sequence of records; subclasses say where they come from.
 
     Attributes:
         root: the folder that their image paths start from.

@@ -18,7 +18,7 @@ _TRIES = 50
 
 @dataclass(frozen=True)
 class SceneConfig:
-    """How hard scenes are.
+    """Settings of scenes: sizes and numbers of what they hold.
 
     Attributes:
         canvas: smallest and largest side of the canvas, in pixels.

@@ -31,7 +31,7 @@ class RegionRandom(RegionAblation):
 
 
 class RegionWhole(RegionAblation):
-    """The whole image."""
+    """Every selected region is replaced by the whole image."""
 
     description = "region replaced by the whole image"
 

@@ -6,6 +6,6 @@ from vpt.models.families.base import Family
 
 
 class Qwen2VL(Family):
-    """As `Family` says."""
+    """Qwen2-VL, which is what `Family` describes by default."""
 
     name, title, config_class, upstream = "qwen2_vl", "Qwen2-VL", Qwen2VLConfig, True
