@@ -5,7 +5,10 @@ import os
 import signal
 import tempfile
 from collections.abc import Callable
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,11 +43,16 @@ def pytest_configure() -> None:
     settings.load_profile("untimed")
 
 
-def compose_config(*overrides: str, conf: Path = ROOT / "conf") -> TrainConfig:
-    """The frozen configuration of `python train.py OVERRIDES`."""
+@cache  # composing takes half a second, more than most tests that want a configuration
+def _composed(program: str, schema: type, conf: Path, *overrides: str) -> Any:
     register_schemas()
     with initialize_config_dir(str(conf), version_base=None):
-        config = resolve_config(compose("train", overrides=list(overrides)), TrainConfig)
+        return resolve_config(compose(program, overrides=list(overrides)), schema)
+
+
+def compose_config(*overrides: str, conf: Path = ROOT / "conf") -> TrainConfig:
+    """The checked configuration of `python train.py OVERRIDES`."""
+    config = deepcopy(_composed("train", TrainConfig, conf, *overrides))
     validate(config)
     return config
 
@@ -61,10 +69,8 @@ def losses(folder: Path) -> list[float]:
 
 
 def compose_eval(*overrides: str) -> EvalConfig:
-    """The frozen configuration of `python eval.py OVERRIDES`."""
-    register_schemas()
-    with initialize_config_dir(str(ROOT / "conf"), version_base=None):
-        return resolve_config(compose("eval", overrides=list(overrides)), EvalConfig)
+    """The checked configuration of `python eval.py OVERRIDES`."""
+    return deepcopy(_composed("eval", EvalConfig, ROOT / "conf", *overrides))
 
 
 @pytest.fixture(scope="session")
