@@ -110,10 +110,10 @@ BAD_RECORDS = {
     "an absolute path": (conversation("/etc/0.png"), "leaves data.root"),
     "no list of messages": ({"messages": None, "images": []}, r"list `messages` of turns \(`role`, `content`\).*keys are 'messages, images'"),
     "another layout": ({"conversations": [{"from": "human", "value": "x"}]}, "`conversations` .* is `messages`"),
-    "an address": (conversation("https://example.org/a.jpg"), "'https://example.org/a.jpg': images are files below data.root"),
+    "an address": (conversation("https://example.org/a.jpg"), "'https://example.org/a.jpg': images are files, in records below"),
     "an image as text": (conversation("data:image/png;base64," + "A" * 1_000_000), "'data:image/png;base64,A+…A+': images are files"),
     "a path as long as an image": (conversation("../" + "A" * 1_000_000), "path '../A+…A+' leaves"),
-    "an address of a video": ({**conversation("0.png"), "videos": ["https://example.org/a.mp4"], "messages": [{"role": "user", "content": "<image><video>"}, {"role": "assistant", "content": "x"}]}, "images are files below"),
+    "an address of a video": ({**conversation("0.png"), "videos": ["https://example.org/a.mp4"], "messages": [{"role": "user", "content": "<image><video>"}, {"role": "assistant", "content": "x"}]}, "images are files"),
 }  # fmt: skip
 
 

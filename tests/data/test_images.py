@@ -88,6 +88,16 @@ def test_every_way_in_sees_the_same_pixels(all_parts, tmp_path, name, upright):
     assert read.size(ImageRef("a.png"), where="r") == read.original(ImageRef("a.png"), where="r").size
 
 
+@pytest.mark.parametrize("address", ["https://example.org/a.png", "data:image/png;base64," + "A" * 100_000])
+def test_an_address_is_no_image(all_parts, address):
+    responder = Responder.__new__(Responder)
+    responder.bundle = all_parts
+    record, store = responder._record([address], "what?", "")
+    with pytest.raises(DataError, match="images are files") as error:
+        store.image(record.image, where="question")
+    assert len(str(error.value)) < 400
+
+
 def test_turned_and_keyed_images_mean_what_viewers_show(tmp_path):
     (tmp_path / "turned.png").write_bytes(FILES["turned"])
     (tmp_path / "keyed.png").write_bytes(FILES["keyed"])

@@ -34,6 +34,7 @@ from vpt.config.overrides import check_overrides
 from vpt.config.resolve import resolve_config
 from vpt.config.schema import AskConfig
 from vpt.config.validate import generation_settings
+from vpt.data.references import check_no_address
 from vpt.errors import ConfigError
 from vpt.generation.pipeline import action_prompt_text, build_question, check_output_path, reply
 from vpt.generation.streaming import AnswerStreamer
@@ -50,6 +51,7 @@ def main(arguments: Sequence[str]) -> None:
     image, question, config = read_arguments(arguments)
     trained = load_any_config(config.checkpoint)
     generation = generation_settings(trained, config.generation)
+    check_no_address(image, "IMAGE")
     sentence = action_prompt_text(trained, generation, action_prompt=config.data.action_prompt)
     asked = build_question(trained, Path(image), question, sentence)  # all that can be wrong comes before the weights
     if config.out:

@@ -39,10 +39,7 @@ class ImageRef:
     @classmethod
     def read(cls, text: str, where: str) -> "ImageRef":
         """The reference that a record holds. Raises DataError for what is no path below the data root."""
-        if _ADDRESS.match(text):
-            raise DataError(
-                f"{where}: {shortened(text)}: images are files below data.root; save it there, and give its path"
-            )
+        check_no_address(text, where)
         reference = cls.parse(text)
         path, quoted = PurePosixPath(reference.path), shortened(reference.path)
         if path.is_absolute() or ".." in path.parts:
@@ -99,6 +96,13 @@ class VideoRef:
 
     def __str__(self) -> str:
         return f"video {self.as_json()}"
+
+
+def check_no_address(text: str, where: str) -> None:
+    """Raise DataError for a URL or a `data:` URI where the path of an image belongs."""
+    if _ADDRESS.match(text):
+        found = f"{where}: {shortened(text)}"
+        raise DataError(f"{found}: images are files, in records below data.root; save it, and give its path")
 
 
 def check_text(text: str, what: str) -> None:

@@ -13,6 +13,7 @@ from vpt.config.validate import generation_settings
 from vpt.data.build import media_store
 from vpt.data.images import MediaStore, reading
 from vpt.data.records import DEFAULT_SYSTEM, ImageRef, Message, Record
+from vpt.data.references import check_no_address
 from vpt.errors import DataError
 from vpt.generation.generator import Generator
 from vpt.generation.pipeline import action_prompt_text
@@ -35,6 +36,7 @@ class InMemoryMedia(MediaStore):
     def _whole(self, reference: ImageRef, where: str) -> Image.Image:
         image = self.images[reference.path]
         if not isinstance(image, Image.Image):
+            check_no_address(str(image), where)
             return self.open(Path(image), where=where)
         with reading(reference.path, where):
             return self.decode(image, f"{where}: image {reference.path}")
