@@ -9,10 +9,11 @@ from types import TracebackType
 from typing import Any
 
 from vpt.config.former_names import with_present_names
-from vpt.data.records import Pixels
+from vpt.data.references import ImageRef, Pixels, VideoRef
 from vpt.distributed.process_group import World
 from vpt.errors import DataError
 from vpt.generation.row_state import IGNORED, PerceptionStep
+from vpt.perception.batch import VISION_TOWER
 from vpt.utils.files import atomic_write
 
 PREDICTIONS, SETTINGS = "predictions.jsonl", "settings.json"
@@ -60,6 +61,14 @@ class Prediction:
     def __post_init__(self) -> None:
         if not self.accepted:
             object.__setattr__(self, "accepted", [self.target])
+
+    @property
+    def image(self) -> ImageRef | None:
+        """The image that the question is about; of a video, the frame that is re-encoded. None for text alone."""
+        first = next(iter(self.images.get(VISION_TOWER, [])), None)
+        if isinstance(first, dict):
+            return VideoRef.read(first, self.record).frame
+        return ImageRef.parse(first) if first is not None else None
 
     @property
     def perceived(self) -> list[PerceptionStep]:

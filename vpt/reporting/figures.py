@@ -8,7 +8,6 @@ from PIL import Image
 
 from vpt.config.schema import TrainConfig
 from vpt.data.build import build_sources
-from vpt.data.references import ImageRef, VideoRef
 from vpt.errors import DataError
 from vpt.evaluation.predictions import PREDICTIONS, Prediction, read_predictions
 from vpt.generation.answer_images import CaptionedImage, answer_images, draw_grid, step_note
@@ -18,21 +17,24 @@ from vpt.reporting.curves import draw_curves
 RIGHT, WRONG = "#1b7f3b", "#c0392b"
 
 
-def question_images(config: TrainConfig) -> Callable[[Prediction], Image.Image | None]:
-    """A function that opens the image a question is about, at full resolution: of a video, the frame that is
-    re-encoded; None of a question without an image. Raises UserError where the test data are not there; so does it.
+def question_images(config: TrainConfig) -> Callable[[Prediction], Image.Image | str]:
+    """A function that opens the image of a test question at full resolution, or says why there is none.
+
+    Raises UserError where the test sets themselves cannot be opened.
     """
     _, folders = build_sources(config.data.test, config, split="test")
     by_source = dict(zip(config.data.test, folders, strict=True))
 
-    def opened(item: Prediction) -> Image.Image | None:
-        first = next(iter(item.images.get("image", [])), None)
-        if first is None:
-            return None
-        reference = VideoRef.read(first, item.record).frame if isinstance(first, dict) else ImageRef.parse(first)
+    def opened(item: Prediction) -> Image.Image | str:
+        reference = item.image
+        if reference is None:
+            return "a question without an image"
         if item.source not in by_source:
-            raise DataError(f"{item.record}: its data set {item.source} is none of data.test")
-        return by_source[item.source].full_resolution(reference, where=item.record)
+            return f"no picture: {item.record}: its data set {item.source} is none of data.test"
+        try:
+            return by_source[item.source].full_resolution(reference, where=item.record)
+        except DataError as error:
+            return f"no picture: {error}"
 
     return opened
 
@@ -71,14 +73,14 @@ def _spaced(items: Sequence[Prediction], count: int) -> list[Prediction]:
     return [items[i] for i in np.unique(np.linspace(0, len(items) - 1, count).round().astype(int))]
 
 
-def _shown(item: Prediction, image: Image.Image | None) -> CaptionedImage:
+def _shown(item: Prediction, image: Image.Image | str) -> CaptionedImage:
     """The question, its image with the regions, what was perceived, and the answer in its colour."""
     notes = [step_note(s) if s.status == IGNORED else f"{s.kind}: {step_note(s)}" for s in item.trace]
     caption = f"{_short(item.question, 90)}\n{_short('; '.join(notes) or 'answered at once', 60)}"
     answer = item.answer or "(nothing)"
     verdict = answer if item.correct else f"{answer} (is: {item.target})"
-    blank = Image.new("RGB", (8, 8), "white")  # a question without an image
-    drawn = answer_images(image or blank, item.trace, [], evidence=item.box)[0].image
+    blank = Image.new("RGB", (8, 8), "white")
+    drawn = blank if isinstance(image, str) else answer_images(image, item.trace, [], evidence=item.box)[0].image
     return CaptionedImage(caption, drawn, _short(verdict, 60), RIGHT if item.correct else WRONG)
 
 

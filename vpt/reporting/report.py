@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from vpt.checkpoint.load import load_any_config
 from vpt.config.schema import TrainConfig
-from vpt.errors import DataError, UserError
+from vpt.errors import UserError
 from vpt.generation.answer_images import CaptionedImage, answer_images
 from vpt.reporting import html
 from vpt.reporting.examples import ExampleAnswer
@@ -61,13 +61,8 @@ def image_loader(
 
     def images_of(example: ExampleAnswer) -> list[CaptionedImage] | str:
         item = found.predictions[example.number]
-        try:
-            image = opened(item)
-        except DataError as error:
-            return f"no picture: {error}"
-        if image is None:
-            return "a question without an image"
-        return answer_images(image, item.trace, example.maps, evidence=item.box)
+        image = opened(item)
+        return image if isinstance(image, str) else answer_images(image, item.trace, example.maps, evidence=item.box)
 
     return images_of
 
