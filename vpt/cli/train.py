@@ -1,6 +1,7 @@
 """`train.py` after its configuration has been checked: train, answer the test split, report."""
 
 import math
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -30,27 +31,36 @@ def train(config: TrainConfig, folder: str | Path) -> float:
     metrics_of(config.data)  # a metric that does not exist, or lacks its package, ends the run before it begins
     folder = Path(folder)
     with init_process_group(device=config.device, always=config.strategy.kind in NEEDS_GROUP) as world:
-        run_logger, seconds = _fit(config, folder, world)
+        run_logger, seconds, exit_code = _fit(config, folder, world)
         free_unreachable()
-        with PreemptionHandler(deferred=False):  # all is saved, answers included
-            weights = weights_digest(folder) if world.is_main else ""
-            bundle = load_pretrained(folder, device=config.device)  # the same way for whole and for sharded models
-            with shared_features(bundle, config):
-                summary = evaluate(
-                    bundle, config, folder / "predictions", weights=weights, limit=_limit(config), world=world
-                )  # fmt: skip
+        if not exit_code:
+            with PreemptionHandler(deferred=False):  # all is saved, answers included
+                weights = weights_digest(folder) if world.is_main else ""
+                bundle = load_pretrained(folder, device=config.device)  # the same way for whole and for sharded models
+                with shared_features(bundle, config):
+                    summary = evaluate(
+                        bundle, config, folder / "predictions", weights=weights, limit=_limit(config), world=world
+                    )  # fmt: skip
+    if exit_code:
+        sys.exit(exit_code)
     if world.is_main:
         results = {"steps": config.training.steps, "seconds_of_training_in_this_process": seconds}
         _report(bundle, config, folder, run_logger, summary | results)
     return summary.get("accuracy", math.nan)
 
 
-def _fit(config: TrainConfig, folder: Path, world: World) -> tuple[RunLogger, float]:
-    """Train to the last step; returns the open logger, and seconds. Model and optimizer go out of scope."""
+def _fit(config: TrainConfig, folder: Path, world: World) -> tuple[RunLogger, float, Any]:
+    """Train to the last step; returns the open logger, seconds, and the exit code of a run that is asked to stop.
+
+    Model and optimizer go out of scope, so that nothing holds the process group when it is taken down.
+    """
     trainer = Trainer(config, folder, world)
-    started = time.perf_counter()
-    trainer.fit()
-    return trainer.run_logger, time.perf_counter() - started
+    started, exit_code = time.perf_counter(), None
+    try:
+        trainer.fit()
+    except SystemExit as stopped:
+        exit_code = stopped.code
+    return trainer.run_logger, time.perf_counter() - started, exit_code
 
 
 def _report(

@@ -1,5 +1,6 @@
 """The processes of a run: their ranks, and collectives for the few things that they exchange besides gradients."""
 
+import gc
 import os
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -94,7 +95,8 @@ def _slurm_address(environment: Mapping[str, str]) -> str:
 def init_process_group(*, device: str, always: bool = False) -> Iterator[World]:
     """Join the process group of this run, with `always` even of one process, as sharding needs it; leave together.
 
-    Whatever holds the group or groups of its own (DDP, sharded tensors, a checkpoint's saver) must be gone at the end.
+    Whatever holds the group or groups of its own (DDP, sharded tensors, a checkpoint's saver) must go out of scope
+    before the end: a group that is taken down while they are there, or by the interpreter's exit, may wait for ever.
     """
     world = World.from_environment()
     if world.size == 1 and not always:
@@ -118,5 +120,6 @@ def init_process_group(*, device: str, always: bool = False) -> Iterator[World]:
     else:
         dist.init_process_group(backend)
     yield world
+    gc.collect()  # they are in cycles of references
     world.barrier()  # no process leaves while another still exchanges something; not so after an error, which may be
     dist.destroy_process_group()  # of this process alone
