@@ -7,13 +7,14 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
 from torch.distributed.checkpoint import HuggingFaceStorageWriter
 
-from conftest import ROOT, compose_config, losses
+from conftest import ROOT, compose_config, logged, losses
 from helpers.multiprocess import PATIENCE, on_ranks
 from vpt.checkpoint.format import COMPLETE, LATEST, find_checkpoint, list_checkpoints
 from vpt.checkpoint.load import load_pretrained
@@ -113,7 +114,7 @@ def test_the_last_and_the_best_stay(tmp_path):
     """Also where the best one was no step at which a checkpoint was due."""
     trainer = trainer_at(tmp_path / "run", "training.steps=9", "training.eval_every=1", "training.checkpoint_every=4",
                          "training.keep_checkpoints=1", "training.best_metric=eval/token_accuracy")  # fmt: skip
-    accuracies = iter([0.1, 0.5, 0.9, 0.9, 0.2, 0.3, 0.1, 0.2])
+    accuracies = iter([0.1, 0.5, 0.9, 0.9, 0.2, 0.3, 0.1, 0.2, 0.4])
     trainer.evaluate = lambda: {"eval/token_accuracy": next(accuracies)}
     trainer.fit()
     folder = tmp_path / "run" / "checkpoints"
@@ -121,6 +122,41 @@ def test_the_last_and_the_best_stay(tmp_path):
     assert os.readlink(folder / "best") == "step_00000003" and os.readlink(folder / "latest") == "step_00000009"
     assert find_checkpoint(folder / "best").name == "best" and find_checkpoint(tmp_path / "run").name == "step_00000009"
     assert trainer_at(tmp_path / "run", "training.steps=9").state.best == 0.9
+
+
+@pytest.mark.parametrize("stops", [[2], [4, 5]])
+def test_an_evaluation_that_was_due_where_a_run_was_stopped_comes_first(tmp_path, stops):
+    """The last step is evaluated too, and may be the best one; all is as if nothing had stopped the run."""
+
+    def fit(folder: Path, stop: int = 0) -> None:
+        trainer = trainer_at(folder, "training.steps=5", "training.eval_every=2", "training.keep_checkpoints=1",
+                             "training.best_metric=eval/score")  # fmt: skip
+        step, evaluate = trainer.train_step, trainer.evaluate
+
+        def told(batches, number):
+            trainer.preemption.code = PREEMPTED if number + 1 == stop else 0
+            return step(batches, number)
+
+        trainer.train_step = told
+        trainer.evaluate = lambda: evaluate() | {"eval/score": trainer.state.step % 5}
+        with suppress(SystemExit):
+            trainer.fit()
+        assert trainer.state.step == stop or not stop
+
+    fit(tmp_path / "whole")
+    for stop in (*stops, 0):
+        fit(tmp_path / "stopped", stop)
+    whole, stopped = (logged(tmp_path / name, "eval/loss") for name in ("whole", "stopped"))
+    assert [line["step"] for line in whole] == [2, 4, 5] and whole == stopped
+    for name in ("whole", "stopped"):
+        assert os.readlink(tmp_path / name / "checkpoints" / "best") == "step_00000004"
+        assert os.readlink(tmp_path / name / "checkpoints" / "latest") == "step_00000005"
+
+
+def test_the_last_step_may_be_the_best(tmp_path):
+    trainer = trainer_at(tmp_path, "training.steps=2", "training.eval_every=5", "training.keep_checkpoints=1")
+    trainer.fit()
+    assert trainer.state.best_step == 2 and os.readlink(tmp_path / "checkpoints" / "best") == "step_00000002"
 
 
 def test_a_metric_that_does_not_exist_is_named(tmp_path):

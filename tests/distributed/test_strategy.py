@@ -128,7 +128,7 @@ def compare_runs(tmp_path: Path, plan: list[tuple[str, str]], *, size: int, step
         if not alone.exists():
             run(World(), experiment, "single", steps, str(alone))
         one, many = results(alone), results(tmp_path / f"{experiment}_{strategy}_{size}")
-        assert len(one) == len(many) == steps + 1
+        assert len(one) == len(many) == steps + 2  # the evaluation of the last step
         for before, after in zip(one, many, strict=True):
             assert before.keys() == after.keys()
             for key, value in before.items():

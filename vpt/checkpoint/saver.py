@@ -89,6 +89,11 @@ class Saver:
                 "complete: make room and type the same command to go on from there"
             ) from None
 
+    def link_best(self, state: TrainState) -> None:
+        """Point `best` at the checkpoint of `state.best_step`, which was written before it was known to be that."""
+        if self.world.is_main and (self.folder / STEP_FOLDER.format(state.best_step)).is_dir():
+            _link(self.folder / BEST, STEP_FOLDER.format(state.best_step))
+
     def __enter__(self) -> "Saver":
         return self
 

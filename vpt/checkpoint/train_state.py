@@ -24,13 +24,15 @@ from vpt.models.vpt import VPTModel
 @dataclass
 class TrainState:
     """Everything besides tensors that a run resumes from: steps done, its W&B id, its best score so far and that one's
-    step; records left out, steps without a finite gradient, and how many of these were the last ones in a row.
+    step, the step that was evaluated last; records left out, steps without a finite gradient, and how many of these
+    were the last ones in a row.
     """
 
     step: int = 0
     wandb_id: str | None = None
     best: float | None = None
     best_step: int | None = None
+    evaluated_step: int = 0
     skipped: int = 0
     nonfinite_steps: int = 0
     consecutive_nonfinite: int = 0
@@ -90,6 +92,7 @@ def _read_state(checkpoint: Path) -> TrainState:
     with wrap_read_errors(checkpoint / "state.json", "resume from an older checkpoint"):
         stored = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
         state = {FORMER_STATE.get(key, key): value for key, value in stored.items()}
+        state.setdefault("evaluated_step", state["step"])  # version 0.1 did not say
         known = {item.name for item in fields(TrainState)} & state.keys()
         for key in known:
             hint, value = get_type_hints(TrainState)[key], state[key]

@@ -38,6 +38,7 @@ from vpt.data.references import check_no_address
 from vpt.errors import ConfigError
 from vpt.generation.pipeline import action_prompt_text, build_question, check_output_path, reply
 from vpt.generation.streaming import AnswerStreamer
+from vpt.utils.threads import set_threads
 
 Schema = TypeVar("Schema")
 SETTING = re.compile(r"^[\w.]+=")
@@ -56,6 +57,7 @@ def main(arguments: Sequence[str]) -> None:
     asked = build_question(trained, Path(image), question, sentence)  # all that can be wrong comes before the weights
     if config.out:
         check_output_path(Path(config.out))
+    set_threads(None)
     bundle = load_pretrained(config.checkpoint, device=config.device)
     bundle.processor.max_length = config.data.max_length or bundle.processor.max_length
     streamer = AnswerStreamer(bundle.tokenizer)

@@ -32,6 +32,7 @@ from vpt.reporting.wandb_media import report_media
 from vpt.tracking import build_tracker
 from vpt.utils.device import keep_freed_heap
 from vpt.utils.files import atomic_write
+from vpt.utils.threads import set_threads
 
 
 @dataclass
@@ -98,6 +99,7 @@ def evaluate_checkpoint(config: EvalConfig) -> None:
     folder, about = evaluation.folder, f"baseline: {config.baseline}"
     if baseline is not None:
         check_same_questions(about, evaluation.records(), {*baseline.records()})
+    print(f"  {set_threads(config.threads)}")
     plain, summary, compared = evaluation.run(config)
     if baseline is not None:
         other, _, _ = baseline.run(replace(config, ablations={}))

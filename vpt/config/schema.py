@@ -134,7 +134,7 @@ class TrainingConfig:
     precision: str = choice("fp32", "bf16")  # bf16: autocast
     compile: bool = False  # decoder layers through torch.compile: for GPUs; a CPU gains nothing by it
     log_every: int = bounded(10, low=1)  # steps
-    eval_every: int = bounded(500)  # steps; 0 evaluates at the end only
+    eval_every: int = bounded(500)  # steps; the last one is evaluated, too; 0: none is
     eval_rows: int = bounded(1000)  # test records of each source that are scored with the right tokens given
     final_eval_questions: int | None = bounded(None)  # answered by generating once trained; null: the whole test split
     checkpoint_every: int = bounded(500, low=1)  # steps
@@ -178,6 +178,7 @@ class TrainConfig:
     output_dir: str = "outputs"  # where runs are
     seed: int = 0  # of everything that is drawn
     device: str = choice("auto", "cpu", "cuda")  # auto: cuda where there is one
+    threads: int | None = bounded(None, low=1)  # of a process, on the CPU; null: one for each core that it may use
     init_from: str | None = None  # a run or checkpoint whose weights this one starts from
     init_exclude: list[str] = field(default_factory=list)  # patterns of tensors that are not taken from it
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -227,6 +228,7 @@ class EvalConfig:
     ablations: dict[str, AblationConfig] = field(default_factory=dict)
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     device: str = choice("auto", "cpu", "cuda")  # auto: cuda where there is one
+    threads: int | None = bounded(None, low=1)  # of a process, on the CPU; null: one for each core that it may use
     pictures: bool = True  # the report, too
     tracking: TrackingConfig = field(default_factory=lambda: TrackingConfig(wandb=False))  # a W&B run of its own
     data: EvalDataConfig = field(default_factory=EvalDataConfig)

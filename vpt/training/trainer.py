@@ -2,7 +2,6 @@
 
 import math
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -35,6 +34,7 @@ from vpt.training.setup import build_training
 from vpt.training.step_metrics import StepMetrics
 from vpt.training.validator import Validator
 from vpt.utils.device import choose_device, keep_freed_heap
+from vpt.utils.threads import set_threads
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,7 @@ class Trainer:
         """Build the run, or take up the one that `folder` holds. Raises UserError for whatever cannot run."""
         self.config, self.folder, self.world = config, folder, world or World()
         self.device = choose_device(config.device)
+        self.threads = set_threads(config.threads, processes=self.world.local_size)
         if self.device.type == "cpu":
             keep_freed_heap()
         found = self._latest_checkpoint()
@@ -103,39 +104,38 @@ class Trainer:
     def fit(self) -> None:
         """Train from where the run stands to its last step, or until a signal; the last checkpoint is then in place."""
         strategy = f"{self.world.size} x {self.device.type} ({self.strategy.name})"
-        self.run_logger.start(self.state, parameter_table(self.model), strategy)
+        self.run_logger.start(self.state, f"{parameter_table(self.model)}\n  {self.threads}", strategy)
         training, exit_code = self.config.training, 0
         with self.preemption, self.saver, self.run_logger.progress_bar(self.state.step) as bar:
-            batches_of_steps = self._batches()
+            if self.state.step and self._evaluate():  # what was due where the run was stopped
+                self.saver.link_best(self.state)
+            loader = build_dataloader(
+                self.dataset, start=self.state.step, workers=self.config.data.workers, pin=self.device.type == "cuda"
+            )
             for step in range(self.state.step, training.steps):
                 started = time.perf_counter()
-                batches = next(batches_of_steps)
+                batches = [batch.to(self.device) for batch in next(loader)]
                 waited = time.perf_counter() - started
                 result = self.train_step(batches, step)
                 if self.failures.limit_exceeded:
                     self._abort()
                 self.state.step, exit_code = step + 1, result.exit_code
                 self._log_step(bar, result, waited=waited, took=time.perf_counter() - started)
+                better = not exit_code and self._evaluate()
                 last = self.state.step == training.steps or bool(exit_code)
-                better = self._due(training.eval_every) and not last and self._evaluate()
-                due = self._due(training.checkpoint_every) and not self.state.consecutive_nonfinite
-                if last or better or due:
+                due = step % training.checkpoint_every == training.checkpoint_every - 1
+                if last or better or (due and not self.state.consecutive_nonfinite):
                     self._save()
                 if exit_code:
                     break
         self._close_feature_cache()
+        exit_code = exit_code or int(self.world.all_gather([self.preemption.code]).max())  # after the last step
         if exit_code:
             self.run_logger.close()
         self.world.barrier()  # the last checkpoint is in place for all, and whoever leaves first interrupts nobody
         if exit_code:
             self.run_logger.info(f"stopped after step {self.state.step}, saved; type the same command to go on")
             self.preemption.exit(exit_code)
-
-    def _batches(self) -> Iterator[list[Batch]]:
-        """This process's micro-batches of each step that is left, on its device."""
-        workers, pin = self.config.data.workers, self.device.type == "cuda"
-        for batches in build_dataloader(self.dataset, start=self.state.step, workers=workers, pin=pin):
-            yield [batch.to(self.device) for batch in batches]
 
     def _log_step(self, bar: tqdm, result: StepResult, *, waited: float, took: float) -> None:
         self.run_logger.update(bar, loss=result.loss, speed=result.tokens / took)
@@ -222,11 +222,16 @@ class Trainer:
             return self.validator.validate(self.model)
 
     def _evaluate(self) -> bool:
-        """Evaluate and log. Returns True for the best result so far by `training.best_metric`."""
+        """Evaluate and log where due and not done yet. Returns True for the best so far by `training.best_metric`."""
+        training, step = self.config.training, self.state.step
+        due = training.eval_every and (step % training.eval_every == 0 or step == training.steps)
+        if not (due and training.eval_rows) or step == self.state.evaluated_step:
+            return False
         metrics = self.evaluate()
         if metrics:
-            self.run_logger.log_metrics(metrics, step=self.state.step)
-        return self.state.is_best(metrics, by=self.config.training.best_metric)
+            self.run_logger.log_metrics(metrics, step=step)
+        self.state.evaluated_step = step
+        return self.state.is_best(metrics, by=training.best_metric)
 
     def _save(self) -> None:
         held = self.save()
@@ -243,6 +248,3 @@ class Trainer:
     def _should_log(self, step: int) -> bool:
         """Metrics of the step with this number, counted from 1, are logged."""
         return step % self.config.training.log_every == 0 or step == self.config.training.steps
-
-    def _due(self, every: int) -> bool:
-        return bool(every) and self.state.step % every == 0
