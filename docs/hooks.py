@@ -15,14 +15,10 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 ROOT = Path(__file__).resolve().parents[1]
-SERVE = "vpt/serving/settings.py"
+ASK, SERVE = "vpt/config/ask.py", "vpt/serving/settings.py"
 SCHEMA, ESTIMATE, PAPER = "vpt/config/schema.py", "vpt/estimate/settings.py", "conf/experiment/paper/README.md"
+KEYS = (SCHEMA, ASK, ESTIMATE, SERVE)
 PAGES = {SCHEMA: "reference/configuration.md", PAPER: "paper.md"}
-PROGRAMS = {
-    "train.py": "TrainConfig",
-    "eval.py": "EvalConfig",
-    "vpt ask": "AskConfig",
-}
 
 
 def on_config(config: Any) -> Any:
@@ -59,11 +55,14 @@ def packages() -> list[str]:
 def configuration_page() -> str:
     """Every key of the schema, a table for each group."""
     sys.path.insert(0, str(ROOT))
-    from vpt.config import schema
+    from vpt.config.ask import AskConfig
+    from vpt.config.schema import EvalConfig, TrainConfig
     from vpt.estimate.settings import AssumedConfig
     from vpt.serving.settings import ServeConfig
 
-    comments = {key: text for path in (SCHEMA, ESTIMATE, SERVE) for key, text in field_comments(ROOT / path).items()}
+    comments = {
+        key: text for path in KEYS for key, text in field_comments(ROOT / path).items()
+    }
     lines = [
         "# Configuration keys",
         "",
@@ -71,9 +70,9 @@ def configuration_page() -> str:
         "a run really uses is in its `config.yaml`, and `python train.py --cfg job` prints it. For `eval.py` and "
         "`vpt ask`, `null` means as the model was trained.",
     ]
-    for program, name in PROGRAMS.items():
+    for program, kind in (("train.py", TrainConfig), ("eval.py", EvalConfig), ("vpt ask", AskConfig)):
         lines += ["", f"## {program}"]
-        for prefix, table in tables(getattr(schema, name), comments):
+        for prefix, table in tables(kind, comments):
             lines += ["", f"### {program}: `{prefix}`" if prefix else f"### {program}: top level", "", *table]
     [(_, table)] = tables(ServeConfig, comments)
     lines += ["", "## vpt serve", "", *table]

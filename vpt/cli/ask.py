@@ -30,9 +30,9 @@ from typing import TypeVar
 from omegaconf import DictConfig, OmegaConf
 
 from vpt.checkpoint.load import load_any_config, load_pretrained
+from vpt.config.ask import AskConfig
 from vpt.config.overrides import check_overrides
 from vpt.config.resolve import resolve_config
-from vpt.config.schema import AskConfig
 from vpt.config.validate import generation_settings
 from vpt.data.references import check_no_address
 from vpt.errors import ConfigError

@@ -233,21 +233,3 @@ class EvalConfig:
     tracking: TrackingConfig = field(default_factory=lambda: TrackingConfig(wandb=False))  # a W&B run of its own
     data: EvalDataConfig = field(default_factory=EvalDataConfig)
     generation: dict[str, Any] = field(default_factory=dict)  # keys of GenerationConfig, in place of the trained ones
-
-
-@dataclass
-class AskDataConfig:
-    max_length: int | None = bounded(None, low=1)  # tokens that image and question may have
-    action_prompt: bool | None = None  # whether the sentence that asked for perception in training follows the question
-
-
-@dataclass
-class AskConfig:
-    """Settings of `vpt ask`; null means as trained."""
-
-    checkpoint: str = MISSING  # as of eval.py
-    out: str | None = None  # the picture
-    action: str | None = None  # short for generation.action
-    device: str = choice("auto", "cpu", "cuda")  # auto: cuda where there is one
-    data: AskDataConfig = field(default_factory=AskDataConfig)
-    generation: dict[str, Any] = field(default_factory=dict)  # keys of GenerationConfig, in place of the trained ones
