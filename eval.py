@@ -2,6 +2,7 @@
 
 python eval.py checkpoint=outputs/dino                        writes outputs/dino/eval/test/
 python eval.py checkpoint=outputs/dino data.limit=500 name=quick
+python eval.py checkpoint=outputs/dino data.test.vpt.options.path=other.json name=other      another test file
 python eval.py checkpoint=outputs/dino +ablations=all baseline=outputs/baseline    does the perception do the work?
 
 Stop it however you like and type the same command again: it goes on where it stopped.

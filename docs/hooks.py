@@ -60,9 +60,7 @@ def configuration_page() -> str:
     from vpt.estimate.settings import AssumedConfig
     from vpt.serving.settings import ServeConfig
 
-    comments = {
-        key: text for path in KEYS for key, text in field_comments(ROOT / path).items()
-    }
+    comments = {key: text for path in KEYS for key, text in field_comments(ROOT / path).items()}
     lines = [
         "# Configuration keys",
         "",

@@ -8,7 +8,7 @@ from typing import Any
 from vpt.checkpoint.format import run_folder
 from vpt.checkpoint.load import load_any_config, load_pretrained, weights_digest
 from vpt.config.schema import EvalConfig, TrainConfig
-from vpt.config.validate import generation_settings
+from vpt.config.validate import chosen_test_sets, generation_settings
 from vpt.errors import ConfigError
 from vpt.evaluation.ablations.runner import (
     Comparison,
@@ -50,10 +50,10 @@ class Evaluation:
         """The evaluation of `path` that is asked for. Loads no weights; raises UserError for what cannot run."""
         trained = load_any_config(path)
         config = replace(trained, generation=generation_settings(trained, asked.generation))
-        if asked.data.root is not None:
-            config.data.root = asked.data.root
-        if asked.data.max_length is not None:
-            config.data.max_length = asked.data.max_length
+        config.data.test = chosen_test_sets(trained, asked.data.test)
+        for key in ("root", "max_length", "on_error", "max_skipped_fraction"):
+            if (value := getattr(asked.data, key)) is not None:
+                setattr(config.data, key, value)
         if asked.data.metrics is not None:
             config.data.metrics = asked.data.metrics
             config.data.test = {name: replace(node, metrics=None) for name, node in config.data.test.items()}

@@ -84,7 +84,7 @@ def check_values(config: Any, prefix: str) -> None:
     for item in fields(config):
         path, value = f"{prefix}{item.name}", getattr(config, item.name)
         choices, limits = item.metadata.get("choices"), item.metadata.get("range")
-        if choices and value not in choices:
+        if choices and value is not None and value not in choices:
             raise ConfigError(
                 f"{path}={value} is not one of {', '.join(choices)}{did_you_mean(str(value), list(choices))}"
             )

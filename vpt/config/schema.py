@@ -198,6 +198,9 @@ class EvalDataConfig:
     root: str | None = None  # another folder of data
     max_length: int | None = bounded(None, low=1)  # tokens of a prompt
     metrics: list[str] | None = None  # of every source
+    test: dict[str, Any] = field(default_factory=dict)  # only the sets named here, over the trained ones of these names
+    on_error: str | None = field(default=None, metadata={"choices": ("raise", "skip")})
+    max_skipped_fraction: float | None = bounded(None, high=1.0)
 
 
 @dataclass

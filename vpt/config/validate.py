@@ -4,15 +4,17 @@ from collections.abc import Mapping
 from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vpt.config.resolve import check_values, explain_unknown
-from vpt.config.schema import EncoderConfig, GenerationConfig, TrainConfig
+from vpt.config.schema import EncoderConfig, GenerationConfig, SourceConfig, TrainConfig
 from vpt.config.targets import RE_ENCODER, SOURCE, check_arguments
 from vpt.errors import ConfigError, did_you_mean
+
+Settings = TypeVar("Settings")
 
 
 def validate(config: TrainConfig) -> None:
@@ -67,25 +69,46 @@ def kinds_of(config: TrainConfig) -> list[str]:
     return ["none", *(["region"] if config.model.region_bins else []), *config.encoder]
 
 
-def generation_settings(trained: TrainConfig, chosen: Mapping[str, Any]) -> GenerationConfig:
-    """Generation settings of a trained model, overlaid with those that are `chosen` now; null chooses nothing.
+def overlaid(settings: Settings, chosen: Mapping[str, Any], prefix: str) -> Settings:
+    """Settings of a trained model, overlaid with those that are `chosen` now; null chooses nothing.
 
-    Raises:
-        ConfigError: for unknown keys, wrong types, values out of range, and for an action that the model lacks.
+    Raises ConfigError, with keys that begin with `prefix`, for unknown ones, wrong types and values out of range.
     """
-    known = [item.name for item in fields(GenerationConfig)]
+    known = [f"{prefix}{item.name}" for item in fields(settings)]  # type: ignore[arg-type]
     for key in chosen:
-        if key not in known:
-            paths = [f"generation.{name}" for name in known]
-            raise ConfigError(explain_unknown(f"generation.{key}", paths))
+        if f"{prefix}{key}" not in known:
+            raise ConfigError(explain_unknown(f"{prefix}{key}", known))
     given = {key: value for key, value in chosen.items() if value is not None}
     try:
-        merged: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(trained.generation), given))
+        merged: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(settings), given))
     except OmegaConfBaseException as error:
-        raise ConfigError(f"generation.{error.full_key}: {str(error).splitlines()[0]}") from None
-    check_values(merged, "generation.")
+        raise ConfigError(f"{prefix}{error.full_key}: {str(error).splitlines()[0]}") from None
+    check_values(merged, prefix)
+    return merged
+
+
+def generation_settings(trained: TrainConfig, chosen: Mapping[str, Any]) -> GenerationConfig:
+    """Generation settings of a trained model with those that are chosen now. Raises ConfigError, also for an action
+    that the model lacks.
+    """
+    merged = overlaid(trained.generation, chosen, "generation.")
     _check_action(merged, trained)
     return merged
+
+
+def chosen_test_sets(trained: TrainConfig, chosen: Mapping[str, Any]) -> dict[str, SourceConfig]:
+    """The test sets that are chosen now, each over the trained settings of that name; all trained ones where none is.
+
+    Raises ConfigError for keys, values and options that do not exist.
+    """
+    sources = {}
+    for name, given in chosen.items():
+        if not isinstance(given, Mapping):
+            raise ConfigError(f"data.test.{name}={given} is no test set; type data.test.{name}.options.path=FILE")
+        source = overlaid(trained.data.test.get(name, SourceConfig()), given, f"data.test.{name}.")
+        check_arguments(f"data.test.{name}", source, SOURCE, given=("context",))
+        sources[name] = source
+    return sources or trained.data.test
 
 
 def _check_action(generation: GenerationConfig, config: TrainConfig) -> None:
