@@ -11,7 +11,6 @@ from dataclasses import replace
 from threading import Thread
 
 import pytest
-from PIL import Image
 
 from conftest import ROOT, TOKENS, compose_config, compose_eval, conversation, logged, mixed_records
 from helpers.judge_server import Server
@@ -19,6 +18,7 @@ from vpt.__main__ import main
 from vpt.checkpoint.load import weights_digest
 from vpt.cli.evaluate import Evaluation, evaluate_checkpoint
 from vpt.cli.train import train
+from vpt.data.images import to_rgb
 from vpt.data.records import parse_record
 from vpt.data.same_data import without_perception
 from vpt.errors import ConfigError, DataError
@@ -128,15 +128,14 @@ def test_an_image_that_breaks_in_the_middle(runs, monkeypatch):
     evaluate_checkpoint(compose_eval(*ask, "name=sound"))
     sound = told(run / "eval" / "sound")
     last = sound[-1].images["image"][0]
-    opened = Image.open
 
-    def broken(path, **options):
-        if str(path).endswith(f"/{last}"):
+    def broken(image):
+        if image.filename.endswith(f"/{last}"):
             raise OSError("a bad sector")
-        return opened(path, **options)
+        return to_rgb(image)
 
     with monkeypatch.context() as patched:
-        patched.setattr("vpt.data.images.Image.open", broken)
+        patched.setattr("vpt.data.images.to_rgb", broken)
         with pytest.raises(DataError, match=r"cannot be read \(a bad sector\); replace the file"):
             evaluate_checkpoint(compose_eval(*ask, "name=broken"))
     kept = told(run / "eval" / "broken")

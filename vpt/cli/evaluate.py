@@ -21,8 +21,8 @@ from vpt.evaluation.ablations.runner import (
 )
 from vpt.evaluation.evaluator import answer_questions, write_summary
 from vpt.evaluation.metrics.llm_judge import Judge
-from vpt.evaluation.predictions import SETTINGS, Prediction
-from vpt.evaluation.questions import questions
+from vpt.evaluation.predictions import SETTINGS, Prediction, answered
+from vpt.evaluation.questions import check_test_records, questions
 from vpt.evaluation.summary import Metrics, headline, metrics_of, metrics_table
 from vpt.reporting.charts import draw_ablations
 from vpt.reporting.examples import save_examples
@@ -80,8 +80,9 @@ class Evaluation:
             keep_freed_heap()
         bundle.processor.max_length = self.config.data.max_length
         weights, chosen = weights_digest(self.checkpoint), questions(self.config, limit=self.limit)
-        plain = answer_questions(bundle, self.config, chosen, self.folder, weights=weights)
-        summary = write_summary(bundle, self.config, self.folder, plain, self.metrics)
+        log = answer_questions(bundle, self.config, chosen, self.folder, weights=weights)
+        summary = write_summary(bundle, self.config, self.folder, log, self.metrics)
+        chosen, plain = [q for q, item in zip(chosen, log, strict=True) if not item.skipped], answered(log)
         compared = run_ablations(
             bundle, self.config, chosen, plain, self.folder / "controls", nodes=asked.ablations, metrics=self.metrics,
             weights=weights,
@@ -95,6 +96,8 @@ def evaluate_checkpoint(config: EvalConfig) -> None:
     """Evaluate `config.checkpoint` on its own test split, beside ablations and baseline, and print its results."""
     check_ablations(config.ablations)
     evaluation = Evaluation.plan(config, config.checkpoint)
+    if said := check_test_records(evaluation.config, limit=evaluation.limit):
+        print(said)
     baseline = Evaluation.plan(config, config.baseline) if config.baseline is not None else None
     folder, about = evaluation.folder, f"baseline: {config.baseline}"
     if baseline is not None:

@@ -11,6 +11,7 @@ from vpt.config.schema import TrainConfig
 from vpt.distributed.process_group import World, init_process_group
 from vpt.distributed.strategy import NEEDS_GROUP
 from vpt.evaluation.evaluator import evaluate
+from vpt.evaluation.questions import check_test_records
 from vpt.evaluation.summary import headline, metrics_of
 from vpt.models.build import ModelBundle
 from vpt.reporting.examples import save_examples
@@ -31,6 +32,9 @@ def train(config: TrainConfig, folder: str | Path) -> float:
     metrics_of(config.data)  # a metric that does not exist, or lacks its package, ends the run before it begins
     folder = Path(folder)
     with init_process_group(device=config.device, always=config.strategy.kind in NEEDS_GROUP) as world:
+        left_out = check_test_records(config, limit=_limit(config))  # of what is asked at the end
+        if left_out and world.is_main:
+            print(left_out)
         run_logger, seconds, exit_code = _fit(config, folder, world)
         free_unreachable()
         if not exit_code:

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 from vpt.data.crops import clip_to_image
-from vpt.data.references import ImageRef, Size, VideoRef
+from vpt.data.references import ImageRef, Reference, Size, VideoRef
 from vpt.data.transforms import RESAMPLING
 from vpt.data.videos import SUFFIXES, FrameSampling, VideoClip, VideoFile
 from vpt.errors import DataError, shortened
@@ -76,6 +76,23 @@ class MediaStore:
             size = image.size[::-1] if sideways else image.size
         check_size(size, reference, where=where)
         return size
+
+    def check(self, reference: Reference, *, where: str) -> None:
+        """Raise DataError for an image or video that cannot be used, as far as its file shows without being decoded."""
+        if isinstance(reference, VideoRef) and reference.fps is not None:
+            for frame in reference.frames:
+                self.check(frame, where=where)
+        elif self.render is None:
+            image = reference.frame
+            path = self.path(image, where)
+            if path.suffix.lower() in SUFFIXES:
+                self._video_file(path, where)
+                return
+            size = self.size(image, where=where)
+            if image.crop is not None:
+                clip_to_image(image.crop, size, where=f"{where}: {image.path}: crop")
+            if _may_be_cut(path):
+                self.open(path, where=where)
 
     def _whole(self, reference: ImageRef, where: str) -> Image.Image:
         if self.render is not None:
@@ -176,6 +193,15 @@ def check_size(size: Size, reference: ImageRef, *, where: str) -> None:
             f"{where}: {reference.path} has {own_width}x{own_height} pixels, its record was made for {width}x{height}; "
             "bring the image of that size, or convert the record again (vpt convert --images)"
         )
+
+
+def _may_be_cut(path: Path) -> bool:
+    """Whether a JPEG or PNG does not end as such files do: it is then likely, but not sure, to be half a file."""
+    with path.open("rb") as file:
+        head = file.read(4)
+        file.seek(max(path.stat().st_size - 64, 0))
+        tail = file.read()
+    return (head[:2] == b"\xff\xd8" and b"\xff\xd9" not in tail) or (head == b"\x89PNG" and b"IEND" not in tail)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

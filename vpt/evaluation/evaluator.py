@@ -12,9 +12,12 @@ from tqdm import tqdm
 from vpt.config.schema import TrainConfig
 from vpt.data.build import build_masking, build_sources
 from vpt.data.loader import eval_batches
+from vpt.data.processor import Processor, Sample
+from vpt.data.skipping import check_skipped
 from vpt.distributed.process_group import World
+from vpt.errors import DataError
 from vpt.evaluation.metrics.exact_match import exact_match
-from vpt.evaluation.predictions import Prediction, open_log
+from vpt.evaluation.predictions import Prediction, answered, open_log, that_matters
 from vpt.evaluation.questions import EvalQuestion, expected_actions, questions
 from vpt.evaluation.summary import Metrics, metrics_of, summarise
 from vpt.evaluation.teacher_forced import teacher_forced_metrics
@@ -89,20 +92,23 @@ def answer_questions(
             for first in range(0, len(waiting), size * world.size):
                 start, began = first + size * world.rank, time.perf_counter()
                 batch = waiting[start : start + size]
-                answers = answer_batch(generator, batch) if batch else []
+                answers = answer_or_skip(generator, batch, config.data.on_error)
                 seconds = (time.perf_counter() - began) / max(len(batch), 1)
                 pairs = zip(batch, answers, strict=True)
                 log.add([prediction(question, said, tokens, seconds=seconds) for question, said in pairs])
                 bar.update(len(log.done) - bar.n)
-                bar.set_postfix_str(f"accuracy {sum(item.correct for item in log.done) / len(log.done):.4f}")
+                done = answered(log.done)
+                bar.set_postfix_str(f"accuracy {sum(item.correct for item in done) / max(len(done), 1):.4f}")
+                reasons, whole = [item.skipped for item in log.done if item.skipped], len(log.done) >= len(asked)
+                check_skipped(
+                    reasons, len(log.done), config.data.max_skipped_fraction, what="test questions", complete=whole
+                )
         return log.done[: len(asked)]
 
 
 def answer_settings(config: TrainConfig, weights: str) -> dict[str, Any]:
     """Settings that change an answer; earlier answers under other settings are not taken up."""
-    data = asdict(config.data)
-    for key in ("root", "train", "metrics", "limit", "workers", "image_cache_mb", "max_length", "overflow"):
-        del data[key]
+    data = that_matters(asdict(config.data))
     data["test"] = {name: node | {"metrics": None} for name, node in data["test"].items()}
     generation = asdict(config.generation)
     del generation["batch_size"]
@@ -110,19 +116,41 @@ def answer_settings(config: TrainConfig, weights: str) -> dict[str, Any]:
 
 
 def answer_batch(generator: Generator, batch: Sequence[EvalQuestion]) -> list[Answer]:
-    """Answer one batch of questions."""
-    prompts = [generator.processor.encode_prompt(question.record, question.folder) for question in batch]
-    folders = [question.folder for question in batch]
-    return generator.generate(prompts, folders, numbers=[question.number for question in batch])
+    """Answer one batch of questions. Raises DataError where one cannot be asked."""
+    return [said for said in answer_or_skip(generator, batch, "raise") if not isinstance(said, str)]
+
+
+def answer_or_skip(generator: Generator, batch: Sequence[EvalQuestion], on_error: str) -> list[Answer | str]:
+    """Answer one batch of questions; with `skip`, the reason stands in place of an answer where one cannot be asked."""
+    prompts = [_prompt(generator.processor, question, on_error) for question in batch]
+    pairs = [(question, prompt) for question, prompt in zip(batch, prompts, strict=True) if not isinstance(prompt, str)]
+    folders, numbers = [question.folder for question, _ in pairs], [question.number for question, _ in pairs]
+    answers = iter(generator.generate([prompt for _, prompt in pairs], folders, numbers=numbers) if pairs else [])
+    return [prompt if isinstance(prompt, str) else next(answers) for prompt in prompts]
+
+
+def _prompt(processor: Processor, question: EvalQuestion, on_error: str) -> Sample | str:
+    try:
+        return question.error or processor.encode_prompt(question.record, question.folder)
+    except DataError as error:
+        if on_error == "raise":
+            raise
+        return str(error)
 
 
 def _bar(total: int, *, done: int, name: str, quiet: bool) -> tqdm:
     return tqdm(total=total, initial=done, unit="question", dynamic_ncols=True, desc=name, disable=quiet)
 
 
-def prediction(question: EvalQuestion, answer: Answer, encoder_tokens: dict[str, str], *, seconds: float) -> Prediction:
-    """One line of `predictions.jsonl`."""
+def prediction(
+    question: EvalQuestion, answer: Answer | str, encoder_tokens: dict[str, str], *, seconds: float
+) -> Prediction:  # fmt: skip
+    """One line of `predictions.jsonl`; text in place of an answer says why there is none."""
     record = question.record
+    if isinstance(answer, str):
+        return Prediction(
+            record.where, record.question, record.answer, "", False, source=question.source, skipped=answer
+        )
     accepted = list(record.accepted) or [record.answer]
     return Prediction(
         record=record.where,
@@ -145,13 +173,15 @@ def prediction(question: EvalQuestion, answer: Answer, encoder_tokens: dict[str,
 
 def _teacher_forced(parts: ModelBundle, config: TrainConfig, rows: int, world: World) -> dict[str, float]:
     sources, folders = build_sources(config.data.test, config, split="test")
+    rows, size = min(rows, config.training.eval_rows), config.training.micro_batch_size
     batches = (
         batch.to(parts.model.device)
         for source, folder in zip(sources, folders, strict=True)
         for batch in eval_batches(
-            source, folder, parts.processor, build_masking(config), rows=min(rows, config.training.eval_rows),
-            batch_size=config.training.micro_batch_size, seed=config.seed, rank=world.rank, ranks=world.size,
+            source, folder, parts.processor, build_masking(config), rows=rows, batch_size=size, seed=config.seed,
+            on_error=config.data.on_error, rank=world.rank, ranks=world.size,  # type: ignore[arg-type]
         )
-        if batch.rows
     )  # fmt: skip
-    return teacher_forced_metrics(parts.model, batches, world)
+    total = sum(-(-min(rows, len(source)) // (size * world.size)) for source in sources)
+    bar = tqdm(batches, total=total, unit="batch", dynamic_ncols=True, desc="scoring", disable=not world.is_main)
+    return teacher_forced_metrics(parts.model, (batch for batch in bar if batch.rows), world)

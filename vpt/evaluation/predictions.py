@@ -1,7 +1,7 @@
 """`predictions.jsonl`: what was answered, appended as answers come, so that an interrupted evaluation goes on."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -40,6 +40,7 @@ class Prediction:
         confidence: the probability that the model gave to its answer.
         trace: what the model asked for before it answered.
         seconds: its share of the time that its batch took.
+        skipped: why the question could not be asked (`data.on_error=skip`); empty where it was.
     """
 
     record: str
@@ -57,6 +58,7 @@ class Prediction:
     confidence: float = 1.0
     trace: list[PerceptionStep] = field(default_factory=list)
     seconds: float = 0.0
+    skipped: str = ""
 
     def __post_init__(self) -> None:
         if not self.accepted:
@@ -101,13 +103,35 @@ def _known(kind: type, raw: dict[str, Any]) -> dict[str, Any]:
     return {key: tuple(value) if key == "box" and value else value for key, value in raw.items() if key in names}
 
 
+def answered(items: Sequence[Prediction]) -> list[Prediction]:
+    """Those that were asked and answered, not skipped."""
+    return [item for item in items if not item.skipped]
+
+
 def read_predictions(path: Path) -> list[Prediction]:
-    """Read every complete line of a file. Raises DataError where one is no prediction."""
+    """The answers in a file. Raises DataError where a line is no prediction."""
+    return answered(read_log(path))
+
+
+def read_log(path: Path) -> list[Prediction]:
+    """Every complete line of a file, those of skipped questions too. Raises DataError where one is no prediction."""
     lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # what a killed process left of a line goes
     try:
         return [Prediction.parse(line) for line in lines]
     except (ValueError, TypeError) as error:
         raise DataError(f"{path} holds what is no prediction ({error}); remove the file to answer anew") from None
+
+
+# Keys of `data` that change no answer: an evaluation goes on under others
+NO_MATTER = (
+    "root", "train", "metrics", "limit", "workers", "image_cache_mb", "max_length", "overflow", "on_error",
+    "max_skipped_fraction",
+)  # fmt: skip
+
+
+def that_matters(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of `data` that change an answer."""
+    return {key: value for key, value in data.items() if key not in NO_MATTER}
 
 
 class PredictionLog:
@@ -133,7 +157,7 @@ class PredictionLog:
                 kept = self.path.rename(folder / f"earlier_{PREDICTIONS}")
                 print(f"{self.path} answers {why}: kept as {kept.name}; begins anew", flush=True)
             else:
-                self.done = read_predictions(self.path)
+                self.done = read_log(self.path)
                 _truncate_partial_line(self.path)
         atomic_write(self._settings, json.dumps(settings, indent=1))
 
@@ -141,10 +165,11 @@ class PredictionLog:
         """Name the first difference from the evaluation in the folder; None where it is the same one."""
         stored = json.loads(self._settings.read_text(encoding="utf-8")) if self._settings.exists() else {}
         before = with_present_names(stored)
+        before["data"] = that_matters(before.get("data", {}))
         changed = [key for key in sorted({*before, *settings}) if before.get(key) != settings.get(key)]
         if changed:
             return f"with other settings ({', '.join(changed)})"
-        names = [item.record for item in read_predictions(self.path)]
+        names = [item.record for item in read_log(self.path)]
         return None if all(a == b for a, b in zip(names, records, strict=False)) else "other questions"
 
     def add(self, items: Sequence[Prediction]) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from vpt.config.schema import DataConfig
 from vpt.evaluation.metrics import Metric, build_metrics
 from vpt.evaluation.metrics.perception import PERCEPTION, action_label, confusion
-from vpt.evaluation.predictions import Prediction, by_source
+from vpt.evaluation.predictions import Prediction, answered, by_source
 from vpt.evaluation.statistics import Ratio, estimates
 from vpt.generation.row_state import IGNORED, REPAIRED
 from vpt.utils.table import Range, Table
@@ -43,11 +43,13 @@ def score(items: Sequence[Prediction], metrics: Metrics) -> Ratio:
 
 def summarise(items: Sequence[Prediction], metrics: Metrics) -> dict[str, Any]:
     """Accuracy in all, by question type and by what the model did; every metric of every data set with its interval;
-    how it perceived. Of no answers, their number alone.
+    how it perceived; which were skipped, and why. Of no answers, their number alone.
     """
+    skipped = {item.record: item.skipped for item in items if item.skipped}
+    items, told = answered(items), {"skipped_questions": len(skipped), "skipped": skipped} if skipped else {}
     count = len(items)
     if not count:
-        return {"questions": 0}
+        return {"questions": 0} | told
     statuses = Counter(step.status for item in items for step in item.trace)
     return {
         "questions": len(items),
@@ -64,13 +66,15 @@ def summarise(items: Sequence[Prediction], metrics: Metrics) -> dict[str, Any]:
             source: _chosen([items[place] for place in places], metrics[source]) for source, places in by_source(items)
         },
         "perception": _intervals(compute(items, PERCEPTION)) | {"confusion": confusion(items)},
-    }
+    } | told
 
 
 def headline(summary: Mapping[str, Any]) -> str:
     """What is said of a summary in one line."""
     count = summary["questions"]
-    return f"accuracy {summary['accuracy']:.4f} on {count} questions" if count else "no test question was asked"
+    said = f"accuracy {summary['accuracy']:.4f} on {count} questions" if count else "no test question was asked"
+    skipped = summary.get("skipped_questions", 0)
+    return said + (f"; {skipped} left out, which cannot be used" if skipped else "")
 
 
 def _chosen(items: Sequence[Prediction], metrics: Iterable[Metric]) -> dict[str, Any]:

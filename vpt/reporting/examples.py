@@ -11,7 +11,7 @@ import numpy as np
 
 from vpt.config.schema import TrainConfig
 from vpt.evaluation.evaluator import answer_batch
-from vpt.evaluation.predictions import PREDICTIONS, Prediction, read_predictions
+from vpt.evaluation.predictions import PREDICTIONS, Prediction, answered, read_log
 from vpt.evaluation.questions import EvalQuestion, questions
 from vpt.evaluation.summary import metrics_of, score
 from vpt.generation.generator import Generator
@@ -60,8 +60,10 @@ def save_examples(parts: ModelBundle, config: TrainConfig, folder: Path, *, limi
         parts, config, limit: what answered, how, and how many questions.
         folder: of the answers.
     """
-    asked, items = questions(config, limit=limit), read_predictions(folder / PREDICTIONS)
-    chosen = select_examples(items[: len(asked)], score(items, metrics_of(config.data)).numerator.tolist())
+    log = read_log(folder / PREDICTIONS)
+    asked = [q for q, item in zip(questions(config, limit=limit), log, strict=False) if not item.skipped]
+    items = answered(log)[: len(asked)]
+    chosen = select_examples(items, score(items, metrics_of(config.data)).numerator.tolist())
     again = [n for _, n in chosen if any(step.kind != REGION for step in items[n].perceived)]
     maps = dict(zip(again, _maps(parts, config, [asked[n] for n in again]), strict=True))
     examples = [ExampleAnswer(why, n, maps.get(n, [])) for why, n in chosen]

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from vpt.checkpoint.train_state import TrainState
 from vpt.config.schema import TrainConfig
-from vpt.data.mixture import CYCLE
+from vpt.data.skipping import too_many
 from vpt.distributed.batch_alignment import GlobalCounts
 from vpt.distributed.process_group import World
 from vpt.errors import DataError, TrainingError
@@ -42,19 +42,18 @@ class FailureLog:
             self.last_good = replace(self.state)
 
     def record_skipped(self, batches: Sequence[Batch], totals: GlobalCounts) -> None:
-        """Note the records left out of a step. Raises DataError above `data.max_skipped_fraction` of all so far."""
+        """Note the records left out of a step. Raises DataError where these are too many of all so far."""
         if not totals.skipped:
             return
         names = self._gather([name for batch in batches for name in batch.skipped])
         self.state.skipped += totals.skipped
-        step, share = self.state.step + 1, self.config.data.max_skipped_fraction
         self._write([{"skipped": name} for name in names])
-        rows = step * self.config.training.batch_size
-        if self.state.skipped > share * max(rows, CYCLE):
+        step, share, training = self.state.step + 1, self.config.data.max_skipped_fraction, self.config.training
+        rows, complete = step * training.batch_size, step == training.steps
+        if too_many(self.state.skipped, rows, share, complete=complete):
             raise DataError(
-                f"{self.state.skipped} of the first {rows} records could not be used, "
-                f"data.max_skipped_fraction={share} allows {share * max(rows, CYCLE):g}; {self.path} names them, "
-                f"the last is: {names[-1]}"
+                f"{self.state.skipped} of the first {rows} records could not be used, more than "
+                f"data.max_skipped_fraction={share} allows; {self.path} names them, the last is: {names[-1]}"
             )
 
     def record_nonfinite(self, batches: Sequence[Batch], *, loss: float, norm: float) -> None:
