@@ -138,7 +138,7 @@ def test_an_evaluation_that_was_due_where_a_run_was_stopped_comes_first(tmp_path
             return step(batches, number)
 
         trainer.train_step = told
-        trainer.evaluate = lambda: evaluate() | {"eval/score": trainer.state.step % 5}
+        trainer.evaluate = lambda: evaluate() | {"eval/score": float(trainer.state.step % 5)}
         with suppress(SystemExit):
             trainer.fit()
         assert trainer.state.step == stop or not stop

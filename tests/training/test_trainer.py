@@ -93,7 +93,7 @@ def test_killed_and_interrupted_by_hand(tmp_path):
         )  # fmt: skip
 
     def wait_for_step(step: int, process: subprocess.Popen) -> None:
-        for _ in range(1200):
+        for _ in range(12_000):  # a busy machine is no failure
             path = tmp_path / "stopped" / "metrics.jsonl"
             if path.exists() and f'"step": {step},' in path.read_text():
                 return
