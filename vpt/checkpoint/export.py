@@ -13,9 +13,11 @@ from vpt.checkpoint.load import load_pretrained
 from vpt.checkpoint.tensors import unique_state_dict
 from vpt.checkpoint.upstream import to_upstream_name, upstream_config
 from vpt.errors import ConfigError, did_you_mean
+from vpt.models.base_files import write_base_files
 from vpt.models.build import ModelBundle
 from vpt.models.lora import merged
 from vpt.perception.batch import VISION_TOWER
+from vpt.perception.tokens import stop_ids
 from vpt.utils.files import atomic_folder
 
 
@@ -63,7 +65,7 @@ def _write_upstream(folder: Path, bundle: ModelBundle) -> None:
         raise ConfigError(f"{error.args[0]}: it knows dino, sam and clip; type format=vpt") from None
     save_file(renamed, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(upstream_config(bundle.model, bundle.config), indent=1))
-    _write_processors(folder, bundle)
+    _write_base_files(folder, bundle)
 
 
 def _write_qwen(folder: Path, bundle: ModelBundle) -> None:
@@ -74,19 +76,16 @@ def _write_qwen(folder: Path, bundle: ModelBundle) -> None:
         )
     tensors = merged(unique_state_dict(bundle.model.qwen), bundle.config.model.lora)
     bundle.model.qwen.save_pretrained(folder, state_dict=tensors)
-    _write_processors(folder, bundle)
+    _write_base_files(folder, bundle)
 
 
-def _write_processors(folder: Path, bundle: ModelBundle) -> None:
-    """The tokenizer, and the settings by which transformers' `AutoProcessor` makes pixels of images and of videos."""
+def _write_base_files(folder: Path, bundle: ModelBundle) -> None:
+    """The tokenizer, and the settings by which transformers makes pixels of images and videos, and ends answers."""
     bundle.tokenizer.save_pretrained(folder)
     transform: Any = bundle.processor.transforms[VISION_TOWER]
-    family = "Qwen2VL" if bundle.config.model.family == "qwen2_vl" else "Qwen2_5_VL"
-    shared = json.loads(transform.processor.to_json_string()) | {"processor_class": f"{family}Processor"}
-    video = {"video_processor_type": "Qwen2VLVideoProcessor", "size": transform.video_size, "do_sample_frames": True,
-             "fps": bundle.config.data.video.fps, "max_frames": bundle.config.data.video.max_frames}  # fmt: skip
-    for file, own in (("preprocessor_config.json", {}), ("video_preprocessor_config.json", video)):
-        (folder / file).write_text(json.dumps(shared | own, indent=1))
+    vocabulary = bundle.model.vocabulary
+    ends = [vocabulary.im_end, vocabulary.end_of_text, *stop_ids(bundle.tokenizer, bundle.config.generation.stop)]
+    write_base_files(folder, bundle.config, bundle.model.family, transform.processor, ends)
 
 
 WRITERS: dict[str, Callable[[Path, ModelBundle], None]] = {

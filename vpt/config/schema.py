@@ -66,8 +66,10 @@ class ImageConfig:
     max_side: int = bounded(512, low=1)  # of an image, in pixels
     resample: str = choice("nearest", "bilinear", "bicubic", "lanczos")  # how images are made smaller
     sizing: str = choice("rounded", "upstream")  # upstream: sides cut, not rounded; raised to 28; over 200 to 1: 180
-    min_pixels: int = bounded(56 * 56, low=1)  # of what Qwen's tower sees
-    max_pixels: int = bounded(28 * 28 * 1280, low=1)  # of what Qwen's tower sees
+    min_pixels: int | None = bounded(None, low=1)  # of what Qwen's tower sees; null: as published
+    max_pixels: int | None = bounded(None, low=1)  # of what Qwen's tower sees; null: as published
+    mean: list[float] | None = None  # of colours, for Qwen's tower; null: as published
+    std: list[float] | None = None  # of colours, for Qwen's tower; null: as published
     max_file_pixels: int = bounded(100_000_000, low=1)  # pixels of a file, before anything of it is decoded
     apply_exif_rotation: bool = False  # turn images by EXIF, videos by display matrix; boxes count in turned pixels
 
@@ -78,6 +80,7 @@ class VideoConfig:
     max_frames: int = bounded(16, low=1)  # of a video
     min_pixels: int = bounded(56 * 56, low=1)  # of a frame
     max_pixels: int = bounded(28 * 28 * 128, low=1)  # of a frame
+    total_pixels: int | None = bounded(None, low=1)  # of all frames, where the base limits them; null: as published
 
 
 @dataclass

@@ -58,7 +58,7 @@ def _check_numbers(config: TrainConfig) -> None:
     if len(config.optim.betas) != 2 or not all(0 <= beta < 1 for beta in config.optim.betas):
         raise ConfigError(f"optim.betas={config.optim.betas} must be two numbers, each from 0 to below 1")
     for name, limits in (("image", config.data.image), ("video", config.data.video)):
-        if limits.min_pixels > limits.max_pixels:
+        if (limits.min_pixels or 0) > (limits.max_pixels or limits.min_pixels or 0):
             raise ConfigError(
                 f"data.{name}.min_pixels={limits.min_pixels} is above data.{name}.max_pixels={limits.max_pixels}"
             )

@@ -103,9 +103,14 @@ class QwenTransform(ImageTransform):
 
     name = VISION_TOWER
 
-    def __init__(self, processor: Qwen2VLImageProcessorPil, *, video_size: Mapping[str, int] | None = None) -> None:
-        """`video_size`: the processor's `size` for frames of videos; by default that for images."""
+    def __init__(
+        self, processor: Qwen2VLImageProcessorPil, *, video_size: Mapping[str, int] | None = None,
+        video_pixels: int | None = None,
+    ) -> None:  # fmt: skip
+        """`video_size`: the processor's `size` for frames of videos, by default that for images; `video_pixels`: the
+        most of all frames together."""
         self.processor, self.video_size = processor, dict(video_size or processor.size)
+        self.video_pixels = video_pixels
 
     def to_token_count(self, image: Image.Image, tokens: int) -> ProcessedImage:
         cell = self.processor.patch_size * self.processor.merge_size

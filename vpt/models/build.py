@@ -17,13 +17,13 @@ from vpt.data.transforms import ImageTransform
 from vpt.encoders.base import BuildContext, ReEncoder
 from vpt.errors import ConfigError
 from vpt.models.architecture import Architecture
+from vpt.models.base_files import adopt_base_files
 from vpt.models.families import family_of
 from vpt.models.lora import inject
 from vpt.models.qwen import (
     base_sizes,
     build_qwen,
     from_pretrained_or_hub,
-    pixel_limits,
     resize_token_embeddings,
 )  # fmt: skip
 from vpt.models.vpt import InnerForwardConfig, VPTModel
@@ -53,15 +53,18 @@ def build_bundle(
         fetch: ask hubs for sizes; else those of the configuration stand for them.
     """
     vocabulary = extend_vocabulary(config, tokenizer)
+    folder = (
+        Path(config.model.path) if sizes is None and config.model.path and Path(config.model.path).is_dir() else None
+    )
     sizes = sizes or Architecture(
         base_sizes(config.model, vocabulary, fetch=fetch),
         {name: encoder_sizes(name, encoder, fetch=fetch) for name, encoder in config.encoder.items()},
     )
     with torch.device("meta"):
         qwen = build_qwen(config.model, sizes.qwen)
-        transform = family_of(config.model.family).transform(
-            qwen.config.vision_config, size=pixel_limits(config.data.image), video_size=pixel_limits(config.data.video)
-        )
+        family, vision = family_of(config.model.family), qwen.config.vision_config
+        adopt_base_files(config, family, vision, tokenizer, folder)
+        transform = family.transform(vision, config.data.image, config.data.video)
         encoders = {
             name: build_encoder(config, name, qwen, transform, sizes=sizes.encoders.get(name, {})).to(qwen.dtype)
             for name in config.encoder

@@ -14,7 +14,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from vpt.config.schema import ImageConfig, ModelConfig, VideoConfig
+from vpt.config.schema import ModelConfig
 from vpt.errors import ConfigError
 from vpt.models.attention import SEGMENT_ATTENTION
 from vpt.models.families import family_of
@@ -72,11 +72,6 @@ def build_qwen(config: ModelConfig, sizes: dict[str, Any]) -> PreTrainedModel:
     return AutoModelForImageTextToText.from_config(
         settings, dtype=getattr(torch, config.dtype), attn_implementation=SEGMENT_ATTENTION
     )
-
-
-def pixel_limits(limits: ImageConfig | VideoConfig) -> dict[str, int]:
-    """The fewest and the most pixels of an image or frame, as transformers' processors spell it."""
-    return {"shortest_edge": limits.min_pixels, "longest_edge": limits.max_pixels}
 
 
 def from_pretrained_or_hub(path: str | None, key: str, loader: Callable[[str | None], Loaded]) -> Loaded:

@@ -31,6 +31,8 @@ class RunLogger:
         self.folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(OmegaConf.structured(self.config), self.folder / "config.yaml")
         print(parameters)
+        image = self.config.data.image
+        print(f"  images of {image.min_pixels:,} to {image.max_pixels:,} pixels, mean {image.mean}, std {image.std}")
         print(f"  {strategy}, {training.precision}; batch of {training.batch_size} rows, {training.steps} steps")
         print(f"  {self.folder}: " + (f"goes on after step {step}" if step else "a new run"), flush=True)
         tracker = build_tracker(

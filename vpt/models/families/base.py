@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from vpt.config.schema import ImageConfig, VideoConfig
 from vpt.data.records import SYSTEM_PROMPT
 from vpt.encoders.transforms import CLIP_MEAN, CLIP_STD, QwenTransform
 from vpt.perception.batch import Grid
@@ -29,7 +30,10 @@ class Family:
         upstream: whether the paper's authors publish checkpoints of this family (`vpt.checkpoint.upstream`).
         system_prompt: of conversations that have none; None: they begin with the user.
         thinks: whether there is an edition that thinks before it answers (`model.thinking`).
-        mean, std: of images, by channel.
+        pixels: the fewest and the most of an image, where no folder says so.
+        mean, std: of images, by channel, likewise.
+        video_pixels: the most of all frames of a video together, likewise; None: each frame is limited alone.
+        processor_class: transformers' name of it, for folders that are exported.
         transform_class: of the tower's image transform.
     """
 
@@ -39,9 +43,17 @@ class Family:
     upstream: ClassVar[bool] = False
     system_prompt: ClassVar[str | None] = SYSTEM_PROMPT
     thinks: ClassVar[bool] = False
+    pixels: ClassVar[tuple[int, int]] = (56 * 56, 28 * 28 * 1280)
     mean: ClassVar[tuple[float, ...]] = CLIP_MEAN
     std: ClassVar[tuple[float, ...]] = CLIP_STD
+    video_pixels: ClassVar[int | None] = None
+    processor_class: ClassVar[str]
     transform_class: ClassVar[type[QwenTransform]] = QwenTransform
+
+    def video_settings(self, videos: VideoConfig, *, side: int) -> dict[str, Any]:
+        """The limits of frames as transformers' video processor has them; a token has `side` x `side` pixels."""
+        size = {"shortest_edge": videos.min_pixels, "longest_edge": videos.max_pixels}
+        return {"video_processor_type": "Qwen2VLVideoProcessor", "size": size}
 
     def windows(self, vision: Any, grid: Grid) -> Windows | None:
         """The windows that blocks outside `whole_blocks` attend within; None where there are no such blocks."""
@@ -63,14 +75,15 @@ class Family:
         """DeepStack: block -> what makes deep features, [positions, D], of its output; in the order of the blocks."""
         return {}
 
-    def transform(self, vision: Any, *, size: dict[str, int], video_size: dict[str, int]) -> QwenTransform:
-        """The tower's image transform, by transformers' Pillow processor; `size` limits images, `video_size` frames."""
+    def transform(self, vision: Any, images: ImageConfig, videos: VideoConfig) -> QwenTransform:
+        """The tower's image transform, by transformers' Pillow processor; nothing is open in `images` and `videos`."""
         processor = Qwen2VLImageProcessorPil(
             patch_size=vision.patch_size,
             merge_size=vision.spatial_merge_size,
             temporal_patch_size=vision.temporal_patch_size,
-            size=size,
-            image_mean=[*self.mean],
-            image_std=[*self.std],
+            size={"shortest_edge": images.min_pixels, "longest_edge": images.max_pixels},
+            image_mean=images.mean,
+            image_std=images.std,
         )
-        return self.transform_class(processor, video_size=video_size)
+        video_size = {"shortest_edge": videos.min_pixels, "longest_edge": videos.max_pixels}
+        return self.transform_class(processor, video_size=video_size, video_pixels=videos.total_pixels)

@@ -15,6 +15,7 @@ class Qwen2_5VL(Family):
     """Windows in the tower, seconds in positions."""
 
     name, title, config_class = "qwen2_5_vl", "Qwen2.5-VL", Qwen2_5_VLConfig
+    processor_class = "Qwen2_5_VLProcessor"
 
     def windows(self, vision: Any, grid: Grid) -> Windows:
         side = vision.window_size // vision.spatial_merge_size // vision.patch_size

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import lru_cache
+from math import inf
 from typing import Any
 
 import torch
@@ -11,13 +12,12 @@ from transformers import Qwen3VLConfig
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import smart_resize
 from transformers.vision_utils import get_vision_interpolation_indices_and_weights
 
+from vpt.config.schema import VideoConfig
 from vpt.data.transforms import ProcessedImage
 from vpt.data.videos import VideoClip
 from vpt.encoders.transforms import HALF, QwenTransform
 from vpt.models.families.base import Family
 from vpt.perception.batch import Grid
-
-VIDEO_PIXELS = 25_165_824  # of all frames of a video together, as published
 
 
 class Qwen3Transform(QwenTransform):
@@ -37,7 +37,7 @@ class Qwen3Transform(QwenTransform):
             count, height, width, temporal_factor=self.processor.temporal_patch_size,
             factor=self.processor.patch_size * self.processor.merge_size,
             min_pixels=count * self.video_size["shortest_edge"],
-            max_pixels=min(count * self.video_size["longest_edge"], VIDEO_PIXELS),
+            max_pixels=min(count * self.video_size["longest_edge"], self.video_pixels or inf),
         )  # fmt: skip
         resized = [frame.resize((columns, rows), Image.Resampling.BICUBIC) for frame in frames]
         return self.processor(images=resized, do_resize=False, return_tensors="pt")
@@ -48,8 +48,15 @@ class Qwen3VL(Family):
 
     name, title, config_class = "qwen3_vl", "Qwen3-VL", Qwen3VLConfig
     system_prompt, thinks = None, True
+    pixels, video_pixels = (65_536, 16_777_216), 25_165_824
     mean = std = HALF
+    processor_class = "Qwen3VLProcessor"
     transform_class = Qwen3Transform
+
+    def video_settings(self, videos: VideoConfig, *, side: int) -> dict[str, Any]:
+        size = {"shortest_edge": videos.min_pixels, "longest_edge": videos.total_pixels}
+        return {"video_processor_type": "Qwen3VLVideoProcessor", "size": size, "cap_pixels_per_frame": True,
+                "max_video_tokens": videos.max_pixels // side**2}  # fmt: skip
 
     def added_positions(self, tower: Any, grids: list[Grid]) -> Tensor:
         side, merge = int(tower.config.num_position_embeddings**0.5), tower.config.spatial_merge_size
