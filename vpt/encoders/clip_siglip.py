@@ -1,6 +1,6 @@
-"""OpenAI's CLIP or SigLIP, through transformers, as a re-encoder: one token for each patch."""
+"""OpenAI's CLIP, SigLIP or SigLIP 2 of one image size, through transformers, as a re-encoder: one token for each patch."""
 
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 from transformers import AutoConfig, CLIPVisionConfig, CLIPVisionModel, SiglipVisionConfig, SiglipVisionModel
@@ -23,8 +23,9 @@ class CLIPEncoder(ReEncoder):
 
     @classmethod
     def build(
-        cls, context: BuildContext, *, config: dict[str, Any], weights: str | None, family: str = "siglip"
-    ) -> "CLIPEncoder":
+        cls, context: BuildContext, *, config: dict[str, Any], weights: str | None, family: str = "siglip",
+        resample: Literal["bicubic", "bilinear"] = "bicubic",
+    ) -> "CLIPEncoder":  # fmt: skip
         stored = AutoConfig.from_pretrained(weights).model_type if weights else config.get("model_type", family)
         family = stored.removesuffix("_vision_model")
         if family not in _FAMILIES:
@@ -33,7 +34,7 @@ class CLIPEncoder(ReEncoder):
         vision = model_class.from_pretrained(weights) if weights else model_class(config_class(**config))
         side, patch = vision.config.image_size, vision.config.patch_size
         encoder = cls(
-            transform=SquareTransform(context.name, side, (side // patch) ** 2, mean, std),
+            transform=SquareTransform(context.name, side, (side // patch) ** 2, mean, std, resample=resample),
             vision=vision,
             projector=LinearProjector(
                 vision.config.hidden_size, context.hidden_size, num_control_tokens=context.num_control_tokens

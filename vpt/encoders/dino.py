@@ -1,28 +1,53 @@
-"""DINOv2 as a re-encoder: 16x16 patch tokens at 224 px (paper section 3.3)."""
+"""DINOv2, with or without registers, and DINOv3 as re-encoders: one token for each patch (paper section 3.3)."""
 
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import Dinov2Config, Dinov2Model
+from transformers import (
+    Dinov2Config,
+    Dinov2Model,
+    Dinov2WithRegistersConfig,
+    Dinov2WithRegistersModel,
+    DINOv3ViTConfig,
+    DINOv3ViTModel,
+)
 
 from vpt.encoders.base import BuildContext, ReEncoder
 from vpt.encoders.projectors import LinearProjector
 from vpt.encoders.transforms import IMAGENET_MEAN, IMAGENET_STD, SquareTransform
 
+_FAMILIES: dict[str, tuple[Any, Any]] = {  # model type -> configuration, model
+    "dinov2": (Dinov2Config, Dinov2Model),
+    "dinov2_with_registers": (Dinov2WithRegistersConfig, Dinov2WithRegistersModel),
+    "dinov3_vit": (DINOv3ViTConfig, DINOv3ViTModel),
+}
+_AUGMENTATIONS = ("pos_embed_shift", "pos_embed_jitter", "pos_embed_rescale")  # of DINOv3's positions, in training
+
 
 class DinoEncoder(ReEncoder):
-    """`last_hidden_state` without its CLS, each patch one token."""
+    """`last_hidden_state` without its class and register tokens."""
+
+    model_types = tuple(_FAMILIES)
 
     @classmethod
     def build(
-        cls, context: BuildContext, *, config: dict[str, Any], weights: str | None,
-        side: int = 224, view: Literal["centre", "whole"] = "centre",
+        cls, context: BuildContext, *, config: dict[str, Any], weights: str | None, family: str = "dinov2", side: int = 224,
+        view: Literal["centre", "whole"] = "centre", resample: Literal["bicubic", "bilinear"] = "bicubic",
+        resize_floats: bool = False,
     ) -> "DinoEncoder":  # fmt: skip
-        vision = Dinov2Model.from_pretrained(weights) if weights else Dinov2Model(Dinov2Config(**config))
+        if (stored := config.get("model_type", family)) != family:
+            raise ValueError(f"its weights are of {stored}, options.family is {family}")
+        config_class, model_class = _FAMILIES[family]
+        vision = model_class.from_pretrained(weights) if weights else model_class(config_class(**config))
+        for name in _AUGMENTATIONS:
+            if hasattr(vision.config, name):  # an image's features are always the same
+                setattr(vision.config, name, None)
         patches = (side // vision.config.patch_size) ** 2
-        # The published processor resizes the short side to 256 and cuts 224 out of it.
-        square = SquareTransform(context.name, side, patches, IMAGENET_MEAN, IMAGENET_STD, view, side * 256 // 224)
+        # DINOv2's published processor resizes the short side to 256 and cuts 224 out of it.
+        square = SquareTransform(
+            context.name, side, patches, IMAGENET_MEAN, IMAGENET_STD, view, side * 256 // 224, resample, resize_floats
+        )
         projector = LinearProjector(
             vision.config.hidden_size, context.hidden_size, num_control_tokens=context.num_control_tokens
         )
@@ -33,4 +58,5 @@ class DinoEncoder(ReEncoder):
         return [*super().unused_modules(), mask_token]
 
     def forward_features(self, pixels: Tensor) -> Tensor:
-        return torch.flatten(self.vision(pixel_values=pixels).last_hidden_state[:, 1:], 0, 1)
+        leading = 1 + getattr(self.vision.config, "num_register_tokens", 0)
+        return torch.flatten(self.vision(pixel_values=pixels).last_hidden_state[:, leading:], 0, 1)

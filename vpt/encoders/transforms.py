@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from vpt.data.transforms import Extent, ImageTransform, ProcessedImage
+from vpt.data.transforms import RESAMPLING, Extent, ImageTransform, ProcessedImage
 from vpt.data.videos import VideoClip
 from vpt.perception.batch import VISION_TOWER
 
@@ -35,6 +35,8 @@ class SquareTransform(ImageTransform):
         crop: `centre` resizes the short side to `resize_to` and cuts the centre out, so that borders go unseen (the
             upstream DINO view); `whole` resizes the image to the square.
         tokens: what one image becomes after the projector.
+        resample: how it is resized.
+        resize_floats: resize real numbers, without rounding to 256 levels (the published DINOv3 view, whole only).
     """
 
     name: str
@@ -44,10 +46,17 @@ class SquareTransform(ImageTransform):
     std: tuple[float, ...]
     crop: Literal["centre", "whole"] = "whole"
     resize_to: int | None = None
+    resample: Literal["bicubic", "bilinear"] = "bicubic"
+    resize_floats: bool = False
 
     def __call__(self, image: Image.Image) -> ProcessedImage:
+        if self.resize_floats:
+            values = normalised(image, self.mean, self.std)[None]  # the same before as after: resizing is linear
+            size = (self.side, self.side)
+            resized = torch.nn.functional.interpolate(values, size, mode=self.resample, antialias=True)
+            return ProcessedImage(resized[0].contiguous(), self.tokens)
         if self.crop == "whole":
-            square = image.resize((self.side, self.side), Image.Resampling.BICUBIC)
+            square = image.resize((self.side, self.side), RESAMPLING[self.resample])
         else:
             square = self._centre(image)
         return ProcessedImage(normalised(square, self.mean, self.std), self.tokens)
@@ -68,7 +77,7 @@ class SquareTransform(ImageTransform):
 
     def _centre(self, image: Image.Image) -> Image.Image:
         size = self._resized(image.size)
-        image = image.resize(size, Image.Resampling.BICUBIC)
+        image = image.resize(size, RESAMPLING[self.resample])
         left, top = (size[0] - self.side) // 2, (size[1] - self.side) // 2
         return image.crop((left, top, left + self.side, top + self.side))
 
