@@ -34,7 +34,7 @@ def overrides_for(path: Path, records: Path, weights: Path) -> list[str]:
     if group == "encoder":
         return [f"encoder=[{name}]", f"data.actions={{none:0,{name}:1}}"]
     if group == "model" and not name.startswith("tiny"):
-        family = "2_5" if "2_5" in name else "2"
+        family = re.match(r"qwen(\d(?:_5)?)_vl", name)[1]
         return [f"model={name}", f"model.path={weights / family}", "model.size=tiny"]
     if group == "data":
         return [f"data={name}", f"data.root={records}", "encoder=[dino,sam,clip]"]
@@ -45,7 +45,7 @@ def overrides_for(path: Path, records: Path, weights: Path) -> list[str]:
 def weights(tmp_path_factory) -> Path:
     """Folders of weights as a hub would have them, tiny, for the full-size model files."""
     root = tmp_path_factory.mktemp("weights")
-    for family, model in (("2", "tiny"), ("2_5", "tiny_2_5")):
+    for family, model in (("2", "tiny"), ("2_5", "tiny_2_5"), ("3", "tiny_3")):
         parts = build_model(compose_config(f"model={model}", "encoder=[]", "model.region_bins=0"))
         parts.model.qwen.save_pretrained(root / family)
         parts.tokenizer.save_pretrained(root / family)
@@ -127,9 +127,16 @@ def test_ablations(name, trained_run):
 
 def test_full_sizes_are_accepted_by_transformers():
     """The published sizes in conf/ are arguments that the configuration classes take."""
-    from transformers import CLIPVisionConfig, Dinov2Config, SamVisionConfig, SiglipVisionConfig
+    from transformers import (
+        CLIPVisionConfig, Dinov2Config, Dinov2WithRegistersConfig, DINOv3ViTConfig, Sam2VisionConfig, SamVisionConfig,
+        SiglipVisionConfig,
+    )  # fmt: skip
 
     classes = {
+        "dino_registers": Dinov2WithRegistersConfig,
+        "dino3": DINOv3ViTConfig,
+        "sam2": Sam2VisionConfig,
+        "siglip2": SiglipVisionConfig,
         "dino": Dinov2Config,
         "sam": SamVisionConfig,
         "siglip": SiglipVisionConfig,
@@ -142,7 +149,9 @@ def test_full_sizes_are_accepted_by_transformers():
         for size in encoder.sizes.values():
             if size.config:
                 made = classes[name](**size.config)
-                assert all(getattr(made, key) == value for key, value in size.config.items())
+                for key, value in size.config.items():
+                    own = getattr(made, key)
+                    assert all(getattr(own, k) == v for k, v in value.items()) if isinstance(value, dict) else own == value
 
 
 @pytest.mark.parametrize(("size", "asked", "crop"), [
