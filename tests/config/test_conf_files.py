@@ -128,7 +128,12 @@ def test_ablations(name, trained_run):
 def test_full_sizes_are_accepted_by_transformers():
     """The published sizes in conf/ are arguments that the configuration classes take."""
     from transformers import (
-        CLIPVisionConfig, Dinov2Config, Dinov2WithRegistersConfig, DINOv3ViTConfig, Sam2VisionConfig, SamVisionConfig,
+        CLIPVisionConfig,
+        Dinov2Config,
+        Dinov2WithRegistersConfig,
+        DINOv3ViTConfig,
+        Sam2VisionConfig,
+        SamVisionConfig,
         SiglipVisionConfig,
     )  # fmt: skip
 
@@ -151,7 +156,9 @@ def test_full_sizes_are_accepted_by_transformers():
                 made = classes[name](**size.config)
                 for key, value in size.config.items():
                     own = getattr(made, key)
-                    assert all(getattr(own, k) == v for k, v in value.items()) if isinstance(value, dict) else own == value
+                    assert (
+                        all(getattr(own, k) == v for k, v in value.items()) if isinstance(value, dict) else own == value
+                    )
 
 
 @pytest.mark.parametrize(("size", "asked", "crop"), [

@@ -8,8 +8,8 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 from conftest import action_turns, conversation
 from helpers.gradients import MODEST, assert_same, losses_and_gradients
 from vpt.data.collate import collate
-from vpt.data.references import ImageRef
 from vpt.data.records import parse_record
+from vpt.data.references import ImageRef
 from vpt.errors import ConfigError
 
 TOKENS = {"dino_registers": "dinoreg", "dino3": "dino3", "sam2": "sam2", "siglip2": "siglip2"}
@@ -18,12 +18,16 @@ DINO = BitImageProcessorPil(
     size={"shortest_edge": 64}, crop_size={"height": 56, "width": 56}, image_mean=[0.485, 0.456, 0.406],
     image_std=[0.229, 0.224, 0.225],
 )  # fmt: skip
-SIGLIP = SiglipImageProcessorPil(size={"height": 64, "width": 64}, resample=2, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+SIGLIP = SiglipImageProcessorPil(
+    size={"height": 64, "width": 64}, resample=2, image_mean=[0.5] * 3, image_std=[0.5] * 3
+)
 
 
 @pytest.fixture(scope="module")
 def parts(make_parts):
-    return make_parts(f"encoder=[{','.join(TOKENS)}]", "data.actions={none: 1}", "encoder.dino_registers.options.view=centre", *MODEST)
+    return make_parts(
+        f"encoder=[{','.join(TOKENS)}]", "data.actions={none: 1}", "encoder.dino_registers.options.view=centre", *MODEST
+    )
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +63,11 @@ def test_all_in_one_model(parts, folder):
     for name in TOKENS:
         assert any(name in key and "vision" in key for key in shared[1])
         unused = {id(p) for part in parts.model.encoder(name).unused_modules() for p in _parameters(part)}
-        with_none = {key for key, p in parts.model.encoder(name).vision.named_parameters() if p.grad is None and id(p) not in unused}
+        with_none = {
+            key
+            for key, p in parts.model.encoder(name).vision.named_parameters()
+            if p.grad is None and id(p) not in unused
+        }
         assert not with_none or all("head" in key or "post_layernorm" in key for key in with_none), (name, with_none)
 
 

@@ -33,9 +33,7 @@ class Sam2Encoder(ReEncoder):
             num_control_tokens=context.num_control_tokens,
         )  # fmt: skip
         side = settings.backbone_config.image_size[0]
-        transform = SquareTransform(
-            context.name, side, grid * grid, IMAGENET_MEAN, IMAGENET_STD, resample="bilinear"
-        )
+        transform = SquareTransform(context.name, side, grid * grid, IMAGENET_MEAN, IMAGENET_STD, resample="bilinear")
         encoder = cls(transform=transform, vision=vision, projector=projector, pretrained=weights is not None)
         encoder.level = level
         return encoder
