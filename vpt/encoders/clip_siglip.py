@@ -1,4 +1,4 @@
-"""OpenAI's CLIP, SigLIP or SigLIP 2 of one image size, through transformers, as a re-encoder: one token for each patch."""
+"""OpenAI's CLIP, SigLIP or SigLIP 2 of one image size, as a re-encoder: one token for each patch."""
 
 from typing import Any, Literal
 

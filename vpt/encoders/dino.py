@@ -32,9 +32,9 @@ class DinoEncoder(ReEncoder):
 
     @classmethod
     def build(
-        cls, context: BuildContext, *, config: dict[str, Any], weights: str | None, family: str = "dinov2", side: int = 224,
-        view: Literal["centre", "whole"] = "centre", resample: Literal["bicubic", "bilinear"] = "bicubic",
-        resize_floats: bool = False,
+        cls, context: BuildContext, *, config: dict[str, Any], weights: str | None, family: str = "dinov2",
+        side: int = 224, view: Literal["centre", "whole"] = "centre",
+        resample: Literal["bicubic", "bilinear"] = "bicubic", resize_floats: bool = False,
     ) -> "DinoEncoder":  # fmt: skip
         if (stored := config.get("model_type", family)) != family:
             raise ValueError(f"its weights are of {stored}, options.family is {family}")
