@@ -10,7 +10,7 @@ from PIL import Image
 
 from conftest import ALL, TOKENS
 from helpers.fuzzing import examples, fuzz
-from helpers.plain_rows import Settings, as_record, write_row
+from helpers.plain_rows import Settings, as_record, cells, write_row
 from vpt.data.images import MediaStore
 from vpt.data.processor import PositionScheme
 from vpt.data.sources.base import SourceContext
@@ -95,26 +95,35 @@ def conversations(draw, bins: int):
     return turns
 
 
+def of_box(part, corners):
+    """A region, or the image that shows it, with other corners."""
+    if part[0] == "region":
+        return "region", corners, part[2]
+    return (*part[:3], corners) if part[0] == "image" and part[3] else part
+
+
 @st.composite
 def cases(draw):
     """(turns, settings without a tokenizer, metadata)."""
     text, written = draw(st.booleans()), draw(st.sampled_from([8, 16]))
     turns = draw(conversations(written))
-    first = next((part for _, parts in turns for part in parts if part[0] == "image" and not part[1]), None)
-    seen_first = next(
-        (part for _, parts in turns for part in parts if part[0] == "video" or (part[0] == "image" and not part[1])),
-        None,
-    )
-    box = None
-    if first is not None and first is seen_first and draw(st.booleans()):
-        width, height = SIZES[first[2]]
-        x0, y0 = draw(st.integers(0, width - 1)), draw(st.integers(0, height - 1))
-        box = x0, y0, draw(st.integers(x0 + 1, width + 2)), draw(st.integers(y0 + 1, height + 2))
+    shown = [part for _, parts in turns for part in parts if part[0] == "video" or (part[0] == "image" and not part[1])]
+    box, metadata = None, draw(METADATA)
+    if shown and shown[0][0] == "image":
+        width, height = size = SIZES[shown[0][2]]
+        if draw(st.booleans()):
+            metadata |= {"image_size": [width, height]}
+        if draw(st.booleans()):
+            x0, y0 = draw(st.integers(0, width - 1)), draw(st.integers(0, height - 1))
+            box = x0, y0, draw(st.integers(x0 + 1, width + 2)), draw(st.integers(y0 + 1, height + 2))
+            if sum(part[0] == "region" for _, parts in turns for part in parts) == 1:  # it is the region's evidence
+                turns = [(role, [of_box(part, cells(box, size, written)) for part in parts]) for role, parts in turns]
     settings = Settings(
         None, SIZES | dict.fromkeys(FRAMES, (80, 48)), written, 4 if text else 8, text, draw(st.sampled_from([1, 2])),
         draw(st.sampled_from(["mrope", "mrope", "sequential"])), draw(st.sampled_from(["sequential", "grid"])), box,
+        draw(st.sampled_from([0, 0, 1])),
     )  # fmt: skip
-    return turns, settings, draw(METADATA)
+    return turns, settings, metadata
 
 
 @examples(60, 20_000)

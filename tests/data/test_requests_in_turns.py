@@ -1,6 +1,7 @@
 """Regions and re-encodings wherever they stand in a turn, several of them, with words around: nothing is lost."""
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -71,6 +72,9 @@ def test_the_labels_hold_every_word(make_parts, folder, overrides):
     if overrides:
         said = f"It is here {FINE.to_numbers()} or there {OTHER.to_numbers()}, I think."
     assert learned == f"{said}<|im_end|>a cup<|im_end|>"
+    half = raw(FINE.to_text()[:-24], "<image>", crop(FINE))  # letters where regions are text, tokens elsewhere
+    with pytest.raises(DataError, match="no token of this model") if overrides else nullcontext():
+        samples_of(parts, folder, [half])
 
 
 def test_numbers_that_nothing_shows_are_text(folder):

@@ -23,7 +23,8 @@ NAMES = {"detection": "dino", "seg": "sam", "clip": "clip", "": "image"}
 
 @dataclass(frozen=True)
 class Settings:
-    """What decides how a row is written. `sizes`: path -> (width, height); `box`: the evidence in the first image."""
+    """What decides how a row is written. `sizes`: path -> (width, height); `box`: the evidence in the first image; `margin`:
+    cells by which crops are wider."""
 
     tokenizer: Any
     sizes: dict[str, tuple[int, int]]
@@ -34,6 +35,7 @@ class Settings:
     positions: str = "mrope"
     reencoded: str = "sequential"
     box: tuple[int, int, int, int] | None = None
+    margin: int = 0
 
 
 @dataclass
@@ -48,10 +50,11 @@ class Written:
     paragraphs: list[list[int]] = field(default_factory=list)
 
 
-def pixels(corners, size, bins):
-    """The pixels of cells, [x0 W / k, y0 H / k] to [(x1 + 1) W / k, (y1 + 1) H / k]."""
+def pixels(corners, size, bins, margin):
+    """The pixels of cells, [x0 W / k, y0 H / k] to [(x1 + 1) W / k, (y1 + 1) H / k], `margin` cells wider."""
     (a, b, c, d), (width, height) = corners, size
-    x0, x1, y0, y1 = min(a, c), max(a, c), min(b, d), max(b, d)
+    x0, x1 = max(min(a, c) - margin, 0), min(max(a, c) + margin, bins - 1)
+    y0, y1 = max(min(b, d) - margin, 0), min(max(b, d) + margin, bins - 1)
     left, top = x0 * width // bins, y0 * height // bins
     return left, top, max((x1 + 1) * width // bins, left + 1), max((y1 + 1) * height // bins, top + 1)
 
@@ -72,7 +75,10 @@ def as_record(turns, settings: Settings, **metadata: Any) -> dict:
                 content += f"<|{rest[0]}_action_start|><|{rest[0]}_action|><|{rest[0]}_action_end|>"
             elif kind == "image":
                 token, path, corners = rest
-                crop = "_%d,%d,%d,%d" % pixels(corners, settings.sizes[path], settings.written) if corners else ""
+                crop = ""
+                if corners:
+                    box = pixels(corners, settings.sizes[path], settings.written, settings.margin)
+                    crop = "_%d,%d,%d,%d" % box
                 content += f"<{token}_image>" if token else "<image>"
                 record.setdefault(f"{token}_images" if token else "images", []).append(path + crop)
             else:
@@ -83,7 +89,16 @@ def as_record(turns, settings: Settings, **metadata: Any) -> dict:
         record["box"] = list(settings.box)
     if settings.written != 8:
         record["region_bins"] = settings.written
+    if settings.margin:
+        record["crop_margin"] = settings.margin
     return record
+
+
+def cells(box, size, bins):
+    """The cells of a box's top left and bottom right pixels; what leaves the image is cut off."""
+    (x0, y0, x1, y1), (width, height) = box, size
+    ends = (x0, width), (y0, height), (min(x1, width), width), (min(y1, height), height)
+    return tuple(min(pixel * bins // extent, bins - 1) for pixel, extent in ends)
 
 
 def moved(corners, path, settings: Settings, *, alone: bool, first: str | None):
@@ -93,10 +108,7 @@ def moved(corners, path, settings: Settings, *, alone: bool, first: str | None):
     if settings.written == settings.bins:
         return ordered
     if settings.box and alone and path is not None and path == first:
-        width, height = settings.sizes[path]
-        x0, y0, x1, y1 = settings.box
-        ends = (x0, width), (y0, height), (min(x1, width), width), (min(y1, height), height)
-        return tuple(min(pixel * settings.bins // extent, settings.bins - 1) for pixel, extent in ends)
+        return cells(settings.box, settings.sizes[path], settings.bins)
     return tuple(cell // (settings.written // settings.bins) for cell in ordered)
 
 
@@ -201,9 +213,9 @@ def write_row(turns, settings: Settings) -> Written:
             else:
                 size = settings.sizes[rest[1]]
                 if rest[2]:
-                    box = pixels(rest[2], size, settings.written)
+                    box = pixels(rest[2], size, settings.written, settings.margin)
                     if settings.written != settings.bins:
-                        box = pixels(corners_of(order[crop]), size, settings.bins)
+                        box = pixels(corners_of(order[crop]), size, settings.bins, settings.margin)
                     crop += 1
                     size = box[2] - box[0], box[3] - box[1]
                 pad = "<|clip_image_pad|>" if rest[0] else "<|image_pad|>"
