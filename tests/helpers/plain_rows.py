@@ -177,8 +177,9 @@ def write_row(turns, settings: Settings) -> Written:
 
     spoken = crop = 0
     order = [number for number in range(len(regions)) if paths[number]]
-    if turns[0][0] != "system":
-        turns = [("system", [("text", "You are a helpful assistant.")]), *turns]
+    prompted = turns[0][0] == "system"
+    if not prompted or not "".join(words for _, words in turns[0][1]):  # Qwen2-VL's own stands for an empty one
+        turns = [("system", [("text", "You are a helpful assistant.")]), *turns[prompted:]]
     for number, (role, parts) in enumerate(turns):
         loss = role == "assistant"
         if number:
