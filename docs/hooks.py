@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 ROOT = Path(__file__).resolve().parents[1]
-ASK, SERVE = "vpt/config/ask.py", "vpt/serving/settings.py"
+ASK, SERVE, RL = "vpt/config/ask.py", "vpt/serving/settings.py", "vpt/config/rl.py"
 SCHEMA, ESTIMATE, PAPER = "vpt/config/schema.py", "vpt/estimate/settings.py", "conf/experiment/paper/README.md"
-KEYS = (SCHEMA, ASK, ESTIMATE, SERVE)
+KEYS = (SCHEMA, RL, ASK, ESTIMATE, SERVE)
 PAGES = {SCHEMA: "reference/configuration.md", PAPER: "paper.md"}
 
 

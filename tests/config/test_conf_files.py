@@ -31,6 +31,8 @@ def overrides_for(path: Path, records: Path, weights: Path) -> list[str]:
         return [f"+experiment={name}", f"data.root={records}"]
     if group in ("experiment", "launcher", "sweep"):
         return [f"+{group}={name}"]
+    if group == "rewards":
+        return ["+experiment=scenes/rl", f"rewards=[{name}]"]
     if group == "encoder":
         return [f"encoder=[{name}]", f"data.actions={{none:0,{name}:1}}"]
     if group == "model" and not name.startswith("tiny"):

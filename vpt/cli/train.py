@@ -18,6 +18,7 @@ from vpt.reporting.examples import save_examples
 from vpt.reporting.figures import draw_run
 from vpt.reporting.report import write_report
 from vpt.reporting.wandb_media import report_media
+from vpt.rl.rewards import RewardSum
 from vpt.training.frozen_features import shared_features
 from vpt.training.preemption import PreemptionHandler
 from vpt.training.run_logger import RunLogger
@@ -30,6 +31,8 @@ def train(config: TrainConfig, folder: str | Path) -> float:
     where nothing was asked).
     """
     metrics_of(config.data)  # a metric that does not exist, or lacks its package, ends the run before it begins
+    if config.rl.algorithm != "none":
+        RewardSum(config.rl.rewards)  # likewise
     folder = Path(folder)
     with init_process_group(device=config.device, always=config.strategy.kind in NEEDS_GROUP) as world:
         left_out = check_test_records(config, limit=_limit(config))  # of what is asked at the end

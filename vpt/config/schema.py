@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vpt.config.fields import MISSING, bounded, choice
+from vpt.config.rl import RLConfig
 
 
 @dataclass
@@ -192,6 +193,7 @@ class TrainConfig:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     strategy: StrategyConfig = field(default_factory=StrategyConfig)
     generation: GenerationConfig = field(default_factory=GenerationConfig)
+    rl: RLConfig = field(default_factory=RLConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
 

@@ -6,17 +6,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from vpt.config.former_names import FORMER_TARGETS
+from vpt.config.rl import RewardConfig
 from vpt.config.schema import AblationConfig, EncoderConfig, SourceConfig
 from vpt.errors import ConfigError, did_you_mean
 
 # Base classes of a `target`
 SOURCE, RE_ENCODER = "vpt.data.sources.base.Source", "vpt.encoders.base.ReEncoder"
+REWARD = "vpt.rl.rewards.Reward"
 METRIC, ABLATION = "vpt.evaluation.metrics.base.Metric", "vpt.evaluation.ablations.base.Ablation"
 
 
 def check_arguments(
-    path: str, node: EncoderConfig | SourceConfig | AblationConfig, contract: str, *, given: tuple[str, ...],
-    more: Mapping[str, Any] | None = None, method: str | None = None,
+    path: str, node: EncoderConfig | SourceConfig | AblationConfig | RewardConfig, contract: str, *,
+    given: tuple[str, ...], more: Mapping[str, Any] | None = None, method: str | None = None,
 ) -> None:  # fmt: skip
     """Bind a node's `options` to what its `target` takes, so that a typo in them is found before anything is built."""
     target = locate(node.target, f"{path}.target", contract)
@@ -32,7 +34,7 @@ def check_arguments(
 
 def locate(target: str, path: str, contract: str) -> Any:
     """The class that a dotted name stands for. Raises ConfigError unless it is a `contract`, another dotted name."""
-    found, expected = _imported(FORMER_TARGETS.get(target, target)), _imported(contract)
+    found, expected = imported(FORMER_TARGETS.get(target, target)), imported(contract)
     if not isinstance(found, type):
         raise ConfigError(f"{path}={target} is not an importable class")
     if not issubclass(found, expected) or inspect.isabstract(found):
@@ -40,7 +42,7 @@ def locate(target: str, path: str, contract: str) -> Any:
     return found
 
 
-def _imported(target: str) -> Any:
+def imported(target: str) -> Any:
     """The object of a dotted name, or None."""
     module, _, name = target.rpartition(".")
     try:

@@ -12,6 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from vpt.config.resolve import check_values, explain_unknown
 from vpt.config.schema import EncoderConfig, GenerationConfig, SourceConfig, TrainConfig
 from vpt.config.targets import RE_ENCODER, SOURCE, check_arguments
+from vpt.config.validate_rl import check_rl
 from vpt.errors import ConfigError, did_you_mean
 
 Settings = TypeVar("Settings")
@@ -34,6 +35,7 @@ def validate(config: TrainConfig) -> None:
             )
     _check_numbers(config)
     _check_action(config.generation, config)
+    check_rl(config)
     for name, encoder in config.encoder.items():
         _check_encoder(name, encoder)
     for split in ("train", "test"):

@@ -56,7 +56,7 @@ class EncodedConversation(RowBuilder):
 
 
 class ChatTemplate:
-    """Writes conversations as token ids."""
+    """Writes conversations as token ids. `control_kinds`: control token -> the re-encoder that it asks for."""
 
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, vocabulary: PerceptionVocabulary, encoder_tokens: Mapping[str, str],
@@ -77,7 +77,7 @@ class ChatTemplate:
         self._pads = {name: action.pad for name, action in vocabulary.actions.items()} | {
             VISION_TOWER: vocabulary.image_pad
         }
-        self._controls = {action.control: name for name, action in vocabulary.actions.items()}
+        self.control_kinds = {action.control: name for name, action in vocabulary.actions.items()}
         self._acting = self._action_tokens(tokenizer)
         self._action_pattern = re.compile("|".join(re.escape(token) for token in self._acting) or r"(?!)")
 
@@ -185,8 +185,8 @@ class ChatTemplate:
             conversation.add(self.plain(content[cursor : match.start()]), loss=True)
             cursor = match.end()
             token = self._acting[match[0]]
-            if token in self._controls:
-                conversation.action(self._controls[token], self.scale, token=token)
+            if token in self.control_kinds:
+                conversation.action(self.control_kinds[token], self.scale, token=token)
             else:
                 conversation.add([token], loss=True)
         conversation.add(self.plain(content[cursor:]), loss=True)

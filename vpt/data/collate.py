@@ -13,22 +13,27 @@ from vpt.perception.batch import Batch, ImageInputs, Span
 _Interned = dict[ImageKey, tuple[int, ProcessedImage]]  # image -> (its number in the batch, as prepared)
 
 
-def collate(samples: Sequence[Sample], *, masked: Sequence[tuple[Span, ...]] | None = None) -> Batch:
+def collate(
+    samples: Sequence[Sample], *, masked: Sequence[tuple[Span, ...]] | None = None,
+    prefixes: Sequence[int | None] | None = None,
+) -> Batch:  # fmt: skip
     """Pack rows of any kind.
 
     Args:
         samples: the rows.
         masked: for each row the spans hidden between the inner passes (`vpt.perception.masking`); none by default.
+        prefixes: for each row the number of the row that it goes on from (`Row.prefix`); none by default.
     """
     interned: dict[str, _Interned] = {}
     rows, start = [], 0
-    for sample, spans in zip(samples, masked or [()] * len(samples), strict=True):
+    none = [None] * len(samples)
+    for sample, spans, prefix in zip(samples, masked or none, prefixes or none, strict=True):
         numbers = {
             source: [_intern(interned.setdefault(sample.transforms[source], {}), *entry) for entry in entries]
             for source, entries in sample.images.items()
         }
         blocks = tuple(replace(block, image=numbers[block.source][block.image]) for block in sample.row.blocks)
-        rows.append(replace(sample.row, start=start, blocks=blocks, masked=spans))
+        rows.append(replace(sample.row, start=start, blocks=blocks, masked=spans or (), prefix=prefix))
         start += sample.row.length
     return Batch(
         input_ids=torch.cat([sample.ids for sample in samples]),

@@ -20,6 +20,7 @@ from vpt.data.transforms import ImageTransform
 from vpt.distributed.process_group import World
 from vpt.models.vpt import VPTModel
 from vpt.perception.batch import Batch, RowBuilder
+from vpt.perception.segments import by_stage
 
 KINDS = ("project", "condition", "encode")
 _BLANK = 64  # pixels along a side of the image of a dummy row
@@ -34,6 +35,7 @@ class GlobalCounts:
     masked: int = 0
     tokens: int = 0
     skipped: int = 0
+    rollouts: int = 0
     exit_code: int = 0
 
     @classmethod
@@ -45,6 +47,7 @@ class GlobalCounts:
             masked=sum(bool(row.masked) for batch in batches for row in batch.rows),
             tokens=sum(len(batch.input_ids) for batch in batches),
             skipped=sum(len(batch.skipped) for batch in batches),
+            rollouts=sum(len(batch.rollouts.advantages) for batch in batches if batch.rollouts),
             exit_code=exit_code,
         )
 
@@ -75,7 +78,8 @@ class ModuleCalls:
         if model.forward_config.num_inner_forward_run == 2:
             actions = [(row, a.block) for row in batch.rows for a in row.actions if a.block is not None]
             called |= {("condition", row.blocks[block].source) for row, block in actions}
-        return cls(max(map(len, model.split_segments(batch.rows)), default=0), frozenset(called))
+        stages = map(by_stage, batch.rows, model.split_segments(batch.rows))
+        return cls(max(map(len, stages), default=0), frozenset(called))
 
     def names(self, kind: str) -> list[str]:
         """The sources or transforms of one kind of call."""

@@ -22,11 +22,13 @@ Pairs = Literal["causal", "dense"]
 
 @dataclass(frozen=True)
 class SegmentRun:
-    """A segment of a row, and how many of its hidden states are read: at labels, and as control states."""
+    """A segment of a row; how many of its hidden states are read, at labels and as control states; how many keys of
+    another row it sees (`Row.prefix`)."""
 
     row: Row
     segment: Segment
     outputs: int
+    prefix: int = 0
 
 
 class FlopMeter:
@@ -79,10 +81,10 @@ class FlopMeter:
         """The segments of each stage, and whether its embeddings or cached keys carry a gradient."""
         carries = self.always_carries
         rows = [
-            _runs(*cut, batch.loss_positions)
-            for cut in zip(batch.rows, self.model.split_segments(batch.rows), strict=True)
+            _runs(row, cuts, batch.loss_positions, 0 if row.prefix is None else batch.rows[row.prefix].length)
+            for row, cuts in zip(batch.rows, self.model.split_segments(batch.rows), strict=True)
         ]
-        for together in zip_longest(*rows):
+        for together in zip_longest(*rows):  # rows with a prefix run a stage later, which costs the same
             stage = [run for run in together if run is not None]
             filled = (filled for run in stage for filled in _blocks(run))
             carries = carries or any(
@@ -104,7 +106,7 @@ class FlopMeter:
     def _language(self, stage: list[SegmentRun], *, carries: bool) -> FlopCost:
         """One stage: the decoder layers over one segment of each row."""
         positions, outputs = sum(run.segment.length for run in stage), sum(run.outputs for run in stage)
-        pairs = sum(count_pairs(run.segment, self.pairs) for run in stage)
+        pairs = sum(count_pairs(run.segment, self.pairs) + run.segment.length * run.prefix for run in stage)
         return self.layers[carries].cost(positions, outputs, pairs, again=self.model.forward_config.checkpointing)
 
     def _head(self, labels: int) -> FlopCost:
@@ -114,14 +116,14 @@ class FlopMeter:
         return once + FlopCost(recomputed=once.linear)  # chunks of logits are made again in the backward pass
 
 
-def _runs(row: Row, segments: list[Segment], predicting: np.ndarray) -> list[SegmentRun]:
+def _runs(row: Row, segments: list[Segment], predicting: np.ndarray, prefix: int) -> list[SegmentRun]:
     """The segments of a row, in the order in which they run."""
     last = np.zeros(row.length, dtype=np.int64)  # the run that computes a position as it counts
     for number, segment in enumerate(segments):
         last[segment.start : segment.stop] = number
     own = predicting[(row.start <= predicting) & (predicting < row.start + row.length)] - row.start
     return [
-        SegmentRun(row, segment, len({*own[last[own] == number].tolist(), *segment.control_positions}))
+        SegmentRun(row, segment, len({*own[last[own] == number].tolist(), *segment.control_positions}), prefix)
         for number, segment in enumerate(segments)
     ]
 

@@ -22,7 +22,9 @@ class PerceptionConstraints:
         self.parser, self.action, self.device = parser, action, device
         controls = [one.control for one in parser.vocabulary.actions.values()]
         foreign = [token for kind, own in self._tokens().items() if action not in (FREE, kind) for token in own]
-        self._never, self._requests = self._indices([*controls, *foreign]), self._indices([*parser.starts])
+        self._never, self._requests = [*controls, *foreign], [*parser.starts]
+        self._numbers: dict[tuple[bool, tuple[int, ...]], int] = {}
+        self._forbidden: list[Tensor] = []
 
     def _tokens(self) -> dict[str, list[int]]:
         """Kind of perception -> the tokens that request it, without control tokens."""
@@ -50,16 +52,23 @@ class PerceptionConstraints:
         Control tokens are never sampled (they are forced), nor are the tokens of a forbidden kind. A row that has no
         actions left cannot request more; one with a forced prefix samples from its next set.
         """
-        logits[:, self._never] = -torch.inf
-        spent = [row for row, state in enumerate(rows) if state.actions_left <= 0]
-        if spent:
-            logits[self._indices(spent)[:, None], self._requests] = -torch.inf
-        for row, state in enumerate(rows):
-            if state.forced_prefix:
-                among = self._indices(state.forced_prefix.pop(0))
-                kept = logits[row, among]
-                logits[row] = -torch.inf
-                logits[row, among] = kept
+        for row in rows:
+            row.constraint = self._number(row, logits.shape[-1])
+        logits.masked_fill_(self.forbidden[[row.constraint for row in rows]], -torch.inf)
 
-    def _indices(self, values: Sequence[int]) -> Tensor:
-        return torch.tensor(values, dtype=torch.long, device=self.device)
+    @property
+    def forbidden(self) -> Tensor:
+        """[k, vocabulary] the sets that rows have met so far, True for a token that may not be sampled."""
+        return torch.stack(self._forbidden)
+
+    def _number(self, row: RowState, vocabulary: int) -> int:
+        """The number of the set that holds for the next token of a row."""
+        spent = row.actions_left <= 0
+        among = row.forced_prefix.pop(0) if row.forced_prefix else ()
+        if (spent, among) not in self._numbers:
+            self._numbers[spent, among] = len(self._forbidden)
+            forbidden = torch.full((vocabulary,), bool(among), device=self.device)
+            forbidden[list(among)] = False
+            forbidden[self._never + self._requests * spent] = True
+            self._forbidden.append(forbidden)
+        return self._numbers[spent, among]

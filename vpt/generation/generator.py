@@ -23,7 +23,7 @@ from vpt.generation.decode_step import RowInput
 from vpt.generation.intervention import Intervention
 from vpt.generation.kv_cache import KVCache
 from vpt.generation.perceiver import Perceiver
-from vpt.generation.row_state import IGNORED, Answer, GenerationLimits, RowState
+from vpt.generation.row_state import IGNORED, Answer, Draw, GenerationLimits, RowState
 from vpt.generation.running_batch import RunningBatch
 from vpt.generation.sampling import Sampling
 from vpt.models.inner_forward import StagedKVCache
@@ -122,14 +122,20 @@ class Generator:
             yield
 
     def _prefill(self, rows: Sequence[RowState]) -> KVCache:
-        """Run the prompts as training does, and choose the first token of each row."""
-        batch = collate([row.sample for row in rows]).to(self.model.device)
+        """Run the prompts as training does, each once for all its rows, and choose the first token of each row."""
+        prompts = {id(row.sample): row.sample for row in rows}
+        places = {key: place for place, key in enumerate(prompts)}
+        batch = collate([*prompts.values()]).to(self.model.device)
         tokens = self.model.project_features(self.model.encode_images(batch.images), batch)
         last = np.array([packed.start + packed.length - 1 for packed in batch.rows])
         plan, stages = self.model.plan_forward(batch, last), StagedKVCache()
         hidden, _ = self.model.run_stages(batch, plan, tokens, stages)
-        self._sample_next(list(rows), self.model.logits(hidden[plan.output_index]))
-        return KVCache(stages, plan.kv_index, [packed.length for packed in batch.rows])
+        cache = KVCache(stages, plan.kv_index, [packed.length for packed in batch.rows])
+        order = [places[id(row.sample)] for row in rows]
+        if len(places) < len(rows):
+            cache.select_rows(order)
+        self._sample_next(list(rows), self.model.logits(hidden[plan.output_index][order]))
+        return cache
 
     def advance(self, rows: Sequence[RowState], outputs: Sequence[Tensor], logits: Tensor | None = None) -> None:
         """Choose the next input of each row.
@@ -151,6 +157,9 @@ class Generator:
         tokens = self._sample(rows, logits)
         chosen = torch.tensor(tokens, device=logits.device)[:, None]
         log_probabilities = logits.float().log_softmax(dim=-1).gather(1, chosen)[:, 0].tolist()
+        scaled = (logits / (self.sampling.temperature or 1.0)).log_softmax(dim=-1).gather(1, chosen)[:, 0].tolist()
+        for row, token, log_prob in zip(rows, tokens, scaled, strict=True):
+            row.draws.append(Draw(row.length, token, row.constraint, log_prob))
         for row, token, log_probability in zip(rows, tokens, log_probabilities, strict=True):
             if row.perceived_at is not None:
                 seconds, row.perceived_at = time.perf_counter() - row.perceived_at, None

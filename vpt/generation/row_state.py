@@ -75,6 +75,17 @@ class Answer:
     confidence: float = 1.0
 
 
+@dataclass(frozen=True)
+class Draw:
+    """A token that was drawn: its position in the conversation, its id, the set of tokens that were forbidden
+    (`PerceptionConstraints.forbidden`), and its log-probability among the others at the temperature."""
+
+    position: int
+    token: int
+    constraint: int
+    log_prob: float
+
+
 @dataclass(eq=False)
 class RowState:
     """One row while it answers.
@@ -92,6 +103,10 @@ class RowState:
         turn_states: control states of each of this turn's actions, [s, D].
         control_states: control states of every re-encoding so far.
         perceived_at: when the last turn that was shown something ended, until the first token after it.
+        length: positions of the conversation so far.
+        constraint: the set of tokens that are forbidden now (`PerceptionConstraints.forbidden`).
+        inputs: what it has run so far, after its prompt.
+        draws: of all tokens so far, forced ones too.
     """
 
     sample: Sample
@@ -111,11 +126,23 @@ class RowState:
     control_states: list[Tensor] = field(default_factory=list)
     perceived_at: float | None = None
     complete: bool = False
+    length: int = field(init=False)
+    constraint: int = 0
+    inputs: list[RowInput] = field(default_factory=list)
+    draws: list[Draw] = field(default_factory=list)
+
+    def add_input(self, row_input: RowInput) -> None:
+        """Note that an input has become part of the conversation."""
+        self.inputs.append(row_input)
+        self.length += len(row_input.ids)
 
     def append(self, *tokens: int) -> None:
         """Add tokens to the turn."""
         self.turn_ids.extend(tokens)
         self.output_ids.extend(tokens)
+
+    def __post_init__(self) -> None:
+        self.length = len(self.sample.ids)
 
     @property
     def image(self) -> ImageRef | None:

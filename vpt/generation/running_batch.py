@@ -73,4 +73,5 @@ class RunningBatch:
         positions = row_positions(len(row_input.ids), [grid for grid in grids if grid], origin=row.position)
         if row_input.keep:
             row.position = int(positions[0, -1]) + 1
+            row.add_input(row_input)
         return positions

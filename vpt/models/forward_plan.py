@@ -144,7 +144,7 @@ class ForwardPlanner:
         self.rows, self.token_offsets, self.device = rows, token_offsets, device
         self._tensor = partial(_index_tensor, device=device)
         self.logits_to_keep = np.arange(sum(row.length for row in rows)) if logits_to_keep is None else logits_to_keep
-        self.segments = [by_stage(cuts) for cuts in segments]
+        self.segments = [by_stage(*pair) for pair in zip(rows, segments, strict=True)]
         self.progress = [_RowProgress() for _ in rows]
         self.cached = self.state_count = 0
         self.last_keys = np.zeros(sum(row.length for row in rows), dtype=np.int64)
@@ -187,7 +187,7 @@ class ForwardPlanner:
         for (row, segment, progress), offset in zip(running, offsets, strict=True):
             own, length = self.cached + offset, segment.length
             tokens.append(np.arange(row.start + segment.start, row.start + segment.stop))
-            keys.append(_visible_keys(segment, progress, own))
+            keys.append(np.concatenate([self._prefix_keys(row), _visible_keys(segment, progress, own)]))
             self._collect_inserts(collector, row, segment, progress, shift=offset - segment.start)
             self.last_keys[row.start + segment.start : row.start + segment.stop] = np.arange(own, own + length)
             progress.segment_at.append((own, segment.start))
@@ -199,6 +199,13 @@ class ForwardPlanner:
         hidden = [_hidden_span(segment) for _, segment, _ in running]
         layout = AttentionLayout(lengths, keys, device=self.device, hidden=hidden)
         return collector.build(layout, tokens=np.concatenate(tokens))
+
+    def _prefix_keys(self, row: Row) -> np.ndarray:
+        """The keys of the row that a row goes on from, if it does."""
+        if row.prefix is None:
+            return np.arange(0)
+        [(start, _)] = self.progress[row.prefix].segment_at
+        return np.arange(start, start + self.rows[row.prefix].length)
 
     def _collect_inserts(
         self, collector: InsertCollector, row: Row, segment: Segment, progress: _RowProgress, *, shift: int

@@ -23,6 +23,7 @@ class Output:
         targets: [M] the labels.
         positions: [M] the position in the batch that each label is predicted from.
         control_states: [r, D] the control states, in the order in which they were read.
+        entropy: [M] of what each label was drawn from; of rollouts only.
         logits: [M, vocabulary], if asked for.
         grad_anchor: zero, but the gradient of every stage leads through it; None without `uniform_backward`.
     """
@@ -32,6 +33,7 @@ class Output:
     targets: Tensor
     positions: Tensor
     control_states: Tensor
+    entropy: Tensor | None = None
     logits: Tensor | None = None
     grad_anchor: Tensor | None = None
 
@@ -54,22 +56,29 @@ def compute_outputs(
         keep_logits: whether the logits are wanted too.
     """
 
-    def token_loss(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    rollouts = batch.rollouts
+
+    def token_loss(hidden: Tensor, targets: Tensor, constraint: Tensor) -> tuple[Tensor, ...]:
         logits = logits_of(hidden)
-        return F.cross_entropy(logits, targets, reduction="none"), logits.argmax(dim=-1) == targets
+        correct = logits.argmax(dim=-1) == targets
+        if rollouts is None:
+            return F.cross_entropy(logits, targets, reduction="none"), correct
+        log_probs = rollouts.log_softmax(logits, constraint)
+        entropy = -(log_probs.detach().exp() * log_probs.detach().nan_to_num(neginf=0.0)).sum(dim=-1)
+        return F.nll_loss(log_probs, targets, reduction="none"), correct, entropy
 
     positions = torch.from_numpy(batch.loss_positions).to(hidden.device, non_blocking=True)
     targets = batch.labels[positions + 1]
     recompute = len(positions) > LOGIT_CHUNK and not keep_logits and torch.is_grad_enabled()
-    nll, correct, logits = [], [], []
-    for part, target in zip(hidden.split(LOGIT_CHUNK), targets.split(LOGIT_CHUNK), strict=True):
-        scores = checkpoint(token_loss, part, target, use_reentrant=False) if recompute else token_loss(part, target)
-        nll.append(scores[0])
-        correct.append(scores[1])
+    constraints = targets if rollouts is None else rollouts.constraint  # what plain labels ignore
+    scores, logits = [], []
+    for chunk in zip(*(x.split(LOGIT_CHUNK) for x in (hidden, targets, constraints)), strict=True):
+        scores.append(checkpoint(token_loss, *chunk, use_reentrant=False) if recompute else token_loss(*chunk))
         if keep_logits:
-            logits.append(logits_of(part))
+            logits.append(logits_of(chunk[0]))
     empty = hidden.new_zeros(0)
+    nll, correct, *rest = map(torch.cat, zip(*scores)) if scores else (empty, empty.bool())
     return Output(
-        nll=torch.cat(nll) if nll else empty, correct=torch.cat(correct) if correct else empty.bool(), targets=targets,
-        positions=positions, control_states=states, logits=torch.cat(logits) if logits else None,
+        nll=nll, correct=correct, targets=targets, positions=positions, control_states=states,
+        entropy=rest[0] if rest else None, logits=torch.cat(logits) if logits else None,
     )  # fmt: skip

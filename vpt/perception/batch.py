@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vpt.perception.rollouts import RolloutTokens
+
 VISION_TOWER = "image"  # the transform of Qwen's own vision tower
 IGNORE_INDEX = -100  # the label of a position that carries no loss
 Grid = tuple[int, int, int]  # (frames, rows of patches, columns of patches)
@@ -56,6 +58,8 @@ class Row:
         paragraphs: spans strictly inside `<|im_start|>` ... `<|im_end|>`, in order (section 1 of the paper's masking).
         masked: spans hidden between the inner passes; empty for a row that is not masked.
         dummy: written to make the calls of all processes match; it counts in no metric.
+        prefix: the number of an earlier row of the batch, without actions, that this one goes on from: its tokens see
+            all of that one's. Rollouts of one prompt share its keys in this way.
     """
 
     length: int
@@ -65,6 +69,7 @@ class Row:
     masked: tuple[Span, ...] = ()
     start: int = 0
     dummy: bool = False
+    prefix: int | None = None
 
 
 @dataclass
@@ -184,6 +189,7 @@ class Batch:
         loss_positions: [M] ascending, the positions whose next token carries loss; on the CPU wherever the rest is,
             since the forward pass is planned there. A row's first token is never predicted.
         skipped: why records that belong here are left out, each beginning with the record's name.
+        rollouts: how the labelled tokens were drawn, where they are of rollouts (`vpt.rl`).
     """
 
     input_ids: Tensor
@@ -193,6 +199,7 @@ class Batch:
     images: dict[str, ImageInputs]
     ids: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
+    rollouts: RolloutTokens | None = None
     loss_positions: np.ndarray = field(default=None, repr=False)  # type: ignore[arg-type]  # from the labels
 
     def __post_init__(self) -> None:
@@ -224,4 +231,5 @@ class Batch:
         return replace(
             self, input_ids=move(self.input_ids), labels=move(self.labels), positions=move(self.positions),
             images={transform: images.map(move) for transform, images in self.images.items()},
+            rollouts=self.rollouts and self.rollouts.map(move),
         )  # fmt: skip

@@ -78,9 +78,9 @@ def split_segments(row: Row, *, inner_forward: InnerForward, passes: int, mode: 
     return _SharedSplit(row, mode).segments
 
 
-def by_stage(segments: list[Segment]) -> list[list[Segment]]:
-    """The segments of a row, those of one stage together."""
-    stages: list[list[Segment]] = []
+def by_stage(row: Row, segments: list[Segment]) -> list[list[Segment]]:
+    """The segments of a row, those of one stage together; a row that goes on from another begins a stage later."""
+    stages: list[list[Segment]] = [] if row.prefix is None else [[]]
     for segment in segments:
         if segment.same_stage:
             stages[-1].append(segment)

@@ -22,6 +22,7 @@ class RunLogger:
         """Opens no file; `start` does."""
         self.config, self.folder, self.world = config, folder, world
         self.loggers: Sequence[MetricLogger] = ()
+        self._rollouts: JSONLLogger | None = None
 
     def start(self, state: TrainState, parameters: str, strategy: str) -> None:
         """Print what is about to be trained, write `config.yaml` and open the loggers. `state` gets W&B's run id."""
@@ -41,6 +42,8 @@ class RunLogger:
         )  # fmt: skip
         state.wandb_id = tracker.id
         self.loggers = JSONLLogger(self.folder / "metrics.jsonl", resumed_at=step), tracker
+        if self.config.rl.algorithm != "none":
+            self._rollouts = JSONLLogger(self.folder / "rollouts.jsonl", resumed_at=step)
 
     def progress_bar(self, done: int) -> tqdm:
         """The progress bar of a run that has taken `done` steps."""
@@ -64,6 +67,12 @@ class RunLogger:
         for logger in self.loggers:
             logger.log(metrics, step=step)
 
+    def log_rollouts(self, rollouts: Sequence[dict[str, Any]], *, step: int) -> None:
+        """Some rollouts of a step, counted from 1, for `rollouts.jsonl`."""
+        if self._rollouts is not None:
+            for rollout in rollouts:
+                self._rollouts.log(rollout, step=step)
+
     def log_summary(self, summary: dict[str, Any]) -> None:
         """Log results of the whole run."""
         for logger in self.loggers:
@@ -76,5 +85,5 @@ class RunLogger:
 
     def close(self) -> None:
         """Close all loggers: the run is over, or stops here."""
-        for logger in self.loggers:
+        for logger in (*self.loggers, *filter(None, [self._rollouts])):
             logger.close()

@@ -13,6 +13,7 @@ from vpt.flops import FlopMeter
 from vpt.models.output import Output
 from vpt.models.vpt import VPTModel
 from vpt.perception.batch import Batch
+from vpt.perception.segments import by_stage
 from vpt.training.optimizer import module_of
 
 
@@ -41,13 +42,14 @@ class StepMetrics:
 
     def _real_rows(self, batch: Batch) -> list[bool]:
         """For each of `Output.control_states`: its row has an id (dummy rows have none)."""
-        cuts = self.meter.model.split_segments(batch.rows)
+        cuts = list(map(by_stage, batch.rows, self.meter.model.split_segments(batch.rows)))
         return [
             not batch.rows[row].dummy
             for stage in range(max(map(len, cuts)))
-            for row, segments in enumerate(cuts)
-            if stage < len(segments)
-            for _ in segments[stage].control_positions
+            for row, stages in enumerate(cuts)
+            if stage < len(stages)
+            for segment in stages[stage]
+            for _ in segment.control_positions
         ]
 
     def grad_norms(self) -> dict[str, float]:

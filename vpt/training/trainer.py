@@ -16,8 +16,6 @@ from vpt.checkpoint.saver import Saver
 from vpt.checkpoint.tensors import unique_state_dict
 from vpt.checkpoint.train_state import TrainState, optimizer_tensors, restore
 from vpt.config.schema import TrainConfig
-from vpt.data.build import build_dataset
-from vpt.data.loader import build_dataloader
 from vpt.distributed.batch_alignment import BatchAligner, GlobalCounts
 from vpt.distributed.dtensor import full_tensor
 from vpt.distributed.process_group import World
@@ -27,6 +25,7 @@ from vpt.perception.batch import Batch
 from vpt.training.failures import FailureLog
 from vpt.training.frozen_features import open_feature_cache
 from vpt.training.optimizer import build_optimizer, lr_factor, parameter_table, set_lr
+from vpt.training.policy_objective import build_objective
 from vpt.training.preemption import PreemptionHandler
 from vpt.training.run_logger import RunLogger
 from vpt.training.seed import seed_step
@@ -78,7 +77,7 @@ class Trainer:
         self.model.feature_cache = open_feature_cache(config.data, self.model, precision=config.training.precision)
         # In any order from here on, but for collectives: all processes make the saver's group at the same point.
         processor = self.bundle.processor.with_feature_cache(self.model.feature_cache)
-        self.dataset = build_dataset(config, processor, rank=self.world.rank, world_size=self.world.size)
+        self.objective = build_objective(config, self.bundle, processor, self.world, self.device)
         self.aligner = BatchAligner(self.world, self.model, processor.transforms)
         self.validator = Validator(config, processor, self.aligner, self.device)
         peak = peak_flops(self.device, precision=config.training.precision)
@@ -109,9 +108,7 @@ class Trainer:
         with self.preemption, self.saver, self.run_logger.progress_bar(self.state.step) as bar:
             if self.state.step and self._evaluate():  # what was due where the run was stopped
                 self.saver.link_best(self.state)
-            loader = build_dataloader(
-                self.dataset, start=self.state.step, workers=self.config.data.workers, pin=self.device.type == "cuda"
-            )
+            loader = self.objective.batches(self.state.step)
             for step in range(self.state.step, training.steps):
                 started = time.perf_counter()
                 batches = [batch.to(self.device) for batch in next(loader)]
@@ -121,12 +118,13 @@ class Trainer:
                     self._abort()
                 self.state.step, exit_code = step + 1, result.exit_code
                 self._log_step(bar, result, waited=waited, took=time.perf_counter() - started)
-                better = not exit_code and self._evaluate()
-                last = self.state.step == training.steps or bool(exit_code)
+                resumable = self.objective.resumable(self.state.step)
+                better = resumable and not exit_code and self._evaluate()
+                last = self.state.step == training.steps or (bool(exit_code) and resumable)
                 due = step % training.checkpoint_every == training.checkpoint_every - 1
-                if last or better or (due and not self.state.consecutive_nonfinite):
+                if last or better or (resumable and due and not self.state.consecutive_nonfinite):
                     self._save()
-                if exit_code:
+                if last:
                     break
         self._close_feature_cache()
         exit_code = exit_code or int(self.world.all_gather([self.preemption.code]).max())  # after the last step
@@ -142,6 +140,7 @@ class Trainer:
         if self._should_log(self.state.step):
             speed = self.step_metrics.throughput(result.metrics, tokens=result.tokens, waited=waited, took=took)
             self.run_logger.log_metrics(result.metrics | speed, step=self.state.step)
+            self.run_logger.log_rollouts(self.objective.examples(), step=self.state.step)
 
     def _close_feature_cache(self) -> None:
         """Wait until all features are written; whoever evaluates this model does so in fp32, with other features."""
@@ -164,7 +163,7 @@ class Trainer:
             with self.strategy.grad_sync(last=number == len(batches)):
                 with self._autocast():
                     out = self.strategy(batch)
-                    part = out.loss_sum / max(totals.labels, 1)
+                    part = self.objective.loss(batch, out, totals)
                 if logged:
                     self.step_metrics.update(batch, out)
                 if part.requires_grad:  # not so where a batch has no label that trained weights lead to
@@ -192,6 +191,7 @@ class Trainer:
             "masking/fraction": totals.masked / max(totals.rows, 1),
             **self.step_metrics.compute(own),
             "data/skipped_records": self.state.skipped,
+            **self.objective.metrics(),
         }
 
     def _abort(self) -> None:

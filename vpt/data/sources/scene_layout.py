@@ -31,6 +31,8 @@ class SceneConfig:
         cluster: side of the square in which they stand, as a share of the canvas.
         dark: share of digits that are darker than the canvas; the others are lighter.
         grid: digits stand in the middle of the cells of so many by so many; 0 lets them stand anywhere.
+        large: share of scenes whose digits are of `large_digit`'s size instead, which the first look can read.
+        large_digit: smallest and largest side of such a digit, as a share of the canvas.
     """
 
     canvas: tuple[int, int]
@@ -43,17 +45,21 @@ class SceneConfig:
     cluster: float
     dark: float
     grid: int
+    large: float = 0.0
+    large_digit: tuple[float, float] = (0.3, 0.34)
 
 
 @dataclass(frozen=True)
 class SceneQuestion:
-    """A scene, a question about it, its answer, and the box (x0, y0, x1, y1) that holds the evidence."""
+    """A scene, a question about it, its answer, the box (x0, y0, x1, y1) that holds the evidence, and whether its
+    digits are of `SceneConfig.large_digit`'s size."""
 
     scene: Scene
     kind: str
     question: str
     answer: str
     box: Pixels
+    large: bool = False
 
 
 class SceneBuilder:
@@ -67,8 +73,11 @@ class SceneBuilder:
         """
         self.generator, self.values, self.layout = generator, values, layout
         self.side = int(generator.integers(layout.canvas[0], layout.canvas[1] + 1))
-        self.size = round(self.side * generator.uniform(*layout.digit))
-        self.margin = round((self.side * layout.frame - self.size) / 2)  # from a digit to its frame's outer edge
+        self.large = bool(layout.large) and bool(generator.random() < layout.large)
+        sizes = layout.large_digit if self.large else layout.digit
+        self.size = round(self.side * generator.uniform(*sizes))
+        frame = layout.frame if not self.large else layout.large_digit[1] / 0.75
+        self.margin = round((self.side * frame - self.size) / 2)  # from a digit to its frame's outer edge
         self.colours = [str(colour) for colour in generator.permutation(list(COLOURS))]
         self.taken: list[Pixels] = []
         self.glyphs: list[Glyph] = []
@@ -82,7 +91,7 @@ class SceneBuilder:
         tile, turn = self._below(TILES), self._below(8)
         ground = Background(tile, self._below(TILE - self.side + 1), self._below(TILE - self.side + 1), turn)
         return SceneQuestion(
-            Scene(self.side, ground, tuple(self.glyphs), tuple(self.frames)), kind, question, answer, box
+            Scene(self.side, ground, tuple(self.glyphs), tuple(self.frames)), kind, question, answer, box, self.large
         )
 
     def read(self) -> tuple[str, str, Pixels]:
