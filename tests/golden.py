@@ -109,7 +109,7 @@ class Case:
         sizes = self.spec["encoder_config"] or {}
         options = {"side": sizes["image_size"]} if name == "dino" else {}
         context = BuildContext(name, self.config["hidden_size"], PixelsAsGiven(), self.config["projector_scale"])
-        return classes[name].build(context, config=sizes, weights=None, **options)
+        return classes[name].build(context, config=sizes, **options)
 
     def vocabulary(self) -> PerceptionVocabulary:
         config = self.config

@@ -54,7 +54,7 @@ class BenchModel:
         materialize(bundle.model, device)
         torch.manual_seed(0)
         with torch.device(device):
-            initialize(bundle, None)
+            initialize(bundle, [])
         frozen = OptimConfig(freeze=["qwen.model.visual.*", "encoders.*.vision.*"])
         set_trainable(bundle.model, frozen, tower_pretrained=True)
         return bundle

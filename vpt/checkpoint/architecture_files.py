@@ -52,8 +52,8 @@ def _entries(tree: Any, key: str = "") -> Iterator[tuple[str, Any]]:
     """Every key with its value; values of a list have its key."""
     if isinstance(tree, dict):
         for name, value in tree.items():
-            yield name, value
-            yield from _entries(value, name)
+            yield str(name), value
+            yield from _entries(value, str(name))
     elif isinstance(tree, list):
         for value in tree:
             yield key, value

@@ -4,17 +4,18 @@ from pathlib import Path
 
 from transformers import Qwen2Tokenizer
 
-from vpt.checkpoint.architecture_files import check_architecture, load_architecture
+from vpt.checkpoint.architecture_files import MOST, check_architecture, load_architecture
 from vpt.checkpoint.checksums import sha256, verify
 from vpt.checkpoint.format import find_checkpoint, load_config, load_tokenizer, load_weights
-from vpt.checkpoint.initialize import BaseWeights, initialize, materialize
+from vpt.checkpoint.initialize import initialize, materialize
+from vpt.checkpoint.pretrained import StoredWeights, is_tied
 from vpt.checkpoint.tensors import LazyStateDict, check_state_dict, unique_state_dict
 from vpt.checkpoint.upstream import UpstreamCheckpoint
 from vpt.config.overrides import compose_train
 from vpt.config.schema import TrainConfig
 from vpt.errors import wrap_read_errors
-from vpt.models.build import ModelBundle, build_bundle
-from vpt.models.qwen import build_tokenizer
+from vpt.models.build import ModelBundle, build_bundle, configured_sizes, extend_vocabulary
+from vpt.models.qwen import build_tokenizer, check_tokenizer, local_folder, qwen_config
 from vpt.utils.device import choose_device
 
 
@@ -66,19 +67,48 @@ def build_model(config: TrainConfig) -> ModelBundle:
     return bundle
 
 
-def build_new(config: TrainConfig) -> tuple[ModelBundle, BaseWeights | None]:
-    """A new model as configured, on the meta device, and the stored weights of its base model, which fit it."""
-    upstream = UpstreamCheckpoint.at(config.model.path)
-    if upstream is None:
-        bundle = build_bundle(config, build_tokenizer(config.model))
-    else:  # AutoTokenizer would warn about the model type
-        tokenizer = build_tokenizer(config.model, Qwen2Tokenizer)
-        bundle = build_bundle(config, tokenizer, sizes=upstream.sizes(config.encoder))
-        upstream.check_size(bundle.model)
-        upstream.check(config.model)
-        for name in bundle.model.encoders:
-            bundle.model.encoder(name).pretrained = True
-    return bundle, BaseWeights.find(bundle.model, config.model.path) if config.model.path is not None else None
+def build_new(config: TrainConfig) -> tuple[ModelBundle, list[StoredWeights]]:
+    """A new model as configured, on the meta device, and the stored weights of its parts, which fit it."""
+    if upstream := UpstreamCheckpoint.at(config.model.path):
+        return _build_upstream(config, upstream)
+    tokenizer, path = build_tokenizer(config.model), config.model.path
+    known = len(tokenizer)
+    sizes = configured_sizes(config, extend_vocabulary(config, tokenizer))
+    folders = {f"encoders.{name}.vision.": (f"encoder.{name}.path", e.weights) for name, e in config.encoder.items()}
+    tensors = {
+        prefix: LazyStateDict(local_folder(folder, key, weights=True))
+        for prefix, (key, folder) in {"qwen.": ("model.path", path), **folders}.items()
+        if folder is not None
+    }
+    check_architecture(sizes, where=Path("config.json"), tensors=max(map(len, tensors.values()), default=MOST))
+    if path is not None:
+        if sizes.qwen.get("tie_word_embeddings"):
+            sizes.qwen["tie_word_embeddings"] = is_tied(tensors["qwen."])
+        base = qwen_config(config.model.family, sizes.qwen)
+        check_tokenizer(tokenizer, base, size=known, where=path)
+    rows = base.get_text_config().vocab_size if path is not None else 0
+    bundle = build_bundle(config, tokenizer, sizes=sizes)
+    parts = {"qwen.": bundle.model.qwen}
+    parts |= {f"encoders.{name}.vision.": vision for name, vision in bundle.model.visions.items()}
+    return bundle, [
+        StoredWeights.of_part(bundle.model, parts[prefix], prefix, stored, rows) for prefix, stored in tensors.items()
+    ]
+
+
+def _build_upstream(config: TrainConfig, upstream: UpstreamCheckpoint) -> tuple[ModelBundle, list[StoredWeights]]:
+    """`build_new` of an upstream checkpoint, which holds every part."""
+    tokenizer = build_tokenizer(config.model, Qwen2Tokenizer)  # AutoTokenizer would warn about the model type
+    sizes = upstream.sizes(config.encoder)
+    base = qwen_config("qwen2_vl", sizes.qwen)
+    check_tokenizer(tokenizer, base, size=len(tokenizer), where=upstream.folder)
+    bundle = build_bundle(config, tokenizer, sizes=sizes)
+    upstream.check_size(bundle.model)
+    upstream.check(config.model)
+    for name in bundle.model.encoders:
+        bundle.model.encoder(name).pretrained = True
+    places = upstream.places(tied=bundle.model.qwen.config.tie_word_embeddings)
+    rows = base.get_text_config().vocab_size
+    return bundle, [StoredWeights.match(bundle.model, upstream.tensors, places, "", rows=rows)]
 
 
 def build_from_checkpoint(found: Path, config: TrainConfig) -> ModelBundle:
@@ -86,6 +116,8 @@ def build_from_checkpoint(found: Path, config: TrainConfig) -> ModelBundle:
     tokenizer, sizes, stored = load_tokenizer(found), load_architecture(found / "sizes"), LazyStateDict(found).shapes
     check_architecture(sizes, where=found / "sizes", tensors=len(stored))
     with wrap_read_errors(found, "its sizes, its tokenizer and its config.yaml make no model: copy it again"):
+        base = qwen_config(config.model.family, sizes.qwen)
+        check_tokenizer(tokenizer, base, size=len(tokenizer), where=found)
         bundle = build_bundle(config, tokenizer, sizes=sizes)
         check_state_dict(stored, unique_state_dict(bundle.model), where=found)
     return bundle

@@ -11,14 +11,13 @@ from torch import Tensor
 
 from vpt.checkpoint.checksums import verify
 from vpt.checkpoint.format import find_checkpoint, load_config
-from vpt.checkpoint.tensors import LazyStateDict, shape_mismatches
+from vpt.checkpoint.tensors import LazyStateDict, shape_mismatches, shortened
 from vpt.config.schema import TrainConfig
 from vpt.distributed.dtensor import shard_like
 from vpt.errors import CheckpointError
 from vpt.models.lora import has_adapters, merged, plain_name
 from vpt.models.vpt import VPTModel
 
-SHOWN = 6  # names in a message
 # Keys that may change between two commands of one run, because they change no result
 MAY_CHANGE = (
     "output_dir", "device", "threads", "strategy", "init_", "tracking", "generation", "data.root", "data.workers",
@@ -89,8 +88,7 @@ def warm_start(model: VPTModel, found: Path, *, without: Sequence[str] = (), qui
     if quiet:
         return
     left = sorted({name.rpartition(".")[0] for name in own.keys() - tensors.keys() if "lm_head" not in name})
-    more = f" and {len(left) - SHOWN} more" if len(left) > SHOWN else ""
-    print(f"  starts from {found}" + (f"; newly built: {', '.join(left[:SHOWN])}{more}" if left else ""))
+    print(f"  starts from {found}" + (f"; newly built: {shortened(left)}" if left else ""))
 
 
 def _tensors_for(own: Mapping[str, Tensor], found: Path) -> Mapping[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Tensors of a folder by name, as transformers lays them out: one safetensors file, shards, or `pytorch_model*.bin`.
+"""Tensors of a folder by name, as transformers lays them out: one safetensors file, or shards.
 
 Files that could hold anything but tensors are refused, never run.
 """
@@ -7,7 +7,6 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from pickle import UnpicklingError
 
 import torch
 from safetensors import safe_open
@@ -16,8 +15,13 @@ from torch import Tensor, nn
 from vpt.distributed.dtensor import shard_like
 from vpt.errors import CheckpointError, wrap_read_errors
 
-_INDEXED = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-_SINGLE = ("model.safetensors", "pytorch_model.bin")
+# `weights_only` reads tensors alone
+_CONVERT = (
+    'python -c "import pathlib, torch, safetensors.torch as s; [s.save_file({k: v.clone().contiguous() for k, v in '
+    "torch.load(f, weights_only=True).items()}, f.with_name(f.stem.replace('pytorch_model', 'model') + "
+    "'.safetensors')) for f in pathlib.Path('%s').glob('pytorch_model*.bin')]\""
+)
+SHOWN = 6  # names in a message
 
 
 class LazyStateDict(Mapping[str, Tensor]):
@@ -29,9 +33,9 @@ class LazyStateDict(Mapping[str, Tensor]):
         `shapes` holds the shape of every tensor, of which none has been read.
         """
         self.folder = folder
-        self._home: dict[str, list[Mapping[str, Tensor]]] = {}
+        self._home: dict[str, list[SafetensorsFile]] = {}
         for file in weight_files(folder) if files is None else files:
-            opened = SafetensorsFile(file) if file.suffix == ".safetensors" else _load_bin(file)
+            opened = SafetensorsFile(file)
             for name in opened:
                 self._home.setdefault(name, []).append(opened)
         with wrap_read_errors(folder, "copy it again"):
@@ -44,15 +48,16 @@ class LazyStateDict(Mapping[str, Tensor]):
     def _shape(self, name: str) -> list[int]:
         """Shape by the files' headers. Raises ValueError where a tensor's slices are not all there."""
         home = self._home[name]
-        files = [file for file in home if isinstance(file, SafetensorsFile)]
-        if not files:
-            return list(home[0][name].shape)
-        slices = {tuple(file.offsets(name)): file.shape(name) for file in files}
+        slices = {tuple(file.offsets(name)): file.shape(name) for file in home}
         ends = ([begin + size for begin, size in zip(*one, strict=True)] for one in slices.items())
         whole = [max(end) for end in zip(*ends, strict=True)]
         if sum(map(math.prod, slices.values())) != math.prod(whole):
             raise ValueError(f"the slices of {name} do not make up {whole}")
         return whole
+
+    def dtype(self, name: str) -> str:
+        """The type of a tensor as its file spells it: F32, BF16, ..."""
+        return self._home[name][0].dtype(name)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._home)
@@ -63,17 +68,19 @@ class LazyStateDict(Mapping[str, Tensor]):
 
 def weight_files(folder: Path) -> list[Path]:
     """The files that hold a folder's weights. Raises CheckpointError where there are none or a shard is missing."""
-    files = [folder / name for name in _SINGLE if (folder / name).is_file()][:1]
-    for name in _INDEXED if not files else ():
-        if (folder / name).is_file():
-            with wrap_read_errors(folder / name, "copy it again"):
-                index = json.loads((folder / name).read_text(encoding="utf-8"))
-                files = [folder / Path(shard).name for shard in sorted(set(index["weight_map"].values()))]
-            break
+    files = [file for file in [folder / "model.safetensors"] if file.is_file()]
+    index = folder / "model.safetensors.index.json"
+    if not files and index.is_file():
+        with wrap_read_errors(index, "copy it again"):
+            shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+            files = [folder / Path(shard).name for shard in sorted(set(shards))]
+    files = files or sorted(folder.glob("model-*-of-*.safetensors"))
+    if not files and any(folder.glob("pytorch_model*.bin")):
+        raise CheckpointError(f"{folder} holds its weights in pickles, which are not read; type: {_CONVERT % folder}")
     if not files:
-        files = sorted(folder.glob("model-*-of-*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
-    if not files:
-        raise CheckpointError(f"{folder} holds no weights ({', '.join((*_SINGLE, *_INDEXED))})")
+        raise CheckpointError(
+            f"{folder} holds no weights (model.safetensors, or shards of it); copy or download it again"
+        )
     absent = [file.name for file in files if not file.is_file()]
     if absent:
         raise CheckpointError(f"{folder} is incomplete, it lacks {', '.join(absent)}; copy or download it again")
@@ -100,6 +107,10 @@ class SafetensorsFile(Mapping[str, Tensor]):
         """Shape of the slice of a tensor that this file holds."""
         return list(self._open.get_slice(name).get_shape())
 
+    def dtype(self, name: str) -> str:
+        """Its type as the file spells it."""
+        return self._open.get_slice(name).get_dtype()
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
 
@@ -107,25 +118,13 @@ class SafetensorsFile(Mapping[str, Tensor]):
         return len(self._names)
 
 
-def _join_shards(name: str, files: Sequence[Mapping[str, Tensor]], shape: Sequence[int]) -> Tensor:
+def _join_shards(name: str, files: Sequence[SafetensorsFile], shape: Sequence[int]) -> Tensor:
     """Join the slices of a tensor that several processes have saved."""
-    slices = [(file.offsets(name), file[name]) for file in files if isinstance(file, SafetensorsFile)]
+    slices = [(file.offsets(name), file[name]) for file in files]
     whole = slices[0][1].new_empty(list(shape))
     for offsets, part in slices:
         whole[tuple(slice(begin, begin + size) for begin, size in zip(offsets, part.shape))] = part
     return whole
-
-
-def _load_bin(file: Path) -> dict[str, Tensor]:
-    try:
-        loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except UnpicklingError:
-        raise CheckpointError(f"{file} holds more than tensors and is refused; convert it to safetensors") from None
-    except (OSError, RuntimeError, EOFError) as error:
-        raise CheckpointError(f"{file} cannot be read: {str(error).splitlines()[0]}; copy it again") from None
-    if not isinstance(loaded, dict) or not all(isinstance(tensor, Tensor) for tensor in loaded.values()):
-        raise CheckpointError(f"{file} is not a table of tensors by name")
-    return loaded
 
 
 def unique_state_dict(model: nn.Module) -> dict[str, Tensor]:
@@ -164,12 +163,18 @@ def check_state_dict(
     unexpected = [names[name] if names else name for name in stored if name not in own]
     shapes = shape_mismatches({name: shape for name, shape in stored.items() if name in own}, own)
     problems = [
-        f"{kind}: {', '.join(sorted(found))}"
+        f"{kind}: {shortened(sorted(found))}"
         for kind, found in (("missing", missing), ("unexpected", unexpected), ("other shape", shapes))
         if found
     ]
     if problems:
         raise CheckpointError(f"{where} does not fit the model; " + "; ".join(problems))
+
+
+def shortened(names: Sequence[str]) -> str:
+    """The first few names, and how many more there are."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
 
 
 def shape_mismatches(stored: Mapping[str, Sequence[int]], own: Mapping[str, Tensor]) -> list[str]:

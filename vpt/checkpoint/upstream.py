@@ -7,23 +7,21 @@
 `model.path=FOLDER` loads one; `vpt export format=upstream` writes one.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from vpt.checkpoint.architecture_files import check_architecture
+from vpt.checkpoint.pretrained import Place, is_tied
 from vpt.checkpoint.tensors import LazyStateDict, unique_state_dict
 from vpt.config.schema import EncoderConfig, ModelConfig, TrainConfig
-from vpt.errors import CheckpointError, ConfigError, wrap_read_errors
+from vpt.config.weight_folder import UPSTREAM, read_config
+from vpt.errors import CheckpointError, ConfigError
 from vpt.models.architecture import Architecture
 from vpt.models.families import family_of
 from vpt.models.vpt import VPTModel
 
-MODEL_TYPE = "qwen2_vl_vpt"
 SIZES = "re_encoder_sizes"  # our addition to config.json: upstream's code has its encoders' sizes built in
 # re-encoder -> how its tensors are spelt
 UPSTREAM_PREFIXES = {"dino": "detection", "sam": "seg", "clip": "clip"}
@@ -90,8 +88,8 @@ class UpstreamCheckpoint:
     @classmethod
     def at(cls, path: str | Path | None) -> "UpstreamCheckpoint | None":
         """The checkpoint in a folder, or None where the folder holds something else."""
-        config = read_config(path)
-        return cls(Path(path), config) if path and config.get("model_type") == MODEL_TYPE else None
+        config = read_config(Path(path)) if path else {}
+        return cls(Path(str(path)), config) if config.get("model_type") == UPSTREAM else None
 
     @property
     def encoders(self) -> list[str]:
@@ -101,20 +99,14 @@ class UpstreamCheckpoint:
     def sizes(self, encoders: Mapping[str, EncoderConfig]) -> Architecture:
         """Sizes of every part; those of encoders are the configuration's where the folder does not say."""
         qwen = {key: self.config[key] for key in _QWEN_KEYS if key in self.config}
-        if self.config.get("tie_word_embeddings") and not self._is_tied():
-            print(f"  {self.folder}: lm_head differs from the embedding, so the two are not tied", flush=True)
-            qwen["tie_word_embeddings"] = False
+        if self.config.get("tie_word_embeddings"):
+            qwen["tie_word_embeddings"] = is_tied(self.tensors)
         stored = self.config.get(SIZES, {})
         sizes = Architecture(
             qwen, {name: stored.get(name, node.sizes[node.size].config) for name, node in encoders.items()}
         )
         check_architecture(sizes, where=self.folder / "config.json", tensors=len(self.tensors))
         return sizes
-
-    def _is_tied(self) -> bool:
-        """Tied weights may be stored twice; they count as tied while they are equal."""
-        head = "lm_head.weight"
-        return head not in self.tensors or torch.equal(self.tensors[head], self.tensors["model.embed_tokens.weight"])
 
     def check(self, model: ModelConfig) -> None:
         """Raise ConfigError where the configuration's model is another one, or its ids are not the tokenizer's."""
@@ -134,7 +126,7 @@ class UpstreamCheckpoint:
 
     def check_size(self, model: VPTModel) -> None:
         """Raise CheckpointError where `config.json` asks for far more than the tensors hold: what it leaves out is
-        transformers' default, which is 72 B parameters. `BaseWeights.find` compares one by one.
+        transformers' default, which is 72 B parameters. `StoredWeights` are compared one by one.
         """
         wanted = sum(tensor.numel() for tensor in unique_state_dict(model).values())
         held = sum(map(math.prod, self.tensors.shapes.values()))
@@ -144,26 +136,16 @@ class UpstreamCheckpoint:
                 "download it again"
             )
 
-    def names(self, *, tied: bool) -> dict[str, str]:
-        """Name in `VPTModel.state_dict()` -> stored name of every tensor, without a head that is `tied`.
+    def places(self, *, tied: bool) -> dict[str, Place]:
+        """Name in `VPTModel.state_dict()` -> place of every tensor, without a head that is `tied`.
 
         Raises CheckpointError for a tensor that belongs to no part.
         """
         stored = [name for name in self.tensors if not (tied and name == "lm_head.weight")]
         try:
-            return {from_upstream_name(name): name for name in stored}
+            return {from_upstream_name(name): Place(name) for name in stored}
         except KeyError as error:
             raise CheckpointError(f"{self.folder}: {error.args[0]}") from None
-
-
-def read_config(path: str | Path | None) -> dict[str, Any]:
-    """`config.json` of a folder, empty where there is none."""
-    file = Path(path or "") / "config.json"
-    if path is None or not file.is_file():
-        return {}
-    with wrap_read_errors(file, "copy or download it again"):
-        config = json.loads(file.read_text(encoding="utf-8"))
-    return config if isinstance(config, dict) else {}
 
 
 def upstream_config(model: VPTModel, config: TrainConfig) -> dict[str, Any]:
@@ -173,7 +155,7 @@ def upstream_config(model: VPTModel, config: TrainConfig) -> dict[str, Any]:
     rope = text.rope_parameters
     actions = {f"{token}_{key}_id": None for token in UPSTREAM_PREFIXES.values() for key in _ACTION_KEYS}
     return {
-        "model_type": MODEL_TYPE,
+        "model_type": UPSTREAM,
         "architectures": ["Qwen2VLForConditionalGeneration"],
         **{key: getattr(text, key) for key in _TEXT_KEYS},
         "tie_word_embeddings": qwen.tie_word_embeddings,

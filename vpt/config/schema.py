@@ -53,6 +53,11 @@ class EncoderConfig:
     options: dict[str, Any] = field(default_factory=dict)  # further arguments of the class
     sizes: dict[str, EncoderSize] = field(default_factory=dict)
 
+    @property
+    def weights(self) -> str | None:
+        """Hub name or folder of its pretrained weights."""
+        return self.path or self.sizes[self.size].weights
+
 
 @dataclass
 class MaskingConfig:

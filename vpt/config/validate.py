@@ -11,8 +11,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from vpt.config.resolve import check_values, explain_unknown
 from vpt.config.schema import EncoderConfig, GenerationConfig, SourceConfig, TrainConfig
-from vpt.config.targets import RE_ENCODER, SOURCE, check_arguments
+from vpt.config.targets import RE_ENCODER, SOURCE, check_arguments, locate
 from vpt.config.validate_rl import check_rl
+from vpt.config.weight_folder import UPSTREAM, check_weight_folder
 from vpt.errors import ConfigError, did_you_mean
 
 Settings = TypeVar("Settings")
@@ -51,8 +52,8 @@ def validate(config: TrainConfig) -> None:
         raise ConfigError("model.path is not set and model.config has no sizes; type model.path=FOLDER or model=tiny")
     if config.model.lora.rank and find_spec("peft") is None:
         raise ConfigError(f"model.lora.rank={config.model.lora.rank} needs the package peft; type: pip install peft")
-    for path in (config.model.path, *(encoder.path for encoder in config.encoder.values())):
-        check_folder_or_hub(path)
+    family = config.model.family
+    check_weight_folder(config.model.path, "model.path", [family, UPSTREAM] if family == "qwen2_vl" else [family])
 
 
 def _check_numbers(config: TrainConfig) -> None:
@@ -133,20 +134,14 @@ def _is_folder(path: str) -> bool:
         return False
 
 
-def check_folder_or_hub(path: str | None) -> None:
-    """Raise ConfigError for a path that does not exist and is not spelt like a hub name, OWNER/NAME."""
-    if path is None or _is_folder(path):
-        return
-    if path.startswith((".", "/", "~")) or path.count("/") != 1:
-        raise ConfigError(f"folder {path} does not exist; give a folder of weights or a hub name OWNER/NAME")
-
-
 def _check_encoder(name: str, encoder: EncoderConfig) -> None:
     if encoder.size not in encoder.sizes:
         raise ConfigError(f"encoder.{name}.size={encoder.size} is not one of its sizes, {', '.join(encoder.sizes)}")
     if encoder.frames not in ("middle", "all") and not (encoder.frames.isdigit() and int(encoder.frames)):
         raise ConfigError(f"encoder.{name}.frames={encoder.frames} is not middle, all, or a number of frames")
     check_arguments(
-        f"encoder.{name}", encoder, RE_ENCODER, given=("context", "config", "weights"),
+        f"encoder.{name}", encoder, RE_ENCODER, given=("context", "config"),
         more=encoder.sizes[encoder.size].options, method="build",
     )  # fmt: skip
+    target = locate(encoder.target, f"encoder.{name}.target", RE_ENCODER)
+    check_weight_folder(encoder.weights, f"encoder.{name}.path", target.model_types)

@@ -4,23 +4,40 @@ To add one: write a class with `build`, put its settings in `conf/encoder/NAME.y
 """
 
 from abc import abstractmethod
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
+import torch
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 
 from vpt.data.transforms import ImageTransform
 from vpt.encoders.projectors import ConditionalProjector
 
+Vision = TypeVar("Vision", bound=nn.Module)
+
 
 @dataclass(frozen=True)
 class BuildContext:
-    """The model that an encoder is built for; `num_control_tokens` are those of an action."""
+    """The model that an encoder is built for.
+
+    Attributes:
+        num_control_tokens: those of an action.
+        stored: a folder holds the vision encoder's weights. They are read after it has been built.
+    """
 
     name: str
     hidden_size: int
     tower_transform: ImageTransform
     num_control_tokens: int = 1
+    stored: bool = False
+
+    def build_vision(self, model: Callable[[PreTrainedConfig], Vision], config: PreTrainedConfig) -> Vision:
+        """A vision encoder of transformers', with random weights; on the meta device where they are stored."""
+        with torch.device("meta") if self.stored else nullcontext():
+            return model(config)
 
 
 class ReEncoder(nn.Module):
@@ -30,30 +47,28 @@ class ReEncoder(nn.Module):
         transform: the image transform.
         vision: the encoder, or None where the transform's features are Qwen's own.
         projector: brings features to the language model's width, conditioned on the control state.
-        pretrained: whether `vision` came with weights. What did is frozen by default, what did not is trained.
+        pretrained: whether `vision` comes with weights. What does is frozen by default, what does not is trained.
+        model_types: transformers' model types of folders that `vision` is read from; None where any will do.
     """
 
+    pretrained = False
+    model_types: ClassVar[tuple[str, ...] | None] = None
     transform: ImageTransform
     vision: Any
     projector: ConditionalProjector
 
-    def __init__(
-        self, *, transform: ImageTransform, vision: nn.Module | None, projector: ConditionalProjector, pretrained: bool
-    ) -> None:
+    def __init__(self, *, transform: ImageTransform, vision: nn.Module | None, projector: ConditionalProjector) -> None:
         super().__init__()
-        self.transform, self.vision, self.projector, self.pretrained = transform, vision, projector, pretrained
+        self.transform, self.vision, self.projector = transform, vision, projector
 
     @classmethod
     @abstractmethod
-    def build(
-        cls, context: BuildContext, *, config: dict[str, Any], weights: str | None, **options: Any
-    ) -> "ReEncoder":
+    def build(cls, context: BuildContext, *, config: dict[str, Any], **options: Any) -> "ReEncoder":
         """Make the encoder.
 
         Args:
-            context: the model it is built for.
-            config: arguments of the transformers configuration, for random weights.
-            weights: hub name or folder of pretrained weights, or None.
+            context: the model it is built for; its `build_vision` makes the vision encoder.
+            config: arguments of the transformers configuration: of the folder of its weights, or of its size.
             options: further keys of the YAML's `options`.
         """
 

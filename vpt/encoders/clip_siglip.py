@@ -3,7 +3,7 @@
 from typing import Any, Literal
 
 from torch import Tensor
-from transformers import AutoConfig, CLIPVisionConfig, CLIPVisionModel, SiglipVisionConfig, SiglipVisionModel
+from transformers import CLIPVisionConfig, CLIPVisionModel, SiglipVisionConfig, SiglipVisionModel
 
 from vpt.encoders.base import BuildContext, ReEncoder
 from vpt.encoders.projectors import LinearProjector
@@ -20,18 +20,18 @@ class CLIPEncoder(ReEncoder):
     """`last_hidden_state` without CLIP's class token; SigLIP has none."""
 
     leading: int
+    model_types = ("clip", "clip_vision_model", "siglip", "siglip_vision_model")
 
     @classmethod
     def build(
-        cls, context: BuildContext, *, config: dict[str, Any], weights: str | None, family: str = "siglip",
+        cls, context: BuildContext, *, config: dict[str, Any], family: str = "siglip",
         resample: Literal["bicubic", "bilinear"] = "bicubic",
     ) -> "CLIPEncoder":  # fmt: skip
-        stored = AutoConfig.from_pretrained(weights).model_type if weights else config.get("model_type", family)
-        family = stored.removesuffix("_vision_model")
+        family = config.get("model_type", family).removesuffix("_vision_model")
         if family not in _FAMILIES:
             raise ValueError(f"family {family!r} is not one of {sorted(_FAMILIES)}")
         config_class, model_class, leading, mean, std = _FAMILIES[family]
-        vision = model_class.from_pretrained(weights) if weights else model_class(config_class(**config))
+        vision = context.build_vision(model_class, config_class(**config))
         side, patch = vision.config.image_size, vision.config.patch_size
         encoder = cls(
             transform=SquareTransform(context.name, side, (side // patch) ** 2, mean, std, resample=resample),
@@ -39,7 +39,6 @@ class CLIPEncoder(ReEncoder):
             projector=LinearProjector(
                 vision.config.hidden_size, context.hidden_size, num_control_tokens=context.num_control_tokens
             ),
-            pretrained=weights is not None,
         )
         encoder.leading = leading
         return encoder

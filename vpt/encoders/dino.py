@@ -32,14 +32,14 @@ class DinoEncoder(ReEncoder):
 
     @classmethod
     def build(
-        cls, context: BuildContext, *, config: dict[str, Any], weights: str | None, family: str = "dinov2",
+        cls, context: BuildContext, *, config: dict[str, Any], family: str = "dinov2",
         side: int = 224, view: Literal["centre", "whole"] = "centre",
         resample: Literal["bicubic", "bilinear"] = "bicubic", resize_floats: bool = False,
     ) -> "DinoEncoder":  # fmt: skip
         if (stored := config.get("model_type", family)) != family:
             raise ValueError(f"its weights are of {stored}, options.family is {family}")
         config_class, model_class = _FAMILIES[family]
-        vision = model_class.from_pretrained(weights) if weights else model_class(config_class(**config))
+        vision = context.build_vision(model_class, config_class(**config))
         for name in _AUGMENTATIONS:
             if hasattr(vision.config, name):  # an image's features are always the same
                 setattr(vision.config, name, None)
@@ -51,7 +51,7 @@ class DinoEncoder(ReEncoder):
         projector = LinearProjector(
             vision.config.hidden_size, context.hidden_size, num_control_tokens=context.num_control_tokens
         )
-        return cls(transform=square, vision=vision, projector=projector, pretrained=weights is not None)
+        return cls(transform=square, vision=vision, projector=projector)
 
     def unused_modules(self) -> list[nn.Module | nn.Parameter]:
         mask_token = self.vision.embeddings.mask_token  # belongs to its pretraining

@@ -12,13 +12,13 @@ from vpt.encoders.projectors import Deep, IdentityProjector
 class QwenViTEncoder(ReEncoder):
     """Shares the tower's transform, and so its features: an image is encoded once for both."""
 
+    pretrained, model_types = True, ()
+
     @classmethod
-    def build(
-        cls, context: BuildContext, *, config: dict[str, Any], weights: str | None, deep: Deep = "none"
-    ) -> "QwenViTEncoder":
-        if config or weights:
-            raise ValueError("encoder clip is Qwen's own tower: it takes neither sizes nor weights of its own")
+    def build(cls, context: BuildContext, *, config: dict[str, Any], deep: Deep = "none") -> "QwenViTEncoder":
+        if config:
+            raise ValueError("it is Qwen's own tower and takes no sizes of its own")
         if deep not in get_args(Deep):
-            raise ValueError(f"encoder.clip.options.deep={deep} is not one of {', '.join(get_args(Deep))}")
+            raise ValueError(f"options.deep={deep} is not one of {', '.join(get_args(Deep))}")
         projector = IdentityProjector(context.hidden_size, num_control_tokens=context.num_control_tokens, deep=deep)
-        return cls(transform=context.tower_transform, vision=None, projector=projector, pretrained=True)
+        return cls(transform=context.tower_transform, vision=None, projector=projector)

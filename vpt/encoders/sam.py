@@ -14,15 +14,17 @@ from vpt.encoders.transforms import ResizeLongestSide
 class SamEncoder(ReEncoder):
     """The neck's output, 256 channels, through a 4x4 convolution of stride 4."""
 
+    model_types = ("sam", "sam_vision_model")
+
     @classmethod
-    def build(cls, context: BuildContext, *, config: dict[str, Any], weights: str | None) -> "SamEncoder":
-        vision = SamVisionModel.from_pretrained(weights) if weights else SamVisionModel(SamVisionConfig(**config))
+    def build(cls, context: BuildContext, *, config: dict[str, Any]) -> "SamEncoder":
+        vision = context.build_vision(SamVisionModel, SamVisionConfig(**config))
         side = vision.config.image_size // vision.config.patch_size
         projector = ConvProjector(
             vision.config.output_channels, context.hidden_size, side=side, num_control_tokens=context.num_control_tokens
         )
         transform = ResizeLongestSide(context.name, vision.config.image_size, (side // projector.patch) ** 2)
-        return cls(transform=transform, vision=vision, projector=projector, pretrained=weights is not None)
+        return cls(transform=transform, vision=vision, projector=projector)
 
     def forward_features(self, pixels: Tensor) -> Tensor:
         return rearrange(self.vision(pixel_values=pixels).last_hidden_state, "n c h w -> (n h w) c")

@@ -4,7 +4,7 @@ from typing import Any
 
 from einops import rearrange
 from torch import Tensor, nn
-from transformers import AutoConfig, Sam2VisionConfig, Sam2VisionModel
+from transformers import Sam2VisionConfig, Sam2VisionModel
 
 from vpt.encoders.base import BuildContext, ReEncoder
 from vpt.encoders.projectors import ConvProjector
@@ -19,22 +19,21 @@ class Sam2Encoder(ReEncoder):
 
     @classmethod
     def build(
-        cls, context: BuildContext, *, config: dict[str, Any], weights: str | None, level: int = 2, grid: int = 16
+        cls, context: BuildContext, *, config: dict[str, Any], level: int = 2, grid: int = 16
     ) -> "Sam2Encoder":
         """`grid`: rows and columns of tokens."""
-        settings = AutoConfig.from_pretrained(weights) if weights else Sam2VisionConfig(**config)
-        settings = getattr(settings, "vision_config", settings)
+        settings = Sam2VisionConfig(**config)
         sides = [size[0] for size in settings.backbone_feature_sizes]
         if not 0 <= level < len(sides) or sides[level] % grid:
             raise ValueError(f"options.level={level} does not make {grid}x{grid} tokens; levels have sides {sides}")
-        vision = Sam2VisionModel.from_pretrained(weights) if weights else Sam2VisionModel(settings)
+        vision = context.build_vision(Sam2VisionModel, settings)
         projector = ConvProjector(
             settings.fpn_hidden_size, context.hidden_size, side=sides[level], patch=sides[level] // grid,
             num_control_tokens=context.num_control_tokens,
         )  # fmt: skip
         side = settings.backbone_config.image_size[0]
         transform = SquareTransform(context.name, side, grid * grid, IMAGENET_MEAN, IMAGENET_STD, resample="bilinear")
-        encoder = cls(transform=transform, vision=vision, projector=projector, pretrained=weights is not None)
+        encoder = cls(transform=transform, vision=vision, projector=projector)
         encoder.level = level
         return encoder
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from vpt.config.schema import EncoderConfig, ModelConfig, TrainConfig
 from vpt.config.targets import RE_ENCODER, locate
@@ -20,12 +20,7 @@ from vpt.models.architecture import Architecture
 from vpt.models.base_files import adopt_base_files
 from vpt.models.families import family_of
 from vpt.models.lora import inject
-from vpt.models.qwen import (
-    base_sizes,
-    build_qwen,
-    from_pretrained_or_hub,
-    resize_token_embeddings,
-)  # fmt: skip
+from vpt.models.qwen import base_sizes, build_qwen, read_sizes, resize_token_embeddings
 from vpt.models.vpt import InnerForwardConfig, VPTModel
 from vpt.perception.batch import VISION_TOWER
 from vpt.perception.tokens import PerceptionVocabulary, add_perception_tokens, stop_ids
@@ -42,7 +37,8 @@ class ModelBundle:
 
 
 def build_bundle(
-    config: TrainConfig, tokenizer: PreTrainedTokenizerBase, *, sizes: Architecture | None = None, fetch: bool = True
+    config: TrainConfig, tokenizer: PreTrainedTokenizerBase, *, sizes: Architecture | None = None, fetch: bool = True,
+    folder: Path | None = None,
 ) -> ModelBundle:  # fmt: skip
     """Everything that a configuration describes; the model is on the meta device, without weights.
 
@@ -51,29 +47,35 @@ def build_bundle(
         tokenizer: of the base model, or of a checkpoint, with the perception tokens; it is given those that it lacks.
         sizes: of a checkpoint; else they are those of `model.path` and `encoder.X.path`, or of the configuration.
         fetch: ask hubs for sizes; else those of the configuration stand for them.
+        folder: of the base model, whose files beside the weights are read.
     """
     vocabulary = extend_vocabulary(config, tokenizer)
-    folder = (
-        Path(config.model.path) if sizes is None and config.model.path and Path(config.model.path).is_dir() else None
-    )
-    sizes = sizes or Architecture(
-        base_sizes(config.model, vocabulary, fetch=fetch),
-        {name: encoder_sizes(name, encoder, fetch=fetch) for name, encoder in config.encoder.items()},
-    )
+    sizes = sizes or configured_sizes(config, vocabulary, fetch=fetch)
     with torch.device("meta"):
         qwen = build_qwen(config.model, sizes.qwen)
         family, vision = family_of(config.model.family), qwen.config.vision_config
         adopt_base_files(config, family, vision, tokenizer, folder)
         transform = family.transform(vision, config.data.image, config.data.video)
         encoders = {
-            name: build_encoder(config, name, qwen, transform, sizes=sizes.encoders.get(name, {})).to(qwen.dtype)
+            name: build_encoder(config, name, qwen, transform, sizes=sizes.encoders.get(name, {}))
             for name in config.encoder
         }
+        for encoder in encoders.values():
+            for parameter in encoder.parameters():  # no buffer: frequencies stay float32
+                parameter.data = parameter.data.to(qwen.dtype)
         model = VPTModel(qwen, encoders, vocabulary=vocabulary, forward_config=forward_config(config))
         resize_token_embeddings(qwen, len(tokenizer))
         inject(qwen.model.language_model, config.model.lora)
     transforms = {VISION_TOWER: transform, **{name: encoder.transform for name, encoder in encoders.items()}}
     return ModelBundle(config, model, tokenizer, build_sample_processor(config, model, tokenizer, transforms))
+
+
+def configured_sizes(config: TrainConfig, vocabulary: PerceptionVocabulary, *, fetch: bool = True) -> Architecture:
+    """Sizes of every part: those of `model.path` and `encoder.X.path`, or of the configuration."""
+    return Architecture(
+        base_sizes(config.model, vocabulary, fetch=fetch),
+        {name: encoder_sizes(name, encoder, fetch=fetch) for name, encoder in config.encoder.items()},
+    )
 
 
 def extend_vocabulary(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> PerceptionVocabulary:
@@ -141,19 +143,18 @@ def record_token_ids(config: ModelConfig, ids: dict[str, int]) -> None:
 
 def encoder_sizes(name: str, encoder: EncoderConfig, *, fetch: bool = True) -> dict[str, Any]:
     """transformers' configuration of a re-encoder: that of its weights, else that of its size."""
-    size = encoder.sizes[encoder.size]
-    path = encoder.path or size.weights
+    path = encoder.weights
     if path is None or not (fetch or Path(path).is_dir()):
-        return size.config
-    stored = from_pretrained_or_hub(path, f"encoder.{name}.path", lambda path: AutoConfig.from_pretrained(path))
+        return encoder.sizes[encoder.size].config
+    target = locate(encoder.target, f"encoder.{name}.target", RE_ENCODER)
+    stored = read_sizes(path, f"encoder.{name}.path", target.model_types)
     return getattr(stored, "vision_config", stored).to_diff_dict()
 
 
 def build_encoder(
-    config: TrainConfig, name: str, qwen: PreTrainedModel, tower_transform: ImageTransform, *,
-    sizes: dict[str, Any], pretrained: bool = False,
-) -> ReEncoder:  # fmt: skip
-    """A re-encoder of the configuration.
+    config: TrainConfig, name: str, qwen: PreTrainedModel, tower_transform: ImageTransform, *, sizes: dict[str, Any]
+) -> ReEncoder:
+    """A re-encoder of the configuration, its weights random; those that a folder holds are on the meta device.
 
     Args:
         config: an option of `encoder.X.options` takes the place of the size's own, unless it is null.
@@ -161,18 +162,18 @@ def build_encoder(
         qwen: the language model it is built for.
         tower_transform: the transform of Qwen's own tower.
         sizes: transformers' configuration of it.
-        pretrained: read its weights where the configuration names some; else all are random.
     """
     settings = config.encoder[name]
-    size = settings.sizes[settings.size]
-    weights = settings.path or size.weights
-    context = BuildContext(name, qwen.config.text_config.hidden_size, tower_transform, config.model.projector_scale)
+    stored = settings.weights is not None
+    hidden_size, scale = qwen.config.text_config.hidden_size, config.model.projector_scale
+    context = BuildContext(name, hidden_size, tower_transform, scale, stored=stored)
     target: Any = locate(settings.target, f"encoder.{name}.target", RE_ENCODER)
     given = {key: value for key, value in settings.options.items() if value is not None}
-
-    def make(path: str | None) -> ReEncoder:
-        return target.build(context, config=deepcopy(sizes), weights=path, **{**size.options, **given})
-
-    encoder = from_pretrained_or_hub(weights, f"encoder.{name}.path", make) if pretrained else make(None)
-    encoder.pretrained = encoder.pretrained or weights is not None
+    try:
+        encoder: ReEncoder = target.build(
+            context, config=deepcopy(sizes), **{**settings.sizes[settings.size].options, **given}
+        )
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"encoder.{name} cannot be built by {settings.target}: {error}") from error
+    encoder.pretrained = encoder.pretrained or stored
     return encoder

@@ -1,38 +1,73 @@
 """The base model and its tokenizer, pretrained or of given sizes."""
 
-from collections.abc import Callable
+from collections.abc import Collection
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
 from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from vpt.config.schema import ModelConfig
-from vpt.errors import ConfigError
+from vpt.config.weight_folder import check_weight_folder
+from vpt.errors import ConfigError, wrap_read_errors
 from vpt.models.attention import SEGMENT_ATTENTION
 from vpt.models.families import family_of
 from vpt.models.tiny_tokenizer import tiny_tokenizer
 from vpt.perception.tokens import CHAT_TOKENS, PerceptionVocabulary
-
-Loaded = TypeVar("Loaded")
 
 
 def build_tokenizer(config: ModelConfig, kind: Any = AutoTokenizer) -> PreTrainedTokenizerBase:
     """The base model's tokenizer, read by transformers' class `kind`; the tiny one without `path`."""
     if config.path is None:
         return tiny_tokenizer()
-    tokenizer = from_pretrained_or_hub(config.path, "model.path", lambda path: kind.from_pretrained(path))
-    missing = [token for token in CHAT_TOKENS if token not in tokenizer.get_vocab()]
-    if missing:
-        raise ConfigError(f"the tokenizer in model.path={config.path} lacks {', '.join(missing)}: not a Qwen2-VL model")
-    return tokenizer
+    folder = local_folder(config.path, "model.path")
+    try:
+        return kind.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # whatever its files hold
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ConfigError(
+            f"the tokenizer in model.path={config.path} cannot be read: {said}; copy its files again (tokenizer.json, "
+            "or vocab.json and merges.txt)"
+        ) from None
+
+
+def check_tokenizer(
+    tokenizer: PreTrainedTokenizerBase, sizes: PreTrainedConfig, *, size: int, where: str | Path
+) -> None:
+    """Raise ConfigError unless a tokenizer, of `size` tokens by now, is that of a model with these `sizes`."""
+    vocabulary = tokenizer.get_vocab()
+    lacks = [token for token in CHAT_TOKENS if token not in vocabulary]
+    if lacks:
+        raise ConfigError(f"the tokenizer in {where} lacks {', '.join(lacks)}: it is not of a Qwen2-VL model")
+    text = sizes.get_text_config()
+    ends = ["<|im_end|>", "<|endoftext|>"]
+    expected = {
+        "image_token_id": ["<|image_pad|>"], "video_token_id": ["<|video_pad|>"], "eos_token_id": ends,
+        "vision_start_token_id": ["<|vision_start|>"], "vision_end_token_id": ["<|vision_end|>"], "bos_token_id": ends,
+    }  # fmt: skip
+    wrong = []
+    for key, tokens in expected.items():
+        stored = getattr(sizes, key, None) if getattr(sizes, key, None) is not None else getattr(text, key, None)
+        ids = {token: vocabulary[token] for token in tokens}
+        if stored is not None and not set(stored if isinstance(stored, list) else [stored]) <= {*ids.values()}:
+            named = " or ".join(f"{token} {number}" for token, number in ids.items())
+            wrong.append(f"{key} is {stored}, the tokenizer has {named}")
+    if size > text.vocab_size:
+        wrong.append(f"it has {size} tokens, the model's table {text.vocab_size} rows")
+    if wrong:
+        raise ConfigError(
+            f"the tokenizer in {where} is not that of its config.json: {'; '.join(wrong)}; copy the tokenizer's files "
+            "from where the weights came from"
+        )
 
 
 def base_sizes(config: ModelConfig, vocabulary: PerceptionVocabulary, *, fetch: bool = True) -> dict[str, Any]:
@@ -47,13 +82,7 @@ def base_sizes(config: ModelConfig, vocabulary: PerceptionVocabulary, *, fetch: 
         ConfigError: where `path` holds another family.
     """
     if config.path is not None and (fetch or Path(config.path).is_dir()):
-        stored = from_pretrained_or_hub(config.path, "model.path", lambda path: AutoConfig.from_pretrained(path))
-        if stored.model_type != config.family:
-            raise ConfigError(
-                f"model.path={config.path} holds {stored.model_type}, model.family is {config.family}; "
-                f"choose the model group that fits (model=qwen2_vl_2b, model=qwen2_5_vl_3b, ...)"
-            )
-        return stored.to_dict()
+        return read_sizes(config.path, "model.path", [config.family]).to_dict()
     return config.config | {
         "image_token_id": vocabulary.image_pad, "video_token_id": vocabulary.video_pad,
         "vision_start_token_id": vocabulary.vision_start, "vision_end_token_id": vocabulary.vision_end,
@@ -61,38 +90,46 @@ def base_sizes(config: ModelConfig, vocabulary: PerceptionVocabulary, *, fetch: 
     }  # fmt: skip
 
 
-def build_qwen(config: ModelConfig, sizes: dict[str, Any]) -> PreTrainedModel:
-    """transformers' own model of these sizes, with random weights; without on the meta device."""
-    config_class = family_of(config.family).config_class
+def read_sizes(path: str, key: str, model_types: Collection[str] | None) -> PreTrainedConfig:
+    """transformers' configuration in a folder or on a hub. Raises ConfigError where it is of another model type."""
+    folder = local_folder(path, key)
+    check_weight_folder(str(folder), key, model_types)
+    with wrap_read_errors(folder / "config.json", "copy or download it again"):
+        return AutoConfig.from_pretrained(folder, local_files_only=True)
+
+
+def qwen_config(family: str, sizes: dict[str, Any]) -> PreTrainedConfig:
+    """transformers' configuration of a base model of this family and these sizes."""
+    config_class = family_of(family).config_class
     try:
-        # a copy: transformers writes into nested dictionaries
-        settings = config_class(**deepcopy(sizes))
+        return config_class(**deepcopy(sizes))  # a copy: transformers writes into nested dictionaries
     except (TypeError, ValueError) as error:
         raise ConfigError(f"model.config is not accepted by {config_class.__name__}: {error}") from None
+
+
+def build_qwen(config: ModelConfig, sizes: dict[str, Any]) -> PreTrainedModel:
+    """transformers' own model of these sizes, with random weights; without on the meta device."""
     return AutoModelForImageTextToText.from_config(
-        settings, dtype=getattr(torch, config.dtype), attn_implementation=SEGMENT_ATTENTION
+        qwen_config(config.family, sizes), dtype=getattr(torch, config.dtype), attn_implementation=SEGMENT_ATTENTION
     )
 
 
-def from_pretrained_or_hub(path: str | None, key: str, loader: Callable[[str | None], Loaded]) -> Loaded:
-    """Call a loader of transformers; say what to type where a folder is no model or a hub cannot be reached."""
-    if path is not None and not Path(path).is_dir():
-        print(f"fetching {path} from the hub ({key}=FOLDER takes a local copy)", flush=True)
+def local_folder(path: str, key: str, *, weights: bool = False) -> Path:
+    """A folder of weights, or a copy of the one of this name on a hub: its small files, or its `weights` too.
+
+    Raises ConfigError that says what to type where a hub cannot be reached.
+    """
+    if Path(path).is_dir():
+        return Path(path)
+    print(f"fetching {path} from the hub ({key}=FOLDER takes a local copy)", flush=True)
     try:
-        return loader(path)
-    except (OSError, ValueError) as error:  # transformers raises either
-        if path is None:
-            raise
-        if Path(path).is_dir():
-            raise ConfigError(f"{key}={path} is not a folder of weights: {_first_line(error)}") from None
+        return Path(snapshot_download(path, allow_patterns=["*.json", "*.txt", *["model*.safetensors"] * weights]))
+    except (OSError, ValueError) as error:
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConfigError(
-            f"{key}={path} could not be fetched from the hub ({_first_line(error)}); without a network, download it "
-            f"elsewhere and type {key}=FOLDER"
+            f"{key}={path} could not be fetched from the hub ({said}); without a network, download it elsewhere and "
+            f"type {key}=FOLDER"
         ) from None
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def resize_token_embeddings(model: PreTrainedModel, vocabulary_size: int, *, multiple_of: int = 64) -> None:

@@ -120,7 +120,7 @@ class VPTModel(nn.Module):
             if encoder is None:
                 features = self.tower(images.pixels, images.grids)
             else:
-                features = encoder.forward_features(images.pixels)
+                features = encoder.forward_features(images.pixels.to(next(encoder.vision.parameters()).dtype))
         if self.feature_cache is not None:
             self.feature_cache.put(images, features)
         return features

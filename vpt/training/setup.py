@@ -29,7 +29,7 @@ def build_training(
     Weights of the checkpoint `found` are still to be read. Raises UserError for whatever cannot run.
     """
     start = resolve_init_from(config.init_from) if config.init_from and not found else None
-    bundle, stored = (build_from_checkpoint(found, config), None) if found else build_new(config)
+    bundle, stored = (build_from_checkpoint(found, config), []) if found else build_new(config)
     model = bundle.model
     set_trainable(model, config.optim, tower_pretrained=config.model.path is not None)
     meter = FlopMeter(model)

@@ -1,0 +1,65 @@
+"""What the `config.json` of a folder of weights says, before anything is built or read of it."""
+
+import json
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from vpt.errors import ConfigError, wrap_read_errors
+
+UPSTREAM = "qwen2_vl_vpt"  # the model type of upstream's checkpoints
+_GROUPS = Path(__file__).resolve().parents[2] / "conf" / "model"
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """`config.json` of a folder, empty where there is none. Raises CheckpointError where it is broken."""
+    file = folder / "config.json"
+    if not file.is_file():
+        return {}
+    with wrap_read_errors(file, "copy or download it again"):
+        config = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError("it is not an object of keys and values")
+    return config
+
+
+def check_weight_folder(path: str | None, key: str, model_types: Collection[str] | None) -> None:
+    """Raise ConfigError unless `path`, which `key` names, is a folder of one of these types, or is spelt OWNER/NAME."""
+    if path is None:
+        return
+    if model_types is not None and not model_types:
+        raise ConfigError(f"{key}={path} has no effect: this encoder has no weights of its own; leave {key} out")
+    folder = Path(path)
+    try:
+        is_folder, is_file = folder.is_dir(), folder.is_file()
+    except (OSError, ValueError):  # a name too long, or with a NUL
+        is_folder = is_file = False
+    if is_file:
+        raise ConfigError(f"{key}={path} is a file; type {key}=FOLDER, the folder with config.json and its tensors")
+    if not is_folder:
+        if path.startswith((".", "/", "~")) or path.count("/") != 1:
+            raise ConfigError(f"{key}: folder {path} does not exist; give a folder of weights or a hub name OWNER/NAME")
+        return
+    found = read_config(folder).get("model_type")
+    if found is None:
+        holds = "holds no config.json that names a model type" if any(folder.iterdir()) else "is empty"
+        raise ConfigError(f"{key}={path} {holds}; copy or download the weights again, or give another folder")
+    if model_types is not None and found not in model_types:
+        fix = f"type model={model_group(folder)}" if key == "model.path" and model_group(folder) else "give another one"
+        raise ConfigError(f"{key}={path} holds {found} instead of {' or '.join(sorted(model_types))}; {fix}")
+
+
+def model_group(folder: Path) -> str | None:
+    """The option of `model=` that goes with a folder: of its family, and the nearest in width."""
+    config = read_config(folder)
+    family = str(config.get("model_type")).removesuffix("_vpt")
+    width = config.get("hidden_size") or (config.get("text_config") or {}).get("hidden_size") or 0
+    near: dict[int, str] = {}
+    for file in sorted(_GROUPS.glob("*.yaml")):
+        settings: Any = OmegaConf.load(file)
+        group = settings.get("model")  # none in those of tiny models
+        if group and group.family == family:
+            near[abs(group.config.hidden_size - width)] = file.stem
+    return near[min(near)] if near else None
