@@ -16,17 +16,20 @@ from vpt.cli.sweep import forget_failure, in_sweep, note_failure, note_overrides
 from vpt.config.resolve import resolve_config
 from vpt.config.schema import TrainConfig
 from vpt.config.validate import validate
+from vpt.config.weight_folder import check_model_group
 from vpt.errors import UserError, exit_with
 
 
 @hydra.main(config_path="conf", config_name="train", version_base=None)
 def main(composed: DictConfig) -> float | None:
-    folder = HydraConfig.get().runtime.output_dir
+    hydra_config = HydraConfig.get()
+    folder = hydra_config.runtime.output_dir
     if in_sweep():
         note_overrides(Path(folder))
     try:
         config = resolve_config(composed, TrainConfig)
         validate(config)
+        check_model_group(config.model, hydra_config.overrides.task)
         from vpt.cli.train import train  # the heavy part, after all that can be wrong has been checked
 
         accuracy = train(config, folder)

@@ -31,6 +31,7 @@ from helpers.weight_folders import BASE, WeightFolder, damage, write_folders
 from vpt.checkpoint.format import save_weights
 from vpt.checkpoint.load import build_model, load_pretrained
 from vpt.config.schema import TrainConfig
+from vpt.config.weight_folder import check_model_group, model_group
 from vpt.distributed.dtensor import full_tensor
 from vpt.distributed.process_group import init_process_group
 from vpt.errors import CheckpointError, ConfigError, UserError
@@ -110,10 +111,12 @@ def test_one_rule_for_every_strategy(folders, tmp_path):
                 build_training(bad, None, world, torch.device("cpu"))
 
 
-def whole_models() -> dict[str, tuple[str, Any, Any]]:
+def whole_models(folders: dict[str, WeightFolder]) -> dict[str, tuple[str, Any, Any]]:
     """Models of transformers that hold an encoder besides other parts: re-encoder, the model, the encoder's class."""
-    sizes = {name: compose_config(f"encoder=[{name}]").encoder[name].sizes["tiny"].config
-             for name in ("dino", "sam", "siglip", "openai_clip")}  # fmt: skip
+    sizes = {
+        name: own.config(own.folder).encoder[name].sizes["tiny"].config
+        for name, own in folders.items() if name != BASE
+    }  # fmt: skip
     text = {
         "hidden_size": 32,
         "intermediate_size": 32,
@@ -133,7 +136,7 @@ def whole_models() -> dict[str, tuple[str, Any, Any]]:
 
 def test_an_encoder_out_of_a_whole_model(folders, tmp_path):
     """As transformers reads it: other parts are left out, what an older version named otherwise or joined is known."""
-    for name, (encoder, whole, kind) in whole_models().items():
+    for name, (encoder, whole, kind) in whole_models(folders).items():
         whole.save_pretrained(tmp_path / name)
         vision = build_model(folders[encoder].config(tmp_path / name)).model.encoder(encoder).vision.state_dict()
         theirs = kind.from_pretrained(tmp_path / name).state_dict()
@@ -209,3 +212,14 @@ def test_parts_of_a_folder_that_are_not_there(folders, tmp_path):
     for file in dumb.glob("token*"):
         file.write_text("{")
     assert "the tokenizer in" in refusal(own.config(dumb))
+
+
+def test_a_path_without_its_model_group(folders):
+    """The recipe of tiny models is for tiny models, and for whoever asks for it."""
+    model = compose_config(f"model.path={folders[BASE].folder}").model
+    with pytest.raises(ConfigError, match="rates of tiny models; type model=qwen2_vl_2b with it"):
+        check_model_group(model, [f"model.path={model.path}"])
+    for typed in (["model=tiny"], ["model=qwen2_vl_2b", "model.size=tiny"]):
+        check_model_group(model, typed)
+    check_model_group(compose_config("model=qwen2_5_vl_7b").model, [])
+    assert model_group(folders[BASE].folder.parent / "dino") is None

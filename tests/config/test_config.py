@@ -40,7 +40,8 @@ WRONG = {
     "a stop": (["generation.stop=['red circle']"], "'red circle' is", "a stop is one token"),
     "encoders that differ": (["model.vision_encoder_ls=[sam]"], "re-encoders configured are ['dino']", "encoder=[sam]"),
     "a missing folder": (["data=vpt", "data.root=/nowhere"], "data.root=/nowhere is not a folder", "data.root=FOLDER"),
-    "no folder": (["data=vpt"], "data.root", "data.root=FOLDER"),
+    "no folder": (["data=vpt", "model=qwen2_vl_2b"], "data.root is not set", "data.root=FOLDER"),  # before a hub is asked
+    "no record file": (["data=vpt", "data.root=docs"], "record file docs/train.json does not exist", "data.root=docs"),
     "missing weights": (["model=qwen2_vl_2b", "model.path=./nowhere"], "./nowhere does not exist", "OWNER/NAME"),
     "a frozen nothing": (["optim.freeze=[nothing.*]"], "pattern 'nothing.*' matches no parameter", ""),
     "all frozen": (["optim.freeze=['*']"], "leaves nothing to train", "optim.unfreeze"),

@@ -22,6 +22,7 @@ from vpt.config.overrides import CONF, check_overrides, register_schemas
 from vpt.config.resolve import resolve_config
 from vpt.config.schema import TrainConfig
 from vpt.config.validate import validate
+from vpt.config.weight_folder import check_model_group
 from vpt.errors import ConfigError
 from vpt.estimate.report import Report
 from vpt.estimate.settings import EstimateConfig, build_on_meta
@@ -40,12 +41,11 @@ def compose_description(overrides: list[str]) -> EstimateConfig:
             composed = compose("train", overrides=ours)
     except HydraException as error:
         raise ConfigError(str(error).splitlines()[0]) from None
-    if OmegaConf.is_missing(composed.data, "root"):
-        composed.data.root = None  # no record is read
     config = resolve_config(composed, EstimateConfig)
     if config.assume.actions:
         config = replace(config, data=replace(config.data, actions=config.assume.actions))
     validate(config)
+    check_model_group(config.model, overrides)
     return config
 
 

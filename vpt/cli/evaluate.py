@@ -9,6 +9,7 @@ from vpt.checkpoint.format import run_folder
 from vpt.checkpoint.load import load_any_config, load_pretrained, weights_digest
 from vpt.config.schema import EvalConfig, TrainConfig
 from vpt.config.validate import chosen_test_sets, generation_settings
+from vpt.data.build import check_sources
 from vpt.errors import ConfigError
 from vpt.evaluation.ablations.runner import (
     Comparison,
@@ -59,6 +60,7 @@ class Evaluation:
             config.data.test = {name: replace(node, metrics=None) for name, node in config.data.test.items()}
         if config.data.root is not None and not Path(config.data.root).is_dir():
             raise ConfigError(f"data.root={config.data.root} is not a folder; type data.root=FOLDER")
+        check_sources(config, "test")
         metrics = metrics_of(config.data)
         if asked.judge.url is not None:
             judge = Judge(asked.judge)

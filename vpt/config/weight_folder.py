@@ -7,6 +7,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from vpt.config.schema import ModelConfig
 from vpt.errors import ConfigError, wrap_read_errors
 
 UPSTREAM = "qwen2_vl_vpt"  # the model type of upstream's checkpoints
@@ -63,3 +64,13 @@ def model_group(folder: Path) -> str | None:
         if group and group.family == family:
             near[abs(group.config.hidden_size - width)] = file.stem
     return near[min(near)] if near else None
+
+
+def check_model_group(model: ModelConfig, typed: Collection[str]) -> None:
+    """Raise ConfigError where `model.path` would be trained with the encoders and rates of tiny models, unasked for."""
+    if model.path is None or model.size != "tiny" or any(text.startswith(("model=", "model.size=")) for text in typed):
+        return
+    raise ConfigError(
+        f"model.path={model.path} alone is trained with the encoders and rates of tiny models; type "
+        f"model={model_group(Path(model.path)) or 'NAME'} with it (model=tiny is what it was)"
+    )

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -24,21 +25,33 @@ def build_sources(
     """The sources of a split, and where the images of each lie."""
     data = config.data
     context = SourceContext(
-        root=Path(data.root) if data.root else None,
+        root=_root(data),
         encoder_tokens={name: encoder.token_prefix for name, encoder in config.encoder.items()}, actions=data.actions,
         action_prompt=data.action_prompt, perception=data.perception, token_matched_images=data.token_matched_images,
         region_bins=config.model.region_bins, seed=config.seed,
     )  # fmt: skip
     if not nodes:
         raise DataError(f"data.{split} names no source; type data=easy_vqa or data=vpt")
-    sources = [_source(node, context, f"data.{split}.{name}") for name, node in nodes.items()]
+    sources = [_with_options(node, f"data.{split}.{name}", context) for name, node in nodes.items()]
     return sources, [media_store(source.root, data, source.render) for source in sources]
 
 
-def _source(node: SourceConfig, context: SourceContext, key: str) -> Source:
+def check_sources(config: TrainConfig, *splits: str) -> None:
+    """Raise UserError where files or packages that the sources of these splits need are missing; opens nothing."""
+    for split in splits:
+        for name, node in getattr(config.data, split).items():
+            _with_options(node, f"data.{split}.{name}", _root(config.data), method="check")
+
+
+def _root(data: DataConfig) -> Path | None:
+    return Path(data.root) if data.root else None
+
+
+def _with_options(node: SourceConfig, key: str, first: Any, *, method: str | None = None) -> Any:
+    """Call a source's class, or a method of it. Raises ConfigError where the node's options do not suit it."""
     kind = locate(node.target, f"{key}.target", SOURCE)
     try:
-        return kind(context, **node.options)
+        return (getattr(kind, method) if method else kind)(first, **node.options)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{key}.options={node.options} do not suit {node.target}: {error}") from error
 

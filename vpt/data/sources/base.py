@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -57,6 +58,11 @@ class Source(ABC):
 
     root: Path
     render: Callable[[str], Image.Image] | None = None
+
+    @classmethod
+    def check(cls, root: Path | None, **options: Any) -> None:
+        """Raise DataError where a file or package that the source needs is missing; opens nothing."""
+        return  # by default nothing is
 
     @abstractmethod
     def __len__(self) -> int:

@@ -6,7 +6,7 @@ from functools import lru_cache
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -37,8 +37,7 @@ class EasyVQA(Source):
         Raises:
             DataError: without the package, or with an unknown type.
         """
-        if find_spec("easy_vqa") is None:
-            raise DataError("data=easy_vqa needs the package easy-vqa; type: pip install easy-vqa")
+        self.check(context.root)
         if unknown := set(types) - set(QUESTION_TYPES):
             raise DataError(f"easy-VQA has no questions of type {', '.join(sorted(unknown))}; types: {QUESTION_TYPES}")
         self.context, self.split = context, split
@@ -48,6 +47,11 @@ class EasyVQA(Source):
         self.questions = [row for row in rows if question_type(row[1]) in types]
         self.turns = turns
         self._kinds = draw_kinds(context.actions, len(self), seed=context.seed)
+
+    @classmethod
+    def check(cls, root: Path | None, **options: Any) -> None:
+        if find_spec("easy_vqa") is None:
+            raise DataError("data=easy_vqa needs the package easy-vqa; type: pip install easy-vqa")
 
     def __len__(self) -> int:
         return len(self.questions) * self.turns

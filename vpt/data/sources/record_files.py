@@ -30,14 +30,23 @@ class RecordFile(Source):
         reencode_as: the re-encoder that serves every re-encoding turn, whichever the file names; by default the
             one it names, or the model's only one.
         """
-        if context.root is None:
-            raise DataError("data.root is not set; type data.root=FOLDER, the folder that holds the record files")
-        self.context, self.root = context, _below(context.root, images)
+        self.check(context.root, path=path, images=images)
+        root = context.root or Path()
+        self.context, self.root = context, root / images
         self._folder, self._serving = MediaStore(self.root), reencode_as
-        paths = [path] if isinstance(path, str) else path
-        self._stores = [_open(context.root, name) for name in paths]
+        self._stores = [RecordStore(root / name) for name in _listed(path)]
         self._ends = list(accumulate(len(store) for store in self._stores))
         self._count = self._ends[-1] if first is None else min(first, self._ends[-1])
+
+    @classmethod
+    def check(cls, root: Path | None, *, path: str | Sequence[str], images: str = "", **_: Any) -> None:
+        if root is None:
+            raise DataError("data.root is not set; type data.root=FOLDER, the folder that holds the record files")
+        if not _below(root, images).is_dir():
+            raise DataError(f"folder of images {root / images} does not exist; check data.root={root}")
+        for name in _listed(path):
+            if not _below(root, name).is_file():
+                raise DataError(f"record file {root / name} does not exist; check data.root={root}")
 
     def __len__(self) -> int:
         return self._count
@@ -68,11 +77,8 @@ def _below(root: Path, name: str) -> Path:
     return path
 
 
-def _open(root: Path, name: str) -> RecordStore:
-    path = _below(root, name)
-    if not path.is_file():
-        raise DataError(f"record file {path} does not exist; check data.root={root}")
-    return RecordStore(path)
+def _listed(path: str | Sequence[str]) -> Sequence[str]:
+    return [path] if isinstance(path, str) else path
 
 
 def _whole_number(raw: Any, key: str, where: str, *, default: int, least: int) -> int:

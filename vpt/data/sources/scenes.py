@@ -11,7 +11,7 @@ from functools import lru_cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -53,8 +53,7 @@ class Scenes(Source):
         Raises:
             DataError: without scikit-learn, or where an option is out of range.
         """
-        if find_spec("sklearn") is None:
-            raise DataError("data=scenes needs scikit-learn; type: pip install scikit-learn")
+        self.check(context.root)
         self.context, self.split, self.seed, self.count = context, split, seed, count
         self.texture, self.brightness = texture, (brightness[0], brightness[1])
         self.layout = SceneConfig(
@@ -72,6 +71,11 @@ class Scenes(Source):
         self.root = Path(f"scenes-{zlib.crc32(description.encode()):08x}")  # names the images; no such folder exists
         self.images, self.values = load_digits(split)
         self._last: tuple[str, Image.Image] | None = None  # a record's crop follows its whole image
+
+    @classmethod
+    def check(cls, root: Path | None, **options: Any) -> None:
+        if find_spec("sklearn") is None:
+            raise DataError("data=scenes needs scikit-learn; type: pip install scikit-learn")
 
     def __len__(self) -> int:
         return self.count
