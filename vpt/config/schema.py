@@ -22,7 +22,7 @@ class ModelConfig:
     thinking: bool = False  # a base model's edition that thinks first: an assistant's turns open with <think>
     size: str = choice("full", "tiny")  # which size of each re-encoder goes with it
     config: dict[str, Any] = field(default_factory=dict)  # arguments of transformers' configuration
-    dtype: str = choice("float32", "bfloat16")  # of all weights
+    dtype: str = choice("float32", "bfloat16")  # of all weights; bfloat16 is for what is not trained
     inner_forward: str = choice("shared", "full")  # full is the slow reference
     num_inner_forward_run: int = bounded(2, low=1, high=2)  # 1: the alignment stage
     projector_scale: int = bounded(1, low=1)  # control tokens of an action

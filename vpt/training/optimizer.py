@@ -104,6 +104,11 @@ def parameter_table(model: VPTModel) -> str:
         trained, frozen = totals[module, True], totals[module, False]
         state = "trained" if not frozen else "frozen" if not trained else f"{trained:,} trained, {frozen:,} frozen"
         lines.append(f"  {module:{width}}  {trained + frozen:>13,}  {state}")
+    if any(parameter.requires_grad and parameter.dtype == torch.bfloat16 for parameter in model.parameters()):
+        lines.append(
+            "  trained weights are bfloat16: steps below 1/256 of a weight are lost, so they hardly move; "
+            "type model.dtype=float32 training.precision=bf16 to compute in bfloat16 and keep float32 weights"
+        )
     return "\n".join(lines)
 
 
