@@ -27,7 +27,7 @@ from transformers import (
 )
 
 from conftest import compose_config
-from helpers.weight_folders import BASE, WeightFolder, damage, write_folders
+from helpers.weight_folders import BASE, BASE_3, BASES, WeightFolder, damage, write_folders
 from vpt.checkpoint.format import save_weights
 from vpt.checkpoint.load import build_model, load_pretrained
 from vpt.config.schema import TrainConfig
@@ -45,7 +45,8 @@ CHANGES = ["dropped", "renamed", "module", "reshaped", "left over", "harmless", 
 def folders(make_parts, tmp_path_factory) -> dict[str, WeightFolder]:
     """Every kind of folder that a configuration takes."""
     parts = make_parts("encoder=[dino,sam,siglip,openai_clip]", "model.region_bins=0")
-    return write_folders(parts, tmp_path_factory.mktemp("weights"))
+    other = make_parts("model=tiny_3", "encoder=[]", "model.region_bins=0")
+    return write_folders(parts, other, tmp_path_factory.mktemp("weights"))
 
 
 def equal_or_named(folders: dict[str, WeightFolder], part: str, changes: list[str], seed: int, to: Path) -> None:
@@ -68,7 +69,7 @@ def fuzz(examples: int):
 
     @settings(max_examples=examples, deadline=None, database=None)
     @given(
-        part=st.sampled_from([BASE, "dino", "sam", "siglip", "openai_clip"]),
+        part=st.sampled_from([BASE, BASE_3, "dino", "sam", "siglip", "openai_clip"]),
         changes=st.lists(st.sampled_from(CHANGES), max_size=3, unique=True), seed=st.integers(0, 2**32),
     )  # fmt: skip
     def check(folders, to, part, changes, seed):
@@ -115,7 +116,7 @@ def whole_models(folders: dict[str, WeightFolder]) -> dict[str, tuple[str, Any, 
     """Models of transformers that hold an encoder besides other parts: re-encoder, the model, the encoder's class."""
     sizes = {
         name: own.config(own.folder).encoder[name].sizes["tiny"].config
-        for name, own in folders.items() if name != BASE
+        for name, own in folders.items() if name not in BASES
     }  # fmt: skip
     text = {
         "hidden_size": 32,

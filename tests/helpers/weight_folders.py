@@ -18,9 +18,10 @@ from vpt.config.validate import validate
 from vpt.models.build import ModelBundle
 from vpt.models.vpt import VPTModel
 
-BASE = "base"
+BASE, BASE_3 = "base", "base of three"
+BASES = {BASE: "qwen2_vl_2b", BASE_3: "qwen3_vl_2b"}
 HARMLESS = {
-    BASE: "model.rotary_emb.inv_freq", "dino": "classifier.weight", "sam": "mask_decoder.iou_token.weight",
+    BASE: "model.rotary_emb.inv_freq", BASE_3: "model.language_model.rotary_emb.inv_freq", "dino": "classifier.weight", "sam": "mask_decoder.iou_token.weight",
     "siglip": "text_model.head.weight", "openai_clip": "logit_scale",
 }  # fmt: skip
 
@@ -44,18 +45,18 @@ class WeightFolder:
     @property
     def prefix(self) -> str:
         """What the names of these tensors begin with in a `VPTModel`."""
-        return "qwen." if self.part == BASE else f"encoders.{self.part}.vision."
+        return "qwen." if self.part in BASES else f"encoders.{self.part}.vision."
 
     @cached_property
     def _config(self) -> TrainConfig:
         """A tiny model with this part alone."""
-        base = ["model=qwen2_vl_2b", "model.size=tiny", "encoder=[]"]
-        return compose_config(*(base if self.part == BASE else [f"encoder=[{self.part}]"]))
+        base = [f"model={BASES.get(self.part)}", "model.size=tiny", "encoder=[]"]
+        return compose_config(*(base if self.part in BASES else [f"encoder=[{self.part}]"]))
 
     def config(self, folder: Path) -> TrainConfig:
         """The configuration that reads this part from a folder, checked as `train.py` does before it builds anything."""
         config = deepcopy(self._config)
-        if self.part == BASE:
+        if self.part in BASES:
             config.model.path = str(folder)
         else:
             config.encoder[self.part].path = str(folder)
@@ -68,16 +69,16 @@ class WeightFolder:
         return all(torch.equal(state[self.prefix + name][: len(own)], own) for name, own in expected.items())
 
 
-def write_folders(bundle: ModelBundle, to: Path) -> dict[str, WeightFolder]:
-    """A folder for the base model and each re-encoder of a bundle, every tensor of other numbers."""
+def write_folders(bundle: ModelBundle, other: ModelBundle, to: Path) -> dict[str, WeightFolder]:
+    """A folder for the base model and each re-encoder of a bundle, and for another's base; all numbers differ."""
     found = {}
     torch.manual_seed(0)
-    for part, module in {BASE: bundle.model.qwen, **bundle.model.visions}.items():
+    for part, module in {BASE: bundle.model.qwen, BASE_3: other.model.qwen, **bundle.model.visions}.items():
         with torch.no_grad():
             for parameter in module.parameters():
                 parameter.normal_(std=0.05)
         module.save_pretrained(to / part)
-        if part == BASE:
+        if part in BASES:
             bundle.tokenizer.save_pretrained(to / part)
         tensors = {name: tensor.clone() for name, tensor in module.named_parameters()}
         keys = {tuple(tensor.flatten()[:8].tolist()): name for name, tensor in tensors.items()}

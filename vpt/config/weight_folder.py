@@ -55,15 +55,19 @@ def check_weight_folder(path: str | None, key: str, model_types: Collection[str]
 def model_group(folder: Path) -> str | None:
     """The option of `model=` that goes with a folder: of its family, and the nearest in width."""
     config = read_config(folder)
-    family = str(config.get("model_type")).removesuffix("_vpt")
-    width = config.get("hidden_size") or (config.get("text_config") or {}).get("hidden_size") or 0
+    family, width = str(config.get("model_type")).removesuffix("_vpt"), _width(config)
     near: dict[int, str] = {}
     for file in sorted(_GROUPS.glob("*.yaml")):
         settings: Any = OmegaConf.load(file)
         group = settings.get("model")  # none in those of tiny models
         if group and group.family == family:
-            near[abs(group.config.hidden_size - width)] = file.stem
+            near[abs(_width(group.config) - width)] = file.stem
     return near[min(near)] if near else None
+
+
+def _width(config: Any) -> int:
+    """`hidden_size` of the language model in a flat or a nested configuration of transformers."""
+    return (config.get("text_config") or {}).get("hidden_size") or config.get("hidden_size") or 0
 
 
 def check_model_group(model: ModelConfig, typed: Collection[str]) -> None:

@@ -47,7 +47,7 @@ def check_tokenizer(
     vocabulary = tokenizer.get_vocab()
     lacks = [token for token in CHAT_TOKENS if token not in vocabulary]
     if lacks:
-        raise ConfigError(f"the tokenizer in {where} lacks {', '.join(lacks)}: it is not of a Qwen2-VL model")
+        raise ConfigError(f"the tokenizer in {where} lacks {', '.join(lacks)}: it is not of a Qwen-VL model")
     text = sizes.get_text_config()
     ends = ["<|im_end|>", "<|endoftext|>"]
     expected = {
