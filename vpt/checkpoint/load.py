@@ -87,7 +87,8 @@ def build_new(config: TrainConfig) -> tuple[ModelBundle, list[StoredWeights]]:
         base = qwen_config(config.model.family, sizes.qwen)
         check_tokenizer(tokenizer, base, size=known, where=path)
     rows = base.get_text_config().vocab_size if path is not None else 0
-    bundle = build_bundle(config, tokenizer, sizes=sizes)
+    folder = tensors["qwen."].folder if path is not None else None
+    bundle = build_bundle(config, tokenizer, sizes=sizes, folder=folder)
     parts = {"qwen.": bundle.model.qwen}
     parts |= {f"encoders.{name}.vision.": vision for name, vision in bundle.model.visions.items()}
     return bundle, [

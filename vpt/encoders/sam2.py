@@ -18,9 +18,7 @@ class Sam2Encoder(ReEncoder):
     level: int
 
     @classmethod
-    def build(
-        cls, context: BuildContext, *, config: dict[str, Any], level: int = 2, grid: int = 16
-    ) -> "Sam2Encoder":
+    def build(cls, context: BuildContext, *, config: dict[str, Any], level: int = 2, grid: int = 16) -> "Sam2Encoder":
         """`grid`: rows and columns of tokens."""
         settings = Sam2VisionConfig(**config)
         sides = [size[0] for size in settings.backbone_feature_sizes]

@@ -1,6 +1,7 @@
 """The keys of `vpt estimate` besides those of `train.py`, and the model of a configuration without its weights."""
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from vpt.checkpoint.upstream import UpstreamCheckpoint
 from vpt.config.schema import TrainConfig, bounded, choice
@@ -47,6 +48,7 @@ def build_on_meta(config: TrainConfig) -> ModelBundle:
     )
     upstream = UpstreamCheckpoint.at(config.model.path)
     sizes = upstream.sizes(config.encoder) if upstream else None
-    bundle = build_bundle(settings, tiny_tokenizer(), sizes=sizes, fetch=False)
+    folder = Path(config.model.path) if config.model.path and not upstream else None
+    bundle = build_bundle(settings, tiny_tokenizer(), sizes=sizes, fetch=False, folder=folder)
     set_trainable(bundle.model, config.optim, tower_pretrained=config.model.path is not None)
     return bundle
