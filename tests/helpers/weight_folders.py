@@ -53,13 +53,13 @@ class WeightFolder:
         base = [f"model={BASES.get(self.part)}", "model.size=tiny", "encoder=[]"]
         return compose_config(*(base if self.part in BASES else [f"encoder=[{self.part}]"]))
 
-    def config(self, folder: Path) -> TrainConfig:
+    def config(self, folder: Path | None) -> TrainConfig:
         """The configuration that reads this part from a folder, checked as `train.py` does before it builds anything."""
         config = deepcopy(self._config)
         if self.part in BASES:
             config.model.path = str(folder)
         else:
-            config.encoder[self.part].path = str(folder)
+            config.encoder[self.part].path = str(folder) if folder else None
         validate(config)
         return config
 

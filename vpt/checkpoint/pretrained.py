@@ -21,10 +21,11 @@ from vpt.models.lora import is_adapter, plain_name
 from vpt.models.vpt import VPTModel
 
 _TABLES = ("embed_tokens.weight", "lm_head.weight")  # a row for each token
-# Parts of folders that nothing here uses: SAM's decoder, the text halves of CLIP and SigLIP, classifiers
+# Parts of folders that nothing here uses: decoders and memory of SAM, text halves of CLIP and SigLIP, classifiers
 _OTHER_PARTS = (
     "mask_decoder.", "prompt_encoder.", "shared_image_embedding.", "text_model.", "text_projection.",
-    "visual_projection.", "logit_scale", "logit_bias", "classifier.",
+    "visual_projection.", "logit_scale", "logit_bias", "classifier.", "memory_", "no_memory_", "no_object_pointer",
+    "mask_downsample.", "object_pointer_proj.", "occlusion_spatial_", "temporal_positional_encoding_",
 )  # fmt: skip
 _BUFFERS = ("position_ids", "inv_freq")  # what older versions of transformers stored besides weights
 _MASK_TOKEN = "embeddings.mask_token"  # of DINOv2's pretraining: zeros where a folder has none, and unused
@@ -123,7 +124,7 @@ def _places(part: PreTrainedModel, prefix: str, tensors: LazyStateDict) -> dict[
                 fills = _split(step, name)
                 break
         for number, ours in enumerate(fills):
-            spelt = (ours, ours.removeprefix(base), base + ours)
+            spelt = (ours, ours.removeprefix(base), base + ours, ours.removeprefix("vision_encoder."))
             ours = next((spelling for spelling in spelt if spelling in known), ours)
             place = Place(stored, number, len(fills))
             if ours in known and prefix + ours not in places:

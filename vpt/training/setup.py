@@ -13,6 +13,7 @@ from vpt.checkpoint.initialize import initialize, materialize
 from vpt.checkpoint.load import build_from_checkpoint, build_new
 from vpt.checkpoint.resume import resolve_init_from, warm_start
 from vpt.config.schema import TrainConfig
+from vpt.data.build import check_sources
 from vpt.distributed.process_group import World
 from vpt.distributed.strategy import SHARDED, Strategy, build_strategy, choose_strategy
 from vpt.flops import FlopMeter
@@ -28,6 +29,7 @@ def build_training(
 
     Weights of the checkpoint `found` are still to be read. Raises UserError for whatever cannot run.
     """
+    check_sources(config, "train", "test")  # before anything is fetched or read
     start = resolve_init_from(config.init_from) if config.init_from and not found else None
     bundle, stored = (build_from_checkpoint(found, config), []) if found else build_new(config)
     model = bundle.model

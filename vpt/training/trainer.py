@@ -16,7 +16,6 @@ from vpt.checkpoint.saver import Saver
 from vpt.checkpoint.tensors import unique_state_dict
 from vpt.checkpoint.train_state import TrainState, optimizer_tensors, restore
 from vpt.config.schema import TrainConfig
-from vpt.data.build import check_sources
 from vpt.distributed.batch_alignment import BatchAligner, GlobalCounts
 from vpt.distributed.dtensor import full_tensor
 from vpt.distributed.process_group import World
@@ -61,7 +60,6 @@ class Trainer:
     def __init__(self, config: TrainConfig, folder: Path, world: World | None = None) -> None:
         """Build the run, or take up the one that `folder` holds. Raises UserError for whatever cannot run."""
         self.config, self.folder, self.world = config, folder, world or World()
-        check_sources(config, "train", "test")
         self.device = choose_device(config.device)
         self.threads = set_threads(config.threads, processes=self.world.local_size)
         if self.device.type == "cpu":
