@@ -123,7 +123,7 @@ def test_its_lost_steps_count_on(tmp_path):
         json.dumps({"step": 2, "best": 1.0, "skipped": 1, "lost": 3, "lost_in_a_row": 2})
     )
     assert _read_state(folder) == TrainState(
-        step=2, best=1.0, skipped=1, nonfinite_steps=3, consecutive_nonfinite=2
+        step=2, best=1.0, skipped=1, nonfinite_steps=3, consecutive_nonfinite=2, evaluated_step=2
     )  # fmt: skip
 
 

@@ -24,7 +24,7 @@ from vpt.perception.masking import Masking
 from vpt.serving.rows import Prompt
 
 TINY = ("model=tiny_3", *MODEST)
-UNCHANGED = (*ALL, *TINY, "encoder.clip.options.deep=unchanged")
+UNCHANGED = (*ALL, *TINY, "+encoder.clip.options.deep=unchanged")
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def masked(samples):
 
 @pytest.mark.parametrize("deep", ["unchanged", "conditioned"])
 def test_shared_equals_full_with_deep_features_of_the_tower_encoded_again(make_parts, parts, samples, deep):
-    other = make_parts(*ALL, *TINY, f"encoder.clip.options.deep={deep}")
+    other = make_parts(*ALL, *TINY, f"+encoder.clip.options.deep={deep}")
     batch = masked(samples)
     shared = losses_and_gradients(other, batch, "shared")
     assert_same(shared, losses_and_gradients(other, batch, "full"))
@@ -55,7 +55,7 @@ def test_shared_equals_full_with_deep_features_of_the_tower_encoded_again(make_p
 
 def test_a_choice_for_deep_features_that_does_not_exist(make_parts):
     with pytest.raises((ConfigError, ValueError), match="all is not one of none, unchanged, conditioned"):
-        make_parts(*ALL, *TINY, "encoder.clip.options.deep=all")
+        make_parts(*ALL, *TINY, "+encoder.clip.options.deep=all")
 
 
 @torch.no_grad()

@@ -1,7 +1,7 @@
 """Checks before a run is resumed, and warm starts from another run's weights."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -29,12 +29,23 @@ MAY_CHANGE = (
 
 
 def check_same_config(found: Path, config: TrainConfig) -> None:
-    """Raise CheckpointError with the difference where a checkpoint belongs to another configuration."""
-    before, now = (dict(_leaves(asdict(tree))) for tree in (load_config(found), config))
+    """Raise CheckpointError with the difference where a checkpoint belongs to another configuration.
+
+    What `config` leaves open, and the files beside the base model once decided, is filled in as it was recorded.
+    """
+    recorded = load_config(found)
+    for own, its in ((config.data.image, recorded.data.image), (config.data.video, recorded.data.video)):
+        for item in fields(own):
+            if getattr(own, item.name) is None:
+                setattr(own, item.name, getattr(its, item.name))
+    stops = config.generation.stop
+    config.generation.stop = [*stops, *(stop for stop in recorded.generation.stop if stop not in stops)]
+    before, now = (dict(_leaves(asdict(tree))) for tree in (recorded, config))
+    irrelevant = ("rl.",) if recorded.rl.algorithm == config.rl.algorithm == "none" else ()
     changed = [
         f"  {key}: {before.get(key)} -> {now.get(key)}"
         for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and not key.startswith(MAY_CHANGE)
+        if before.get(key) != now.get(key) and not key.startswith((*MAY_CHANGE, *irrelevant))
     ]
     if changed:
         raise CheckpointError(
