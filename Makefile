@@ -30,6 +30,9 @@ test: setup  ## run the tests (minutes)
 test-all: setup  ## run all tests, slow ones too
 	$(BIN)/python -m pytest -n auto
 
+test-clients: setup  ## install lmms-eval and VLMEvalKit as documented, compare their answers with those of eval.py (an hour)
+	$(BIN)/python -m pytest tests/integrations/clients.py
+
 bench: setup  ## what things cost, in ratios: outputs/bench.json
 	$(BIN)/python -m vpt.bench
 

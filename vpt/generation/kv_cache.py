@@ -59,7 +59,7 @@ class KVCache:
         return cache
 
     @torch.compiler.disable
-    def update(self, key: Tensor, value: Tensor, layer: int, *_: object) -> tuple[Tensor, Tensor]:
+    def update(self, key: Tensor, value: Tensor, layer: int, *_: object, **__: object) -> tuple[Tensor, Tensor]:
         """[1, kv heads, N, d] packed -> [R, kv heads, K, d], everything cached."""
         assert self._slots is not None, "reserve comes before update"
         rows, slots = self._slots

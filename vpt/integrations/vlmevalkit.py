@@ -1,17 +1,22 @@
-"""Our checkpoints in VLMEvalKit: add `VPTChat` to its `vlmeval/config.py`.
+"""Our checkpoints in VLMEvalKit, as its model `vpt`; what follows the checkpoint are its own options.
 
-supported_VLM["vpt"] = partial(VPTChat, checkpoint="outputs/dino")
+python -m vpt.integrations.vlmevalkit outputs/dino --data MMBench_DEV_EN
 """
 
+import runpy
+import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
+from vpt.errors import ConfigError
 from vpt.integrations.in_memory import IMAGE, Responder
 
 try:
+    from vlmeval.config import supported_VLM
     from vlmeval.vlm.base import BaseModel
-except ImportError:  # it is not a package that can be required
-    BaseModel = object
+except ImportError:  # the class works without it
+    BaseModel, supported_VLM = object, None
 
 
 class VPTChat(BaseModel):
@@ -37,3 +42,16 @@ class VPTChat(BaseModel):
             else:
                 text += f"\n{part['value']}" if text.endswith(IMAGE) else part["value"]
         return self.responder.respond([(images, text)], **self.settings)[0]
+
+
+def main(checkpoint: str, *options: str) -> None:
+    """Run VLMEvalKit's own program on a checkpoint."""
+    if supported_VLM is None:
+        raise ConfigError("VLMEvalKit is not installed; docs/evaluation.md says how")
+    supported_VLM["vpt"] = partial(VPTChat, checkpoint=checkpoint)
+    sys.argv[1:] = ["--model", "vpt", *options]
+    runpy.run_module("vlmeval", run_name="__main__")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -50,7 +50,7 @@ class StageKV:
         self.earlier, self.own = earlier, own
 
     @torch.compiler.disable
-    def update(self, key: Tensor, value: Tensor, layer: int, *_: object) -> tuple[Tensor, Tensor]:
+    def update(self, key: Tensor, value: Tensor, layer: int, *_: object, **__: object) -> tuple[Tensor, Tensor]:
         """A layer hands in its own keys and values and gets back all of them, [1, kv heads, N of all stages, d]."""
         self.own.setdefault(layer, (key, value))
         if not self.earlier:
