@@ -166,7 +166,7 @@ class PredictionLog:
         stored = json.loads(self._settings.read_text(encoding="utf-8")) if self._settings.exists() else {}
         before = with_present_names(stored)
         before["data"] = that_matters(before.get("data", {}))
-        changed = [key for key in sorted({*before, *settings}) if before.get(key) != settings.get(key)]
+        changed = [key for key in sorted({*before, *settings}) if not _agree(before.get(key), settings.get(key))]
         if changed:
             return f"with other settings ({', '.join(changed)})"
         names = [item.record for item in read_log(self.path)]
@@ -215,6 +215,16 @@ def open_log(
     """The log of an evaluation, shared where there are several processes."""
     with PredictionLog(folder, settings, records) if world.is_main else nullcontext() as log:
         yield log if log is not None and world.size == 1 else SharedLog(log, world)
+
+
+def _agree(before: Any, now: Any, *, groups: Sequence[str] = ("image", "video")) -> bool:
+    """Whether settings are the same, but for keys that another version lacks, which then stood for their defaults."""
+    if not isinstance(before, dict) or not isinstance(now, dict):
+        return before == now
+    return all(
+        _agree(before[key], now[key], groups=()) if key in groups else before[key] == now[key]
+        for key in before.keys() & now.keys()
+    )
 
 
 def _truncate_partial_line(path: Path) -> None:
