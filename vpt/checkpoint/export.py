@@ -1,4 +1,4 @@
-"""Write a trained model into a folder of its own, in one of three formats."""
+"""Write a trained model into a folder of its own, in one of four formats."""
 
 import json
 from collections.abc import Callable
@@ -9,9 +9,11 @@ from typing import Any
 from safetensors.torch import save_file
 
 from vpt.checkpoint.format import save_weights
+from vpt.checkpoint.hub import check_name
 from vpt.checkpoint.load import load_pretrained
 from vpt.checkpoint.tensors import unique_state_dict
 from vpt.checkpoint.upstream import to_upstream_name, upstream_config
+from vpt.config.schema import TrainConfig
 from vpt.errors import ConfigError, did_you_mean
 from vpt.models.base_files import write_base_files
 from vpt.models.build import ModelBundle
@@ -23,15 +25,24 @@ from vpt.utils.files import atomic_folder
 
 @dataclass(frozen=True)
 class Export:
-    """A `checkpoint`, the folder it is written `to`, and the `format` (vpt, upstream, qwen)."""
+    """A `checkpoint`, the folder it is written `to`, and the `format` (vpt, upstream, qwen, hub).
+
+    Of `hub`: the `license` on its card, and the OWNER/NAME that it is uploaded as with `push`.
+    """
 
     checkpoint: str
     to: str
     format: str = "vpt"
+    license: str = "apache-2.0"
+    push: str | None = None
 
 
-def export(wanted: Export) -> Path:
+def export(wanted: Export, *, card: Callable[[Path, TrainConfig], None] | None = None) -> Path:
     """Load a checkpoint and write it. The folder is complete or absent.
+
+    Args:
+        wanted: what is written.
+        card: writes the model card into a folder of the `hub` format.
 
     Raises ConfigError for an unknown format, a folder that exists, or a model that the format has no place for.
     """
@@ -41,12 +52,18 @@ def export(wanted: Export) -> Path:
         raise ConfigError(
             f"format={wanted.format} is not one of {', '.join(WRITERS)}{did_you_mean(wanted.format, [*WRITERS])}"
         )
+    if wanted.push is not None:
+        if wanted.format != "hub":
+            raise ConfigError(f"push={wanted.push} uploads format=hub, not format={wanted.format}; type format=hub")
+        check_name(wanted.push)
     target = Path(wanted.to)
     if target.exists():
         raise ConfigError(f"{target} exists already; give another folder in to=FOLDER, or remove it")
     bundle = load_pretrained(wanted.checkpoint, device="cpu")
     with atomic_folder(target) as draft:
         WRITERS[wanted.format](draft, bundle)
+        if wanted.format == "hub" and card is not None:
+            card(draft, bundle.config)
     return target
 
 
@@ -89,5 +106,5 @@ def _write_base_files(folder: Path, bundle: ModelBundle) -> None:
 
 
 WRITERS: dict[str, Callable[[Path, ModelBundle], None]] = {
-    "vpt": save_weights, "upstream": _write_upstream, "qwen": _write_qwen,
+    "vpt": save_weights, "upstream": _write_upstream, "qwen": _write_qwen, "hub": save_weights,
 }  # fmt: skip

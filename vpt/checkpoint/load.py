@@ -7,6 +7,7 @@ from transformers import Qwen2Tokenizer
 from vpt.checkpoint.architecture_files import MOST, check_architecture, load_architecture
 from vpt.checkpoint.checksums import sha256, verify
 from vpt.checkpoint.format import find_checkpoint, load_config, load_tokenizer, load_weights
+from vpt.checkpoint.hub import fetched
 from vpt.checkpoint.initialize import initialize, materialize
 from vpt.checkpoint.pretrained import StoredWeights, is_tied
 from vpt.checkpoint.tensors import LazyStateDict, check_state_dict, unique_state_dict
@@ -23,14 +24,15 @@ def load_pretrained(path: str | Path, *, device: str = "auto") -> ModelBundle:
     """A trained model with its tokenizer and processor, ready to answer. Needs no folder but its own.
 
     Args:
-        path: `outputs/RUN_NAME`, one of its `checkpoints`, a folder of `vpt export`, or an upstream checkpoint.
+        path: `outputs/RUN_NAME`, one of its `checkpoints`, a folder of `vpt export`, an upstream checkpoint, or the
+            name OWNER/NAME of such a folder on a hub.
         device: `auto`, `cpu` or `cuda`.
 
     Raises:
         CheckpointError: where the folder holds no such thing, or is damaged.
         ConfigError: for `cuda` where there is no GPU.
     """
-    target = choose_device(device)
+    target, path = choose_device(device), fetched(path)
     upstream = UpstreamCheckpoint.at(path)
     if upstream:
         fix = "it is no upstream checkpoint, or a damaged one: copy or download it again"
@@ -48,12 +50,14 @@ def load_pretrained(path: str | Path, *, device: str = "auto") -> ModelBundle:
 
 def load_any_config(path: str | Path) -> TrainConfig:
     """The configuration of the model that `load_pretrained` would read, without reading its weights."""
+    path = fetched(path)
     upstream = UpstreamCheckpoint.at(path)
     return from_upstream_config(upstream) if upstream else load_config(find_checkpoint(path))
 
 
 def weights_digest(path: str | Path) -> str:
     """SHA-256 of each file of weights that `load_pretrained` would read."""
+    path = fetched(path)
     upstream = UpstreamCheckpoint.at(path)
     folder = upstream.folder if upstream else find_checkpoint(path)
     return " ".join(map(sha256, sorted(folder.glob("*.safetensors" if upstream else "model*.safetensors"))))

@@ -3,15 +3,22 @@
     vpt export checkpoint=outputs/dino to=FOLDER                    for vpt.load
     vpt export checkpoint=outputs/dino to=FOLDER format=upstream    as the authors published theirs
     vpt export checkpoint=outputs/region to=FOLDER format=qwen      for transformers' own class
+    vpt export checkpoint=outputs/dino to=FOLDER format=hub         with a model card made from the run
+    vpt export checkpoint=outputs/dino to=FOLDER format=hub push=OWNER/NAME license=apache-2.0
 
+`push` uploads the folder to a hub as a private model; `vpt.load("OWNER/NAME")` reads it back.
 `checkpoint` may be a run, one of its checkpoints, an exported folder, or a checkpoint that the authors published.
 """
 
 from collections.abc import Sequence
 from dataclasses import fields
+from pathlib import Path
 
 from vpt.checkpoint.export import Export, export
+from vpt.checkpoint.hub import push
+from vpt.config.schema import TrainConfig
 from vpt.errors import ConfigError, did_you_mean
+from vpt.reporting.model_card import write_card
 
 
 def parse(arguments: Sequence[str]) -> Export:
@@ -32,4 +39,12 @@ def main(arguments: Sequence[str]) -> None:
     if {"-h", "--help"} & {*arguments}:
         print(__doc__)
         return
-    print(f"wrote {export(parse(arguments))}")
+    wanted = parse(arguments)
+
+    def card(folder: Path, config: TrainConfig) -> None:
+        write_card(folder, config, checkpoint=wanted.checkpoint, license=wanted.license)
+
+    folder = export(wanted, card=card)
+    print(f"wrote {folder}")
+    if wanted.push is not None:
+        print(f"uploaded to {push(folder, wanted.push)}")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vpt.config.validate import generation_settings, kinds_of
+from vpt.data.image_cache import ImageCache
 from vpt.data.processor import Processor
 from vpt.errors import ConfigError, DataError
 from vpt.evaluation.ablations.base import AblationContext
@@ -30,7 +31,7 @@ from vpt.serving.rows import Prompt, ServedRow
 from vpt.serving.settings import ServeConfig
 
 ABLATIONS = {"features_zeroed": FeaturesZeroed, "region_random": RegionRandom}
-IMAGE_CACHE_MB = 64
+IMAGE_CACHE_MB = 8  # an image is looked at again within its request, hardly ever beyond
 
 
 @dataclass
@@ -58,6 +59,7 @@ class Service:
         self.created = int(time.time())
         self.trained = replace(bundle.config, generation=generation_settings(bundle.config, config.generation))
         bundle.processor.max_length = config.max_prompt_tokens or bundle.processor.max_length
+        bundle.processor.image_cache = ImageCache(IMAGE_CACHE_MB)
         self.processor: Processor = bundle.processor.with_feature_cache(None)  # of the threads that read prompts
         self.reader = PromptReader(
             bundle.config, PromptReader.special_tokens(bundle.tokenizer), config.max_images, config.max_pixels,

@@ -1,0 +1,158 @@
+"""Benchmarks of the field through lmms-eval, and one table of them.
+
+    python -m vpt.integrations.benchmarks checkpoint=outputs/dino
+    python -m vpt.integrations.benchmarks checkpoint=outputs/dino benchmarks=[vstar,pope] action=region limit=100
+    python -m vpt.integrations.benchmarks url=http://127.0.0.1:8000/v1 model=dino
+
+`benchmarks.yaml` beside this file has them, with what each needs. The table has each score with its interval, and the
+smallest difference between two models that its number of questions can show: found in 80 of 100 comparisons, at a level
+of 5 %, were the two models' answers independent. Further keys: batch_size, tasks (a folder of task files in place of
+lmms-eval's own), out (a JSON file).
+"""
+
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from vpt.config.overrides import check_overrides
+from vpt.config.resolve import resolve_config
+from vpt.errors import ConfigError, UserError, exit_with, require
+from vpt.evaluation.statistics import Ratio, estimates
+from vpt.utils.table import Range, Table
+
+PRESET = Path(__file__).with_suffix(".yaml")
+SCORES = ("score", "is_correct", "gpt_score")  # what lmms-eval's tasks call the score of one question
+POWER = 1.96 + 0.84  # standard errors: two-sided, at 5 %, found in 80 of 100
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One entry of the preset."""
+
+    tasks: list[str]
+    metric: str
+    questions: int
+    max_side: int
+    max_length: int
+    max_new_tokens: int
+    answer: str
+    note: str
+
+
+@dataclass
+class BenchmarksConfig:
+    """What is asked, and how."""
+
+    checkpoint: str | None = None
+    url: str | None = None  # of a server of the OpenAI format, in place of a checkpoint
+    model: str = "vpt"  # as that server calls it
+    benchmarks: list[str] = field(default_factory=list)  # all where none is named
+    action: str | None = None
+    device: str = "auto"
+    batch_size: int = 16
+    limit: int | None = None  # questions of each task
+    tasks: str | None = None
+    out: str = "outputs/benchmarks.json"
+
+
+def preset(path: Path = PRESET) -> dict[str, Benchmark]:
+    """The benchmarks, by name."""
+    read: Any = OmegaConf.to_container(OmegaConf.load(path))
+    return {name: Benchmark(**values) for name, values in read.items()}
+
+
+def read_arguments(arguments: Sequence[str]) -> BenchmarksConfig:
+    """Raises ConfigError for unknown keys and benchmarks, and where it is not said who answers."""
+    check_overrides([*arguments], BenchmarksConfig)
+    composed: Any = OmegaConf.merge(OmegaConf.structured(BenchmarksConfig), OmegaConf.from_dotlist([*arguments]))
+    config = resolve_config(composed, BenchmarksConfig)
+    known = [*preset()]
+    for name in config.benchmarks:
+        if name not in known:
+            raise ConfigError(f"benchmarks={name} is not one of {', '.join(known)}")
+    if (config.checkpoint is None) == (config.url is None):
+        raise ConfigError("give one of checkpoint=RUN and url=http://HOST:PORT/v1")
+    return config
+
+
+def run(config: BenchmarksConfig) -> dict[str, list[float]]:
+    """The score of every question of each benchmark, answered through lmms-eval's own runner."""
+    evaluator = require("lmms_eval.evaluator", "lmms", "running benchmarks")
+    tasks = require("lmms_eval.tasks", "lmms", "running benchmarks")
+    scores = {}
+    for name in config.benchmarks or [*preset()]:
+        chosen = preset()[name]
+        manager = tasks.TaskManager(
+            include_path=config.tasks, include_defaults=config.tasks is None, model_name="vpt"
+        )  # fmt: skip
+        results = evaluator.simple_evaluate(
+            **_answerer(config, chosen), tasks=chosen.tasks, batch_size=config.batch_size, limit=config.limit,
+            task_manager=manager, log_samples=True, bootstrap_iters=0,
+            gen_kwargs=f"max_new_tokens={chosen.max_new_tokens}",
+        )  # fmt: skip
+        samples = [sample for found in results["samples"].values() for sample in found]
+        scores[name] = [score_of(sample, chosen.metric) for sample in samples]
+    return scores
+
+
+def _answerer(config: BenchmarksConfig, chosen: Benchmark) -> dict[str, str]:
+    """lmms-eval's arguments for who answers."""
+    if config.url is not None:
+        return {"model": "openai", "model_args": f"model={config.model},base_url={config.url},api_key=none"}
+    arguments = {"checkpoint": config.checkpoint, "device": config.device, "action": config.action,
+                 "max_side": chosen.max_side, "max_length": chosen.max_length}  # fmt: skip
+    return {"model": "vpt", "model_args": ",".join(f"{k}={v}" for k, v in arguments.items() if v is not None)}
+
+
+def score_of(sample: Mapping[str, Any], metric: str) -> float:
+    """The score that a task gave one question, plain or among what else it noted. Raises ConfigError for none."""
+    found = sample.get(metric)
+    if isinstance(found, Mapping):
+        found = next((found[key] for key in SCORES if key in found), None)
+    if not isinstance(found, bool | int | float):
+        raise ConfigError(f"lmms-eval's task gives no score called {metric}; mend {PRESET}")
+    return float(found)
+
+
+def smallest_difference(scores: Sequence[float]) -> float:
+    """Between two models of about this accuracy, each asked so many questions (see above)."""
+    share = sum(scores) / len(scores)
+    return POWER * math.sqrt(2 * max(share * (1 - share), 1e-12) / len(scores))
+
+
+def table(scores: Mapping[str, Sequence[float]]) -> Table:
+    """A row for each benchmark."""
+    known, rows = preset(), []
+    for name, found in scores.items():
+        (estimate,) = estimates({name: Ratio.mean(found)}).values()
+        rows.append((name, known[name].metric, estimate.value, Range(estimate.low, estimate.high), len(found),
+                     known[name].questions, smallest_difference(found)))  # fmt: skip
+    columns = ["benchmark", "metric", "score", "95% interval", "asked", "of", "smallest difference"]
+    return Table(columns, rows, {"score": ".4f", "95% interval": ".4f", "smallest difference": ".4f"})
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Ask, print the table, write the scores."""
+    if {"-h", "--help"} & {*arguments} or not arguments:
+        print(__doc__)
+        return
+    config = read_arguments(arguments)
+    scores = run(config)
+    out = Path(config.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(scores))
+    print(table(scores).as_text())
+    print(f"wrote {out}")
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        exit_with(error)
