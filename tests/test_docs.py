@@ -20,6 +20,7 @@ from vpt.__main__ import COMMANDS
 from vpt.__main__ import main as vpt_main
 from vpt.bench.__main__ import GROUPS
 from vpt.cli.ask import read_arguments
+from vpt.cli.benchmarks import read_arguments as read_benchmarks_arguments
 from vpt.cli.estimate import compose_description
 from vpt.cli.export import parse as parse_export
 from vpt.cli.serve import read_arguments as read_serve_arguments
@@ -160,6 +161,8 @@ def test_vpt(words, in_folder, help_of, capsys):
         parse_export(arguments)
     elif command == "estimate":
         compose_description(arguments)
+    elif command == "benchmarks":
+        read_benchmarks_arguments(arguments)
     elif command == "serve":
         read_serve_arguments(arguments)
     elif command == "launch":

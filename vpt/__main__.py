@@ -10,6 +10,7 @@ from vpt.utils.streams import tolerate_closed_pipes
 # command -> what it does; `vpt.cli.COMMAND` has `main(arguments)`
 COMMANDS = {
     "ask": "one question about one image, and a picture of how the model perceived it",
+    "benchmarks": "benchmarks of the field through lmms-eval, in one table",
     "compare": "runs side by side: what differs, and what each reached; --paired: two runs question by question",
     "convert": "Visual-CoT files to records",
     "dashboard": "the curves of runs as one page, or as a W&B workspace",

@@ -23,6 +23,11 @@ from vpt.errors import CheckpointError, ConfigError
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
     server = HubServer()
+    template = huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE  # HF_ENDPOINT would set both
+    monkeypatch.setattr(
+        huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE",
+        template.replace(huggingface_hub.constants.ENDPOINT, server.url),
+    )  # fmt: skip
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", server.url)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)  # the protocol besides has LFS
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
@@ -53,6 +58,7 @@ def test_published_and_read_back(hub, run, tmp_path, capsys):
     to = tmp_path / "card"
     main([f"checkpoint={run}", f"to={to}", "format=hub", "push=me/tiny", "license=mit"])
     assert f"{hub.url}/me/tiny" in capsys.readouterr().out and hub.private == {"me/tiny": True}
+    assert b'load("me/tiny")' in hub.files["me/tiny"]["README.md"]
     assert hub.files["me/tiny"].keys() == {str(path.relative_to(to)) for path in to.rglob("*") if path.is_file()}
     read = vpt.load("me/tiny", device="cpu")
     want, got = load_pretrained(run, device="cpu").model.state_dict(), read.model.state_dict()

@@ -115,7 +115,7 @@ WRONG = {
     "a number for a flag": (body(stream=1), "stream"),
     "too hot": (body(temperature=2.5), "temperature"),
     "not a number": (b'{"messages": [{"role": "user", "content": "a"}], "temperature": NaN}', "temperature"),
-    "top_p": (body(top_p=0), "top_p"),
+    "top_p": (body(top_p=-0.1), "top_p"),
     "a gigantic number": (b'{"messages": [{"role": "user", "content": "a"}], "seed": ' + b"9" * 3000 + b"}", ""),
     "max_tokens": (body(max_tokens=65), "at most 64"),
     "n": (body(n=100), "at most 8"),

@@ -42,7 +42,9 @@ def main(arguments: Sequence[str]) -> None:
     wanted = parse(arguments)
 
     def card(folder: Path, config: TrainConfig) -> None:
-        write_card(folder, config, checkpoint=wanted.checkpoint, license=wanted.license)
+        write_card(
+            folder, config, checkpoint=wanted.checkpoint, license=wanted.license, repository=wanted.push or "OWNER/NAME"
+        )
 
     folder = export(wanted, card=card)
     print(f"wrote {folder}")

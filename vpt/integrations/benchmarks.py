@@ -1,18 +1,10 @@
-"""Benchmarks of the field through lmms-eval, and one table of them.
+"""Benchmarks of the field through lmms-eval, and one table of them: `benchmarks.yaml` beside this file has them.
 
-    python -m vpt.integrations.benchmarks checkpoint=outputs/dino
-    python -m vpt.integrations.benchmarks checkpoint=outputs/dino benchmarks=[vstar,pope] action=region limit=100
-    python -m vpt.integrations.benchmarks url=http://127.0.0.1:8000/v1 model=dino
-
-`benchmarks.yaml` beside this file has them, with what each needs. The table has each score with its interval, and the
-smallest difference between two models that its number of questions can show: found in 80 of 100 comparisons, at a level
-of 5 %, were the two models' answers independent. Further keys: batch_size, tasks (a folder of task files in place of
-lmms-eval's own), out (a JSON file).
+The table has each score with its interval, and the smallest difference between two models that its number of questions
+can show: found in 80 of 100 comparisons, at a level of 5 %, were the two models' answers independent.
 """
 
-import json
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,9 +12,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from vpt.config.overrides import check_overrides
-from vpt.config.resolve import resolve_config
-from vpt.errors import ConfigError, UserError, exit_with, require
+from vpt.errors import ConfigError, require
 from vpt.evaluation.statistics import Ratio, estimates
 from vpt.utils.table import Range, Table
 
@@ -51,7 +41,7 @@ class BenchmarksConfig:
 
     checkpoint: str | None = None
     url: str | None = None  # of a server of the OpenAI format, in place of a checkpoint
-    model: str = "vpt"  # as that server calls it
+    name: str = "vpt"  # of the model, as that server calls it
     benchmarks: list[str] = field(default_factory=list)  # all where none is named
     action: str | None = None
     device: str = "auto"
@@ -65,20 +55,6 @@ def preset(path: Path = PRESET) -> dict[str, Benchmark]:
     """The benchmarks, by name."""
     read: Any = OmegaConf.to_container(OmegaConf.load(path))
     return {name: Benchmark(**values) for name, values in read.items()}
-
-
-def read_arguments(arguments: Sequence[str]) -> BenchmarksConfig:
-    """Raises ConfigError for unknown keys and benchmarks, and where it is not said who answers."""
-    check_overrides([*arguments], BenchmarksConfig)
-    composed: Any = OmegaConf.merge(OmegaConf.structured(BenchmarksConfig), OmegaConf.from_dotlist([*arguments]))
-    config = resolve_config(composed, BenchmarksConfig)
-    known = [*preset()]
-    for name in config.benchmarks:
-        if name not in known:
-            raise ConfigError(f"benchmarks={name} is not one of {', '.join(known)}")
-    if (config.checkpoint is None) == (config.url is None):
-        raise ConfigError("give one of checkpoint=RUN and url=http://HOST:PORT/v1")
-    return config
 
 
 def run(config: BenchmarksConfig) -> dict[str, list[float]]:
@@ -104,7 +80,7 @@ def run(config: BenchmarksConfig) -> dict[str, list[float]]:
 def _answerer(config: BenchmarksConfig, chosen: Benchmark) -> dict[str, str]:
     """lmms-eval's arguments for who answers."""
     if config.url is not None:
-        return {"model": "openai", "model_args": f"model={config.model},base_url={config.url},api_key=none"}
+        return {"model": "openai", "model_args": f"model={config.name},base_url={config.url},api_key=none"}
     arguments = {"checkpoint": config.checkpoint, "device": config.device, "action": config.action,
                  "max_side": chosen.max_side, "max_length": chosen.max_length}  # fmt: skip
     return {"model": "vpt", "model_args": ",".join(f"{k}={v}" for k, v in arguments.items() if v is not None)}
@@ -135,24 +111,3 @@ def table(scores: Mapping[str, Sequence[float]]) -> Table:
                      known[name].questions, smallest_difference(found)))  # fmt: skip
     columns = ["benchmark", "metric", "score", "95% interval", "asked", "of", "smallest difference"]
     return Table(columns, rows, {"score": ".4f", "95% interval": ".4f", "smallest difference": ".4f"})
-
-
-def main(arguments: Sequence[str]) -> None:
-    """Ask, print the table, write the scores."""
-    if {"-h", "--help"} & {*arguments} or not arguments:
-        print(__doc__)
-        return
-    config = read_arguments(arguments)
-    scores = run(config)
-    out = Path(config.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(scores))
-    print(table(scores).as_text())
-    print(f"wrote {out}")
-
-
-if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except UserError as error:
-        exit_with(error)

@@ -50,11 +50,18 @@ class Responder:
         device: `auto`, `cpu` or `cuda`.
         action_prompt: whether the sentence that asked for perception in training follows each question; by default as
             the model was trained.
+        max_side: longer side of the first look at an image, in pixels; by default as trained, as is `max_length`.
+        max_length: tokens that a prompt may have.
     """
 
-    def __init__(self, checkpoint: str | Path, *, device: str = "auto", action_prompt: bool | None = None) -> None:
+    def __init__(
+        self, checkpoint: str | Path, *, device: str = "auto", action_prompt: bool | None = None,
+        max_side: int | None = None, max_length: int | None = None,
+    ) -> None:  # fmt: skip
         self.bundle: ModelBundle = load_pretrained(checkpoint, device=device)
         self.action_prompt = action_prompt
+        limits, processor = self.bundle.config.data.image, self.bundle.processor
+        limits.max_side, processor.max_length = max_side or limits.max_side, max_length or processor.max_length
 
     def respond(self, questions: Sequence[tuple[Sequence[Picture], str]], **settings: Any) -> list[str]:
         """Answer questions together, each (images, text); `<image>` in a text says where its images stand.

@@ -2,7 +2,8 @@
 
     lmms-eval --model vpt --model_args checkpoint=outputs/dino --tasks pope --batch_size 32
 
-Further model_args: device, action_prompt, action (`free`, `none`, `region`, a re-encoder's name) and max_actions.
+Further model_args: device, action_prompt, action (`free`, `none`, `region`, a re-encoder's name),
+max_actions, max_side and max_length.
 """
 
 from itertools import islice
@@ -32,9 +33,11 @@ class VPTForLmmsEval(lmms):
     def __init__(
         self, checkpoint: str, batch_size: int | str = 1, device: str | None = None, action_prompt: bool | None = None,
         action: str | None = None, max_actions: int | None = None, max_batch_size: int | None = None,
+        max_side: int | None = None, max_length: int | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.responder = Responder(checkpoint, device=device or "auto", action_prompt=action_prompt)
+        self.responder = Responder(checkpoint, device=device or "auto", action_prompt=action_prompt, max_side=max_side,
+                                   max_length=max_length)  # fmt: skip
         self.batch = int(batch_size)
         chosen = {"action": action, "max_actions": max_actions}
         self.settings = {key: value for key, value in chosen.items() if value is not None}
@@ -63,7 +66,7 @@ class VPTForLmmsEval(lmms):
         images = doc_to_visual(self.task_dict[task][split][number]) or []
         settings = {_SETTINGS[key]: value for key, value in wanted.items() if key in _SETTINGS and value is not None}
         if not wanted.get("do_sample", settings.get("temperature", 0) > 0):
-            settings["temperature"] = 0.0
+            settings = {"temperature": 0.0, **{k: v for k, v in settings.items() if k == "max_new_tokens"}}
         until = wanted.get("until") or []
         return (images, text), self.settings | settings, [until] if isinstance(until, str) else list(until)
 

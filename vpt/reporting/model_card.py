@@ -25,13 +25,16 @@ _TEMPLATES = Environment(
 )
 
 
-def write_card(folder: Path, config: TrainConfig, *, checkpoint: str | Path, license: str) -> None:
+def write_card(
+    folder: Path, config: TrainConfig, *, checkpoint: str | Path, license: str, repository: str = "OWNER/NAME"
+) -> None:
     """Write the card of a model, and the pictures in it, into its exported `folder`.
 
     Args:
         config: of the model.
         checkpoint: what was exported; results are those of the run that it belongs to, if any.
         license: as the hub spells it.
+        repository: where it is to be read from.
     """
     run = run_folder(checkpoint)
     summaries = dict(_summaries(run))
@@ -42,7 +45,8 @@ def write_card(folder: Path, config: TrainConfig, *, checkpoint: str | Path, lic
         shutil.copyfile(run / name, folder / "pictures" / name)
     shapes = LazyStateDict(folder).shapes
     text = _TEMPLATES.get_template("model_card.md").render(
-        name=config.run_name, run=config.run_name, license=license, version=__version__, family=config.model.family,
+        repository=repository, name=config.run_name, run=config.run_name, license=license, version=__version__,
+        family=config.model.family,
         base=config.model.path, kinds=", ".join(kinds_of(config)[1:]) or "it has no perception tokens",
         parameters=f"{sum(map(math.prod, shapes.values())):,}", sources=list(_sources(config)),
         actions=", ".join(f"{kind} {share:g}" for kind, share in config.data.actions.items()), recipe=_recipe(config),

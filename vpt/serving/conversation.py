@@ -23,7 +23,7 @@ from vpt.perception.batch import VISION_TOWER
 from vpt.serving.protocol import ApiError, ChatMessage, ImagePart, TextPart
 
 DATA_URL = re.compile(r"data:image/[\w.+-]{1,40};base64,", re.ASCII | re.IGNORECASE)
-WHERE = "the question"
+WHERE, IMAGE = "the question", "<image>"
 
 
 @dataclass(frozen=True)
@@ -91,12 +91,18 @@ class PromptReader:
         kinds = [isinstance(part, ImagePart) for part in parts]
         if any(kinds) and message.role != "user":
             raise ApiError(400, f"{param}: images belong into a user's message", param=param)
+        if any(kinds):  # their places may be marked in the text, as other evaluation programs do
+            text = "\n".join(part.text for part in parts if isinstance(part, TextPart))
+            if text.count(IMAGE) == sum(kinds):
+                self._checked(text.replace(IMAGE, ""), param)
+                return text.strip()
+            parts = [_unmarked(part) for part in parts]
         if sum(a != b for a, b in pairwise(kinds)) <= 1:
             parts = [part for _, part in sorted(zip(kinds, parts), key=lambda pair: not pair[0])]
         texts = ["" if isinstance(part, ImagePart) else self._checked(part.text, param).strip() for part in parts]
         pieces = []
         for (part, text), following in zip(zip(parts, texts), [*texts[1:], ""]):
-            pieces.append(("<image>" if isinstance(part, ImagePart) else text) + "\n" * bool(text or following))
+            pieces.append((IMAGE if isinstance(part, ImagePart) else text) + "\n" * bool(text or following))
         return "".join(pieces).strip()
 
     def _checked(self, text: str, param: str) -> str:
@@ -127,6 +133,10 @@ class PromptReader:
             return base64.b64decode(url[match.end() :], validate=True)
         except (binascii.Error, ValueError):
             raise ApiError(400, f"{param}: the image is no valid base64", param=param) from None
+
+
+def _unmarked(part: TextPart | ImagePart) -> TextPart | ImagePart:
+    return part if isinstance(part, ImagePart) else TextPart(type="text", text=part.text.replace(IMAGE, ""))
 
 
 def decode_image(data: bytes, media: MediaStore, max_pixels: int, *, where: str) -> Image.Image:

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from vpt.errors import UserError, did_you_mean
 
+SMALLEST_TOP_P = 0.001  # of GenerationConfig; 0 means the likeliest token alone, and so does this
 INVALID = "invalid_request_error"
 Stop = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 
@@ -82,7 +83,7 @@ class ChatRequest(_Model):
     stream_options: StreamOptions | None = None
     stop: Stop | Annotated[list[Stop], Field(max_length=4)] | None = None
     temperature: float | None = Field(None, ge=0, le=2)
-    top_p: float | None = Field(None, gt=0, le=1)
+    top_p: float | None = Field(None, ge=0, le=1)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
@@ -113,10 +114,14 @@ class ChatRequest(_Model):
     def settings(self) -> dict[str, Any]:
         """What it asks of `generation`; None where it leaves things as trained."""
         return {
-            "max_new_tokens": self.max_completion_tokens or self.max_tokens, "temperature": _number(self.temperature),
-            "top_p": _number(self.top_p), "top_k": self.top_k, "action": self.action, "max_actions": self.max_actions,
+            "max_new_tokens": self.max_completion_tokens or self.max_tokens,
+            "temperature": _number(self.temperature),
+            "top_p": None if self.top_p is None else max(float(self.top_p), SMALLEST_TOP_P),
+            "top_k": self.top_k,
+            "action": self.action,
+            "max_actions": self.max_actions,
             "crop_margin": self.crop_margin,
-        }  # fmt: skip
+        }
 
 
 def _number(value: float | None) -> float | None:

@@ -5,10 +5,11 @@ import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
+from vpt.config.schema import GenerationConfig
 from vpt.config.validate import generation_settings, kinds_of
 from vpt.data.image_cache import ImageCache
 from vpt.data.processor import Processor
@@ -65,6 +66,7 @@ class Service:
             bundle.config, PromptReader.special_tokens(bundle.tokenizer), config.max_images, config.max_pixels,
             fetcher(config),
         )  # fmt: skip
+        self._settings = lru_cache(256)(self._checked_settings)  # checking takes milliseconds
         self.engine = Engine(
             bundle, max_rows=config.max_rows, max_queue=config.max_queue, prefill_tokens=config.prefill_tokens
         )
@@ -88,11 +90,15 @@ class Service:
         if name != self.name:
             raise ApiError(404, f"model {name[:80]!r} is not here; {self.name} is", code="model_not_found")
 
+    def _checked_settings(self, chosen: tuple[tuple[str, Any], ...]) -> GenerationConfig:
+        """Those of a request; raises ConfigError."""
+        settings = generation_settings(self.trained, dict(chosen))
+        return replace(settings, max_new_tokens=min(settings.max_new_tokens, self.config.max_tokens))
+
     def read(self, wanted: ChatRequest, loop: asyncio.AbstractEventLoop) -> Asked:
         """The rows of a request; they tell what they have to tell in `loop`. Raises ApiError."""
         try:
-            settings = generation_settings(self.trained, wanted.settings())
-            settings = replace(settings, max_new_tokens=min(settings.max_new_tokens, self.config.max_tokens))
+            settings = self._settings(tuple(wanted.settings().items()))
             sentence = action_prompt_text(self.trained, settings, action_prompt=wanted.action_prompt)
             record, media = self.reader.read(wanted.messages, sentence)
             turns = sum(message.role == "user" for message in record.messages)

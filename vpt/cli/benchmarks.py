@@ -1,0 +1,54 @@
+"""Benchmarks of the field through lmms-eval, and one table of them.
+
+    vpt benchmarks checkpoint=outputs/dino
+    vpt benchmarks checkpoint=outputs/dino benchmarks=[vstar,pope] action=region limit=100
+    vpt benchmarks url=http://127.0.0.1:8000/v1 name=dino
+
+The table has each score with its interval, and the smallest difference between two models that the number of questions
+can show. vpt/integrations/benchmarks.yaml says what each benchmark needs; lmms-eval fetches its data.
+
+    checkpoint               as of eval.py
+    url, name                a server of the OpenAI chat format in place of a checkpoint, and what it calls the model
+    benchmarks               some of them; all by default
+    action                   free; none; region or a re-encoder's name: what answers begin with
+    limit                    the first questions of each task only
+    batch_size, device       of a checkpoint
+    tasks                    a folder of task files in place of lmms-eval's own
+    out                      the scores of all questions; outputs/benchmarks.json by default
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from vpt.cli.ask import compose_settings
+from vpt.errors import ConfigError, did_you_mean
+from vpt.integrations.benchmarks import BenchmarksConfig, preset, run, table
+
+
+def read_arguments(arguments: Sequence[str]) -> BenchmarksConfig:
+    """Raises ConfigError for unknown keys and benchmarks, and where it is not said who answers."""
+    config, texts = compose_settings(arguments, BenchmarksConfig)
+    if texts:
+        raise ConfigError(f"{texts[0]!r} is no KEY=VALUE; type vpt benchmarks checkpoint=RUN")
+    known = [*preset()]
+    for name in config.benchmarks:
+        if name not in known:
+            raise ConfigError(f"benchmarks={name} is not one of {', '.join(known)}{did_you_mean(name, known)}")
+    if (config.checkpoint is None) == (config.url is None):
+        raise ConfigError("give one of checkpoint=RUN and url=http://HOST:PORT/v1")
+    return config
+
+
+def main(arguments: Sequence[str]) -> None:
+    """`vpt benchmarks`."""
+    if {"-h", "--help"} & {*arguments} or not arguments:
+        print(__doc__)
+        return
+    config = read_arguments(arguments)
+    scores = run(config)
+    out = Path(config.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(scores))
+    print(table(scores).as_text())
+    print(f"wrote {out}")
