@@ -157,7 +157,9 @@ class Generator:
         tokens = self._sample(rows, logits)
         chosen = torch.tensor(tokens, device=logits.device)[:, None]
         log_probabilities = logits.float().log_softmax(dim=-1).gather(1, chosen)[:, 0].tolist()
-        scaled = (logits / (self.sampling.temperature or 1.0)).log_softmax(dim=-1).gather(1, chosen)[:, 0].tolist()
+        scaled, temperature = log_probabilities, self.sampling.temperature or 1.0
+        if temperature != 1:
+            scaled = (logits / temperature).log_softmax(dim=-1).gather(1, chosen)[:, 0].tolist()
         for row, token, log_prob in zip(rows, tokens, scaled, strict=True):
             row.draws.append(Draw(row.length, token, row.constraint, log_prob))
         for row, token, log_probability in zip(rows, tokens, log_probabilities, strict=True):

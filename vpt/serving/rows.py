@@ -3,7 +3,7 @@
 import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -91,6 +91,11 @@ class ServedRow(RowState):
     _sent: str = ""  # this turn's text as far as it has been told
     _shown: int = 0  # steps of the trace that have been told
     _told_logprobs: int = 0
+
+    @classmethod
+    def of(cls, state: RowState, **own: Any) -> "ServedRow":
+        """A row that `Generator.start` has made, with what is told of it."""
+        return cls(**{item.name: getattr(state, item.name) for item in fields(state) if item.init}, **own)
 
     def report(self) -> None:
         """Tell what the last step brought: a step of perception, a piece of text."""

@@ -116,8 +116,8 @@ class Service:
         started = generator.start([prompt.sample] * count, [media] * count)
         rows = []
         for number, state in enumerate(started):
-            row = ServedRow(
-                **vars(state), generator=generator, prompt=prompt, stops=wanted.stops, streams=bool(wanted.stream),
+            row = ServedRow.of(
+                state, generator=generator, prompt=prompt, stops=wanted.stops, streams=bool(wanted.stream),
                 top_logprobs=(wanted.top_logprobs or 0) if wanted.logprobs else None, deadline=deadline,
             )  # fmt: skip
             row.rng = Sampling(seed=seed).rng_for(number)
