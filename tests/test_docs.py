@@ -83,8 +83,9 @@ def members(overrides: list[str]) -> list[list[str]]:
 
 @pytest.fixture
 def in_folder(tmp_path, monkeypatch):
-    """Fill placeholders with a folder of an image, and stand in it."""
+    """Fill placeholders with a folder that says it holds a Qwen2-VL, and stand in it."""
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "qwen2_vl"}')
     return lambda words: [PLACEHOLDER.sub(str(tmp_path), word) for word in words]
 
 

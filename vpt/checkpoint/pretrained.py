@@ -62,7 +62,7 @@ class StoredWeights:
         Raises CheckpointError that lists tensors that are missing, left over, or of another shape or kind.
         """
         found = cls(tensors, places, prefix)
-        own = dict(found._targets(model))
+        own = dict(found.targets(model))
         shapes: dict[str, list[int]] = {name: list(own[name].shape) for name in own if name.endswith(_MASK_TOKEN)}
         for name, place in places.items():
             shape = shapes[name] = list(tensors.shapes[place.name])
@@ -85,7 +85,7 @@ class StoredWeights:
         """The tensors that transformers would read into `part`, which our names call `prefix`."""
         return cls.match(model, tensors, _places(part, prefix, tensors), prefix, rows=rows)
 
-    def _targets(self, model: VPTModel) -> Iterator[tuple[str, Tensor]]:
+    def targets(self, model: VPTModel) -> Iterator[tuple[str, Tensor]]:
         """The tensors that are filled, adapters apart, each by its name in a model without adapters."""
         for name, tensor in unique_state_dict(model).items():
             if name.startswith(self.prefix) and not is_adapter(name):
@@ -94,7 +94,7 @@ class StoredWeights:
     @torch.no_grad()
     def load(self, model: VPTModel) -> None:
         """Fill the model, which may be sharded. Rows by which the vocabulary has grown get the mean of the others."""
-        for name, target in self._targets(model):
+        for name, target in self.targets(model):
             if name not in self.places:  # the mask token
                 target.zero_()
                 continue
