@@ -114,11 +114,11 @@ def _outcome(take, found: Path, outside: Path) -> torch.nn.Module | str:
 
 
 UPSTREAM = {
-    "other JSON": ("[]", "holds no checkpoint"), "no JSON": ("{", "config.json cannot be read"),
+    "other JSON": ("[]", "config.json cannot be read: it is not an object"), "no JSON": ("{", "config.json cannot be read"),
     "nesting": ("[" * 100_000, "config.json cannot be read"), "bytes": ("\x00", "config.json cannot be read"),
     "a word for a list": ('{"model_type": "qwen2_vl_vpt", "vision_encoder_ls": "dino"}', "cannot be read"),
     "an override": ('{"model_type": "qwen2_vl_vpt", "vision_encoder_ls": ["dino]", "hydra.run.dir=x"]}', "cannot be read"),
-    "no sizes": ('{"model_type": "qwen2_vl_vpt"}', "describes a model of"),
+    "no sizes": ('{"model_type": "qwen2_vl_vpt"}', "is not that of its config.json"),
     "layers": ('{"model_type": "qwen2_vl_vpt", "num_hidden_layers": 1e9}', "num_hidden_layers=1e.09 is beyond"),
 }  # fmt: skip
 
