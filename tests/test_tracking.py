@@ -120,7 +120,7 @@ def step(tmp_path_factory):
     config = compose_config(*SMALL, "masking.para_mask_id=1", "masking.para_mask_ratio=0.5", "tracking=none",
                             "data.actions={none:1,region:1,dino:2,sam:2,clip:2}", "optim.lr_scale={encoders.*: 0.5}")  # fmt: skip
     trainer = Trainer(config, tmp_path_factory.mktemp("runs") / "run")
-    batches, outputs, forward = trainer.dataset[0], [], trainer.strategy
+    batches, outputs, forward = trainer.objective.dataset[0], [], trainer.strategy
     norms = {}
 
     class Watching:

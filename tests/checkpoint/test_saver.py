@@ -92,12 +92,12 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path, monkeypatch):
 
     monkeypatch.setattr(HuggingFaceStorageWriter, "write_data", waiting)
     trainer = trainer_at(tmp_path / "run")
-    trainer.train_step(trainer.dataset[0], 0)
+    trainer.train_step(trainer.objective.dataset[0], 0)
     trainer.state.step = 1
     before = {name: tensor.clone() for name, tensor in unique_state_dict(trainer.model).items()}
     moments = {name: tensor.clone() for name, tensor in optimizer_tensors(trainer.optimizer).items()}
     trainer.save()
-    trainer.train_step(trainer.dataset[1], 1)
+    trainer.train_step(trainer.objective.dataset[1], 1)
     assert not list_checkpoints(tmp_path / "run" / "checkpoints")
     gate.set()
     trainer.saver.wait()

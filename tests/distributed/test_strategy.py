@@ -187,9 +187,11 @@ def test_ranks_share_a_step_and_masking_counts(tmp_path):
     overrides = ["+experiment=all", *QUIET, "training.batch_size=32", "training.micro_batch_size=4"]
     config = compose_config(*overrides, "masking.para_mask_ratio=1.0")
     alone = Trainer(config, tmp_path / "run")
-    cost = SampleCost.estimate(alone.bundle.processor, alone.dataset.mixture.sources, alone.dataset.media)
-    whole = [name for batch in alone.dataset[0] for name in batch.ids]
-    shares = [replace(alone.dataset, rank=rank, ranks=4, cost=cost)[0] for rank in range(4)]
+    cost = SampleCost.estimate(
+        alone.bundle.processor, alone.objective.dataset.mixture.sources, alone.objective.dataset.media
+    )
+    whole = [name for batch in alone.objective.dataset[0] for name in batch.ids]
+    shares = [replace(alone.objective.dataset, rank=rank, ranks=4, cost=cost)[0] for rank in range(4)]
     assert sorted(name for share in shares for batch in share for name in batch.ids) == sorted(whole)
     assert [len(share) for share in shares] == [2] * 4
     weights = [sum((1 + bool(r.masked)) * r.length for r in batch.rows) for share in shares for batch in share]
@@ -237,7 +239,9 @@ def kept_features(world: World, to: str) -> list[int]:
     for name, store in (("none", None), ("filling", "shared"), ("uneven", "shared" if world.is_main else "own")):
         kept = [f"data.feature_cache={to}/{store}"] if store else []
         trainer = Trainer(compose_config(*FROZEN_TOWERS, *STRATEGIES["fsdp"], *kept), Path(to) / name, world)
-        looked.append(sum(len(look.uncached) for batch in trainer.dataset[0] for look in batch.images.values()))
+        looked.append(
+            sum(len(look.uncached) for batch in trainer.objective.dataset[0] for look in batch.images.values())
+        )
         trainer.fit()
     return looked
 

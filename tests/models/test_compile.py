@@ -24,7 +24,8 @@ def test_compiled_layers_train_as_they_are(tmp_path, checkpointing):
         )  # fmt: skip
         trainer = Trainer(config, tmp_path / str(compiled))
         losses[compiled] = [
-            trainer.train_step([batch.to("cpu") for batch in trainer.dataset[step]], step).loss for step in range(3)
+            trainer.train_step([batch.to("cpu") for batch in trainer.objective.dataset[step]], step).loss
+            for step in range(3)
         ]
     assert losses[True] == pytest.approx(losses[False], rel=1e-4)
     stats = torch._dynamo.utils.counters["stats"]

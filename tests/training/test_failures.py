@@ -248,7 +248,9 @@ def test_all_ranks_skip_and_stop_together(tmp_path, data, strategy, spoil):
     lost = [line for line in written if "lost" in line]
     assert [line["step"] for line in lost] == [2, 8, 9]
     for line in lost:  # those of both ranks
-        assert sorted(line["records"]) == sorted(n for batch in alone.dataset[line["step"] - 1] for n in batch.ids)
+        assert sorted(line["records"]) == sorted(
+            n for batch in alone.objective.dataset[line["step"] - 1] for n in batch.ids
+        )
     assert alone.state.step == 7 and alone.state.nonfinite_steps == 1
     before, after = load_file(tmp_path / "before.safetensors"), whole(alone)
     assert before.keys() == after.keys() and same(before, after)

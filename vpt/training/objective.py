@@ -23,13 +23,12 @@ class Objective:
     """Supervised: the mean negative log-likelihood of labelled tokens over the global batch."""
 
     def __init__(self, config: TrainConfig, processor: Processor, world: World, device: torch.device) -> None:
-        self.config, self.processor, self.world, self.device = config, processor, world, device
+        self.config, self.pin = config, device.type == "cuda"
+        self.dataset = build_dataset(config, processor, rank=world.rank, world_size=world.size)
 
     def batches(self, start: int) -> Iterator[list[Batch]]:
         """This process's micro-batches of each step from `start` on."""
-        dataset = build_dataset(self.config, self.processor, rank=self.world.rank, world_size=self.world.size)
-        workers, pin = self.config.data.workers, self.device.type == "cuda"
-        return build_dataloader(dataset, start=start, workers=workers, pin=pin)
+        return build_dataloader(self.dataset, start=start, workers=self.config.data.workers, pin=self.pin)
 
     def loss(self, batch: Batch, output: Output, totals: GlobalCounts) -> Tensor:
         """The part of the step's loss that a micro-batch has; parts of all processes add up to it."""

@@ -39,7 +39,7 @@ class PolicyObjective(Objective):
     def __init__(
         self, config: TrainConfig, bundle: ModelBundle, processor: Processor, world: World, device: torch.device
     ) -> None:  # fmt: skip
-        super().__init__(config, processor, world, device)
+        self.config, self.world, self.device = config, world, device  # no data set of labelled records
         self.rl, self.model = config.rl, bundle.model
         self.reference = None  # the model as it began
         if self.rl.beta:
