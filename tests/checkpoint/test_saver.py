@@ -69,6 +69,7 @@ def assert_worlds_continue_each_other(tmp_path: Path, worlds: list[tuple[int, st
     torch.testing.assert_close(ours, whole, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_saved_by_two_resumed_by_one_and_back(tmp_path):
     assert_worlds_continue_each_other(tmp_path, [(2, "fsdp"), (1, "single"), (2, "ddp")])
 
