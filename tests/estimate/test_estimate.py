@@ -102,7 +102,7 @@ def test_a_local_folder_says_its_sizes(tmp_path, make_parts):
     model = sizes_of("model=qwen2_vl_2b", "model.size=tiny", *folders)
     assert len(model.language.layers) == 2 and model.encoder("dino").vision.config.num_hidden_layers == 1
     assert not any(p.requires_grad for p in model.encoder("dino").vision.parameters())
-    with pytest.raises(ConfigError, match=r"holds qwen2_vl, model\.family is qwen2_5_vl; choose"):
+    with pytest.raises(ConfigError, match=r"holds qwen2_vl instead of qwen2_5_vl; type model=qwen2_vl_2b"):
         sizes_of("model=qwen2_5_vl_3b", *folders)
 
 

@@ -165,7 +165,8 @@ class PredictionLog:
         """Name the first difference from the evaluation in the folder; None where it is the same one."""
         stored = json.loads(self._settings.read_text(encoding="utf-8")) if self._settings.exists() else {}
         before = with_present_names(stored)
-        before["data"] = that_matters(before.get("data", {}))
+        if "data" in before:
+            before["data"] = that_matters(before["data"])
         changed = [key for key in sorted({*before, *settings}) if not _agree(before.get(key), settings.get(key))]
         if changed:
             return f"with other settings ({', '.join(changed)})"
