@@ -85,6 +85,22 @@ def test_words_beside_perception_stay(matched):
     assert record.answer == "red"
 
 
+@pytest.mark.parametrize(
+    ("shown", "asked", "said_of_it"),
+    [
+        ("<detection_<detection_image>image>", "", "detection_image"),
+        ("<detection_image>", "<|detection_action_start|>", "message 2 requests"),
+    ],
+)
+def test_what_is_cut_out_joins_nothing_into_perception(shown, asked, said_of_it):
+    """Text around a request or a placeholder that spells another one without it is refused by name."""
+    dino = action_turns("detection")[0]["content"]
+    around = f"{asked[:9]}{dino}{asked[9:]}"
+    raw = {"messages": said("<image>\nwhat?", around, shown, "red"), "images": ["1.png"], "detection_images": ["1.png"]}
+    with pytest.raises(DataError, match=f"record: .*{said_of_it}"):
+        without_perception(record_of(raw), TOKENS)
+
+
 def test_a_token_matched_image_takes_the_place_of_each_perception():
     record = without_perception(record_of(long_record()), TOKENS, token_matched_images=True)
     assert contents(record) == ["<image>\nwhat?\n<image>\n<image>", "red", "<image>", "and blue"]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from vpt.data.records import PLACEHOLDER, Message, Record, strip_prompts
 from vpt.data.references import ImageRef, Reference
-from vpt.data.turns import Turn, cut, read_turns, requests_in, shown_images, write_turns
+from vpt.data.turns import Turn, checked, cut, read_turns, requests_in, shown_images, write_turns
 from vpt.errors import DataError
 from vpt.perception.batch import VISION_TOWER
 
@@ -33,7 +33,7 @@ def without_prompts(record: Record) -> Record:
         replace(message, content=strip_prompts(message.content)) if message.role == "user" else message
         for message in record.messages
     )
-    return replace(record, messages=tuple(messages))
+    return checked(replace(record, messages=tuple(messages)))
 
 
 def without_perception(
@@ -64,6 +64,11 @@ def without_perception(
         if shown:
             words = cut(turn.message.content, [(request.start, request.stop) for request in requests])
             left = Turn(Message("assistant", words.strip()))
+            if requests_in([left], 0):
+                raise DataError(
+                    f"{record.where}: without what message {number} requests, its words spell another request; mend "
+                    "the text around it"
+                )
         if left is turn or left.message.content:
             same_role = kept and kept[-1].message.role == turn.message.role
             kept.append(_joined(kept.pop(), left) if same_role else left)

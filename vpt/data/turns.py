@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from vpt.data.records import PLACEHOLDER, Message, Record
 from vpt.data.references import ImageRef, Reference
+from vpt.errors import DataError
 from vpt.perception.batch import VISION_TOWER
 from vpt.perception.regions import Region
 from vpt.perception.tokens import REGION_END, REGION_START
@@ -74,12 +75,24 @@ def read_turns(record: Record, encoder_tokens: Mapping[str, str]) -> list[Turn]:
 
 
 def write_turns(record: Record, turns: Sequence[Turn]) -> Record:
-    """`record` with other turns."""
+    """`record` with other turns. Raises DataError where they hold other placeholders than images."""
     images: dict[str, tuple[Reference, ...]] = {}
     for turn in turns:
         for source, reference in turn.images:
             images[source] = (*images.get(source, ()), reference)
-    return replace(record, messages=tuple(turn.message for turn in turns), images=images)
+    return checked(replace(record, messages=tuple(turn.message for turn in turns), images=images))
+
+
+def checked(record: Record) -> Record:
+    """A record whose text has been rewritten. Raises DataError where what was cut out has left another placeholder."""
+    users = [message.content for message in record.messages if message.role == "user"]
+    found = [match[0] for content in users for match in PLACEHOLDER.finditer(content)]
+    if len(found) != sum(map(len, record.images.values())):
+        raise DataError(
+            f"{record.where}: without its requests for perception, its text spells one of {', '.join(found)} that no "
+            "image belongs to; mend the text around placeholders"
+        )
+    return record
 
 
 def requests_in(turns: Sequence[Turn], number: int) -> list[TurnRequest]:
