@@ -33,6 +33,8 @@ SMALL = (
 def until(world: World, folder: str, strategy: str, stop: int) -> int:
     """Go on with a run of eight steps; one process alone is told to stop after step `stop`. Returns its exit code."""
     overrides = [f"strategy={strategy}", *(["strategy.shard_size=2"] if strategy == "hybrid" else [])]
+    # AdamW takes a full step by the sign of a gradient far below eps, which may be rounding's alone, and the machine's.
+    overrides += ["optim.eps=1e-6"]
     trainer = Trainer(compose_config(*SMALL, "training.steps=8", *overrides), Path(folder), world)
     step = trainer.train_step
 
@@ -69,7 +71,6 @@ def assert_worlds_continue_each_other(tmp_path: Path, worlds: list[tuple[int, st
     torch.testing.assert_close(ours, whole, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.slow
 def test_saved_by_two_resumed_by_one_and_back(tmp_path):
     assert_worlds_continue_each_other(tmp_path, [(2, "fsdp"), (1, "single"), (2, "ddp")])
 
