@@ -17,7 +17,7 @@ def check_rl(config: TrainConfig) -> None:
     if not config.encoder and not config.model.region_bins:
         raise ConfigError("rl needs a model with perception tokens; type encoder=[dino] or model.region_bins=8")
     if not rl.rewards:
-        raise ConfigError("rl.rewards is empty; type +rl/rewards=[correct]")
+        raise ConfigError("rl.rewards is empty; type +rewards=[correct]")
     if config.masking.para_mask_ratio and config.masking.para_mask_id:
         raise ConfigError("masking would make other log-probabilities than answers were drawn with; type masking=none")
     if generation.top_p < 1 or generation.top_k:
@@ -29,9 +29,14 @@ def check_rl(config: TrainConfig) -> None:
         raise ConfigError("dropout makes ratios of equal weights differ from 1; type model.lora.dropout=0")
     if config.data.on_error == "skip":
         raise ConfigError("data.on_error=skip is for records with labels; type data.on_error=raise")
-    if config.strategy.kind in ("fsdp", "hybrid"):
-        raise ConfigError(f"strategy={config.strategy.kind} cannot draw rollouts from shards; type strategy=ddp")
+    check_not_sharded(config, config.strategy.kind)
     _check_numbers(config)
+
+
+def check_not_sharded(config: TrainConfig, strategy: str) -> None:
+    """Raise ConfigError where the strategy that is configured, or chosen, shards a model that draws rollouts."""
+    if config.rl.algorithm != "none" and strategy in ("fsdp", "hybrid"):
+        raise ConfigError(f"strategy={strategy} cannot draw rollouts from shards; type strategy=ddp")
 
 
 def _check_numbers(config: TrainConfig) -> None:

@@ -10,7 +10,10 @@ from vpt.perception.requests import FREE, NONE, REGION, PerceptionParser
 
 
 class PerceptionConstraints:
-    """Masks logits, as a logits processor of transformers does, by what an answer may perceive."""
+    """Masks logits, as a logits processor of transformers does, by what an answer may perceive.
+
+    `forbidden`, [k, vocabulary], holds the sets of tokens that rows have met so far and may not sample.
+    """
 
     def __init__(self, parser: PerceptionParser, action: str = FREE, *, device: torch.device) -> None:
         """Args:
@@ -24,7 +27,7 @@ class PerceptionConstraints:
         foreign = [token for kind, own in self._tokens().items() if action not in (FREE, kind) for token in own]
         self._never, self._requests = [*controls, *foreign], [*parser.starts]
         self._numbers: dict[tuple[bool, tuple[int, ...]], int] = {}
-        self._forbidden: list[Tensor] = []
+        self.forbidden = torch.zeros(0, 0, dtype=torch.bool, device=device)
 
     def _tokens(self) -> dict[str, list[int]]:
         """Kind of perception -> the tokens that request it, without control tokens."""
@@ -56,19 +59,14 @@ class PerceptionConstraints:
             row.constraint = self._number(row, logits.shape[-1])
         logits.masked_fill_(self.forbidden[[row.constraint for row in rows]], -torch.inf)
 
-    @property
-    def forbidden(self) -> Tensor:
-        """[k, vocabulary] the sets that rows have met so far, True for a token that may not be sampled."""
-        return torch.stack(self._forbidden)
-
     def _number(self, row: RowState, vocabulary: int) -> int:
         """The number of the set that holds for the next token of a row."""
         spent = row.actions_left <= 0
         among = row.forced_prefix.pop(0) if row.forced_prefix else ()
         if (spent, among) not in self._numbers:
-            self._numbers[spent, among] = len(self._forbidden)
-            forbidden = torch.full((vocabulary,), bool(among), device=self.device)
-            forbidden[list(among)] = False
-            forbidden[self._never + self._requests * spent] = True
-            self._forbidden.append(forbidden)
+            self._numbers[spent, among] = len(self._numbers)
+            forbidden = torch.full((1, vocabulary), bool(among), device=self.device)
+            forbidden[:, list(among)] = False
+            forbidden[:, self._never + self._requests * spent] = True
+            self.forbidden = torch.cat([self.forbidden.view(-1, vocabulary), forbidden])
         return self._numbers[spent, among]

@@ -91,13 +91,16 @@ class Generator:
         return [self.finalize(row) for row in rows]
 
     def start(
-        self, samples: Sequence[Sample], media: Sequence[MediaStore], *, numbers: Sequence[int] | None = None
-    ) -> list[RowState]:
-        """Rows about to answer."""
+        self, samples: Sequence[Sample], media: Sequence[MediaStore], *, numbers: Sequence[int] | None = None,
+        recording: bool = False,
+    ) -> list[RowState]:  # fmt: skip
+        """Rows about to answer; `recording` keeps their inputs and draws."""
         self.intervention.on_batch([sample.record for sample in samples])
         numbers = range(len(samples)) if numbers is None else numbers
         rows = [
-            RowState(sample, store, self.sampling.rng_for(number), int(sample.positions[0, -1]) + 1)
+            RowState(
+                sample, store, self.sampling.rng_for(number), int(sample.positions[0, -1]) + 1, recording=recording
+            )
             for sample, store, number in zip(samples, media, numbers, strict=True)
         ]
         for row in rows:
@@ -157,11 +160,10 @@ class Generator:
         tokens = self._sample(rows, logits)
         chosen = torch.tensor(tokens, device=logits.device)[:, None]
         log_probabilities = logits.float().log_softmax(dim=-1).gather(1, chosen)[:, 0].tolist()
-        scaled, temperature = log_probabilities, self.sampling.temperature or 1.0
-        if temperature != 1:
-            scaled = (logits / temperature).log_softmax(dim=-1).gather(1, chosen)[:, 0].tolist()
-        for row, token, log_prob in zip(rows, tokens, scaled, strict=True):
-            row.draws.append(Draw(row.length, token, row.constraint, log_prob))
+        if any(row.recording for row in rows):
+            scaled = (logits / (self.sampling.temperature or 1.0)).log_softmax(dim=-1).gather(1, chosen)[:, 0].tolist()
+            for row, token, log_prob in zip(rows, tokens, scaled, strict=True):
+                row.draws.append(Draw(row.length, token, row.constraint, log_prob))
         for row, token, log_probability in zip(rows, tokens, log_probabilities, strict=True):
             if row.perceived_at is not None:
                 seconds, row.perceived_at = time.perf_counter() - row.perceived_at, None

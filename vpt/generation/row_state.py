@@ -105,6 +105,7 @@ class RowState:
         perceived_at: when the last turn that was shown something ended, until the first token after it.
         length: positions of the conversation so far.
         constraint: the set of tokens that are forbidden now (`PerceptionConstraints.forbidden`).
+        recording: what follows is kept, for rollouts.
         inputs: what it has run so far, after its prompt.
         draws: of all tokens so far, forced ones too.
     """
@@ -128,12 +129,14 @@ class RowState:
     complete: bool = False
     length: int = field(init=False)
     constraint: int = 0
+    recording: bool = False
     inputs: list[RowInput] = field(default_factory=list)
     draws: list[Draw] = field(default_factory=list)
 
     def add_input(self, row_input: RowInput) -> None:
         """Note that an input has become part of the conversation."""
-        self.inputs.append(row_input)
+        if self.recording:
+            self.inputs.append(row_input)
         self.length += len(row_input.ids)
 
     def append(self, *tokens: int) -> None:

@@ -96,7 +96,7 @@ class RewardSum:
     def __init__(self, nodes: Mapping[str, RewardConfig]) -> None:
         """Raises ConfigError for a target that is no reward, or options that do not suit it."""
         if not nodes:
-            raise ConfigError("rl.rewards is empty; type +rewards=correct, or rl.rewards.NAME.target=YOUR.CLASS")
+            raise ConfigError("rl.rewards is empty; type +rewards=[correct], or rl.rewards.NAME.target=YOUR.CLASS")
         self.parts: dict[str, tuple[float, Callable[[Sequence[Rollout]], Sequence[float]]]] = {}
         for name, node in nodes.items():
             self.parts[name] = (node.weight, build_reward(f"rl.rewards.{name}", node))

@@ -85,7 +85,7 @@ def draw_rollouts(
     groups = [pair for pair, own in zip(zip(questions, prompts, strict=True), numbers, strict=True) for _ in own]
     rows = generator.start(
         [prompt for _, prompt in groups], [question.folder for question, _ in groups],
-        numbers=[number for own in numbers for number in own],
+        numbers=[number for own in numbers for number in own], recording=True,
     )  # fmt: skip
     for _ in generator.steps(rows):
         pass

@@ -161,13 +161,12 @@ class PolicyObjective(Objective):
         return batch
 
     def loss(self, batch: Batch, output: Output, totals: GlobalCounts) -> Tensor:
-        anchor = 0.0 if output.grad_anchor is None else output.grad_anchor
-        if batch.rollouts is None:
-            return output.loss_sum * 0.0
+        if batch.rollouts is None:  # of dummy rows alone
+            return output.loss_sum
         counts = StepTotals(max(totals.rollouts, 1), max(totals.labels, 1))
         found = self.algorithm(-output.nll, batch.rollouts, counts)
         self.recorded.add_tokens(output, batch.rollouts, found)
-        return found.loss + anchor
+        return found.loss if output.grad_anchor is None else found.loss + output.grad_anchor
 
     def examples(self) -> list[dict[str, Any]]:
         return self._examples

@@ -13,6 +13,7 @@ from vpt.checkpoint.initialize import initialize, materialize
 from vpt.checkpoint.load import build_from_checkpoint, build_new
 from vpt.checkpoint.resume import resolve_init_from, warm_start
 from vpt.config.schema import TrainConfig
+from vpt.config.validate_rl import check_not_sharded
 from vpt.data.build import check_sources
 from vpt.distributed.process_group import World
 from vpt.distributed.strategy import SHARDED, Strategy, build_strategy, choose_strategy
@@ -37,6 +38,7 @@ def build_training(
     meter = FlopMeter(model)
     kind = config.strategy.kind
     chosen = replace(config.strategy, kind=choose_strategy(model, world, device) if kind == "auto" else kind)
+    check_not_sharded(config, chosen.kind)
     if config.training.compile:
         compile_layers(model.language.layers)
 
