@@ -12,7 +12,7 @@ from conftest import ALL, TOKENS
 from helpers.fuzzing import examples, fuzz
 from helpers.plain_rows import Settings, as_record, cells, write_row
 from vpt.data.images import MediaStore
-from vpt.data.processor import PositionScheme
+from vpt.data.positions import PositionScheme
 from vpt.data.sources.base import SourceContext
 from vpt.data.sources.record_files import RecordFile
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from conftest import ALL, FAMILIES, action_turns, mixed_records, qwen_inputs, samples_of, video, video_conversation
 from vpt.data.collate import collate
-from vpt.data.processor import PositionScheme
+from vpt.data.positions import PositionScheme
 from vpt.data.transforms import ProcessedImage
 from vpt.perception.batch import VISION_TOWER, PlaceholderSpan
 from vpt.perception.mrope import GridSpan, row_positions

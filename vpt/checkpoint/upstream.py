@@ -16,7 +16,7 @@ from vpt.checkpoint.architecture_files import check_architecture
 from vpt.checkpoint.pretrained import Place, is_tied
 from vpt.checkpoint.tensors import LazyStateDict, unique_state_dict
 from vpt.config.schema import EncoderConfig, ModelConfig, TrainConfig
-from vpt.config.weight_folder import UPSTREAM, read_config
+from vpt.config.weight_folder import UPSTREAM, read_settings
 from vpt.errors import CheckpointError, ConfigError
 from vpt.models.architecture import Architecture
 from vpt.models.families import family_of
@@ -88,7 +88,7 @@ class UpstreamCheckpoint:
     @classmethod
     def at(cls, path: str | Path | None) -> "UpstreamCheckpoint | None":
         """The checkpoint in a folder, or None where the folder holds something else."""
-        config = read_config(Path(path)) if path else {}
+        config = read_settings(Path(path)) if path else {}
         return cls(Path(str(path)), config) if config.get("model_type") == UPSTREAM else None
 
     @property

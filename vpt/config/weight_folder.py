@@ -12,10 +12,10 @@ UPSTREAM = "qwen2_vl_vpt"  # the model type of upstream's checkpoints
 _GROUPS = Path(__file__).resolve().parents[2] / "conf" / "model"
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """`config.json` of a folder, empty where there is none. Raises CheckpointError where it is broken."""
-    file = folder / "config.json"
-    if not file.is_file():
+def read_settings(folder: Path | None, name: str = "config.json") -> dict[str, Any]:
+    """A JSON file of a folder, empty where there is none. Raises CheckpointError where it is broken."""
+    file = folder / name if folder else None
+    if file is None or not file.is_file():
         return {}
     with wrap_read_errors(file, "copy or download it again"):
         config = json.loads(file.read_text(encoding="utf-8"))
@@ -41,7 +41,7 @@ def check_weight_folder(path: str | None, key: str, model_types: Collection[str]
         if path.startswith((".", "/", "~")) or path.count("/") != 1:
             raise ConfigError(f"{key}: folder {path} does not exist; give a folder of weights or a hub name OWNER/NAME")
         return
-    found = read_config(folder).get("model_type")
+    found = read_settings(folder).get("model_type")
     if found is None:
         holds = "holds no config.json that names a model type" if any(folder.iterdir()) else "is empty"
         raise ConfigError(f"{key}={path} {holds}; copy or download the weights again, or give another folder")
@@ -54,7 +54,7 @@ def model_group(folder: Path) -> str | None:
     """The option of `model=` that goes with a folder: of its family, and the nearest in width."""
     from omegaconf import OmegaConf  # the GPU bench, which asks for no group, runs without it
 
-    config = read_config(folder)
+    config = read_settings(folder)
     family, width = str(config.get("model_type")).removesuffix("_vpt"), _width(config)
     near: dict[int, str] = {}
     for file in sorted(_GROUPS.glob("*.yaml")):

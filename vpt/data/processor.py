@@ -1,13 +1,11 @@
 """From a record to a sample: ids, labels, positions, prepared images. One sample is one row of a batch."""
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 from typing import Literal
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -16,6 +14,7 @@ from vpt.data.chat_template import ChatTemplate, EncodedConversation, Overflow, 
 from vpt.data.feature_cache import FeatureCache
 from vpt.data.image_cache import ImageCache, ImageKey
 from vpt.data.images import MediaStore
+from vpt.data.positions import PositionScheme
 from vpt.data.records import PLACEHOLDER, Message, Record
 from vpt.data.references import ImageRef, Reference, VideoRef
 from vpt.data.same_data import TokenMatchedImage
@@ -23,8 +22,8 @@ from vpt.data.sources.base import Source
 from vpt.data.transforms import ImageTransform, ProcessedImage, TokenRun
 from vpt.data.videos import MIDDLE, SUFFIXES, chosen_frames
 from vpt.errors import DataError
-from vpt.perception.batch import VISION_TOWER, PlaceholderSpan, Row
-from vpt.perception.mrope import GridSpan, PositionKind, ReencodedPositions, row_positions
+from vpt.perception.batch import VISION_TOWER, Row
+from vpt.perception.mrope import row_positions
 
 ProcessedImages = dict[
     str, list[tuple[ImageKey, ProcessedImage]]
@@ -52,43 +51,6 @@ class Sample:
     images: ProcessedImages
     transforms: dict[str, str]
     record: Record
-
-
-@dataclass(frozen=True)
-class PositionScheme:
-    """How positions are counted.
-
-    Attributes:
-        positions: `model.positions`.
-        reencoded: `model.reencoded_positions`.
-        merge: the tower's `spatial_merge_size`.
-        tokens_per_second: positions that a second of video takes (Qwen2.5-VL); None: a step of its grid takes one.
-    """
-
-    positions: PositionKind = "mrope"
-    reencoded: ReencodedPositions = "sequential"
-    merge: int = 2
-    tokens_per_second: float | None = None
-
-    def grid_span(self, block: PlaceholderSpan, image: ProcessedImage) -> GridSpan | None:
-        """The grid that a block's positions follow, or None where it counts as text."""
-        if self.positions == "sequential" or (block.source != VISION_TOWER and self.reencoded == "sequential"):
-            return None
-        rows, columns = self.grid_shape(image)
-        return GridSpan(block.start, block.length // (rows * columns), rows, columns, self._interval(image))
-
-    def grid_shape(self, image: ProcessedImage) -> tuple[int, int]:
-        """Rows and columns of the grid that an image's tokens form."""
-        if image.grid is not None:
-            return image.grid[1] // self.merge, image.grid[2] // self.merge
-        side = math.isqrt(image.tokens // image.frames)
-        return side, side
-
-    def _interval(self, image: ProcessedImage) -> float:
-        """Positions from one step of the grid to the next, rounded as transformers does: its seconds are float32."""
-        if image.seconds is None or self.tokens_per_second is None:
-            return 1.0
-        return float(np.float32(self.tokens_per_second) * np.float32(image.seconds))
 
 
 @dataclass

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from vpt.data.transforms import ProcessedImage
 from vpt.models.attention import AttentionLayout
-from vpt.models.forward_plan import InsertCollector, Stage
+from vpt.models.stage import InsertCollector, Stage
 from vpt.perception.batch import PlaceholderSpan
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from vpt.data.collate import stack_images
-from vpt.data.processor import PositionScheme
+from vpt.data.positions import PositionScheme
 from vpt.generation.decode_step import RowInput, VisualInput, pack_inputs
 from vpt.generation.kv_cache import KVCache
 from vpt.generation.row_state import RowState

@@ -7,7 +7,8 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from vpt.config.schema import TrainConfig
-from vpt.errors import ConfigError, wrap_read_errors
+from vpt.config.weight_folder import read_settings
+from vpt.errors import ConfigError
 from vpt.models.families.base import Family
 
 IMAGE_FILE, VIDEO_FILE, GENERATION_FILE = (
@@ -29,7 +30,7 @@ def adopt_base_files(
     Raises:
         ConfigError: where the files belong to a tower with other patches.
     """
-    image, video = _read(folder, IMAGE_FILE), _read(folder, VIDEO_FILE)
+    image, video = read_settings(folder, IMAGE_FILE), read_settings(folder, VIDEO_FILE)
     for key in ("patch_size", "temporal_patch_size", "merge_size"):
         own = getattr(vision, key.replace("merge", "spatial_merge"))
         for file, stored in ((IMAGE_FILE, image), (VIDEO_FILE, video)):
@@ -46,22 +47,10 @@ def adopt_base_files(
     found.std = found.std or image.get("image_std") or [*family.std]
     budget = (video.get("size") or {}).get("longest_edge") or family.video_pixels
     config.data.video.total_pixels = config.data.video.total_pixels or budget
-    ends = _read(folder, GENERATION_FILE).get("eos_token_id") or []
+    ends = read_settings(folder, GENERATION_FILE).get("eos_token_id") or []
     texts = tokenizer.convert_ids_to_tokens(ends if isinstance(ends, list) else [ends])
     always = {"<|im_end|>", "<|endoftext|>", None, *config.generation.stop}
     config.generation.stop = [*config.generation.stop, *(text for text in texts if text not in always)]
-
-
-def _read(folder: Path | None, name: str) -> dict[str, Any]:
-    """A JSON file, empty where there is none."""
-    file = folder / name if folder else None
-    if file is None or not file.is_file():
-        return {}
-    with wrap_read_errors(file, "copy or download it again"):
-        values = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(values, dict):
-            raise ValueError("it is not an object of keys and values")
-    return values
 
 
 def write_base_files(folder: Path, config: TrainConfig, family: Family, processor: Any, ends: list[int]) -> None:

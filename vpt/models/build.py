@@ -12,7 +12,8 @@ from vpt.config.schema import EncoderConfig, ModelConfig, TrainConfig
 from vpt.config.targets import RE_ENCODER, locate
 from vpt.data.chat_template import ChatTemplate
 from vpt.data.image_cache import ImageCache
-from vpt.data.processor import PositionScheme, Processor
+from vpt.data.positions import PositionScheme
+from vpt.data.processor import Processor
 from vpt.data.transforms import ImageTransform
 from vpt.encoders.base import BuildContext, ReEncoder
 from vpt.errors import ConfigError

@@ -13,9 +13,10 @@ from vpt.data.feature_cache import FeatureCache
 from vpt.encoders.base import ReEncoder
 from vpt.errors import ConfigError
 from vpt.models.families import family_of
-from vpt.models.forward_plan import ForwardPlan, ForwardPlanner, Stage, VisualInsert
+from vpt.models.forward_plan import ForwardPlan, ForwardPlanner
 from vpt.models.inner_forward import DeepFeatures, LastDecoderLayer, StagedKVCache, extend
 from vpt.models.output import Output, compute_outputs
+from vpt.models.stage import Stage, VisualInsert
 from vpt.models.vision_tower import VisionTower
 from vpt.perception.batch import VISION_TOWER, Batch, ImageInputs, Row
 from vpt.perception.segments import InnerForward, MaskMode, Segment, split_segments
