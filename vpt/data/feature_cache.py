@@ -76,7 +76,7 @@ class FeatureCache:
                 features = entry.get_tensor("features")
             grid = [int(number) for number in about["grid"].split(",") if number]
             os.utime(path)  # the time of its last use
-        except FileNotFoundError:
+        except (FileNotFoundError, RuntimeError):  # the latter where another process removes it while it is opened
             return None
         except (SafetensorError, KeyError, ValueError, OSError):
             path.unlink(missing_ok=True)
