@@ -31,7 +31,7 @@ class ReportMedia:
 
 
 AXIS = "step"  # of the run, counted from 1; what every metric is drawn over
-GROUPS = ("train", "eval", "perf", "data", "masking", "perception")
+GROUPS = ("train", "eval", "perf", "data", "masking", "perception", "rl")
 BEST = {"eval/loss": "min", "eval/token_accuracy": "max"}  # W&B's table of runs shows the best value
 
 
