@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from vpt.config.rl import RLConfig
+from vpt.distributed.batch_alignment import GlobalCounts
 from vpt.perception.rollouts import RolloutTokens
-from vpt.rl.algorithms import ALGORITHMS, StepTotals
+from vpt.rl.algorithms import ALGORITHMS
 
 MAX_NEW_TOKENS = 10
 REWARDS = [[1.0, 0.0, 0.5, 0.0], [0.0, 1.0, 1.0], [1.0, 1.0]]
@@ -91,7 +92,7 @@ def test_loss_and_gradient_for_any_micro_batches(name, extra, cuts):
     leaves = [[x.clone().requires_grad_() for x in lp] for lp in policy]
     want = reference_loss(name, list(zip(advantages, leaves, old, ref)), config)
     want_gradients = torch.autograd.grad(want, [x for lp in leaves for x in lp], allow_unused=True)
-    totals, start, got = StepTotals(9, sum(map(len, old))), 0, 0.0
+    totals, start, got = GlobalCounts(rollouts=9, labels=sum(map(len, old))), 0, 0.0
     whole = [lp.clone().requires_grad_() for lp in policy]
     for size in cuts:
         part = slice(start, start + size)
@@ -113,12 +114,12 @@ def test_a_fresh_policy_has_ratio_one_and_the_policy_gradient(name):
     advantages = [1.0, -2.0, 0.5, 0.0, 1.0, -1.0, 3.0, 0.25, -0.5]
     tokens = tokens_of(advantages, old, ref, beta=0.0)
     lp = torch.cat(old).clone().requires_grad_()
-    found = algorithm(lp, tokens, StepTotals(9, len(lp)))
+    found = algorithm(lp, tokens, GlobalCounts(rollouts=9, labels=len(lp)))
     found.loss.backward()
     assert not found.clipped_low.any()
     assert not found.clipped_high.any()
     lengths = tokens.rollout.bincount().double()
-    weights = algorithm.weights(lengths, StepTotals(9, len(lp))).double()
+    weights = algorithm.weights(lengths, GlobalCounts(rollouts=9, labels=len(lp))).double()
     torch.testing.assert_close(lp.grad, -(tokens.advantages * weights)[tokens.rollout], rtol=1e-9, atol=1e-12)
 
 
@@ -130,7 +131,7 @@ def test_dpo():
     assert algorithm.advantages(torch.tensor([1.0, 1.0])).tolist() == [0, 0]
     lp, ref = [torch.tensor([-1.0, -2.0]), torch.tensor([-0.5])], [torch.tensor([-1.5, -2.5]), torch.tensor([-0.1])]
     tokens = tokens_of([1.0, -1.0], lp, ref, beta=0.1)
-    loss = algorithm(torch.cat(lp), tokens, StepTotals(4, 6)).loss  # another process has a pair, too
+    loss = algorithm(torch.cat(lp), tokens, GlobalCounts(rollouts=4, labels=6)).loss  # another process has a pair, too
     margin = 0.1 * ((-3.0 + 4.0) - (-0.5 + 0.1))
     assert math.isclose(loss.item(), -math.log(1 / (1 + math.exp(-margin))) / 2, rel_tol=1e-6)
 
@@ -162,6 +163,6 @@ def test_a_bandit_is_solved(name):
         ref = [torch.full((1,), math.log(0.25), dtype=torch.float64)] * len(kept)
         tokens = tokens_of(advantages[kept].tolist(), old, ref, beta=config.beta)
         optimizer.zero_grad()
-        algorithm(log_probs[chosen[kept]], tokens, StepTotals(len(kept), len(kept))).loss.backward()
+        algorithm(log_probs[chosen[kept]], tokens, GlobalCounts(rollouts=len(kept), labels=len(kept))).loss.backward()
         optimizer.step()
     assert logits.softmax(dim=-1)[2] > 0.9

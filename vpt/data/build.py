@@ -11,7 +11,7 @@ from vpt.config.targets import SOURCE, locate
 from vpt.data.balance import SampleCost
 from vpt.data.images import MediaStore
 from vpt.data.loader import StepDataset
-from vpt.data.mixture import build_mixture
+from vpt.data.mixture import Mixture, build_mixture
 from vpt.data.processor import Processor
 from vpt.data.sources.base import Source, SourceContext
 from vpt.data.videos import FrameSampling
@@ -69,14 +69,23 @@ def media_store(root: Path, data: DataConfig, draw: Callable[[str], Image.Image]
 def build_dataset(config: TrainConfig, processor: Processor, *, rank: int, world_size: int) -> StepDataset:
     """The micro-batches of each step of a run that one process trains on."""
     data, training = config.data, config.training
-    sources, media = build_sources(data.train, config, split="train")
-    weights = [node.weight for node in data.train.values()]
-    cost = SampleCost.estimate(processor, sources, media, data.on_error) if world_size > 1 else None  # type: ignore[arg-type]
+    mixture, media = build_train_mixture(config)
+    cost = None
+    if world_size > 1:
+        cost = SampleCost.estimate(processor, mixture.sources, media, data.on_error)  # type: ignore[arg-type]
     return StepDataset(
-        build_mixture(sources, weights, config.seed, data.mixing), media, processor, build_masking(config),  # type: ignore[arg-type]
+        mixture, media, processor, build_masking(config),
         batch_size=training.batch_size, micro_batch_size=training.micro_batch_size, steps=training.steps,
         rank=rank, ranks=world_size, cost=cost, on_error=data.on_error,  # type: ignore[arg-type]
     )  # fmt: skip
+
+
+def build_train_mixture(config: TrainConfig) -> tuple[Mixture, list[MediaStore]]:
+    """Which training record comes when, and where the images of each source lie."""
+    data = config.data
+    sources, media = build_sources(data.train, config, split="train")
+    weights = [node.weight for node in data.train.values()]
+    return build_mixture(sources, weights, config.seed, data.mixing), media  # type: ignore[arg-type]
 
 
 def build_masking(config: TrainConfig) -> Masking:

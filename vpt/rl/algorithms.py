@@ -3,7 +3,7 @@
 A group is G rollouts of one prompt with rewards r_1 ... r_G. Rollout i has n_i drawn tokens; lp, old and ref are their
 log-probabilities under the policy, the policy that drew them, and the reference. Every loss is a weighted sum over
 drawn tokens; the weights are those of the whole optimizer step, so that how it is cut into micro-batches, and over how
-many processes it is spread, changes nothing.
+many processes it is spread, changes nothing (`totals`: its rollouts, and its drawn tokens as labels).
 """
 
 from dataclasses import dataclass
@@ -13,17 +13,10 @@ import torch
 from torch import Tensor
 
 from vpt.config.rl import RLConfig
+from vpt.distributed.batch_alignment import GlobalCounts
 from vpt.perception.rollouts import RolloutTokens
 
 EPSILON = 1e-4  # added to a standard deviation
-
-
-@dataclass(frozen=True)
-class StepTotals:
-    """Counts over an optimizer step, all micro-batches and processes: rollouts with drawn tokens, and these tokens."""
-
-    rollouts: int
-    tokens: int
 
 
 @dataclass(frozen=True)
@@ -74,12 +67,12 @@ class GRPO:
             return loss
         return torch.where(advantages < 0, torch.minimum(loss, -self.config.delta * advantages), loss)
 
-    def weights(self, lengths: Tensor, totals: StepTotals) -> Tensor:
+    def weights(self, lengths: Tensor, totals: GlobalCounts) -> Tensor:
         """What a token of each rollout counts, [R], given the rollouts' drawn tokens, [R]."""
         return 1 / (lengths * totals.rollouts)
 
-    def __call__(self, log_probs: Tensor, tokens: RolloutTokens, totals: StepTotals) -> PolicyLoss:
-        """The loss of a micro-batch, given [M] log-probabilities under the policy."""
+    def __call__(self, log_probs: Tensor, tokens: RolloutTokens, totals: GlobalCounts) -> PolicyLoss:
+        """The loss of a micro-batch, given [M] log-probabilities under the policy and the counts of the whole step."""
         advantages = tokens.advantages[tokens.rollout].to(log_probs.dtype)
         lengths = tokens.rollout.bincount(minlength=len(tokens.advantages)).clamp(min=1).double()
         ratio = self.log_ratio(log_probs, tokens).clamp(-20, 20).exp()
@@ -102,7 +95,7 @@ class DrGRPO(GRPO):
     def advantages(self, rewards: Tensor) -> Tensor:
         return rewards - rewards.mean()
 
-    def weights(self, lengths: Tensor, totals: StepTotals) -> Tensor:
+    def weights(self, lengths: Tensor, totals: GlobalCounts) -> Tensor:
         return torch.full_like(lengths, 1 / (totals.rollouts * self.max_new_tokens))
 
 
@@ -110,8 +103,8 @@ class DAPO(GRPO):
     """Decoupled clip and dynamic sampling (Yu et al., arXiv 2503.14476, eq. 8): GRPO's advantages, the mean over all
     tokens of the step. Type `rl.epsilon_high=0.28` and `rl.max_resamples=3` for the paper's other two parts."""
 
-    def weights(self, lengths: Tensor, totals: StepTotals) -> Tensor:
-        return torch.full_like(lengths, 1 / totals.tokens)
+    def weights(self, lengths: Tensor, totals: GlobalCounts) -> Tensor:
+        return torch.full_like(lengths, 1 / totals.labels)
 
 
 class GSPO(GRPO):
@@ -126,15 +119,12 @@ class GSPO(GRPO):
         return (sums / lengths)[tokens.rollout]
 
 
-class CISPO(GRPO):
+class CISPO(DAPO):
     """Clipped importance sampling (MiniMax, arXiv 2506.13585, eq. 4 and 5): -sg(min(ratio, 1 + epsilon_high)) A lp, so
     that no token loses its gradient; the mean over all tokens of the step."""
 
     def token_loss(self, ratio: Tensor, log_probs: Tensor, advantages: Tensor) -> Tensor:
         return -ratio.detach().clamp(max=self.high) * advantages * log_probs
-
-    def weights(self, lengths: Tensor, totals: StepTotals) -> Tensor:
-        return torch.full_like(lengths, 1 / totals.tokens)
 
 
 class RLOO(GRPO):
@@ -146,11 +136,11 @@ class RLOO(GRPO):
             return torch.zeros_like(rewards)
         return (rewards - rewards.mean()) * (len(rewards) / (len(rewards) - 1))
 
-    def weights(self, lengths: Tensor, totals: StepTotals) -> Tensor:
+    def weights(self, lengths: Tensor, totals: GlobalCounts) -> Tensor:
         return torch.full_like(lengths, 1 / totals.rollouts)
 
 
-class RFT(GRPO):
+class RFT(DAPO):
     """Rejection sampling, then supervised (Yuan et al., arXiv 2308.01825): the best rollouts of a group that are worth
     more than nothing are learned as if they were records, the others not at all; the mean over all their tokens."""
 
@@ -161,9 +151,6 @@ class RFT(GRPO):
 
     def token_loss(self, ratio: Tensor, log_probs: Tensor, advantages: Tensor) -> Tensor:
         return -advantages * log_probs
-
-    def weights(self, lengths: Tensor, totals: StepTotals) -> Tensor:
-        return torch.full_like(lengths, 1 / totals.tokens)
 
 
 class DPO(GRPO):
@@ -180,7 +167,7 @@ class DPO(GRPO):
             chosen[rewards.argmax()], chosen[rewards.argmin()] = 1.0, -1.0
         return chosen
 
-    def __call__(self, log_probs: Tensor, tokens: RolloutTokens, totals: StepTotals) -> PolicyLoss:
+    def __call__(self, log_probs: Tensor, tokens: RolloutTokens, totals: GlobalCounts) -> PolicyLoss:
         """As GRPO's; the two rollouts of a pair follow each other."""
         assert tokens.ref_log_probs is not None
         sums = log_probs.new_zeros(len(tokens.advantages))

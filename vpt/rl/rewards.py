@@ -41,7 +41,7 @@ class Correctness(Reward):
 
 
 class PerceptionCost(Reward):
-    """Visual tokens perceived in place of none, as a share of the first look's: a cost, so its weight is negative."""
+    """Perceived visual tokens, as a share of those of the first look: a cost, so its weight is negative."""
 
     def __init__(self, *, only_correct: bool = False) -> None:
         """`only_correct`: a wrong answer costs nothing."""

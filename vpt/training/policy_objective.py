@@ -14,8 +14,7 @@ from torch import Tensor
 from vpt.checkpoint.load import load_pretrained
 from vpt.config.schema import TrainConfig
 from vpt.config.validate import kinds_of
-from vpt.data.build import build_sources
-from vpt.data.mixture import build_mixture
+from vpt.data.build import build_train_mixture
 from vpt.data.processor import Processor
 from vpt.distributed.batch_alignment import GlobalCounts
 from vpt.distributed.process_group import World
@@ -26,7 +25,7 @@ from vpt.models.build import ModelBundle
 from vpt.models.output import Output
 from vpt.perception.batch import Batch
 from vpt.perception.requests import NONE
-from vpt.rl.algorithms import ALGORITHMS, StepTotals
+from vpt.rl.algorithms import ALGORITHMS
 from vpt.rl.metrics import RolloutMetrics
 from vpt.rl.rewards import RewardSum
 from vpt.rl.rollouts import Rollout, draw_rollouts, rollout_batch
@@ -48,9 +47,7 @@ class PolicyObjective(Objective):
         self.rewards = RewardSum(self.rl.rewards)
         settings = replace(config.generation, temperature=self.rl.temperature, seed=config.seed)
         self.generator = Generator.from_config(bundle.model, processor, bundle.tokenizer, settings)
-        sources, self.media = build_sources(config.data.train, config, split="train")
-        weights = [node.weight for node in config.data.train.values()]
-        self.mixture = build_mixture(sources, weights, config.seed, config.data.mixing)  # type: ignore[arg-type]
+        self.mixture, self.media = build_train_mixture(config)
         self.names = list(config.data.train)
         self.group_size, self.groups = self.rl.num_generations, config.training.batch_size // self.rl.num_generations
         kinds = [kind for kind in kinds_of(config) if kind != NONE]
@@ -163,8 +160,7 @@ class PolicyObjective(Objective):
     def loss(self, batch: Batch, output: Output, totals: GlobalCounts) -> Tensor:
         if batch.rollouts is None:  # of dummy rows alone
             return output.loss_sum
-        counts = StepTotals(max(totals.rollouts, 1), max(totals.labels, 1))
-        found = self.algorithm(-output.nll, batch.rollouts, counts)
+        found = self.algorithm(-output.nll, batch.rollouts, totals)
         self.recorded.add_tokens(output, batch.rollouts, found)
         return found.loss if output.grad_anchor is None else found.loss + output.grad_anchor
 
