@@ -2,7 +2,9 @@
 
 import json
 import math
+import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -15,6 +17,8 @@ from vpt.generation.kv_cache import KVCache
 from vpt.generation.row_state import GenerationLimits
 from vpt.generation.running_batch import RunningBatch
 from vpt.generation.sampling import Sampling
+from vpt.serving import rows as rows_module
+from vpt.serving import service as service_module
 from vpt.serving.rows import Prompt, held_back, until
 
 TEXT = "what is the red shape?"
@@ -235,10 +239,15 @@ def test_draining_finishes_what_runs_and_refuses_the_rest(all_parts, images):
         assert told(running)[2].finish_reason in ("stop", "length")
 
 
-def test_a_request_that_takes_too_long_is_cut_off(all_parts, images):
-    with serving(all_parts, timeout=0.7) as hasty:
-        reply = ask(hasty, images[0], TEXT, max_tokens=1024, temperature=1.5, seed=1, action="none", logprobs=True)
-        assert reply.choices[0].finish_reason == "length" and 0 < reply.usage.completion_tokens < 1024
+def test_a_request_that_takes_too_long_is_cut_off(all_parts, images, monkeypatch):
+    """By a clock that ticks once a step: an answer with seconds for five steps has five tokens at any speed."""
+    steps, step = [], RunningBatch.step
+    monkeypatch.setattr(RunningBatch, "step", lambda self: (steps.append(1), step(self))[1])
+    for module in (service_module, rows_module):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: float(len(steps)), time=time.time))
+    with serving(all_parts, timeout=4.5) as hasty:
+        reply = ask(hasty, images[0], TEXT, max_tokens=1024, temperature=1.5, seed=1, action="none")
+    assert reply.choices[0].finish_reason == "length" and reply.usage.completion_tokens == 5
 
 
 def test_keys_and_pages(all_parts, images):
