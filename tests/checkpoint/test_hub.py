@@ -45,7 +45,7 @@ def run(trained_run, tmp_path):
     difference = {"value": -0.5, "low": -0.8, "high": -0.2, "questions": 9}
     control = {"description": "features zeroed", "questions": 9, "reference": 0.9, "ablated": 0.4, "p": 0.01}
     summary = json.loads((run / "summary.json").read_text())
-    summary["controls"] = {
+    summary["ablations"] = {
         "features_zeroed": control | {"difference": difference},
         "region_random": control | {"description": "region random", "difference": difference | {"high": 0.2}},
     }

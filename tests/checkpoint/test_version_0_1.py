@@ -151,7 +151,7 @@ def test_its_answers_are_taken_up(finished):
     settings = json.loads((folder / "settings.json").read_text())
     records = [item.record for item in read_predictions(folder / PREDICTIONS)]
     log = PredictionLog(
-        folder, answer_settings(load_any_config(finished), settings["weights"]) | {"control": ""}, records
+        folder, answer_settings(load_any_config(finished), settings["weights"]) | {"ablation": ""}, records
     )
     assert [item.record for item in log.done] == records and not list(folder.glob("earlier*"))
 

@@ -124,7 +124,7 @@ def test_ablations(name, trained_run):
         )
     )
     summary = json.loads((trained_run / "eval" / name / "summary.json").read_text())
-    assert summary["controls"] and any(found["questions"] == 12 for found in summary["controls"].values())
+    assert summary["ablations"] and any(found["questions"] == 12 for found in summary["ablations"].values())
 
 
 def test_full_sizes_are_accepted_by_transformers():

@@ -91,14 +91,18 @@ def test_a_former_metric_is_drawn_as_the_present_one(former):
 def test_results_of_version_0_1_have_the_present_keys():
     former = {
         "accuracy": 1.0,
+        "requests_mended": 3,
+        "cut_off": 1,
         "metrics": {"plain": {"exact_match": {}}},
         "controls": {"plain": {"about": "x", "questions": 2, "plain": 0.5, "changed": 0.25}},
         "perception": {"same_kind": {}, "seconds": {}, "confusion": {"none": {}}},
     }
     assert with_present_results(former) == {
         "accuracy": 1.0,
+        "requests_repaired": 3,
+        "truncated": 1,
         "metrics": {"plain": {"exact_match": {}}},
-        "controls": {"plain": {"description": "x", "questions": 2, "reference": 0.5, "ablated": 0.25}},
+        "ablations": {"plain": {"description": "x", "questions": 2, "reference": 0.5, "ablated": 0.25}},
         "perception": {"action_accuracy": {}, "latency_seconds": {}, "confusion": {"none": {}}},
     }
     assert with_present_results({}) == {}

@@ -30,7 +30,7 @@ QUESTIONS = 16  # of two images
 
 
 class Bench:
-    """A tiny model and its uncontrolled answers, begun by one kind of action."""
+    """A tiny model and its answers without ablation, begun by one kind of action."""
 
     def __init__(self, action, folder):
         self.config = compose_config(*ALL, f"generation.action={action}", "generation.max_new_tokens=14")

@@ -180,14 +180,14 @@ def test_ablations_beside_a_baseline(runs, capsys):
     )
     folder = run / "eval" / "controlled"
     summary = json.loads((folder / "summary.json").read_text())
-    assert list(summary["controls"]) == ["features_zeroed", "features_noise", "features_swapped", "baseline"]
-    for found in summary["controls"].values():
+    assert list(summary["ablations"]) == ["features_zeroed", "features_noise", "features_swapped", "baseline"]
+    for found in summary["ablations"].values():
         assert found["questions"] == 12 and found["reference"] == summary["accuracy"]
         assert found["difference"]["low"] <= found["difference"]["value"] <= found["difference"]["high"]
         assert found["difference"]["value"] == pytest.approx(found["ablated"] - found["reference"])
     other = json.loads((runs / "seed_1" / "eval" / "controlled" / "summary.json").read_text())
-    assert summary["controls"]["baseline"]["ablated"] == other["accuracy"]
-    assert (folder / "controls.png").stat().st_size > 10_000
+    assert summary["ablations"]["baseline"]["ablated"] == other["accuracy"]
+    assert (folder / "ablations.png").stat().st_size > 10_000
     assert "perceived features zeroed" in capsys.readouterr().out
 
 

@@ -205,7 +205,7 @@ def test_what_was_repaired_ignored_and_truncated_is_counted():
     items = [said("", "x", trace=[PerceptionStep("region", status=REPAIRED), PerceptionStep("region", status=IGNORED)]),
              said("", "x", complete=False, trace=[PerceptionStep("dino"), PerceptionStep("region", status=IGNORED)])]  # fmt: skip
     summary = summarise([replace(item, source="test") for item in items], {"test": [METRICS["exact_match"]()]})
-    assert [summary[key] for key in ("requests_mended", "requests_ignored", "cut_off")] == [1, 2, 1]
+    assert [summary[key] for key in ("requests_repaired", "requests_ignored", "truncated")] == [1, 2, 1]
     assert summary["perceptions"] == {"region": 1, "dino": 1}
 
 

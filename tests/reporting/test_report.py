@@ -92,7 +92,7 @@ def test_a_run_and_its_evaluation_show_what_they_have(run):
                 assert (folder / given["href"]).is_file()
     assert {"Results", "Single answers", "Curves of training", "Settings"} <= set(page.headings)
     assert "Does the perception do the work?" in page.headings
-    for item in summary["controls"].values():
+    for item in summary["ablations"].values():
         assert item["description"] in page.text
         assert not item["difference"] or f"{item['difference']['value']:+.4f}" in page.text
 
@@ -152,7 +152,7 @@ def test_texts_cannot_run(run, tmp_path):
     summary["metrics"] = {NASTY: {NASTY: summary["metrics"]["easy_vqa"]["exact_match"]}}
     summary["accuracy_by_type"] = {NASTY: 0.5, "b": 0.5}
     summary["perception"]["confusion"] = {NASTY: {NASTY: 3}, "none": {"none": 2}}
-    summary["controls"] = {NASTY: summary["controls"]["features_zeroed"] | {"description": NASTY}}
+    summary["ablations"] = {NASTY: summary["ablations"]["features_zeroed"] | {"description": NASTY}}
     (tmp_path / "summary.json").write_text(json.dumps(summary))
     (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1, f"data/{NASTY}": 1.0, "data/b": 2.0}) + "\n")
     (tmp_path / "config.yaml").write_text(NASTY)
@@ -262,7 +262,7 @@ def records(log: bytes):
 
 
 def test_wandb_gets_the_same(run):
-    for folder, names in ((run, {"curves", "samples"}), (run / "eval" / "test", {"samples", "controls"})):
+    for folder, names in ((run, {"curves", "samples"}), (run / "eval" / "test", {"samples", "ablations"})):
         found = logged(folder)
         assert {f"report/{name}" for name in {"page", "metrics", "answers", *names}} <= set(found)
         media = next(folder.glob("wandb/offline-run-*/files"))
@@ -274,5 +274,5 @@ def test_wandb_gets_the_same(run):
         )
         kept = found["pictures in tables"]
         assert sum(path.endswith(".png") for path in kept) >= 2 and all(kept.values())
-    controls = json.loads((media / found["report/controls table"]["path"]).read_text())
-    assert controls["columns"][0] == "what is changed" and controls["data"]
+    ablations = json.loads((media / found["report/ablations table"]["path"]).read_text())
+    assert ablations["columns"][0] == "what is changed" and ablations["data"]

@@ -86,7 +86,7 @@ class Evaluation:
         summary = write_summary(bundle, self.config, self.folder, log, self.metrics)
         chosen, plain = [q for q, item in zip(chosen, log, strict=True) if not item.skipped], answered(log)
         compared = run_ablations(
-            bundle, self.config, chosen, plain, self.folder / "controls", nodes=asked.ablations, metrics=self.metrics,
+            bundle, self.config, chosen, plain, self.folder / "ablations", nodes=asked.ablations, metrics=self.metrics,
             weights=weights,
         )  # fmt: skip
         if asked.pictures:
@@ -112,13 +112,13 @@ def evaluate_checkpoint(config: EvalConfig) -> None:
     print(f"{headline(summary)}; see {folder}/summary.json")
     print(metrics_table(summary).as_text())
     if compared:
-        atomic_write(folder / "summary.json", json.dumps(summary | {"controls": as_json(compared)}, indent=1))
+        atomic_write(folder / "summary.json", json.dumps(summary | {"ablations": as_json(compared)}, indent=1))
         print(ablation_table(compared).as_text())
     if config.pictures:
         if sheet := draw_sheet(folder, evaluation.config):
             print(f"  {sheet}")
         if any(item.difference for item in compared.values()):
-            print(f"  {draw_ablations(compared, folder / 'controls.png', title=str(config.checkpoint))}")
+            print(f"  {draw_ablations(compared, folder / 'ablations.png', title=str(config.checkpoint))}")
         print(f"  {write_report(folder, config=evaluation.config)}")
         _track(config, evaluation, summary)
 

@@ -49,6 +49,7 @@ FORMER_METRICS = {
 }
 FORMER_STATE = {"lost": "nonfinite_steps", "lost_in_a_row": "consecutive_nonfinite"}  # in state.json
 _FORMER_COMPARISON = {"about": "description", "plain": "reference", "changed": "ablated"}
+_FORMER_RESULTS = {"requests_mended": "requests_repaired", "cut_off": "truncated"}
 _FORMER_PERCEPTION = {
     "acting_precision": "action_precision",
     "acting_recall": "action_recall",
@@ -91,9 +92,11 @@ def present_metric(name: str) -> str:
 
 def with_present_results(summary: Mapping[str, Any]) -> dict[str, Any]:
     """A `summary.json` that version 0.1 wrote, with the keys of this version."""
-    renamed = dict(summary)
-    if "controls" in summary:
-        renamed["controls"] = {name: _renamed(item, _FORMER_COMPARISON) for name, item in summary["controls"].items()}
+    renamed = _renamed(summary, _FORMER_RESULTS)
+    if "controls" in renamed:
+        renamed["ablations"] = {
+            name: _renamed(item, _FORMER_COMPARISON) for name, item in renamed.pop("controls").items()
+        }
     if "perception" in summary:
         renamed["perception"] = _renamed(summary["perception"], _FORMER_PERCEPTION)
     return renamed

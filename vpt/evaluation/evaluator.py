@@ -68,7 +68,7 @@ def write_summary(
 
 def answer_questions(
     parts: ModelBundle, config: TrainConfig, asked: Sequence[EvalQuestion], folder: Path, *, weights: str,
-    control: str = "", intervention: Intervention | None = None, world: World | None = None,
+    ablation: str = "", intervention: Intervention | None = None, world: World | None = None,
 ) -> list[Prediction]:  # fmt: skip
     """Answer questions and log the answers in `folder`; those that it holds already are not asked again.
 
@@ -76,7 +76,7 @@ def answer_questions(
         parts, config, weights: as in `evaluate`.
         asked: the questions.
         folder: of the log.
-        control: what to call the intervention, with its settings.
+        ablation: what to call the intervention, with its settings.
         intervention: what is changed about perception.
         world: processes that take a batch each in turn; rank 0 logs.
     """
@@ -84,10 +84,10 @@ def answer_questions(
     generator = Generator.from_config(
         parts.model, parts.processor, parts.tokenizer, config.generation, intervention=intervention
     )
-    chosen = answer_settings(config, weights) | {"control": control}
+    chosen = answer_settings(config, weights) | {"ablation": ablation}
     tokens, size = parts.processor.chat_template.encoder_tokens, config.generation.batch_size
     with open_log(folder, chosen, [question.record.where for question in asked], world) as log:
-        waiting, name = asked[len(log.done) :], folder.name if control else "answering"
+        waiting, name = asked[len(log.done) :], folder.name if ablation else "answering"
         with _bar(len(asked), done=len(asked) - len(waiting), name=name, quiet=not world.is_main) as bar:
             for first in range(0, len(waiting), size * world.size):
                 start, began = first + size * world.rank, time.perf_counter()

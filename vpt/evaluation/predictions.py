@@ -164,6 +164,8 @@ class PredictionLog:
     def _differs(self, settings: dict[str, Any], records: Sequence[str]) -> str | None:
         """Name the first difference from the evaluation in the folder; None where it is the same one."""
         stored = json.loads(self._settings.read_text(encoding="utf-8")) if self._settings.exists() else {}
+        if "control" in stored:
+            stored["ablation"] = stored.pop("control")  # as version 0.1 called it
         before = with_present_names(stored)
         if "data" in before:
             before["data"] = that_matters(before["data"])

@@ -57,9 +57,9 @@ def summarise(items: Sequence[Prediction], metrics: Metrics) -> dict[str, Any]:
         "accuracy_by_type": mean_by((item.type, item.correct) for item in items),
         "accuracy_by_perception": mean_by((action_label(item.actions), item.correct) for item in items),
         "perceptions": dict(Counter(action_label(item.actions) for item in items)),
-        "requests_mended": statuses[REPAIRED],
+        "requests_repaired": statuses[REPAIRED],
         "requests_ignored": statuses[IGNORED],
-        "cut_off": sum(not item.complete for item in items),
+        "truncated": sum(not item.complete for item in items),
         "perceived_tokens_per_question": sum(step.visual_tokens for item in items for step in item.perceived) / count,
         "seconds_per_question": sum(item.seconds for item in items) / count,
         "metrics": {

@@ -38,7 +38,9 @@ def write_card(
     """
     run = run_folder(checkpoint)
     summaries = dict(_summaries(run))
-    ablations = {name: from_json(summary["controls"]) for name, summary in summaries.items() if summary.get("controls")}
+    ablations = {
+        name: from_json(summary["ablations"]) for name, summary in summaries.items() if summary.get("ablations")
+    }
     pictures = [name for name in PICTURES if (run / name).is_file()]
     for name in pictures:
         (folder / "pictures").mkdir(exist_ok=True)

@@ -14,7 +14,7 @@ from vpt.generation.answer_images import CaptionedImage, answer_images
 from vpt.reporting import html
 from vpt.reporting.examples import ExampleAnswer
 from vpt.reporting.figures import question_images
-from vpt.reporting.report_sections import choice, controls, curves, examples, regions, results, settings, tokens
+from vpt.reporting.report_sections import ablations, choice, curves, examples, regions, results, settings, tokens
 from vpt.reporting.run_artifacts import RunArtifacts
 from vpt.utils.files import atomic_write
 
@@ -32,7 +32,7 @@ def write_report(folder: Path, *, config: TrainConfig | None = None) -> Path:
     found = RunArtifacts.at(folder)
     shown = [
         ("Results", results(found)),
-        ("Does the perception do the work?", controls(found)),
+        ("Does the perception do the work?", ablations(found)),
         ("How it chose to perceive", choice(found)),
         ("Regions", regions(found)),
         ("Single answers", examples(found, image_loader(found, config))),

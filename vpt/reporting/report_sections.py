@@ -49,9 +49,9 @@ def _counted(items: list[Prediction], key: str) -> dict[str, int]:
 
 def _odd(summary: Mapping[str, Any]) -> str:
     names = (
-        ("requests_mended", "requests repaired"),
+        ("requests_repaired", "requests repaired"),
         ("requests_ignored", "requests ignored"),
-        ("cut_off", "answers cut off"),
+        ("truncated", "answers cut off"),
     )
     return ", ".join(f"{summary.get(key, 0):,} {name}" for key, name in names) + "."
 
@@ -63,9 +63,9 @@ def _unit_interval(name: str, value: float, ends: Range | str) -> Markup | str:
     return interval(value, ends.low, ends.high, span=UNIT) if inside else ""
 
 
-def controls(found: RunArtifacts) -> Markup:
+def ablations(found: RunArtifacts) -> Markup:
     """The ablations: what each makes of the answers, with paired intervals."""
-    compared = from_json(found.summary.get("controls", {}))
+    compared = from_json(found.summary.get("ablations", {}))
     if not compared:
         return Markup()
     differences = [item.difference for item in compared.values()]

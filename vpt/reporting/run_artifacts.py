@@ -23,7 +23,7 @@ class RunArtifacts:
         answers: the folder of `predictions.jsonl`.
         page: where the report goes.
         curves: metrics over the steps of training.
-        summary: `summary.json` of these answers, controls included.
+        summary: `summary.json` of these answers, ablations included.
         predictions: the answers themselves.
         examples: those that are shown one by one.
     """

@@ -24,11 +24,11 @@ def report_media(folder: Path, *, config: TrainConfig | None = None) -> ReportMe
     found = RunArtifacts.at(folder)
     tables = {
         "metrics": metrics_table(found.summary),
-        "controls table": ablation_table(from_json(found.summary.get("controls", {}))),
+        "ablations table": ablation_table(from_json(found.summary.get("ablations", {}))),
         "confusion": _confusion(found.summary), "answers": _answers(found, config),
     }  # fmt: skip
     images = {}
-    for name in ("curves", "samples", "controls"):
+    for name in ("curves", "samples", "ablations"):
         if (folder / f"{name}.png").is_file():
             with Image.open(folder / f"{name}.png") as image:
                 images[name] = image.convert("RGB")

@@ -1,4 +1,4 @@
-"""Controls: what is changed about perception to see whether it does the work.
+"""Ablations: what is changed about perception to see whether it does the work.
 
 Each leaves the question, the image and everything up to the first action as they are, so
 answers that perceive nothing cannot change. What is drawn, is drawn from the seed and the record's name: no answer
@@ -30,7 +30,7 @@ class AblationContext:
 
 
 class Ablation(Intervention):
-    """An intervention that says what it does (`about`) and which questions it may change."""
+    """An intervention that says what it does (`description`) and which questions it may change."""
 
     description: ClassVar[str]
 
@@ -38,11 +38,11 @@ class Ablation(Intervention):
         self.context, self.seed = setting, seed
 
     def applies_to(self, plain: Prediction) -> bool:
-        """Whether a question whose uncontrolled answer is `plain` may be answered otherwise."""
+        """Whether a question whose answer without it is `plain` may be answered otherwise."""
         return bool(plain.actions)
 
     def rng(self, *salt: object) -> random.Random:
-        """Random numbers of this control for whatever `salt` names."""
+        """Random numbers of this ablation for whatever `salt` names."""
         return random.Random("/".join(map(str, (self.seed, *salt))))
 
 

@@ -1,4 +1,4 @@
-"""Controls of what is perceived."""
+"""Ablations of what is perceived."""
 
 import torch
 from PIL import Image

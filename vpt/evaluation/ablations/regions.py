@@ -1,4 +1,4 @@
-"""Controls of where is looked."""
+"""Ablations of where is looked."""
 
 from vpt.data.records import Record
 from vpt.errors import DataError

@@ -21,7 +21,7 @@ from vpt.utils.table import Range, Table
 
 @dataclass(frozen=True)
 class Comparison:
-    """Answers under a control, or another run's, beside the uncontrolled ones of the same questions.
+    """Answers under an ablation, or another run's, beside the plain ones of the same questions.
 
     Attributes:
         description: the change.
@@ -51,10 +51,10 @@ class Comparison:
 def check_ablations(nodes: Mapping[str, AblationConfig]) -> None:
     """Find what is wrong with them before a model is loaded. Raises ConfigError."""
     for name, node in nodes.items():
-        key = f"controls.{name}"
+        key = f"ablations.{name}"
         check_arguments(key, node, ABLATION, given=("setting",))
     if nodes:
-        require("scipy.stats", "metrics", "comparing with controls")
+        require("scipy.stats", "metrics", "comparing with ablations")
 
 
 def run_ablations(
@@ -65,25 +65,25 @@ def run_ablations(
 
     Args:
         parts, config, weights: as for `evaluate`.
-        asked, plain: questions and their uncontrolled answers.
-        folder: for predictions; an interrupted control goes on.
-        nodes: the controls.
+        asked, plain: questions and their answers without ablation.
+        folder: for predictions; an interrupted ablation goes on.
+        nodes: the ablations.
         metrics: of every data set; the first gives the score.
     """
     setting = AblationContext(parts, config, asked, plain)
     compared = {}
     for name, node in nodes.items():
-        control: Ablation = locate(node.target, name, ABLATION)(setting, **node.options)
-        places = [place for place, item in enumerate(plain) if control.applies_to(item)]
+        ablation: Ablation = locate(node.target, name, ABLATION)(setting, **node.options)
+        places = [place for place, item in enumerate(plain) if ablation.applies_to(item)]
         if not places:
-            compared[name] = Comparison(control.description, 0)
+            compared[name] = Comparison(ablation.description, 0)
             continue
         what = json.dumps(asdict(node) | {"questions": len(asked)})
         chosen, concerned = [asked[place] for place in places], [plain[place] for place in places]
         changed = answer_questions(
-            parts, config, chosen, folder / name, weights=weights, control=what, intervention=control
+            parts, config, chosen, folder / name, weights=weights, ablation=what, intervention=ablation
         )
-        compared[name] = Comparison.of(control.description, score(concerned, metrics), score(changed, metrics))
+        compared[name] = Comparison.of(ablation.description, score(concerned, metrics), score(changed, metrics))
     return compared
 
 
@@ -129,10 +129,10 @@ def as_json(compared: Mapping[str, Comparison]) -> dict[str, Any]:
     return {name: asdict(item) for name, item in compared.items()}
 
 
-def from_json(controls: Mapping[str, dict[str, Any]]) -> dict[str, Comparison]:
+def from_json(ablations: Mapping[str, dict[str, Any]]) -> dict[str, Comparison]:
     """Comparisons out of `summary.json`."""
     return {
         name: Comparison(**raw | {"difference": d and Estimate(**d)})
-        for name, raw in controls.items()
+        for name, raw in ablations.items()
         for d in [raw["difference"]]
     }

@@ -30,7 +30,7 @@ class StateZeroed(Ablation):
 
 class StateShuffled(Ablation):
     """Control states are those that the model had for another question when it asked for the same kind of perception.
-    Those questions are answered first, uncontrolled.
+    Those questions are answered first, without ablation.
     """
 
     description = "control state of another question"
@@ -61,7 +61,7 @@ class StateShuffled(Ablation):
 
     def states(self, states: Tensor, *, kind: str, record: Record) -> Tensor:
         found = {number: theirs for (number, of), theirs in self.states_of.items() if of == kind}
-        if not found:  # no uncontrolled answer was ever shown it
+        if not found:  # no answer without ablation was ever shown it
             return torch.zeros_like(states)
         return found.get(self._donor(record, kind), next(iter(found.values())))
 
