@@ -70,7 +70,7 @@ def draw_overlaps(found: Sequence[tuple[float, float, bool]], theme: dict[Any, A
 
 
 def draw_ablations(compared: Mapping[str, Comparison], path: Path, *, title: str) -> Path:
-    """One line an ablation that could change an answer: the difference that it makes to the score, with its interval."""
+    """One line an ablation that could change an answer: the difference to the score, with its interval."""
     items = [(item, item.difference) for item in compared.values() if item.difference is not None]
     figure = Figure(figsize=(11, 1.6 + 0.45 * len(items)), layout="constrained")
     axis = figure.subplots()
