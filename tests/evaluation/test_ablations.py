@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,7 +13,16 @@ from vpt.errors import ConfigError
 from vpt.evaluation.ablations.base import AblationContext
 from vpt.evaluation.ablations.features import FeaturesNoise, FeaturesSwapped, FeaturesZeroed, MarkersOnly
 from vpt.evaluation.ablations.regions import RegionOracle, RegionRandom, RegionWhole
-from vpt.evaluation.ablations.runner import Comparison, ablation_table, check_ablations, compare_answers, run_ablations
+from vpt.evaluation.ablations.requests import NoPerception, gain_of, gain_table, perception_gain
+from vpt.evaluation.ablations.runner import (
+    Comparison,
+    ablation_table,
+    as_json,
+    check_ablations,
+    compare_answers,
+    from_json,
+    run_ablations,
+)
 from vpt.evaluation.ablations.states import StateShuffled, StateZeroed
 from vpt.evaluation.evaluator import answer_questions
 from vpt.evaluation.predictions import read_predictions
@@ -22,7 +32,7 @@ from vpt.evaluation.summary import metrics_of
 from vpt.perception.batch import VISION_TOWER
 from vpt.perception.regions import Region
 
-FEATURES = (FeaturesZeroed, FeaturesNoise, FeaturesSwapped, MarkersOnly)
+FEATURES = (NoPerception, FeaturesZeroed, FeaturesNoise, FeaturesSwapped, MarkersOnly)
 STATES = (StateZeroed, StateShuffled)
 REGIONS = (RegionRandom, RegionWhole, RegionOracle)
 NODES = compose_eval("checkpoint=x", "+ablations=all").ablations
@@ -165,3 +175,35 @@ def test_a_difference_is_of_the_same_questions(benches):
     found = Comparison.of("", Ratio.mean([1.0] * 12 + [0.0] * 8), Ratio.mean([1.0] * 2 + [0.0] * 18))
     assert found.difference.value == -0.5 and found.difference.high < 0 and found.p == pytest.approx(2 / 2**10)
     assert json.loads(json.dumps(found.p))
+
+
+def test_the_split_of_what_perception_gains():
+    """Eight questions, counted by hand: right with perception, right without, whether it perceived."""
+    counted = [(1, 0, 1), (1, 0, 1), (0, 1, 1), (1, 1, 1), (0, 0, 1), (1, 1, 0), (0, 0, 0), (1, 0, 0)]
+    right, before, acted = (np.array(values, dtype=float) for values in zip(*counted, strict=True))
+    one = np.ones(8)
+    found = perception_gain(Ratio(right, one), Ratio(before, one), acted.astype(bool))
+    assert {name: estimate.value for name, estimate in found.items()} == {
+        "with_perception": 5 / 8, "without_perception": 3 / 8, "gain": 2 / 8, "call_gain": 2 / 8, "call_harm": 1 / 8,
+        "schema_gain": 1 / 8, "schema_harm": 0, "trigger_rate": 5 / 8, "trigger_rate_where_needed": 3 / 5,
+        "trigger_rate_where_needless": 2 / 3,
+    }  # fmt: skip
+    assert all(estimate.low <= estimate.value <= estimate.high for estimate in found.values())
+
+
+@pytest.mark.parametrize("action", ["none", "dino"])
+def test_without_perception_a_question_is_answered_as_if_it_were_forbidden(benches, action, tmp_path):
+    bench = benches[action]
+    compared = bench.run(tmp_path, nodes={"no_perception": NODES["no_perception"]})
+    gain = gain_of({"ablations": as_json(compared)})
+    if action == "none":  # nothing to forbid
+        assert compared["no_perception"].questions == 0 and not gain
+        return
+    ablated = read_predictions(tmp_path / "no_perception/predictions.jsonl")
+    assert [item.answer for item in ablated] == [item.answer for item in benches["none"].plain]
+    assert not any(item.trace for item in ablated)
+    assert gain["trigger_rate"].value == 1 and gain["gain"].value == pytest.approx(
+        gain["with_perception"].value - gain["without_perception"].value
+    )
+    assert from_json(json.loads(json.dumps(as_json(compared)))) == compared
+    assert "trigger rate where needed" in gain_table(gain).as_text()

@@ -63,6 +63,13 @@ def weights_digest(path: str | Path) -> str:
     return " ".join(map(sha256, sorted(folder.glob("*.safetensors" if upstream else "model*.safetensors"))))
 
 
+def trained_steps(path: str | Path) -> int | None:
+    """Steps of training behind a checkpoint; None where its folder does not say so, as of an exported model."""
+    path = fetched(path)
+    name = "" if UpstreamCheckpoint.at(path) else find_checkpoint(path).resolve().name
+    return int(name.removeprefix("step_")) if name.startswith("step_") else None
+
+
 def build_model(config: TrainConfig) -> ModelBundle:
     """A new model as configured, on the CPU, with the weights of its base model and random ones for what is new."""
     bundle, stored = build_new(config)

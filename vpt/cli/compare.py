@@ -5,7 +5,8 @@
     vpt compare --paired outputs/baseline outputs/dino    two runs question by question
 
 Runs that differ in nothing but the seed are one line, mean ± standard deviation; compare.png and compare.json are
-written beside the runs. Paired, each metric's difference has its 95% interval and McNemar's exact test.
+written beside the runs, and frontier.png, accuracy against perceived visual tokens, where these differ. Paired, each
+metric's difference has its 95% interval and McNemar's exact test.
 """
 
 import argparse
@@ -18,7 +19,9 @@ from vpt.evaluation.metrics import METRICS
 from vpt.evaluation.paired import compare_predictions, comparison_table, find_predictions, pair
 from vpt.evaluation.predictions import read_predictions
 from vpt.reporting.compare_runs import compare_runs, draw_runs, runs_table
+from vpt.reporting.frontier import draw_frontier, frontier_points
 from vpt.reporting.runs import failures, find_runs, unfinished_runs
+from vpt.utils.drawing import save
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -54,7 +57,12 @@ def _compare_runs(folders: Sequence[Path], metrics: Sequence[str], to: Path) -> 
         for group in groups
     ]
     (to / "compare.json").write_text(json.dumps(written, indent=1))
-    print(f"see {draw_runs(groups, metrics, to / 'compare.png')} and {to / 'compare.json'}")
+    pictures = [draw_runs(groups, metrics, to / "compare.png")]
+    points = [point for run in runs for point in frontier_points(run.folder)]
+    if len({point.visual_tokens.value for point in points}) > 1:
+        pictures.append(to / "frontier.png")
+        save(draw_frontier(points, {}), pictures[-1])
+    print(f"see {', '.join(map(str, pictures))} and {to / 'compare.json'}")
 
 
 def _compare_pair(paths: Sequence[Path], metrics: Sequence[str], out: Path | None) -> None:

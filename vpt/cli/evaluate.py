@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from vpt.checkpoint.format import run_folder
-from vpt.checkpoint.load import load_any_config, load_pretrained, weights_digest
+from vpt.checkpoint.load import load_any_config, load_pretrained, trained_steps, weights_digest
 from vpt.config.schema import EvalConfig, TrainConfig
 from vpt.config.validate import chosen_test_sets, generation_settings
 from vpt.data.build import check_sources
 from vpt.errors import ConfigError
+from vpt.evaluation.ablations.requests import gain_of, gain_table
 from vpt.evaluation.ablations.runner import (
     Comparison,
     ablation_table,
@@ -84,6 +85,7 @@ class Evaluation:
         weights, chosen = weights_digest(self.checkpoint), questions(self.config, limit=self.limit)
         log = answer_questions(bundle, self.config, chosen, self.folder, weights=weights)
         summary = write_summary(bundle, self.config, self.folder, log, self.metrics)
+        summary["step"] = trained_steps(self.checkpoint)
         chosen, plain = [q for q, item in zip(chosen, log, strict=True) if not item.skipped], answered(log)
         compared = run_ablations(
             bundle, self.config, chosen, plain, self.folder / "ablations", nodes=asked.ablations, metrics=self.metrics,
@@ -112,8 +114,11 @@ def evaluate_checkpoint(config: EvalConfig) -> None:
     print(f"{headline(summary)}; see {folder}/summary.json")
     print(metrics_table(summary).as_text())
     if compared:
-        atomic_write(folder / "summary.json", json.dumps(summary | {"ablations": as_json(compared)}, indent=1))
+        summary["ablations"] = as_json(compared)
         print(ablation_table(compared).as_text())
+    if gain := gain_of(summary):
+        print(gain_table(gain).as_text())
+    atomic_write(folder / "summary.json", json.dumps(summary, indent=1))
     if config.pictures:
         if sheet := draw_sheet(folder, evaluation.config):
             print(f"  {sheet}")

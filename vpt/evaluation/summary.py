@@ -56,6 +56,7 @@ def summarise(items: Sequence[Prediction], metrics: Metrics) -> dict[str, Any]:
         "accuracy": sum(item.correct for item in items) / count,
         "accuracy_by_type": mean_by((item.type, item.correct) for item in items),
         "accuracy_by_perception": mean_by((action_label(item.actions), item.correct) for item in items),
+        "look_rate_by_type": mean_by((item.type, bool(item.actions)) for item in items),
         "perceptions": dict(Counter(action_label(item.actions) for item in items)),
         "requests_repaired": statuses[REPAIRED],
         "requests_ignored": statuses[IGNORED],

@@ -104,7 +104,7 @@ class Generator:
             for sample, store, number in zip(samples, media, numbers, strict=True)
         ]
         for row in rows:
-            if row.image is not None:  # without one there is nothing to perceive
+            if row.image is not None and self.intervention.may_request:  # without one there is nothing to perceive
                 row.actions_left, row.forced_prefix = self.limits.max_actions, self.constraints.forced_prefix()
                 if row.forced_prefix:
                     row.forced_prefix[:0] = [(token,) for token in self.processor.chat_template.no_thought()]

@@ -17,9 +17,11 @@ class Intervention:
     """Hooks by which ablations change perception; this one changes nothing.
 
     Attributes:
+        may_request: False forbids requests for perception, forced ones too.
         perceives: False shows an empty turn: perception is requested, nothing is seen.
     """
 
+    may_request = True
     perceives = True
 
     def on_batch(self, records: Sequence[Record]) -> None:

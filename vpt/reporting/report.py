@@ -14,7 +14,7 @@ from vpt.generation.answer_images import CaptionedImage, answer_images
 from vpt.reporting import html
 from vpt.reporting.examples import ExampleAnswer
 from vpt.reporting.figures import question_images
-from vpt.reporting.report_sections import ablations, choice, curves, examples, regions, results, settings, tokens
+from vpt.reporting.report_sections import ablations, choice, curves, examples, gain, regions, results, settings, tokens
 from vpt.reporting.run_artifacts import RunArtifacts
 from vpt.utils.files import atomic_write
 
@@ -33,6 +33,7 @@ def write_report(folder: Path, *, config: TrainConfig | None = None) -> Path:
     shown = [
         ("Results", results(found)),
         ("Does the perception do the work?", ablations(found)),
+        ("What perception gains, and at what price", gain(found)),
         ("How it chose to perceive", choice(found)),
         ("Regions", regions(found)),
         ("Single answers", examples(found, image_loader(found, config))),

@@ -6,6 +6,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from vpt.evaluation.ablations.requests import gain_of, gain_table
 from vpt.evaluation.ablations.runner import ablation_table, from_json
 from vpt.evaluation.predictions import Prediction
 from vpt.evaluation.summary import metrics_table
@@ -14,6 +15,7 @@ from vpt.reporting import html
 from vpt.reporting.charts import confusion_table, draw_overlaps, interval, overlaps
 from vpt.reporting.curves import panel_sections
 from vpt.reporting.examples import ExampleAnswer
+from vpt.reporting.frontier import draw_frontier, draw_gains, frontier_points, gains_by_step
 from vpt.reporting.html import fragments
 from vpt.reporting.run_artifacts import RunArtifacts
 from vpt.utils.table import Range, Table
@@ -34,8 +36,12 @@ def results(found: RunArtifacts) -> Markup:
     for key, what in (("accuracy_by_type", "type of question"), ("accuracy_by_perception", "what the model did")):
         if len(summary.get(key, {})) > 1:
             groups = _counted(found.predictions, key)
-            counted = [(name, groups.get(name, "-"), value) for name, value in summary[key].items()]
-            parts.append(_table([what, "questions", "accuracy"], counted))
+            rates = summary.get("look_rate_by_type", {}) if key == "accuracy_by_type" else {}
+            counted = [
+                (name, groups.get(name, "-"), value, *([rates[name]] if rates else []))
+                for name, value in summary[key].items()
+            ]
+            parts.append(_table([what, "questions", "accuracy", *(["look rate"] if rates else [])], counted))
     return Markup().join([*parts, fragments.note(_odd(summary))])
 
 
@@ -75,6 +81,19 @@ def ablations(found: RunArtifacts) -> Markup:
     return fragments.ablations(table.as_html())
 
 
+def gain(found: RunArtifacts) -> Markup:
+    """What perception gains: where it helped and harmed, how often it was asked for, its price."""
+    split, points, steps = gain_of(found.summary), frontier_points(found.run), gains_by_step(found.run)
+    parts = []
+    if split:
+        parts.append(gain_table(split).as_html())
+    if len(steps) > 1:
+        parts.append(html.figure(draw_gains(steps, html.theme()), width=900))
+    if len({point.visual_tokens.value for point in points}) > 1:
+        parts.append(html.figure(draw_frontier(points, html.theme()), width=900))
+    return Markup().join(parts)
+
+
 def choice(found: RunArtifacts) -> Markup:
     """How the model perceives beside how the records do; only where there was something to choose."""
     table = found.summary.get("perception", {}).get("confusion", {})
@@ -102,7 +121,7 @@ def curves(found: RunArtifacts) -> Markup:
     if not found.curves:
         return Markup()
     shown = panel_sections({found.run.name: found.curves})
-    first = [drawn for section in ("train", "eval", "perception") for drawn in shown.pop(section, [])]
+    first = [drawn for section in ("train", "rl", "eval", "perception") for drawn in shown.pop(section, [])]
     rest = [drawn for section in shown.values() for drawn in section]
     folded = fragments.folded("speed and data", fragments.panels(rest)) if rest else Markup()
     return fragments.panels(first) + folded

@@ -10,11 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 from PIL import Image
 
 from vpt.config.schema import TrainConfig
 from vpt.evaluation.predictions import Prediction
 from vpt.evaluation.questions import EvalQuestion
+from vpt.evaluation.statistics import Estimate, Ratio
 from vpt.generation.intervention import Intervention
 from vpt.models.build import ModelBundle
 
@@ -40,6 +42,15 @@ class Ablation(Intervention):
     def applies_to(self, plain: Prediction) -> bool:
         """Whether a question whose answer without it is `plain` may be answered otherwise."""
         return bool(plain.actions)
+
+    def details(self, plain: Ratio, changed: Ratio, acted: np.ndarray) -> dict[str, Estimate]:
+        """What else is told of the scores of all questions, without and with this change.
+
+        Args:
+            plain, changed: of the same questions; where this ablation does not apply, the scores are the same.
+            acted: whether the answer without it perceived something, [questions].
+        """
+        return {}
 
     def rng(self, *salt: object) -> random.Random:
         """Random numbers of this ablation for whatever `salt` names."""

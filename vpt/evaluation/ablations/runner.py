@@ -2,9 +2,11 @@
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from vpt.config.schema import AblationConfig, TrainConfig
 from vpt.config.targets import ABLATION, check_arguments, locate
@@ -29,6 +31,7 @@ class Comparison:
         reference, ablated: the score of these questions, without and with the change; None where there are none.
         difference: ablated less reference, with its paired bootstrap interval.
         p: McNemar's exact test; None where scores are not 0 or 1.
+        details: what else the ablation tells, over all questions.
     """
 
     description: str
@@ -37,6 +40,7 @@ class Comparison:
     ablated: float | None = None
     difference: Estimate | None = None
     p: float | None = None
+    details: dict[str, Estimate] = field(default_factory=dict)
 
     @classmethod
     def of(cls, about: str, plain: Ratio, changed: Ratio) -> "Comparison":
@@ -79,11 +83,15 @@ def run_ablations(
             compared[name] = Comparison(ablation.description, 0)
             continue
         what = json.dumps(asdict(node) | {"questions": len(asked)})
-        chosen, concerned = [asked[place] for place in places], [plain[place] for place in places]
+        chosen = [asked[place] for place in places]
         changed = answer_questions(
             parts, config, chosen, folder / name, weights=weights, ablation=what, intervention=ablation
         )
-        compared[name] = Comparison.of(ablation.description, score(concerned, metrics), score(changed, metrics))
+        before, after = score(plain, metrics), score(changed, metrics)
+        everywhere = before.with_scores(places, after)
+        details = ablation.details(before, everywhere, np.array([bool(item.actions) for item in plain]))
+        found = Comparison.of(ablation.description, before.select(places), after)
+        compared[name] = replace(found, details=details)
     return compared
 
 
@@ -132,7 +140,7 @@ def as_json(compared: Mapping[str, Comparison]) -> dict[str, Any]:
 def from_json(ablations: Mapping[str, dict[str, Any]]) -> dict[str, Comparison]:
     """Comparisons out of `summary.json`."""
     return {
-        name: Comparison(**raw | {"difference": d and Estimate(**d)})
+        name: Comparison(**raw | {"difference": d and Estimate(**d), "details": details})
         for name, raw in ablations.items()
-        for d in [raw["difference"]]
+        for d, details in [(raw["difference"], {key: Estimate(**one) for key, one in raw.get("details", {}).items()})]
     }

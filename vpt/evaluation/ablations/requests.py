@@ -1,0 +1,71 @@
+"""Ablation of asking for perception, and the split of what perception gains into harm and help."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from vpt.evaluation.ablations.base import Ablation
+from vpt.evaluation.statistics import Estimate, Ratio, estimates
+from vpt.utils.table import Range, Table
+
+Gain = Mapping[str, Estimate]  # as `perception_gain` returns it
+
+
+class NoPerception(Ablation):
+    """Requests for perception are forbidden: the question is answered from the first look."""
+
+    description = "no perception: requests for it are forbidden"
+    may_request = False
+
+    def details(self, plain: Ratio, changed: Ratio, acted: np.ndarray) -> dict[str, Estimate]:
+        return perception_gain(plain, changed, acted)
+
+
+def perception_gain(with_it: Ratio, without: Ratio, acted: np.ndarray) -> dict[str, Estimate]:
+    """What perception gains, split as MED splits what tools gain (arXiv 2602.01334).
+
+    Over the steps of training, what `without_perception` gains is intrinsic; what `gain` gains is owed to perception.
+
+    Args:
+        with_it, without: scores of the same questions, with and without perception; all of them count.
+        acted: whether the answer perceived something, [questions].
+
+    Returns:
+        with_perception, without_perception: the mean scores, and `gain`, their difference, which is
+        call_gain - call_harm + schema_gain - schema_harm: where the answer perceived, and where it did not.
+        trigger_rate: the share of questions on which it perceived; among those that are wrong without
+        perception (`_where_needed`) and right without it (`_where_needless`).
+    """
+    right, before, acted = with_it.numerator, without.numerator, acted.astype(float)
+    better, worse = np.maximum(right - before, 0.0), np.maximum(before - right, 0.0)
+    one = np.ones_like(right)
+    return estimates({
+        "with_perception": Ratio(right, one),
+        "without_perception": Ratio(before, one),
+        "gain": Ratio(right - before, one),
+        "call_gain": Ratio(better * acted, one),
+        "call_harm": Ratio(worse * acted, one),
+        "schema_gain": Ratio(better * (1 - acted), one),
+        "schema_harm": Ratio(worse * (1 - acted), one),
+        "trigger_rate": Ratio(acted, one),
+        "trigger_rate_where_needed": Ratio(acted * (1 - before), 1 - before),
+        "trigger_rate_where_needless": Ratio(acted * before, before),
+    })  # fmt: skip
+
+
+def gain_of(summary: Mapping[str, Any]) -> Gain:
+    """What perception gains, out of a `summary.json`; empty where the evaluation did not ask that."""
+    found = (raw.get("details", {}) for raw in summary.get("ablations", {}).values())
+    split: Mapping[str, Any] = next((details for details in found if "gain" in details), {})
+    return {name: Estimate(**e) for name, e in split.items()}
+
+
+def gain_table(gain: Gain) -> Table:
+    """The split with its intervals."""
+    rows = [(name.replace("_", " "), e.value, Range(e.low, e.high), e.questions) for name, e in gain.items()]
+    return Table(
+        ["what perception gains", "value", "95% interval", "questions"],
+        rows,
+        dict.fromkeys(("value", "95% interval"), ".4f"),
+    )
