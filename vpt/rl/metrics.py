@@ -1,5 +1,6 @@
 """Metrics of rollouts and of the policy's loss, named as trl has them, under `rl/`."""
 
+import json
 from collections import defaultdict
 from collections.abc import Sequence
 
@@ -31,6 +32,7 @@ class RolloutMetrics:
     def _reset(self) -> None:
         self._sums: dict[str, float] = defaultdict(float)
         self._largest = 0.0
+        self._types: dict[str, list[bool]] = defaultdict(list)  # whether rollouts looked, by type of question
 
     def add_group(self, group: Sequence[Rollout], rewards: Tensor, parts: dict[str, Tensor]) -> None:
         """Count a group that was drawn, and what its rollouts are worth."""
@@ -43,6 +45,8 @@ class RolloutMetrics:
             **{"completions/length": torch.tensor([len(one.draws) for one in group]),
                "completions/clipped_ratio": torch.tensor([not one.prediction.complete for one in group])},
         )  # fmt: skip
+        for one in group:
+            self._types[one.prediction.type].append(looked(one))
         self._add("groups", 1, frac_reward_zero_std=(rewards == rewards[0]).all()[None])
 
     def add_tokens(self, output: Output, tokens: RolloutTokens, found: PolicyLoss) -> None:
@@ -66,10 +70,22 @@ class RolloutMetrics:
         names = [*self.names, *(name for own in self.names.values() for name in own)]
         own = torch.tensor([self._sums[name] for name in names], dtype=torch.float64)
         sums = dict(zip(names, self.world.all_reduce(own).tolist(), strict=True))
+        look_rates = self._look_rates()
         largest = int(self.world.all_gather([round(self._largest * 1e9)]).max()) / 1e9  # whole numbers travel
         self._reset()
         means = {name: sums[name] / max(sums[kind], 1) for kind, own in self.names.items() for name in own}
         variance = means.pop("reward_squared") - means["reward"] ** 2
         means["reward_std"] = max(variance, 0.0) ** 0.5
         means["log_prob_difference/max"] = largest
-        return {f"rl/{name}": value for name, value in means.items()}
+        return {f"rl/{name}": value for name, value in (means | look_rates).items()}
+
+    def _look_rates(self) -> dict[str, float]:
+        """The share of rollouts that looked, for each type of question, where there is more than one. A collective."""
+        own = {name: [sum(found), len(found)] for name, found in self._types.items()}
+        counts: dict[str, list[int]] = {}
+        for text in self.world.all_gather_text(json.dumps(own)):
+            for name, (seen, total) in json.loads(text).items():
+                before = counts.get(name, [0, 0])
+                counts[name] = [before[0] + seen, before[1] + total]
+        rates = {f"look_rate/type/{name.replace(' ', '_')}": seen / total for name, (seen, total) in counts.items()}
+        return dict(sorted(rates.items())) if len(rates) > 1 else {}
