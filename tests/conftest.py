@@ -1,5 +1,6 @@
 """Tiny models of the real classes, and conversations of every kind on real images."""
 
+import gc
 import json
 import os
 import signal
@@ -41,6 +42,10 @@ def pytest_configure() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the programs that tests start
     settings.register_profile("untimed", deadline=None)  # a busy machine is no failure
     settings.load_profile("untimed")
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # torch and transformers are a million objects, which every full collection would walk
 
 
 @cache  # composing takes half a second, more than most tests that want a configuration

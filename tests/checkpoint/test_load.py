@@ -13,10 +13,10 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import AutoImageProcessor, AutoProcessor, Qwen2VLForConditionalGeneration
+from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor
 
 import vpt
-from conftest import ROOT, compose_config, conversation, mixed_records, samples_of
+from conftest import FAMILIES, ROOT, compose_config, conversation, mixed_records, samples_of
 from golden import Case
 from vpt.checkpoint.export import Export, export
 from vpt.checkpoint.format import save_weights
@@ -206,27 +206,29 @@ def check_processors(exported: Path, parts, image: Path) -> None:
     assert modes == {(exported.parent / "plain.txt").stat().st_mode}
 
 
-def test_qwen_format_is_transformers_own(saved, tmp_path, folder):
-    parts, ours = saved("encoder=[]")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_qwen_format_is_transformers_own(saved, tmp_path, folder, family):
+    parts, ours = saved("encoder=[]", *FAMILIES[family])
     written = export(Export(str(ours), str(tmp_path / "qwen"), "qwen"))
     check_processors(written, parts, folder.root / "3.png")
-    plain = Qwen2VLForConditionalGeneration.from_pretrained(written)
+    plain = AutoModelForImageTextToText.from_pretrained(written)
     mine = parts.model.qwen.state_dict()
     assert all(torch.equal(mine[name], tensor) for name, tensor in plain.state_dict().items())
     assert plain.state_dict().keys() == mine.keys()
 
 
-def test_adapters_are_merged_on_the_way_out(saved, tmp_path, folder):
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen3_vl"])
+def test_adapters_are_merged_on_the_way_out(saved, tmp_path, folder, family):
     """A plain Qwen folder of a model with LoRA predicts what the model with its adapters predicts."""
     pytest.importorskip("peft")
-    parts, ours = saved("encoder=[]", "model.lora.rank=4", "model.lora.alpha=8")
+    parts, ours = saved("encoder=[]", *FAMILIES[family], "model.lora.rank=4", "model.lora.alpha=8")
     with torch.no_grad():
         for name, parameter in parts.model.named_parameters():
             if "lora_B" in name:
                 parameter.normal_(std=0.2)
     save_weights(ours, parts)
     plain = export(Export(str(ours), str(tmp_path / "qwen"), "qwen"))
-    other = build_model(compose_config("encoder=[]", f"model.path={plain}"))
+    other = build_model(compose_config("encoder=[]", *FAMILIES[family], f"model.path={plain}"))
     batch = collate(samples_of(parts, folder, [conversation("0.png")]))
     with torch.no_grad():
         theirs, mine = other.model(batch).nll, parts.model.eval()(batch).nll

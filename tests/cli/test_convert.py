@@ -2,13 +2,12 @@
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from helpers.programs import run_program
 from helpers.visual_cot_records import METADATA, VISCOT, benchmark, metadata, real
 from vpt.__main__ import main
 from vpt.data.records import parse_record
@@ -115,7 +114,7 @@ def test_misspelt_kind(typo: str, meant: str, capsys: pytest.CaptureFixture[str]
 
 
 def test_command_has_help() -> None:
-    shown = subprocess.run([sys.executable, "-m", "vpt", "convert", "--help"], capture_output=True, text=True)
+    shown = run_program("-m", "vpt", "convert", "--help")
     assert shown.returncode == 0
     assert re.search("their union is the region.*example:", shown.stdout, re.DOTALL)
 

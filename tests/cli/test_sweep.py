@@ -1,15 +1,15 @@
 """Sweeps as they are typed."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 import yaml
 from wandb.sdk.launch.sweeps import utils as sweeps
 
 from conftest import ROOT, compose_config, compose_eval
+from helpers.programs import run_program
 from vpt.cli.sweep import member_name
 from vpt.config.overrides import check_overrides
 from vpt.config.schema import TrainConfig
@@ -17,9 +17,8 @@ from vpt.config.schema import TrainConfig
 TWO_STEPS = ("+experiment=dino", "+debug=two_steps", "tracking=none")
 
 
-def sweep(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "train.py", *arguments, *TWO_STEPS, f"output_dir={folder}", "run_name=swept"]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500)
+def sweep(folder: Path, *arguments: str) -> CompletedProcess:
+    return run_program("train.py", *arguments, *TWO_STEPS, f"output_dir={folder}", "run_name=swept")
 
 
 # Sixteen with the swept one and the seed, a path among them

@@ -1,13 +1,13 @@
 """Wrong keys, wrong values: nothing wrong ever trains, and every message says what to type."""
 
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
+from subprocess import CompletedProcess
 
 import pytest
 
 from conftest import ROOT, compose_config, compose_eval
+from helpers.programs import run_program
 from vpt.cli.evaluate import evaluate_checkpoint
 from vpt.config.overrides import check_overrides
 from vpt.config.schema import EvalConfig, TrainConfig
@@ -16,8 +16,8 @@ from vpt.errors import ConfigError, UserError
 from vpt.training.trainer import Trainer
 
 
-def run(*arguments: str, script: str = "train.py") -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, script, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300)
+def run(*arguments: str, script: str = "train.py") -> CompletedProcess:
+    return run_program(script, *arguments)
 
 
 WRONG = {

@@ -1,8 +1,5 @@
 """Descriptions without weights: published totals, and formulas against what is measured on the tiny model."""
 
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from functools import cache
 
@@ -15,7 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import Dinov2Config
 
-from conftest import ROOT, TOKENS, action_turns, compose_config, conversation, samples_of
+from conftest import TOKENS, action_turns, compose_config, conversation, samples_of
+from helpers.programs import run_program
 from vpt.__main__ import main
 from vpt.checkpoint.load import build_model
 from vpt.cli.estimate import compose_description
@@ -149,11 +147,8 @@ def test_wrong_keys_and_values_stop_it(override, message, capsys):
 
 
 def test_it_is_a_program():
-    done = subprocess.run(
-        [sys.executable, "-m", "vpt", "estimate", "--help"], cwd=ROOT, capture_output=True, text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True,
-    )  # fmt: skip
-    assert "gpus: 1" in done.stdout and "utilisation: " in done.stdout
+    done = run_program("-m", "vpt", "estimate", "--help")
+    assert done.returncode == 0 and "gpus: 1" in done.stdout and "utilisation: " in done.stdout
 
 
 @pytest.mark.parametrize("kind", ["none", "region", "dino", "sam", "clip"])

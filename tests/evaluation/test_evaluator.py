@@ -2,18 +2,16 @@
 
 import json
 import math
-import os
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from threading import Thread
 
 import pytest
 
-from conftest import ROOT, TOKENS, compose_config, compose_eval, conversation, logged, mixed_records
+from conftest import TOKENS, compose_config, compose_eval, conversation, logged, mixed_records
 from helpers.judge_server import Server
+from helpers.programs import Program
 from vpt.__main__ import main
 from vpt.checkpoint.load import weights_digest
 from vpt.cli.evaluate import Evaluation, evaluate_checkpoint
@@ -54,24 +52,21 @@ def test_stopped_by_hand_it_goes_on(runs):
     """Ctrl-C in a real process, half a line on the disk; the same command answers the rest and the same."""
     run = runs / "seed_0"
     options = ["generation.batch_size=4", "generation.action=dino", "pictures=false"]
-    command = [sys.executable, "eval.py", f"checkpoint={run}", *options, "name=stopped"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [*command, "data.limit=4000"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        env=environment,
-    )  # fmt: skip
+    command = [f"checkpoint={run}", *options, "name=stopped"]
+    program = Program("eval.py", *command, "data.limit=4000")
     path = run / "eval" / "stopped" / "predictions.jsonl"
     while not path.exists() or path.read_text().count("\n") < 8:
-        assert process.poll() is None, process.communicate()[0]
+        assert program.process.is_alive(), program.output
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    said, _ = process.communicate(timeout=300)
-    assert process.returncode == 130 and "type the same command to go on" in said and "Traceback" not in said
+    program.send_signal(signal.SIGINT)
+    ended = program.wait()
+    assert ended.returncode == 130 and "type the same command to go on" in ended.stderr, program.output
+    assert "Traceback" not in program.output
     before = path.read_text()
     answered = before.count("\n")
     assert 8 <= answered < 4000
     path.write_text(before + '{"record": "ea')
-    evaluate_checkpoint(compose_eval(*command[2:], f"data.limit={answered + 6}"))
+    evaluate_checkpoint(compose_eval(*command, f"data.limit={answered + 6}"))
     assert path.read_text().startswith(before)
     evaluate_checkpoint(compose_eval(f"checkpoint={run}", *options, "name=whole", f"data.limit={answered + 6}"))
     assert told(path.parent) == told(run / "eval" / "whole")

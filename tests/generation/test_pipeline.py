@@ -1,15 +1,14 @@
 """One question about one image: from the command line and from Python, and the picture of it."""
 
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from conftest import ALL, ROOT, TOKENS, action_turns, compose_config, conversation, samples_of
+from conftest import ALL, TOKENS, action_turns, compose_config, conversation, samples_of
+from helpers.programs import run_program
 from vpt.checkpoint.format import save_weights
 from vpt.cli.ask import main, read_arguments
 from vpt.config.validate import generation_settings
@@ -223,8 +222,7 @@ def test_arguments_in_any_order():
 
 def test_help_and_an_error_from_the_shell(image):
     def run(*arguments):
-        command = [sys.executable, "-m", "vpt", "ask", *arguments]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+        return run_program("-m", "vpt", "ask", *arguments)
 
     assert "vpt ask IMAGE QUESTION" in run("--help").stdout
     done = run(str(image), "what?", "chekpoint=x")

@@ -1,11 +1,8 @@
 """The loop: grouping, freezing, schedules, and going on after a stop as if there had been none."""
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 import weakref
 from dataclasses import replace
@@ -15,7 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from conftest import ROOT, compose_config, logged, losses
+from conftest import compose_config, logged, losses
+from helpers.programs import Program, run_program
 from vpt.checkpoint.checksums import CHECKSUMS
 from vpt.checkpoint.format import STEP_FOLDER, find_checkpoint, list_checkpoints
 from vpt.checkpoint.load import load_pretrained
@@ -77,40 +75,26 @@ def test_a_dropped_run_goes_on_as_if_it_had_not_been(tmp_path, whole, until):
 
 def test_killed_and_interrupted_by_hand(tmp_path):
     """kill -9 and Ctrl-C in a real process; the same command goes on."""
-    command = [
-        sys.executable,
-        "train.py",
-        *SMALL,
-        f"output_dir={tmp_path}",
-        "training.steps=200",
-        "training.eval_rows=0",
-    ]
+    command = ["train.py", *SMALL, f"output_dir={tmp_path}", "training.steps=200", "training.eval_rows=0"]
 
-    def start() -> subprocess.Popen:
-        return subprocess.Popen(
-            [*command, "run_name=stopped"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
-
-    def wait_for_step(step: int, process: subprocess.Popen) -> None:
+    def wait_for_step(step: int, program: Program) -> None:
         for _ in range(12_000):  # a busy machine is no failure
             path = tmp_path / "stopped" / "metrics.jsonl"
             if path.exists() and f'"step": {step},' in path.read_text():
                 return
-            assert process.poll() is None, process.communicate()[0]
+            assert program.process.is_alive(), program.output
             time.sleep(0.05)
         raise AssertionError("the run did not get there")
 
-    process = start()
-    wait_for_step(5, process)
-    process.kill()
-    process.wait()
-    process = start()
-    wait_for_step(25, process)
-    process.send_signal(signal.SIGINT)
-    said, _ = process.communicate(timeout=60)
-    assert process.returncode == 130, said
-    assert "type the same command to go on" in said
+    killed = Program(*command, "run_name=stopped")
+    wait_for_step(5, killed)
+    killed.send_signal(signal.SIGKILL)
+    killed.process.join()
+    stopped = Program(*command, "run_name=stopped")
+    wait_for_step(25, stopped)
+    stopped.send_signal(signal.SIGINT)
+    assert stopped.wait().returncode == 130, stopped.output
+    assert "type the same command to go on" in stopped.output
     steps = [line["step"] for line in logged(tmp_path / "stopped", "train/loss")]
     assert steps == list(range(1, steps[-1] + 1)) and steps[-1] >= 25
     assert find_checkpoint(tmp_path / "stopped").name == STEP_FOLDER.format(steps[-1])
@@ -209,9 +193,7 @@ def test_evaluation_equals_training(tmp_path):
     config = compose_config(*SMALL, "training.steps=3", "data.limit=40", "training.final_eval_questions=40")
     train(config, tmp_path / "run")
     said = json.loads((tmp_path / "run" / "summary.json").read_text())
-    done = subprocess.run(
-        [sys.executable, "eval.py", f"checkpoint={tmp_path / 'run'}"], cwd=ROOT, capture_output=True, text=True
-    )
+    done = run_program("eval.py", f"checkpoint={tmp_path / 'run'}")
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "run" / "eval" / "test" / "summary.json").read_text())
     for key in ("accuracy", "questions", "accuracy_by_type", "perceptions", "teacher_forced"):
