@@ -56,8 +56,8 @@ def _composed(program: str, schema: type, conf: Path, *overrides: str) -> Any:
 
 
 def compose_config(*overrides: str, conf: Path = ROOT / "conf") -> TrainConfig:
-    """The checked configuration of `python train.py OVERRIDES`."""
-    config = deepcopy(_composed("train", TrainConfig, conf, *overrides))
+    """The checked configuration of `python train.py OVERRIDES`, without pictures: they take longer than a short run."""
+    config = deepcopy(_composed("train", TrainConfig, conf, "pictures=false", *overrides))
     validate(config)
     return config
 

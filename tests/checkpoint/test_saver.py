@@ -126,7 +126,7 @@ def test_the_last_and_the_best_stay(tmp_path):
     assert trainer_at(tmp_path / "run", "training.steps=9").state.best == 0.9
 
 
-@pytest.mark.parametrize("stops", [[2], [4, 5]])
+@pytest.mark.parametrize("stops", [pytest.param([2], marks=pytest.mark.slow), [4, 5]])
 def test_an_evaluation_that_was_due_where_a_run_was_stopped_comes_first(tmp_path, stops):
     """The last step is evaluated too, and may be the best one; all is as if nothing had stopped the run."""
 

@@ -14,7 +14,7 @@ from vpt.cli.sweep import member_name
 from vpt.config.overrides import check_overrides
 from vpt.config.schema import TrainConfig
 
-TWO_STEPS = ("+experiment=dino", "+debug=two_steps", "tracking=none")
+TWO_STEPS = ("+experiment=dino", "+debug=two_steps", "tracking=none", "pictures=false")
 
 
 def sweep(folder: Path, *arguments: str) -> CompletedProcess:
@@ -62,6 +62,7 @@ def test_seeds_from_a_file_or_fewer_from_the_command_line(tmp_path):
     assert {path.name for path in (tmp_path / "swept").iterdir()} == {"seed-3", "seed-4"}
 
 
+@pytest.mark.slow
 def test_optuna_asks_for_what_the_runs_return(tmp_path):
     done = sweep(tmp_path, "+sweep=optuna", "hydra.sweeper.n_trials=2")
     assert "2 of 2 runs" in done.stdout, done.stderr

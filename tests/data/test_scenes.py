@@ -178,7 +178,7 @@ def test_no_answer_can_be_guessed():
         assert len(counts) == expected and np.abs(counts - share).max() < 5 * share**0.5
 
 
-@pytest.mark.parametrize("hard", [True, False])
+@pytest.mark.parametrize("hard", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_the_first_look_shows_no_digit_and_the_crop_does(hard):
     """A nearest-neighbour classifier that is told where the digit stands reads it in the crop, not at first look."""
     looks, values = {}, {}

@@ -52,7 +52,7 @@ def config_of(root, test: str, *overrides: str):
 @pytest.fixture(scope="module")
 def run(root, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "run"
-    train(config_of(root, "mixed", "data.on_error=skip", "data.max_skipped_fraction=0.9"), folder)
+    train(config_of(root, "mixed", "data.on_error=skip", "data.max_skipped_fraction=0.9", "pictures=true"), folder)
     return folder
 
 

@@ -208,7 +208,13 @@ def test_a_run_that_asks_nothing_tells_no_accuracy(tmp_path, capsys):
     """Neither at its end, nor teacher-forced, nor in its report; a number below 0 is refused."""
     with pytest.raises(ConfigError, match=r"final_eval_questions=-1 must lie between 0"):
         compose_config("training.final_eval_questions=-1")
-    few = ("+debug=two_steps", "tracking=none", "training.final_eval_questions=0", "training.eval_rows=0")
+    few = (
+        "+debug=two_steps",
+        "tracking=none",
+        "training.final_eval_questions=0",
+        "training.eval_rows=0",
+        "pictures=true",
+    )
     assert math.isnan(train(compose_config(*few), tmp_path / "run"))
     said, summary = capsys.readouterr().out, json.loads((tmp_path / "run" / "summary.json").read_text())
     assert "no test question was asked" in said and "accuracy" not in said

@@ -24,7 +24,7 @@ def frequencies(model: VPTModel) -> dict[str, Tensor]:
     return {name: buffer for name, buffer in model.named_buffers() if buffer.is_floating_point()}
 
 
-@pytest.mark.parametrize("family", ["tiny_2_5", "tiny_3"])
+@pytest.mark.parametrize("family", [pytest.param("tiny_2_5", marks=pytest.mark.slow), "tiny_3"])
 def test_frequencies_stay_float32_however_a_model_is_built(make_parts, tmp_path, family):
     """At random, from a folder of weights, from a checkpoint; in one process, copied and sharded."""
     overrides = [f"model={family}", "encoder=[siglip]"]

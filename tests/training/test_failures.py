@@ -233,7 +233,7 @@ def _on_a_rank(world, config, folder: str, spoil: str) -> dict:
 
 
 @pytest.mark.parametrize(("strategy", "spoil"), [
-    ("ddp", "loss"), ("fsdp", "loss"), pytest.param("fsdp", "gradient", marks=pytest.mark.slow)
+    ("ddp", "loss"), *(pytest.param("fsdp", spoil, marks=pytest.mark.slow) for spoil in ("loss", "gradient"))
 ])  # fmt: skip
 def test_all_ranks_skip_and_stop_together(tmp_path, data, strategy, spoil):
     """Only rank 0's loss or gradient is not finite, and each rank finds other records broken."""

@@ -190,7 +190,9 @@ def test_the_rate_warms_up_and_falls_along_a_cosine():
 
 def test_evaluation_equals_training(tmp_path):
     """eval.py finds what training printed."""
-    config = compose_config(*SMALL, "training.steps=3", "data.limit=40", "training.final_eval_questions=40")
+    config = compose_config(
+        *SMALL, "training.steps=3", "data.limit=40", "training.final_eval_questions=40", "pictures=true"
+    )
     train(config, tmp_path / "run")
     said = json.loads((tmp_path / "run" / "summary.json").read_text())
     done = run_program("eval.py", f"checkpoint={tmp_path / 'run'}")
@@ -202,7 +204,9 @@ def test_evaluation_equals_training(tmp_path):
         assert (tmp_path / "run" / picture).stat().st_size > 10_000
 
 
-@pytest.mark.parametrize("strategy", ["single", "ddp", "fsdp"])
+@pytest.mark.parametrize(
+    "strategy", ["single", pytest.param("ddp", marks=pytest.mark.slow), pytest.param("fsdp", marks=pytest.mark.slow)]
+)
 def test_the_trained_model_is_gone_before_it_is_read_back(tmp_path, monkeypatch, strategy):
     """A GPU that one model fills has no room for two."""
     trained_models, read = [], []

@@ -10,7 +10,9 @@ from conftest import ROOT
 
 
 @pytest.mark.parametrize("command", [
-    "train.py --cfg job", "train.py --help", "eval.py --help", "-m vpt --help", "-m vpt convert --help", "-u -m vpt",
+    "train.py --help", *(pytest.param(slow, marks=pytest.mark.slow) for slow in (
+        "train.py --cfg job", "eval.py --help", "-m vpt --help", "-m vpt convert --help", "-u -m vpt",
+    )),
 ])  # fmt: skip
 def test_a_reader_that_leaves_ends_nothing_in_a_traceback(command):
     """As `| head` does, of standard output and of both."""

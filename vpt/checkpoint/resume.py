@@ -20,11 +20,11 @@ from vpt.models.vpt import VPTModel
 
 # Keys that may change between two commands of one run, because they change no result
 MAY_CHANGE = (
-    "output_dir", "device", "threads", "strategy", "init_", "tracking", "generation", "data.root", "data.workers",
-    "data.image_cache_mb", "data.feature_cache", "data.limit", "training.micro_batch_size", "training.log_every",
-    "training.eval_every", "training.eval_rows", "training.final_eval_questions", "training.checkpoint_every",
-    "training.keep_checkpoints", "training.best_metric", "model.inner_forward", "model.activation_checkpointing",
-    "model.token_ids", "model.path",
+    "output_dir", "device", "threads", "pictures", "strategy", "init_", "tracking", "generation", "data.root",
+    "data.workers", "data.image_cache_mb", "data.feature_cache", "data.limit", "training.micro_batch_size",
+    "training.log_every", "training.eval_every", "training.eval_rows", "training.final_eval_questions",
+    "training.checkpoint_every", "training.keep_checkpoints", "training.best_metric", "model.inner_forward",
+    "model.activation_checkpointing", "model.token_ids", "model.path",
 )  # fmt: skip
 
 

@@ -77,9 +77,10 @@ def _report(
     save_examples(bundle, config, folder / "predictions", limit=_limit(config))
     run_logger.log_summary(summary)
     print(f"{headline(summary)}; see {folder}/summary.json")
-    for path in (*draw_run(folder, config=config), write_report(folder, config=config)):
-        print(f"  {path}")
-    run_logger.log_media(report_media(folder, config=config))
+    if config.pictures:
+        for path in (*draw_run(folder, config=config), write_report(folder, config=config)):
+            print(f"  {path}")
+        run_logger.log_media(report_media(folder, config=config))
     run_logger.close()
 
 

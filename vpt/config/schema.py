@@ -188,6 +188,7 @@ class TrainConfig:
     seed: int = 0  # of everything that is drawn
     device: str = choice("auto", "cpu", "cuda")  # auto: cuda where there is one
     threads: int | None = bounded(None, low=1)  # of a process, on the CPU; null: one for each core that it may use
+    pictures: bool = True  # curves.png, samples.png and report.html at the end
     init_from: str | None = None  # a run or checkpoint whose weights this one starts from
     init_exclude: list[str] = field(default_factory=list)  # patterns of tensors that are not taken from it
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -80,7 +80,7 @@ def draw_panel(panel: Panel, runs: Mapping[str, Curves], *, mean: bool | None = 
     if not metrics:
         return None
     with matplotlib.rc_context(html.theme()):
-        figure = Figure(figsize=(5.2, 3.4), layout="constrained")
+        figure = Figure(figsize=(5.2, 3.4))
         _plot(figure, panel, metrics, runs, mean=panel.mean if mean is None else mean)
     return figure
 
@@ -139,12 +139,22 @@ def _keys(metrics: Sequence[str], runs: Sequence[str]) -> dict[str, dict[str, An
 
 
 def _legend(figure: Figure | SubFigure, keys: Mapping[str, Mapping[str, Any]]) -> None:
-    """Below the plot, where it hides no curve; a figure of its own grows by it."""
-    if not 1 < len(keys) <= MOST_LABELS:
-        return
-    columns = max(1, min(len(keys), LEGEND_WIDTH // (max(map(len, keys)) + 8)))
+    """Below the plot, where it hides no curve; a figure of its own grows by it.
+
+    Such figures have fixed margins: pages have many, and a layout that is solved for takes as long as all the rest.
+    """
+    shown = 1 < len(keys) <= MOST_LABELS
+    columns = max(1, min(len(keys), LEGEND_WIDTH // (max(map(len, keys), default=0) + 8)))
     if isinstance(figure, Figure):
-        width, height = figure.get_size_inches()
-        figure.set_size_inches(width, height + 0.17 * -(-len(keys) // columns))
-    lines = [Line2D([], [], lw=1.2, **look) for look in keys.values()]
-    figure.legend(lines, [*keys], loc="outside lower center", fontsize=7, ncols=columns, handlelength=3)
+        (width, height), below = figure.get_size_inches(), 0.17 * -(-len(keys) // columns) * shown
+        figure.set_size_inches(width, height + below)
+        figure.subplots_adjust(
+            left=0.75 / width, right=1 - 0.1 / width, top=1 - 0.35 / (height + below),
+            bottom=(0.5 + below) / (height + below),
+        )  # fmt: skip
+    if shown:
+        lines = [Line2D([], [], lw=1.2, **look) for look in keys.values()]
+        figure.legend(
+            lines, [*keys], loc="lower center" if isinstance(figure, Figure) else "outside lower center",
+            fontsize=7, ncols=columns, handlelength=3,
+        )  # fmt: skip

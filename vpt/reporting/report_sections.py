@@ -38,7 +38,7 @@ def results(found: RunArtifacts) -> Markup:
             groups = _counted(found.predictions, key)
             rates = summary.get("look_rate_by_type", {}) if key == "accuracy_by_type" else {}
             counted = [
-                (name, groups.get(name, "-"), value, *([rates[name]] if rates else []))
+                (name, groups.get(name, "-"), value, *([rates.get(name, "-")] if rates else []))
                 for name, value in summary[key].items()
             ]
             parts.append(_table([what, "questions", "accuracy", *(["look rate"] if rates else [])], counted))

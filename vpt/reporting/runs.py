@@ -13,8 +13,8 @@ from vpt.errors import CheckpointError
 
 # Keys in which two runs of one experiment may differ
 _NO_DIFFERENCE = (
-    "seed", "run_name", "output_dir", "device", "threads", "tracking", "data.workers", "data.image_cache_mb",
-    "data.feature_cache", "model.token_ids", "model.vision_encoder_ls",
+    "seed", "run_name", "output_dir", "device", "threads", "pictures", "tracking", "data.workers",
+    "data.image_cache_mb", "data.feature_cache", "model.token_ids", "model.vision_encoder_ls",
 )  # fmt: skip
 ABSENT, PRESENT = "-", "yes"  # a re-encoder or a source that some of the runs lack
 
