@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from conftest import ROOT
-from vpt.bench import generation, inner_passes, loading, measure, memory, mfu, models, packing, vision
+from vpt.bench import generation, inner_passes, loading, measure, memory, mfu, models, packing, rollouts, vision
 from vpt.bench.__main__ import GROUPS, main
 from vpt.bench.measure import Measurement, median_ratio, worst_of
 from vpt.bench.memory import peak_bytes
@@ -22,6 +22,7 @@ FIGURES = {
     "memory": {"checkpointing_time", "checkpointing_memory"},
     "generation": {"decode_vs_transformers", "decode_vs_transformers.batch_1", "decode_vs_transformers.batch_8",
                   "perceive_vs_prefill"},
+    "rollouts": {"rl_shared_vs_separate", "rl_prefill_shared"},
     "vision": {"vision_tower", "cached_features"},
     "loading": {"loader_wait"},
 }  # fmt: skip
@@ -31,7 +32,7 @@ FIGURES = {
 def tiny(monkeypatch):
     """The same measurements with small models, in one round."""
     small = replace(models.SMALL, qwen=models.qwen_sizes(32, 2, 2, intermediate_size=32), new_tokens=3)
-    for module in (models, memory, packing, mfu, generation, vision, inner_passes):
+    for module in (models, memory, packing, mfu, generation, rollouts, vision, inner_passes):
         monkeypatch.setattr(module, "SMALL", small)
     monkeypatch.setattr(vision, "BASE_DINO", models.SMALL_DINO)
     monkeypatch.setattr(packing, "PUBLISHED_VOCABULARY", 1000)

@@ -13,11 +13,12 @@ from hydra import compose, initialize_config_dir
 import vpt
 from conftest import ROOT
 from helpers.hub_server import TOKEN, HubServer
-from vpt.checkpoint.load import load_pretrained
+from vpt.checkpoint.load import load_any_config, load_pretrained
 from vpt.cli.export import main
 from vpt.config.resolve import resolve_config
 from vpt.config.schema import TrainConfig
 from vpt.errors import CheckpointError, ConfigError
+from vpt.reporting.figures import draw_run
 
 
 @pytest.fixture
@@ -70,6 +71,7 @@ def test_published_and_read_back(hub, run, tmp_path, capsys):
 
 def test_the_card(run, tmp_path):
     to = tmp_path / "card"
+    draw_run(run, config=load_any_config(run))
     main([f"checkpoint={run}", f"to={to}", "format=hub"])
     card = (to / "README.md").read_text()
     assert card.startswith("---\nlicense: apache-2.0\n")
@@ -79,8 +81,8 @@ def test_the_card(run, tmp_path):
                  "That it matters: region random", "no such model was compared with", "Evaluation `test`"):  # fmt: skip
         assert text in card, text
     assert "That it matters: features zeroed" not in card and "no ablation was run" not in card
-    for picture in (to / "pictures").iterdir():
-        assert f"](pictures/{picture.name})" in card
+    pictures = [path.name for path in (to / "pictures").iterdir()]
+    assert {*pictures} == {"curves.png", "samples.png"} and all(f"](pictures/{name})" in card for name in pictures)
     with initialize_config_dir(str(to), version_base=None):  # the card's command composes what was trained
         again = resolve_config(compose("config", overrides=["run_name=again"]), TrainConfig)
     assert again.training == load_pretrained(run, device="cpu").config.training

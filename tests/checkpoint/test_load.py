@@ -198,7 +198,8 @@ def check_processors(exported: Path, parts, image: Path) -> None:
     assert np.array_equal(theirs["pixel_values"], ours.pixels)
     for file in ("preprocessor_config.json", "video_preprocessor_config.json"):
         written = json.loads((exported / file).read_text())
-        assert written["processor_class"] == "Qwen2VLProcessor"
+        classes = {"qwen2_vl": "Qwen2VLProcessor", "qwen2_5_vl": "Qwen2_5_VLProcessor", "qwen3_vl": "Qwen3VLProcessor"}
+        assert written["processor_class"] == classes[parts.config.model.family]
     if find_spec("torchvision"):
         assert AutoProcessor.from_pretrained(exported).video_processor.patch_size == processor.patch_size
     (exported.parent / "plain.txt").touch()

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from vpt.bench.measure import Measurement, write
 
-GROUPS = ("inner_passes", "packing", "mfu", "memory", "generation", "vision", "loading")
+GROUPS = ("inner_passes", "packing", "mfu", "memory", "generation", "rollouts", "vision", "loading")
 
 
 def measure(groups: list[str]) -> list[Measurement]:
