@@ -30,7 +30,7 @@ def lines(folder: Path) -> list[dict]:
 
 
 def test_an_offline_run_holds_what_was_logged(tmp_path):
-    config = compose_config(*SMALL, "tracking=wandb", "tracking.mode=offline", "masking=paper")
+    config = compose_config(*SMALL, "tracking=wandb", "tracking.mode=offline", "masking=paper", "pictures=true")
     train(config, tmp_path / "run")
     kept, written = wandb_file.read(tmp_path / "run"), lines(tmp_path / "run")
     logged = [{k: v for k, v in item.items() if not k.startswith("_")} for item in kept["history"]]
