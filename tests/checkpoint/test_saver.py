@@ -215,7 +215,8 @@ def launched(folder: Path, *overrides: str) -> subprocess.Popen:
     return subprocess.Popen([*command, *small, *overrides], cwd=ROOT, stderr=subprocess.PIPE, text=True)
 
 
-@pytest.mark.parametrize("number", [signal.SIGUSR1, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
 def test_torchrun_hands_signals_and_exit_codes_on(tmp_path, number):
     """Told of a signal, both processes save the step that they are in, and the launcher exits as they do."""
     metrics = tmp_path / "dino" / "metrics.jsonl"

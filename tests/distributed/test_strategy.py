@@ -82,7 +82,7 @@ def all_gradients(world: World, cases: list[tuple[str, str]], root: str, to: str
     return [gradients(world, *case, root, f"{to}/{number}.safetensors") for number, case in enumerate(cases)]
 
 
-@pytest.mark.parametrize("share", [slice(2), pytest.param(slice(2, None), marks=pytest.mark.slow)])
+@pytest.mark.parametrize("share", [slice(1), pytest.param(slice(1, None), marks=pytest.mark.slow)])
 def test_gradients_equal_those_of_one_process(folder, tmp_path, share):
     """Whatever falls to which process: no image, no action, no row, another encoder than the next."""
     cases = [(case, strategy) for case in list(CASES)[share] for strategy in ("fsdp", "ddp")]
