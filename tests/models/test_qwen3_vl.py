@@ -7,13 +7,29 @@ import pytest
 import torch
 from transformers.models.qwen3_vl.processing_qwen3_vl import Qwen3VLProcessor
 
-from conftest import ALL, conversation, mixed_records, qwen_inputs, samples_of, video, video_conversation
+from conftest import (
+    ALL,
+    compose_config,
+    compose_eval,
+    conversation,
+    logged,
+    losses,
+    mixed_records,
+    qwen_inputs,
+    samples_of,
+    video,
+    video_conversation,
+)
 from helpers.gradients import MODEST, assert_same, losses_and_gradients
+from helpers.multiprocess import on_ranks
+from vpt.cli.evaluate import evaluate_checkpoint
 from vpt.config.schema import GenerationConfig
 from vpt.data.chat_template import THINK, EncodedConversation
 from vpt.data.collate import collate
 from vpt.data.records import Message
+from vpt.distributed.process_group import World
 from vpt.errors import ConfigError
+from vpt.evaluation.predictions import read_predictions
 from vpt.generation.decode_step import RowInput
 from vpt.generation.generator import Generator
 from vpt.generation.kv_cache import KVCache
@@ -22,6 +38,7 @@ from vpt.generation.running_batch import RunningBatch
 from vpt.models.inner_forward import StagedKVCache
 from vpt.perception.masking import Masking
 from vpt.serving.rows import Prompt
+from vpt.training.trainer import Trainer
 
 TINY = ("model=tiny_3", *MODEST)
 UNCHANGED = (*ALL, *TINY, "+encoder.clip.options.deep=unchanged")
@@ -186,3 +203,44 @@ def test_a_prompt_read_in_parts_keeps_its_deep_features(folder, parts):
         running.rows[0].next_input, running.rows[1].next_input = part, RowInput([7])
         state = running.step()[0][-1]
     torch.testing.assert_close(state, want, rtol=1e-4, atol=1e-5)
+
+
+def trained_losses(world, folder, *overrides):
+    """Losses and gradient norms of two steps with every kind of perception."""
+    config = compose_config("+experiment=all", "+debug=two_steps", *TINY, "tracking=none", *overrides)
+    Trainer(config, folder, world).fit()
+    return [[line["train/loss"], line["train/grad_norm"]] for line in logged(folder, "train/loss")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("trained", [(), ("model.lora.rank=4",)], ids=["full", "lora"])
+def test_two_processes_train_as_one(tmp_path, strategy, trained):
+    alone = trained_losses(World(), tmp_path / "alone", *trained)
+    shared = on_ranks(2, trained_losses, tmp_path / strategy, f"strategy={strategy}", *trained, folder=tmp_path)
+    for found, want in zip(shared[0], alone, strict=True):
+        assert found == pytest.approx(want, rel=1e-3)
+
+
+@pytest.mark.slow
+def test_every_encoder_of_today_in_one_model_trains_goes_on_and_answers(tmp_path):
+    names = ["dino3", "dino_registers", "sam2", "siglip2", "clip"]
+    kinds = ",".join(f"{name}:1" for name in ("none", "region", *names))
+    overrides = (*TINY, "+debug=two_steps", "tracking=none", "training.steps=4", "training.batch_size=16",
+                 f"encoder=[{','.join(names)}]", f"data.actions={{{kinds}}}")  # fmt: skip
+    whole = Trainer(compose_config(*overrides), tmp_path / "whole")
+    whole.fit()
+    dropped = Trainer(compose_config(*overrides), tmp_path / "dropped")
+    step = dropped.train_step
+    dropped.train_step = lambda batches, number: step(batches, number) if number < 2 else {}["dropped"]
+    with pytest.raises(KeyError, match="dropped"):
+        dropped.fit()
+    again = Trainer(compose_config(*overrides), tmp_path / "dropped")
+    again.fit()
+    assert losses(whole.folder) == losses(again.folder) and len(losses(whole.folder)) == 4
+    for name in names:
+        evaluate_checkpoint(compose_eval(
+            f"checkpoint={whole.folder}", f"name={name}", f"generation.action={name}", "data.limit=2", "pictures=false"
+        ))  # fmt: skip
+        items = read_predictions(whole.folder / "eval" / name / "predictions.jsonl")
+        assert [item.actions[0] for item in items] == [name] * 2
