@@ -144,4 +144,4 @@ def _check_encoder(name: str, encoder: EncoderConfig) -> None:
         more=encoder.sizes[encoder.size].options, method="build",
     )  # fmt: skip
     target = locate(encoder.target, f"encoder.{name}.target", RE_ENCODER)
-    check_weight_folder(encoder.weights, f"encoder.{name}.path", target.model_types)
+    check_weight_folder(encoder.weights, f"encoder.{name}.path", target.types_of(encoder.options))

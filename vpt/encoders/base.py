@@ -4,7 +4,7 @@ To add one: write a class with `build`, put its settings in `conf/encoder/NAME.y
 """
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
@@ -48,7 +48,7 @@ class ReEncoder(nn.Module):
         vision: the encoder, or None where the transform's features are Qwen's own.
         projector: brings features to the language model's width, conditioned on the control state.
         pretrained: whether `vision` comes with weights. What does is frozen by default, what does not is trained.
-        model_types: transformers' model types of folders that `vision` is read from; None where any will do.
+        model_types: transformers' model types of folders that `vision` may be read from; None where any will do.
     """
 
     pretrained = False
@@ -60,6 +60,11 @@ class ReEncoder(nn.Module):
     def __init__(self, *, transform: ImageTransform, vision: nn.Module | None, projector: ConditionalProjector) -> None:
         super().__init__()
         self.transform, self.vision, self.projector = transform, vision, projector
+
+    @classmethod
+    def types_of(cls, options: Mapping[str, Any]) -> Collection[str] | None:
+        """Which of `model_types` these `options` of the YAML mean."""
+        return cls.model_types
 
     @classmethod
     @abstractmethod

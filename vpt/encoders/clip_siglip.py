@@ -1,5 +1,6 @@
 """OpenAI's CLIP, SigLIP or SigLIP 2 of one image size, as a re-encoder: one token for each patch."""
 
+from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
 from torch import Tensor
@@ -23,11 +24,15 @@ class CLIPEncoder(ReEncoder):
     model_types = ("clip", "clip_vision_model", "siglip", "siglip_vision_model")
 
     @classmethod
+    def types_of(cls, options: Mapping[str, Any]) -> Collection[str]:
+        family = options.get("family") or "siglip"
+        return [family, f"{family}_vision_model"]
+
+    @classmethod
     def build(
         cls, context: BuildContext, *, config: dict[str, Any], family: str = "siglip",
         resample: Literal["bicubic", "bilinear"] = "bicubic",
     ) -> "CLIPEncoder":  # fmt: skip
-        family = config.get("model_type", family).removesuffix("_vision_model")
         if family not in _FAMILIES:
             raise ValueError(f"family {family!r} is not one of {sorted(_FAMILIES)}")
         config_class, model_class, leading, mean, std = _FAMILIES[family]

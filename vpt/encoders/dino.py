@@ -1,5 +1,6 @@
 """DINOv2, with or without registers, and DINOv3 as re-encoders: one token for each patch (paper section 3.3)."""
 
+from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
 import torch
@@ -31,13 +32,15 @@ class DinoEncoder(ReEncoder):
     model_types = tuple(_FAMILIES)
 
     @classmethod
+    def types_of(cls, options: Mapping[str, Any]) -> Collection[str]:
+        return [options.get("family") or "dinov2"]
+
+    @classmethod
     def build(
         cls, context: BuildContext, *, config: dict[str, Any], family: str = "dinov2",
         side: int = 224, view: Literal["centre", "whole"] = "centre",
         resample: Literal["bicubic", "bilinear"] = "bicubic", resize_floats: bool = False,
     ) -> "DinoEncoder":  # fmt: skip
-        if (stored := config.get("model_type", family)) != family:
-            raise ValueError(f"its weights are of {stored}, options.family is {family}")
         config_class, model_class = _FAMILIES[family]
         vision = context.build_vision(model_class, config_class(**config))
         for name in _AUGMENTATIONS:

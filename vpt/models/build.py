@@ -148,7 +148,7 @@ def encoder_sizes(name: str, encoder: EncoderConfig, *, fetch: bool = True) -> d
     if path is None or not (fetch or Path(path).is_dir()):
         return encoder.sizes[encoder.size].config
     target = locate(encoder.target, f"encoder.{name}.target", RE_ENCODER)
-    stored = read_sizes(path, f"encoder.{name}.path", target.model_types)
+    stored = read_sizes(path, f"encoder.{name}.path", target.types_of(encoder.options))
     return getattr(stored, "vision_config", stored).to_diff_dict()
 
 
