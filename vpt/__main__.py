@@ -17,6 +17,7 @@ COMMANDS = {
     "estimate": "parameters, FLOPs, memory and days of a run, from its configuration alone",
     "export": "a trained model into a folder of its own: for vpt, as upstream published, or for transformers",
     "launch": "torchrun that ends as the run does",
+    "pretrain": "the small parts anew that model=small starts from",
     "report": "write a run's reports anew",
     "serve": "an endpoint of the OpenAI chat format, and a page to watch the model look again",
 }

@@ -10,7 +10,7 @@ from typing import get_type_hints
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.checkpoint import HuggingFaceStorageReader
 from torch.distributed.checkpoint.api import CheckpointException
 
@@ -18,7 +18,6 @@ from vpt.checkpoint.format import STEP_FOLDER
 from vpt.checkpoint.tensors import LazyStateDict, check_state_dict, unique_state_dict
 from vpt.config.former_names import FORMER_STATE
 from vpt.errors import ConfigError, wrap_read_errors
-from vpt.models.vpt import VPTModel
 
 
 @dataclass
@@ -67,7 +66,7 @@ def _named(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
         yield from zip(group["names"], group["params"], strict=True)
 
 
-def restore(checkpoint: Path, model: VPTModel, optimizer: torch.optim.Optimizer) -> TrainState:
+def restore(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> TrainState:
     """Read weights and the optimizer's state in place, each process its part, and return the rest.
 
     Raises CheckpointError where the checkpoint is broken, or of another model.

@@ -16,6 +16,7 @@ from vpt.config.validate import validate
 from vpt.errors import ConfigError, did_you_mean
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
+ASSETS = Path(__file__).resolve().parents[1] / "assets"  # weights that are installed with the package
 _OVERRIDE = re.compile(r"^(?P<sign>\+{0,2}|~)(?P<key>[\w./@]+)(=(?P<value>.*))?$", re.DOTALL)
 
 
@@ -37,7 +38,8 @@ def _defaults(schema: type) -> DictConfig:
 
 
 def register_schemas() -> None:
-    """Make `train_defaults` and `eval_defaults` known to Hydra: conf/train.yaml and conf/eval.yaml start from them."""
+    """Make known to Hydra what conf/ refers to: `train_defaults`, `eval_defaults`, and `asset`, a folder of weights."""
+    OmegaConf.register_new_resolver("asset", lambda name: str(ASSETS / name), replace=True)
     for name, schema in (("train_defaults", TrainConfig), ("eval_defaults", EvalConfig)):
         ConfigStore.instance().store(name, _defaults(schema))
 

@@ -20,7 +20,7 @@ class ModelConfig:
     family: str = "qwen2_vl"  # of the base model: transformers' model type; see vpt/models/families
     path: str | None = None  # hub name or folder; null means random weights of the sizes in `config`
     thinking: bool = False  # a base model's edition that thinks first: an assistant's turns open with <think>
-    size: str = choice("full", "tiny")  # which size of each re-encoder goes with it
+    size: str = choice("full", "small", "tiny")  # which size of each re-encoder goes with it
     config: dict[str, Any] = field(default_factory=dict)  # arguments of transformers' configuration
     dtype: str = choice("float32", "bfloat16")  # of all weights; bfloat16 is for what is not trained
     inner_forward: str = choice("shared", "full")  # full is the slow reference
@@ -47,7 +47,7 @@ class EncoderSize:
 class EncoderConfig:
     target: str = MISSING  # the class
     token_prefix: str = MISSING  # how its tokens are spelt: <|TOKEN_action|>
-    size: str = choice("full", "tiny")  # which of `sizes`
+    size: str = choice("full", "small", "tiny")  # which of `sizes`
     path: str | None = None  # weights that take the place of the size's own
     frames: str = "middle"  # of a video: middle, all (that data.video samples), or a number of them, evenly spread
     options: dict[str, Any] = field(default_factory=dict)  # further arguments of the class

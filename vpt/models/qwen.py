@@ -21,14 +21,14 @@ from vpt.config.weight_folder import check_weight_folder
 from vpt.errors import ConfigError, wrap_read_errors
 from vpt.models.attention import SEGMENT_ATTENTION
 from vpt.models.families import family_of
-from vpt.models.tiny_tokenizer import tiny_tokenizer
+from vpt.models.tiny_tokenizer import LESSONS, tiny_tokenizer
 from vpt.perception.tokens import CHAT_TOKENS, PerceptionVocabulary
 
 
 def build_tokenizer(config: ModelConfig, kind: Any = AutoTokenizer) -> PreTrainedTokenizerBase:
-    """The base model's tokenizer, read by transformers' class `kind`; the tiny one without `path`."""
+    """The base model's tokenizer, read by transformers' class `kind`; without `path` the tiny one, or the small one."""
     if config.path is None:
-        return tiny_tokenizer()
+        return tiny_tokenizer(LESSONS if config.size == "small" else ())
     folder = local_folder(config.path, "model.path")
     try:
         return kind.from_pretrained(folder, local_files_only=True)

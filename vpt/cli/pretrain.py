@@ -1,0 +1,99 @@
+"""Make the small parts anew that `model=small` starts from.
+
+    vpt pretrain base                        a Qwen2-VL that reads what its own tower sees
+    vpt pretrain dino                        a DINOv2 whose patches tell digits and colours; likewise sam, siglip
+    vpt pretrain dino training.steps=2400 run_name=longer seed=1
+    vpt pretrain dino to=vpt/assets/dino     where the weights go; OUTPUT_DIR/RUN_NAME/weights by default
+
+Recipes are the files of conf/pretrain; further arguments are overrides as of train.py. Type the same command again to
+go on. The weights are written in bfloat16, with a card that says what was measured on the test split.
+"""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+
+from vpt.checkpoint.load import build_model, load_pretrained
+from vpt.cli.train import train
+from vpt.config.overrides import CONF, check_overrides, compose_train, register_schemas
+from vpt.config.resolve import resolve_config
+from vpt.config.validate import validate
+from vpt.errors import ConfigError, did_you_mean
+from vpt.models.build import ModelBundle
+from vpt.pretraining.base import begin_alike
+from vpt.pretraining.patches import TOWER
+from vpt.pretraining.settings import PretrainConfig
+from vpt.pretraining.trainer import pretrain_patches
+from vpt.pretraining.weights import Card, write_base, write_vision
+
+OWN_KEYS = ("patches.", "language=")  # which train.py does not have
+RECIPES = sorted(file.stem for file in (CONF / "pretrain").glob("*.yaml"))
+
+
+def compose_pretrain(name: str, overrides: Sequence[str]) -> PretrainConfig:
+    """The configuration of `vpt pretrain NAME OVERRIDES`. Raises ConfigError for what does not exist."""
+    if name not in RECIPES:
+        raise ConfigError(
+            f"{name} is no recipe of vpt pretrain; it makes {', '.join(RECIPES)}{did_you_mean(name, RECIPES)}"
+        )
+    register_schemas()
+    check_overrides([*overrides], PretrainConfig)
+    try:
+        with initialize_config_dir(str(CONF), version_base=None):
+            ours = [f"++{text}" if text.startswith(OWN_KEYS) else text for text in overrides]
+            composed = compose("train", overrides=[f"+pretrain={name}", *ours])
+    except HydraException as error:
+        raise ConfigError(str(error).splitlines()[0]) from None
+    config = resolve_config(composed, PretrainConfig)
+    validate(config)
+    if config.patches.part not in (TOWER, *config.encoder):
+        raise ConfigError(
+            f"patches.part={config.patches.part} is not {TOWER}{''.join(f' or {n}' for n in config.encoder)}"
+        )
+    return config
+
+
+def main(arguments: Sequence[str]) -> None:
+    """`vpt pretrain`."""
+    if not arguments or {"-h", "--help"} & {*arguments}:
+        print(__doc__)
+        return
+    name, *given = arguments
+    overrides = [text for text in given if not text.startswith("to=")]
+    config = compose_pretrain(name, overrides)
+    folder = Path(config.output_dir) / config.run_name
+    target = next((Path(text.removeprefix("to=")) for text in given if text.startswith("to=")), folder / "weights")
+    if target.exists():
+        raise ConfigError(f"{target} exists already; give another folder in to=FOLDER, or remove it")
+    print(f"wrote {pretrain(config, folder, target, command=' '.join(['vpt pretrain', name, *overrides]))}")
+
+
+def pretrain(config: PretrainConfig, folder: Path, target: Path, *, command: str) -> Path:
+    """Train one part, or go on, and write its weights to `target`."""
+    started = time.process_time()
+    bundle, scores = pretrain_patches(config, folder, _begin)
+    part = config.patches.part
+    if part != TOWER:
+        card = Card(command, scores, time.process_time() - started)
+        return write_vision(target, bundle.model.encoder(part).vision, card)
+    tower = folder / "tower"
+    if not tower.exists():
+        write_base(tower, bundle, Card(command, scores, time.process_time() - started))
+    lessons = compose_train([
+        *config.language, "model=small", f"model.path={tower.resolve()}", f"output_dir={folder}", "run_name=language",
+        f"seed={config.seed}", f"threads={config.threads or 'null'}",
+    ])  # fmt: skip
+    scores["lessons"] = train(lessons, folder / "language")
+    card = Card(command, scores, time.process_time() - started)
+    return write_base(target, load_pretrained(folder / "language", device="cpu"), card)
+
+
+def _begin(config: PretrainConfig) -> ModelBundle:
+    """The model that a part belongs to, as it is before anything has been learned."""
+    bundle = build_model(config)
+    if config.patches.part == TOWER:
+        begin_alike(bundle)
+    return bundle

@@ -1,0 +1,74 @@
+"""Scenes laid out cell by cell, as full as one likes: pictures to learn to see by.
+
+Sizes are those of conf/data/scenes.yaml: a cell is an eighth of the canvas, a digit stands in the middle of its cell,
+a frame fills it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from vpt.data.records import Pixels
+from vpt.data.sources.scene_layout import grown
+from vpt.data.sources.scene_rendering import COLOURS, TILE, TILES, Background, Frame, Glyph, Scene
+
+CELLS = 8  # along a side of a whole canvas
+CANVAS = (336, 672)  # pixels along its side
+DIGIT = (0.05, 0.054)  # side of a digit, as a share of the canvas
+FRAME, LINE = 0.12, 0.03  # side of a frame and width of its line, likewise
+TEXTURE, BRIGHTNESS = 16.0, (20.0, 45.0)  # of the canvas, in grey levels
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A digit in the cell at `row`, `column`; `colour` is its frame's, None where it has none."""
+
+    row: int
+    column: int
+    value: int
+    colour: str | None
+
+
+def crowded_cells(
+    generator: np.random.Generator, *, filled: float, framed: float, across: int = CELLS
+) -> list[Cell]:  # fmt: skip
+    """Of `across` x `across` cells a share is `filled`, and of these a share `framed`, in any colours."""
+    cells = []
+    for place in range(across * across):
+        if generator.random() < filled:
+            colour = str(generator.choice([*COLOURS])) if generator.random() < framed else None
+            cells.append(Cell(*divmod(place, across), int(generator.integers(10)), colour))
+    return cells
+
+
+def grid_scene(
+    generator: np.random.Generator, values: np.ndarray, cells: Sequence[Cell], *, across: int = CELLS
+) -> Scene:
+    """A scene of `across` x `across` cells with these digits.
+
+    Args:
+        generator: draws the size, the handwriting and the background.
+        values: [n] what each handwritten digit says.
+        cells: what is to be seen.
+        across: fewer than `CELLS` make a smaller canvas, not larger digits.
+    """
+    whole = int(generator.integers(CANVAS[0], CANVAS[1] + 1))
+    pitch, size = whole / CELLS, round(whole * generator.uniform(*DIGIT))
+    glyphs, frames = [], []
+    for cell in cells:
+        images = np.nonzero(values == cell.value)[0]
+        box = _box(cell, pitch, size)
+        glyphs.append(Glyph(int(images[generator.integers(len(images))]), cell.value, box, dark=False))
+        if cell.colour is not None:
+            outer = grown(box, round((whole * FRAME - size) / 2))
+            frames.append(Frame(cell.colour, outer, round(whole * LINE)))
+    side = round(across * pitch)
+    left, top = (int(place) for place in generator.integers(TILE - side + 1, size=2))
+    ground = Background(int(generator.integers(TILES)), left, top, int(generator.integers(8)))
+    return Scene(side, ground, tuple(glyphs), tuple(frames))
+
+
+def _box(cell: Cell, pitch: float, size: int) -> Pixels:
+    x, y = (round((place + 0.5) * pitch - size / 2) for place in (cell.column, cell.row))
+    return x, y, x + size, y + size
