@@ -23,6 +23,7 @@ from vpt.cli.ask import read_arguments
 from vpt.cli.benchmarks import read_arguments as read_benchmarks_arguments
 from vpt.cli.estimate import compose_description
 from vpt.cli.export import parse as parse_export
+from vpt.cli.pretrain import parse as parse_pretrain
 from vpt.cli.serve import read_arguments as read_serve_arguments
 from vpt.config.overrides import check_overrides
 from vpt.config.schema import EvalConfig, TrainConfig
@@ -162,6 +163,8 @@ def test_vpt(words, in_folder, help_of, capsys):
         parse_export(arguments)
     elif command == "estimate":
         compose_description(arguments)
+    elif command == "pretrain":
+        parse_pretrain(arguments)
     elif command == "benchmarks":
         read_benchmarks_arguments(arguments)
     elif command == "serve":

@@ -8,7 +8,7 @@ from conftest import ROOT
 ORDER = [
     ["errors", "utils"], ["config", "perception", "tracking"], ["data"], ["encoders"], ["models"],
     ["distributed", "flops"], ["checkpoint"], ["generation"], ["evaluation"], ["rl"], ["training", "reporting"],
-    ["estimate", "integrations"], ["serving"], ["bench"], ["cli", "__main__"],
+    ["pretraining", "estimate", "integrations"], ["serving"], ["bench"], ["cli", "__main__"],
 ]  # fmt: skip
 RANK = {name: number for number, names in enumerate(ORDER) for name in names}
 

@@ -56,19 +56,25 @@ def compose_pretrain(name: str, overrides: Sequence[str]) -> PretrainConfig:
     return config
 
 
+def parse(arguments: Sequence[str]) -> tuple[PretrainConfig, Path, str]:
+    """The configuration, where the weights go, and the command as a card tells it."""
+    name, *given = arguments
+    overrides = [text for text in given if not text.startswith("to=")]
+    config = compose_pretrain(name, overrides)
+    targets = [Path(text.removeprefix("to=")) for text in given if text.startswith("to=")]
+    target = targets[-1] if targets else Path(config.output_dir) / config.run_name / "weights"
+    return config, target, " ".join(["vpt pretrain", name, *overrides])
+
+
 def main(arguments: Sequence[str]) -> None:
     """`vpt pretrain`."""
     if not arguments or {"-h", "--help"} & {*arguments}:
         print(__doc__)
         return
-    name, *given = arguments
-    overrides = [text for text in given if not text.startswith("to=")]
-    config = compose_pretrain(name, overrides)
-    folder = Path(config.output_dir) / config.run_name
-    target = next((Path(text.removeprefix("to=")) for text in given if text.startswith("to=")), folder / "weights")
+    config, target, command = parse(arguments)
     if target.exists():
         raise ConfigError(f"{target} exists already; give another folder in to=FOLDER, or remove it")
-    print(f"wrote {pretrain(config, folder, target, command=' '.join(['vpt pretrain', name, *overrides]))}")
+    print(f"wrote {pretrain(config, Path(config.output_dir) / config.run_name, target, command=command)}")
 
 
 def pretrain(config: PretrainConfig, folder: Path, target: Path, *, command: str) -> Path:

@@ -98,7 +98,7 @@ def drawn(config: PretrainConfig, views: Views, step: int, counts: dict[str, int
 def patch_accuracy(model: PatchModel, config: PretrainConfig) -> dict[str, float]:
     """Accuracy by kind of view and head on images of the test split."""
     views = Views("test", seed=config.seed)
-    found = {}
+    found: dict[str, float] = {}
     model.eval()
     for kind in config.patches.views:
         shown = drawn(config, views, _TEST, {kind: config.patches.test_images})

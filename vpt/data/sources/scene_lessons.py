@@ -87,12 +87,15 @@ class SceneLessons(Source):
         return replace(record, messages=(*record.messages, *turns))
 
     def render(self, path: str) -> Image.Image:
-        """The picture of lesson SPLIT/NUMBER."""
-        generator = self._generator(int(path.partition("/")[2]))
-        cells = self._cells(generator)
-        scene = grid_scene(generator, self.values, cells, across=self.across)
+        """The picture of lesson SPLIT/NUMBER, as it is shown."""
         side = CELL_PIXELS if self.glance else CELL_PIXELS * self.across
-        return render_scene(scene, self.digits, self.tiles).resize((side, side), Image.Resampling.BICUBIC)
+        return self.scene_of(int(path.partition("/")[2])).resize((side, side), Image.Resampling.BICUBIC)
+
+    def scene_of(self, index: int) -> Image.Image:
+        """The whole canvas of a lesson."""
+        generator = self._generator(index)
+        scene = grid_scene(generator, self.values, self._cells(generator), across=self.across)
+        return render_scene(scene, self.digits, self.tiles)
 
     def _generator(self, index: int) -> np.random.Generator:
         return np.random.default_rng((self.seed, SPLITS.index(self.split), index))
