@@ -9,6 +9,7 @@ Recipes are the files of conf/pretrain; further arguments are overrides as of tr
 go on. The weights are written in bfloat16, with a card that says what was measured on the test split.
 """
 
+import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -63,7 +64,8 @@ def parse(arguments: Sequence[str]) -> tuple[PretrainConfig, Path, str]:
     config = compose_pretrain(name, overrides)
     targets = [Path(text.removeprefix("to=")) for text in given if text.startswith("to=")]
     target = targets[-1] if targets else Path(config.output_dir) / config.run_name / "weights"
-    return config, target, " ".join(["vpt pretrain", name, *overrides])
+    said = [text for text in overrides if not text.startswith(("output_dir=", "threads="))]  # which change no result
+    return config, target, " ".join(["vpt pretrain", name, *said])
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -92,7 +94,9 @@ def pretrain(config: PretrainConfig, folder: Path, target: Path, *, command: str
         *config.language, "model=small", f"model.path={tower.resolve()}", f"output_dir={folder}", "run_name=language",
         f"seed={config.seed}", f"threads={config.threads or 'null'}",
     ])  # fmt: skip
-    scores["lessons"] = train(lessons, folder / "language")
+    train(lessons, folder / "language")
+    summary = json.loads((folder / "language" / "summary.json").read_text(encoding="utf-8"))
+    scores |= {f"answers/{kind}": share for kind, share in summary["accuracy_by_type"].items()}
     card = Card(command, scores, time.process_time() - started)
     return write_base(target, load_pretrained(folder / "language", device="cpu"), card)
 

@@ -25,7 +25,9 @@ pictures and nothing else of the world.
 {rows}
 
 `whole/digit` and the like: of the patches of such an image that show something, the share that tell what it is by a
-linear classifier trained along (a digit stands across four patches, each of which is asked by itself).
+linear classifier trained along (a digit stands across four patches, each of which is asked by itself). `answers/...`: of
+questions answered by generating, the share that is right to the letter; of `lessons` and `glance` all frames of a scene
+are one answer.
 """
 
 
