@@ -123,7 +123,7 @@ def test_pretraining(name, tmp_path, monkeypatch):
         monkeypatch.setattr(f"vpt.cli.train.{pictures}", lambda folder, **_: [folder])
     config = compose_pretrain(name, ["training.steps=2", "patches.test_images=1", "threads=1"])
     config.language += SMALL if config.language else []
-    folder = pretrain(config, tmp_path / "run", tmp_path / "weights", command=name)
+    folder = pretrain(config, tmp_path / "run", tmp_path / "weights", command=f"vpt pretrain {name}")
     assert (folder / "model.safetensors").is_file() and name in (folder / "README.md").read_text()
 
 

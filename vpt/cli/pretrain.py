@@ -10,8 +10,8 @@ go on. The weights are written in bfloat16, with a card that says what was measu
 """
 
 import json
-import time
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
@@ -81,15 +81,13 @@ def main(arguments: Sequence[str]) -> None:
 
 def pretrain(config: PretrainConfig, folder: Path, target: Path, *, command: str) -> Path:
     """Train one part, or go on, and write its weights to `target`."""
-    started = time.process_time()
     bundle, scores = pretrain_patches(config, folder, _begin)
     part = config.patches.part
     if part != TOWER:
-        card = Card(command, scores, time.process_time() - started)
-        return write_vision(target, bundle.model.encoder(part).vision, card)
+        return write_vision(target, bundle.model.encoder(part).vision, _card(command, scores))
     tower = folder / "tower"
     if not tower.exists():
-        write_base(tower, bundle, Card(command, scores, time.process_time() - started))
+        write_base(tower, bundle, _card(command, scores))
     lessons = compose_train([
         *config.language, "model=small", f"model.path={tower.resolve()}", f"output_dir={folder}", "run_name=language",
         f"seed={config.seed}", f"threads={config.threads or 'null'}",
@@ -97,8 +95,12 @@ def pretrain(config: PretrainConfig, folder: Path, target: Path, *, command: str
     train(lessons, folder / "language")
     summary = json.loads((folder / "language" / "summary.json").read_text(encoding="utf-8"))
     scores |= {f"answers/{kind}": share for kind, share in summary["accuracy_by_type"].items()}
-    card = Card(command, scores, time.process_time() - started)
-    return write_base(target, load_pretrained(folder / "language", device="cpu"), card)
+    return write_base(target, load_pretrained(folder / "language", device="cpu"), _card(command, scores))
+
+
+def _card(command: str, scores: Mapping[str, float]) -> Card:
+    """The card of `vpt pretrain NAME ...`, with the time of this process and its data workers so far."""
+    return Card(command.split()[2], command, scores, sum(os.times()[:4]))
 
 
 def _begin(config: PretrainConfig) -> ModelBundle:

@@ -25,27 +25,30 @@ pictures and nothing else of the world.
 {rows}
 
 `whole/digit` and the like: of the patches of such an image that show something, the share that tell what it is by a
-linear classifier trained along (a digit stands across four patches, each of which is asked by itself). `answers/...`: of
-questions answered by generating, the share that is right to the letter; of `lessons` and `glance` all frames of a scene
-are one answer.
+linear classifier trained along (a digit stands across four patches, each of which is asked by itself). `answers/...`:
+of questions answered by generating, the share that is right to the letter; of `lessons` and `glance` all frames of a
+scene are one answer.
 """
 
 
 @dataclass(frozen=True)
 class Card:
-    """What a card says: the `command`, the `scores` by name, and the `seconds` of processor time that it took."""
+    """What a card says: `name` of the part, `command`, `scores` by name, and the `seconds` of processor time."""
 
+    name: str
     command: str
     scores: Mapping[str, float]
     seconds: float
 
-    def write(self, folder: Path, *, name: str, parameters: int) -> None:
+    def write(self, folder: Path, *, parameters: int) -> None:
         """Write README.md into a folder of weights."""
-        rows = "\n".join(f"| {name} | {score:.3f} |" for name, score in self.scores.items())
+        rows = "\n".join(f"| {kind} | {score:.3f} |" for kind, score in self.scores.items())
         version = code_version()
-        commit = f"commit {version['commit']}{' with changes' * bool(version['dirty'])}" if "commit" in version else ""
+        made = f"version {version['vpt']}"
+        if "commit" in version:
+            made = f"commit {version['commit']}{' with changes' * bool(version['dirty'])}"
         text = _CARD.format(
-            name=name, command=self.command, minutes=self.seconds / 60, commit=commit or f"version {version['vpt']}",
+            name=self.name, command=self.command, minutes=self.seconds / 60, commit=made,
             parameters=parameters, rows=rows,
         )  # fmt: skip
         (folder / "README.md").write_text(text, encoding="utf-8")
@@ -54,18 +57,18 @@ class Card:
 def write_vision(target: Path, vision: PreTrainedModel, card: Card) -> Path:
     """A vision encoder's weights and card."""
     with atomic_folder(target) as draft:
-        _save(vision, draft, card, name=target.name)
+        _save(vision, draft, card)
     return target
 
 
 def write_base(target: Path, bundle: ModelBundle, card: Card) -> Path:
     """A base model's weights, tokenizer and card."""
     with atomic_folder(target) as draft:
-        _save(bundle.model.qwen, draft, card, name=target.name)
+        _save(bundle.model.qwen, draft, card)
         bundle.tokenizer.save_pretrained(draft)
     return target
 
 
-def _save(model: PreTrainedModel, folder: Path, card: Card, *, name: str) -> None:
+def _save(model: PreTrainedModel, folder: Path, card: Card) -> None:
     model.to(torch.bfloat16).save_pretrained(folder)
-    card.write(folder, name=name, parameters=sum(parameter.numel() for parameter in model.parameters()))
+    card.write(folder, parameters=sum(parameter.numel() for parameter in model.parameters()))

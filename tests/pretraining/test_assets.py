@@ -1,0 +1,40 @@
+"""The weights that are installed: of the sizes in conf/, complete, small, and able to do what their cards say."""
+
+import pytest
+import torch
+
+from conftest import ROOT, compose_config
+from vpt.checkpoint.load import build_model
+from vpt.checkpoint.tensors import LazyStateDict
+from vpt.cli.pretrain import RECIPES
+from vpt.config.overrides import ASSETS
+from vpt.data.build import build_sources
+from vpt.data.collate import collate
+from vpt.data.loader import encode_samples
+
+ENCODERS = [name for name in RECIPES if (ROOT / "conf" / "encoder" / f"{name}.yaml").is_file()]
+
+
+def test_there_is_one_for_each_recipe_and_all_are_small():
+    assert {folder.name for folder in ASSETS.iterdir()} == {*RECIPES}
+    assert sum(file.stat().st_size for file in ASSETS.rglob("*") if file.is_file()) <= 8 * 2**20
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_an_encoder_begins_with_its_weights(name):
+    vision = build_model(compose_config("model=small", f"encoder=[{name}]")).model.encoder(name).vision
+    stored = LazyStateDict(ASSETS / name)
+    own = vision.state_dict()
+    assert {*stored} <= {*own} and all(torch.equal(own[key], stored[key].float()) for key in stored)
+
+
+def test_the_base_picks_one_digit_out_of_256_tokens():
+    config = compose_config("model=small", "encoder=[]", "model.region_bins=0", "data=lessons")
+    bundle = build_model(config)
+    sources, media = build_sources({"whole": config.data.test["whole"]}, config, split="test")
+    samples, _ = encode_samples([(sources[0], index, media[0]) for index in range(6)], bundle.processor, "raise")
+    with torch.no_grad():
+        output = bundle.model.eval()(collate(samples))
+    digits = set(bundle.tokenizer.convert_tokens_to_ids([*"0123456789"]))
+    read = [bool(right) for target, right in zip(output.targets.tolist(), output.correct) if target in digits]
+    assert len(read) > 15 and sum(read) / len(read) > 0.75  # by chance 0.1, by reading any frame 0.3
