@@ -78,3 +78,9 @@ def _parameters(part):
 def test_levels_and_families_are_checked(make_parts):
     with pytest.raises((ConfigError, ValueError), match=r"options\.level=7 does not make"):
         make_parts("encoder=[sam2]", "data.actions={none: 1}", "encoder.sam2.options.level=7")
+
+
+def test_a_condition_that_begins_small_adds_little_and_changes_nothing_else(make_parts):
+    usual, small = (make_parts("encoder=[dino]", f"model.condition_init={factor}").model for factor in (1.0, 0.125))
+    for (name, whole), part in zip(usual.state_dict().items(), small.state_dict().values(), strict=True):
+        assert torch.equal(whole * 0.125 if "linear_condition" in name else whole, part)

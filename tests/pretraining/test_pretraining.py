@@ -87,7 +87,7 @@ def weights_after(folder: Path, *overrides: str) -> dict[str, torch.Tensor]:
 
 def test_what_does_not_exist_stops_the_run():
     for name, override, hint in (
-        ("dyno", (), "dino"), ("dino", ("patches.viws={whole:1}",), "patches.views"), ("dino", ("patches.part=sam",), "tower"),
+        ("dyno", (), "dino"), ("dino", ("patches.viws={whole:1}",), "patches.views"), ("dino", ("patches.part=sam",), "tower or dino"),
     ):  # fmt: skip
         with pytest.raises(ConfigError, match=hint):
             compose_pretrain(name, override)

@@ -1,7 +1,7 @@
 """Make the small parts anew that `model=small` starts from.
 
     vpt pretrain base                        a Qwen2-VL that reads what its own tower sees
-    vpt pretrain dino                        a DINOv2 whose patches tell digits and colours; likewise sam, siglip
+    vpt pretrain dino                        a DINOv2 whose patches tell digits and the colours of frames
     vpt pretrain dino training.steps=2400 run_name=longer seed=1
     vpt pretrain dino to=vpt/assets/dino     where the weights go; OUTPUT_DIR/RUN_NAME/weights by default
 

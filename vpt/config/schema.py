@@ -31,6 +31,7 @@ class ModelConfig:
     region_format: str = choice("tokens", "text")  # text: the cells' numbers as [x0, y0, x1, y1], no new tokens
     positions: str = choice("mrope", "sequential")  # sequential: 1-D, as upstream trains
     reencoded_positions: str = choice("sequential", "grid")  # of re-encoded tokens: as text, or as the grid they form
+    condition_init: float = bounded(1.0)  # factor on the first weights of what conditions a projector; upstream: 1
     activation_checkpointing: bool = False  # recompute decoder layers in the backward pass: less memory, more time
     lora: LoraConfig = field(default_factory=LoraConfig)
     token_ids: dict[str, int] = field(default_factory=dict)  # resolved from the tokenizer and recorded, never typed

@@ -8,6 +8,7 @@
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
@@ -39,6 +40,10 @@ class ConditionalProjector(nn.Module, ABC):
     def forward(self, tokens: Tensor, directions: Tensor) -> Tensor:
         """Add to each token its part along its direction; both are [tokens, hidden_dim]."""
         return tokens + (tokens * directions).sum(dim=-1, keepdim=True) * directions
+
+    def condition_parameters(self) -> Iterator[nn.Parameter]:
+        """What makes the direction: the smaller, the less is added to each token."""
+        return self.linear_condition.parameters()
 
     def unused_modules(self) -> list[nn.Module]:
         """Parts that the upstream checkpoints hold though nothing reads them; they are kept, frozen."""

@@ -177,4 +177,6 @@ def build_encoder(
     except (TypeError, ValueError) as error:
         raise ConfigError(f"encoder.{name} cannot be built by {settings.target}: {error}") from error
     encoder.pretrained = encoder.pretrained or stored
+    for parameter in encoder.projector.condition_parameters():
+        parameter.data.mul_(config.model.condition_init)
     return encoder
