@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from transformers import AutoModel
 
 from conftest import ROOT, compose_config
 from vpt.checkpoint.load import build_model
-from vpt.checkpoint.tensors import LazyStateDict
 from vpt.cli.pretrain import RECIPES
 from vpt.config.overrides import ASSETS
 from vpt.data.build import build_sources
@@ -21,11 +21,10 @@ def test_there_is_one_for_each_recipe_and_all_are_small():
 
 
 @pytest.mark.parametrize("name", ENCODERS)
-def test_an_encoder_begins_with_its_weights(name):
+def test_an_encoder_begins_with_the_weights_that_transformers_reads(name):
     vision = build_model(compose_config("model=small", f"encoder=[{name}]")).model.encoder(name).vision
-    stored = LazyStateDict(ASSETS / name)
-    own = vision.state_dict()
-    assert {*stored} <= {*own} and all(torch.equal(own[key], stored[key].float()) for key in stored)
+    theirs = AutoModel.from_pretrained(ASSETS / name, dtype=torch.float32).state_dict()
+    assert all(torch.equal(own, theirs[key]) for key, own in vision.state_dict().items())
 
 
 def test_the_base_picks_one_digit_out_of_256_tokens():
