@@ -5,12 +5,15 @@ import torch
 from transformers import AutoModel
 
 from conftest import ROOT, compose_config
+from vpt.checkpoint.format import find_checkpoint
 from vpt.checkpoint.load import build_model
+from vpt.checkpoint.resume import check_same_config
 from vpt.cli.pretrain import RECIPES
 from vpt.config.overrides import ASSETS
 from vpt.data.build import build_sources
 from vpt.data.collate import collate
 from vpt.data.loader import encode_samples
+from vpt.errors import CheckpointError
 
 ENCODERS = [name for name in RECIPES if (ROOT / "conf" / "encoder" / f"{name}.yaml").is_file()]
 
@@ -37,3 +40,13 @@ def test_the_base_picks_one_digit_out_of_256_tokens():
     digits = set(bundle.tokenizer.convert_tokens_to_ids([*"0123456789"]))
     read = [bool(right) for target, right in zip(output.targets.tolist(), output.correct) if target in digits]
     assert len(read) > 15 and sum(read) / len(read) > 0.75  # by chance 0.1, by reading any frame 0.3
+
+
+def test_a_run_goes_on_where_the_package_lies_elsewhere_but_not_with_another_encoder(trained_run):
+    found, config = find_checkpoint(trained_run), compose_config("+experiment=all", "+debug=two_steps")
+    sizes = config.encoder["dino"].sizes
+    sizes["small"].weights = "/elsewhere/dino"
+    check_same_config(found, config)
+    sizes["tiny"].config["hidden_size"] = 32
+    with pytest.raises(CheckpointError, match="hidden_size: 64 -> 32"):
+        check_same_config(found, config)

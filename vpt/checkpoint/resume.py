@@ -12,7 +12,7 @@ from torch import Tensor
 from vpt.checkpoint.checksums import verify
 from vpt.checkpoint.format import find_checkpoint, load_config
 from vpt.checkpoint.tensors import LazyStateDict, shape_mismatches, shortened
-from vpt.config.schema import TrainConfig
+from vpt.config.schema import EncoderConfig, TrainConfig
 from vpt.distributed.dtensor import shard_like
 from vpt.errors import CheckpointError
 from vpt.models.lora import has_adapters, merged, plain_name
@@ -42,6 +42,7 @@ def check_same_config(found: Path, config: TrainConfig) -> None:
     config.generation.stop = [*stops, *(stop for stop in recorded.generation.stop if stop not in stops)]
     before, now = (dict(_leaves(asdict(tree))) for tree in (recorded, config))
     irrelevant = ("rl.",) if recorded.rl.algorithm == config.rl.algorithm == "none" else ()
+    irrelevant += tuple(_other_sizes(config.encoder))
     changed = [
         f"  {key}: {before.get(key)} -> {now.get(key)}"
         for key in sorted(before.keys() | now.keys())
@@ -52,6 +53,13 @@ def check_same_config(found: Path, config: TrainConfig) -> None:
             f"{found} was trained with another configuration:\n" + "\n".join(changed) + "\n"
             "take these changes back to go on, or start a new run with run_name=OTHER_NAME"
         )
+
+
+def _other_sizes(encoders: Mapping[str, EncoderConfig]) -> Iterator[str]:
+    """Keys of the sizes that encoders do not have, and of where their weights once came from."""
+    for name, encoder in encoders.items():
+        yield f"encoder.{name}.sizes.{encoder.size}.weights"
+        yield from (f"encoder.{name}.sizes.{size}." for size in ("full", "small", "tiny") if size != encoder.size)
 
 
 def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
