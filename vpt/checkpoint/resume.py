@@ -41,8 +41,9 @@ def check_same_config(found: Path, config: TrainConfig) -> None:
     stops = config.generation.stop
     config.generation.stop = [*stops, *(stop for stop in recorded.generation.stop if stop not in stops)]
     before, now = (dict(_leaves(asdict(tree))) for tree in (recorded, config))
-    irrelevant = ("rl.",) if recorded.rl.algorithm == config.rl.algorithm == "none" else ()
-    irrelevant += tuple(_other_sizes(config.encoder))
+    irrelevant = [*_other_sizes(config.encoder)]
+    if recorded.rl.algorithm == config.rl.algorithm == "none":
+        irrelevant.append("rl.")
     changed = [
         f"  {key}: {before.get(key)} -> {now.get(key)}"
         for key in sorted(before.keys() | now.keys())
