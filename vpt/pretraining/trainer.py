@@ -81,7 +81,8 @@ def _fit(
 def _check_same(file: Path, config: PretrainConfig) -> None:
     """Raise CheckpointError where a checkpoint is of another configuration; where and how fast it runs is free."""
     recorded: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(PretrainConfig), OmegaConf.load(file)))
-    now = replace(config, output_dir=recorded.output_dir, threads=recorded.threads, tracking=recorded.tracking)
+    free = {key: getattr(recorded, key) for key in ("output_dir", "threads", "tracking", "pictures")}
+    now = replace(config, **free)
     if changed := [item.name for item in fields(now) if getattr(now, item.name) != getattr(recorded, item.name)]:
         raise CheckpointError(
             f"{file.parent} was trained with other values below {', '.join(changed)}; take the changes back to go on, "
