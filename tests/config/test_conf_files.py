@@ -96,7 +96,7 @@ def train_stage_before(config: TrainConfig, stages: Path, records: Path) -> None
 
 
 # Most of the paper's recipes differ in numbers, which tests/config/test_paper.py reads
-LONG = re.compile("experiment/paper/(?!dino$|sam$|clip$|dino_free_choice$|alignment_dino$)")
+LONG = re.compile("(experiment|data)/paper/(?!dino$|mix$)")
 
 
 @pytest.mark.parametrize(

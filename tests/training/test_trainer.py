@@ -191,7 +191,7 @@ def test_the_rate_warms_up_and_falls_along_a_cosine():
 def test_evaluation_equals_training(tmp_path):
     """eval.py finds what training printed."""
     config = compose_config(
-        *SMALL, "training.steps=3", "data.limit=40", "training.final_eval_questions=40", "pictures=true"
+        *SMALL, "training.steps=3", "data.limit=16", "training.final_eval_questions=16", "pictures=true"
     )
     train(config, tmp_path / "run")
     said = json.loads((tmp_path / "run" / "summary.json").read_text())
