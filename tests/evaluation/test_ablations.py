@@ -13,7 +13,7 @@ from vpt.errors import ConfigError
 from vpt.evaluation.ablations.base import AblationContext
 from vpt.evaluation.ablations.features import FeaturesNoise, FeaturesSwapped, FeaturesZeroed, MarkersOnly
 from vpt.evaluation.ablations.regions import RegionOracle, RegionRandom, RegionWhole
-from vpt.evaluation.ablations.requests import NoPerception, gain_of, gain_table, perception_gain
+from vpt.evaluation.ablations.requests import NoPerception, gain_table, perception_gain
 from vpt.evaluation.ablations.runner import (
     Comparison,
     ablation_table,
@@ -21,10 +21,12 @@ from vpt.evaluation.ablations.runner import (
     check_ablations,
     compare_answers,
     from_json,
+    gain_of,
     run_ablations,
 )
 from vpt.evaluation.ablations.states import StateShuffled, StateZeroed
 from vpt.evaluation.evaluator import answer_questions
+from vpt.evaluation.metrics.base import Metric
 from vpt.evaluation.predictions import read_predictions
 from vpt.evaluation.questions import questions
 from vpt.evaluation.statistics import Ratio
@@ -195,7 +197,7 @@ def test_the_split_of_what_perception_gains():
 def test_without_perception_a_question_is_answered_as_if_it_were_forbidden(benches, action, tmp_path):
     bench = benches[action]
     compared = bench.run(tmp_path, nodes={"no_perception": NODES["no_perception"]})
-    gain = gain_of({"ablations": as_json(compared)})
+    gain = gain_of(compared)
     if action == "none":  # nothing to forbid
         assert compared["no_perception"].questions == 0 and not gain
         return
@@ -207,3 +209,34 @@ def test_without_perception_a_question_is_answered_as_if_it_were_forbidden(bench
     )
     assert from_json(json.loads(json.dumps(as_json(compared)))) == compared
     assert "trigger rate where needed" in gain_table(gain).as_text()
+
+
+def test_questions_that_do_not_count_are_none_of_the_split():
+    """As of a metric for some questions only: the fourth of four counts nowhere."""
+    counts = np.array([1.0, 1.0, 1.0, 0.0])
+    right, before = Ratio(np.array([1.0, 1.0, 0.0, 0.0]), counts), Ratio(np.array([0.0, 1.0, 0.0, 0.0]), counts)
+    found = perception_gain(right, before, np.array([True, True, False, True]))
+    values = {name: (estimate.value, estimate.questions) for name, estimate in found.items()}
+    assert values["with_perception"] == (2 / 3, 3) and values["call_gain"] == (1 / 3, 3)
+    assert values["trigger_rate"] == (2 / 3, 3)
+    assert values["trigger_rate_where_needed"] == (1 / 2, 2) and values["trigger_rate_where_needless"] == (1, 1)
+
+
+class Relative(Metric):
+    """A score that depends on which questions are scored together, as CIDEr-D's does."""
+
+    NAME = "relative"
+
+    def measure(self, items):
+        return {self.NAME: Ratio.mean([1 / len(items)] * len(items))}
+
+
+def test_both_sides_of_a_comparison_are_scored_over_the_same_questions(benches, tmp_path):
+    bench = benches["region"]
+    few = [replace(item, trace=[]) if number % 2 else item for number, item in enumerate(bench.plain)]
+    nodes = {"region_whole": NODES["region_whole"]}
+    metrics = {name: [Relative()] for name in bench.config.data.test}
+    found = run_ablations(
+        bench.parts, bench.config, bench.asked, few, tmp_path, nodes=nodes, metrics=metrics, weights="w"
+    )["region_whole"]
+    assert found.questions == QUESTIONS // 2 and found.reference == found.ablated == 2 / QUESTIONS

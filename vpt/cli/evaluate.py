@@ -11,7 +11,7 @@ from vpt.config.schema import EvalConfig, TrainConfig
 from vpt.config.validate import chosen_test_sets, generation_settings
 from vpt.data.build import check_sources
 from vpt.errors import ConfigError
-from vpt.evaluation.ablations.requests import gain_of, gain_table
+from vpt.evaluation.ablations.requests import gain_table
 from vpt.evaluation.ablations.runner import (
     Comparison,
     ablation_table,
@@ -19,6 +19,7 @@ from vpt.evaluation.ablations.runner import (
     check_ablations,
     check_same_questions,
     compare_answers,
+    gain_of,
     run_ablations,
 )
 from vpt.evaluation.evaluator import answer_questions, write_summary
@@ -116,7 +117,7 @@ def evaluate_checkpoint(config: EvalConfig) -> None:
     if compared:
         summary["ablations"] = as_json(compared)
         print(ablation_table(compared).as_text())
-    if gain := gain_of(summary):
+    if gain := gain_of(compared):
         print(gain_table(gain).as_text())
     atomic_write(folder / "summary.json", json.dumps(summary, indent=1))
     if config.pictures:

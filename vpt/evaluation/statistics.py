@@ -48,12 +48,6 @@ class Ratio:
         """[questions that count] the score of each, where the ratio is a mean."""
         return self.numerator[self.denominator != 0]
 
-    def with_scores(self, index: Sequence[int], other: "Ratio") -> "Ratio":
-        """This ratio with the scores of `other` for the questions at these indices."""
-        numerator, denominator = self.numerator.copy(), self.denominator.copy()
-        numerator[list(index)], denominator[list(index)] = other.numerator, other.denominator
-        return Ratio(numerator, denominator, self.counts)
-
     def select(self, index: Sequence[int]) -> "Ratio":
         """The ratio over the questions at these indices."""
         return Ratio(self.numerator[list(index)], self.denominator[list(index)])

@@ -1,6 +1,5 @@
 """Accuracy against perceived visual tokens, and what perception gains over the checkpoints of a run."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,9 +8,11 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from vpt.config.former_names import with_present_results
-from vpt.evaluation.ablations.requests import Gain, gain_of
+from vpt.evaluation.ablations.runner import from_json, gain_of
 from vpt.evaluation.statistics import Estimate
+from vpt.reporting.runs import run_summaries
+
+Gain = Mapping[str, Estimate]  # as `gain_of` returns it
 
 
 @dataclass(frozen=True)
@@ -23,28 +24,18 @@ class FrontierPoint:
     visual_tokens: Estimate
 
 
-def read_summaries(run: Path) -> dict[str, dict[str, Any]]:
-    """`summary.json` of a run (under its own name) and of each of its evaluations, by name."""
-    files = {run.name: run / "summary.json"} | {path.parent.name: path for path in run.glob("eval/*/summary.json")}
-    return {
-        name: with_present_results(json.loads(path.read_text(encoding="utf-8")))
-        for name, path in sorted(files.items())
-        if path.is_file()
-    }
-
-
 def frontier_points(run: Path) -> list[FrontierPoint]:
     """A point for each evaluation of a run; those whose answers without perception are known have that one, too."""
     points = []
-    for name, summary in read_summaries(run).items():
-        label = name if name == run.name else f"{run.name}: {name}"
+    for folder, summary in run_summaries(run).items():
+        label = run.name if folder == run else f"{run.name}: {folder.name}"
         tokens = summary.get("perception", {}).get("extra_visual_tokens")
         score: dict[str, Any] = next(
             (found for metrics in summary.get("metrics", {}).values() for found in metrics.values()), {}
         )
         if tokens and score.get("value") is not None and len(summary["metrics"]) == 1:
             points.append(FrontierPoint(label, _estimate(score), _estimate(tokens)))
-        if gain := gain_of(summary):
+        if gain := _gain(summary):
             without, none = gain["without_perception"], Estimate(0.0, 0.0, 0.0, 0)
             points.append(FrontierPoint(f"{label}, no perception", without, none))
     return points
@@ -52,7 +43,7 @@ def frontier_points(run: Path) -> list[FrontierPoint]:
 
 def gains_by_step(run: Path) -> list[tuple[int, Gain]]:
     """What perception gains at each checkpoint of a run that was asked, in order of steps."""
-    found = [(summary.get("step"), gain_of(summary)) for summary in read_summaries(run).values()]
+    found = [(summary.get("step"), _gain(summary)) for summary in run_summaries(run).values()]
     return sorted(((step, gain) for step, gain in found if step is not None and gain), key=lambda pair: pair[0])
 
 
@@ -97,6 +88,10 @@ def draw_gains(found: Sequence[tuple[int, Gain]], theme: dict[Any, Any]) -> Figu
             axis.grid()
             axis.legend(fontsize=8)
     return figure
+
+
+def _gain(summary: Mapping[str, Any]) -> Gain:
+    return gain_of(from_json(summary.get("ablations", {})))
 
 
 def _estimate(raw: Mapping[str, Any]) -> Estimate:

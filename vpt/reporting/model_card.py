@@ -1,6 +1,5 @@
 """A model card from what a run left: data, recipe, numbers, ablations, pictures, and what they do not show."""
 
-import json
 import math
 import shutil
 from collections.abc import Iterator
@@ -11,11 +10,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from vpt.checkpoint.format import run_folder
 from vpt.checkpoint.tensors import LazyStateDict
-from vpt.config.former_names import with_present_results
 from vpt.config.schema import TrainConfig
 from vpt.config.validate import kinds_of
 from vpt.evaluation.ablations.runner import Comparison, ablation_table, from_json
 from vpt.evaluation.summary import metrics_table
+from vpt.reporting.runs import run_summaries
 from vpt.utils.version import __version__
 
 CARD = "README.md"
@@ -61,12 +60,10 @@ def write_card(
 
 def _summaries(run: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """What a run's final answers and each of its evaluations came to, under a heading."""
-    for path in [run / "summary.json", *sorted(run.glob("eval/*/summary.json"))]:
-        if path.is_file():
-            summary: dict[str, Any] = with_present_results(json.loads(path.read_text(encoding="utf-8")))
-            if summary.get("metrics"):
-                name = "At the end of training" if path.parent == run else f"Evaluation `{path.parent.name}`"
-                yield f"{name}, {summary['questions']:,} questions:", summary
+    for folder, summary in run_summaries(run).items():
+        if summary.get("metrics"):
+            name = "At the end of training" if folder == run else f"Evaluation `{folder.name}`"
+            yield f"{name}, {summary['questions']:,} questions:", summary
 
 
 def _sources(config: TrainConfig) -> Iterator[tuple[str, str, str, float]]:

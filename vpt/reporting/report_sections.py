@@ -6,8 +6,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from vpt.evaluation.ablations.requests import gain_of, gain_table
-from vpt.evaluation.ablations.runner import ablation_table, from_json
+from vpt.evaluation.ablations.requests import gain_table
+from vpt.evaluation.ablations.runner import ablation_table, from_json, gain_of
 from vpt.evaluation.predictions import Prediction
 from vpt.evaluation.summary import metrics_table
 from vpt.generation.answer_images import CaptionedImage, step_note
@@ -83,7 +83,8 @@ def ablations(found: RunArtifacts) -> Markup:
 
 def gain(found: RunArtifacts) -> Markup:
     """What perception gains: where it helped and harmed, how often it was asked for, its price."""
-    split, points, steps = gain_of(found.summary), frontier_points(found.run), gains_by_step(found.run)
+    split = gain_of(from_json(found.summary.get("ablations", {})))
+    points, steps = frontier_points(found.run), gains_by_step(found.run)
     parts = []
     if split:
         parts.append(gain_table(split).as_html())

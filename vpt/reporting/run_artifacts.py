@@ -1,15 +1,14 @@
 """Files of a run that a report shows."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vpt.config.former_names import with_present_results
 from vpt.errors import CheckpointError
 from vpt.evaluation.predictions import PREDICTIONS, Prediction, read_predictions
 from vpt.reporting.curves import Curves, read_curves
 from vpt.reporting.examples import ExampleAnswer, read_examples
+from vpt.reporting.runs import read_summary
 
 REPORT = "report.html"
 
@@ -56,7 +55,7 @@ class RunArtifacts:
             answers=answers,
             page=folder / REPORT,
             curves=read_curves(run) if (run / "metrics.jsonl").is_file() else {},
-            summary=_read(answers / "summary.json") | _read(folder / "summary.json"),
+            summary=read_summary(answers) | read_summary(folder),
             predictions=read_predictions(answers / PREDICTIONS) if (answers / PREDICTIONS).is_file() else [],
             examples=read_examples(answers),
         )
@@ -78,8 +77,3 @@ class RunArtifacts:
         """Reports of the same run besides this one."""
         pages = [self.run / REPORT, *sorted(self.run.glob(f"eval/*/{REPORT}"))]
         return [page for page in pages if page.is_file() and page.resolve() != self.page.resolve()]
-
-
-def _read(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return with_present_results(found)

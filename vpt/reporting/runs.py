@@ -42,11 +42,21 @@ def find_runs(folders: Iterable[Path]) -> list[RunSummary]:
 def read_run(folder: Path) -> RunSummary:
     """Settings and results of one run."""
     settings: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-    summary = folder / "summary.json"
-    results = None
-    if summary.is_file():
-        results = dict(_numbers(with_present_results(json.loads(summary.read_text()))))
+    results = dict(_numbers(read_summary(folder))) or None
     return RunSummary(folder, with_present_names(settings), results)
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """`summary.json` of a run or of one of its evaluations; empty where there is none."""
+    file = folder / "summary.json"
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return with_present_results(found)
+
+
+def run_summaries(run: Path) -> dict[Path, dict[str, Any]]:
+    """The summaries of a run and of its evaluations, by folder, where there are any, the run's own first."""
+    folders = [run, *sorted(path.parent for path in run.glob("eval/*/summary.json"))]
+    return {folder: summary for folder in folders if (summary := read_summary(folder))}
 
 
 def _numbers(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:

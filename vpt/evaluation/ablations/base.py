@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
 from PIL import Image
 
 from vpt.config.schema import TrainConfig
 from vpt.evaluation.predictions import Prediction
 from vpt.evaluation.questions import EvalQuestion
-from vpt.evaluation.statistics import Estimate, Ratio
+from vpt.evaluation.statistics import Estimate
+from vpt.evaluation.summary import Metrics
 from vpt.generation.intervention import Intervention
 from vpt.models.build import ModelBundle
 
@@ -43,12 +43,11 @@ class Ablation(Intervention):
         """Whether a question whose answer without it is `plain` may be answered otherwise."""
         return bool(plain.actions)
 
-    def details(self, plain: Ratio, changed: Ratio, acted: np.ndarray) -> dict[str, Estimate]:
-        """What else is told of the scores of all questions, without and with this change.
-
-        Args:
-            plain, changed: of the same questions; where this ablation does not apply, the scores are the same.
-            acted: whether the answer without it perceived something, [questions].
+    def details(
+        self, plain: Sequence[Prediction], changed: Sequence[Prediction], metrics: Metrics
+    ) -> dict[str, Estimate]:
+        """What else is told of all questions' answers, without and with this change; where it does not apply, they are
+        the same.
         """
         return {}
 

@@ -1,15 +1,14 @@
 """Ablation of asking for perception, and the split of what perception gains into harm and help."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from vpt.evaluation.ablations.base import Ablation
+from vpt.evaluation.predictions import Prediction
 from vpt.evaluation.statistics import Estimate, Ratio, estimates
+from vpt.evaluation.summary import Metrics, score
 from vpt.utils.table import Range, Table
-
-Gain = Mapping[str, Estimate]  # as `perception_gain` returns it
 
 
 class NoPerception(Ablation):
@@ -18,8 +17,11 @@ class NoPerception(Ablation):
     description = "no perception: requests for it are forbidden"
     may_request = False
 
-    def details(self, plain: Ratio, changed: Ratio, acted: np.ndarray) -> dict[str, Estimate]:
-        return perception_gain(plain, changed, acted)
+    def details(
+        self, plain: Sequence[Prediction], changed: Sequence[Prediction], metrics: Metrics
+    ) -> dict[str, Estimate]:
+        acted = np.array([bool(item.actions) for item in plain])
+        return perception_gain(score(plain, metrics), score(changed, metrics), acted)
 
 
 def perception_gain(with_it: Ratio, without: Ratio, acted: np.ndarray) -> dict[str, Estimate]:
@@ -28,7 +30,7 @@ def perception_gain(with_it: Ratio, without: Ratio, acted: np.ndarray) -> dict[s
     Over the steps of training, what `without_perception` gains is intrinsic; what `gain` gains is owed to perception.
 
     Args:
-        with_it, without: scores of the same questions, with and without perception; all of them count.
+        with_it, without: scores of the same questions, from 0 to 1, with and without perception.
         acted: whether the answer perceived something, [questions].
 
     Returns:
@@ -37,9 +39,9 @@ def perception_gain(with_it: Ratio, without: Ratio, acted: np.ndarray) -> dict[s
         trigger_rate: the share of questions on which it perceived; among those that are wrong without
         perception (`_where_needed`) and right without it (`_where_needless`).
     """
-    right, before, acted = with_it.numerator, without.numerator, acted.astype(float)
+    one = with_it.denominator * without.denominator  # 0 where a question does not count
+    right, before, acted = with_it.numerator * one, without.numerator * one, acted * one
     better, worse = np.maximum(right - before, 0.0), np.maximum(before - right, 0.0)
-    one = np.ones_like(right)
     return estimates({
         "with_perception": Ratio(right, one),
         "without_perception": Ratio(before, one),
@@ -49,19 +51,12 @@ def perception_gain(with_it: Ratio, without: Ratio, acted: np.ndarray) -> dict[s
         "schema_gain": Ratio(better * (1 - acted), one),
         "schema_harm": Ratio(worse * (1 - acted), one),
         "trigger_rate": Ratio(acted, one),
-        "trigger_rate_where_needed": Ratio(acted * (1 - before), 1 - before),
+        "trigger_rate_where_needed": Ratio(acted * (one - before), one - before),
         "trigger_rate_where_needless": Ratio(acted * before, before),
     })  # fmt: skip
 
 
-def gain_of(summary: Mapping[str, Any]) -> Gain:
-    """What perception gains, out of a `summary.json`; empty where the evaluation did not ask that."""
-    found = (raw.get("details", {}) for raw in summary.get("ablations", {}).values())
-    split: Mapping[str, Any] = next((details for details in found if "gain" in details), {})
-    return {name: Estimate(**e) for name, e in split.items()}
-
-
-def gain_table(gain: Gain) -> Table:
+def gain_table(gain: Mapping[str, Estimate]) -> Table:
     """The split with its intervals."""
     rows = [(name.replace("_", " "), e.value, Range(e.low, e.high), e.questions) for name, e in gain.items()]
     return Table(

@@ -6,8 +6,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from vpt.config.schema import AblationConfig, TrainConfig
 from vpt.config.targets import ABLATION, check_arguments, locate
 from vpt.errors import ConfigError, require
@@ -83,15 +81,13 @@ def run_ablations(
             compared[name] = Comparison(ablation.description, 0)
             continue
         what = json.dumps(asdict(node) | {"questions": len(asked)})
-        chosen = [asked[place] for place in places]
+        chosen, concerned = [asked[place] for place in places], [plain[place] for place in places]
         changed = answer_questions(
             parts, config, chosen, folder / name, weights=weights, ablation=what, intervention=ablation
         )
-        before, after = score(plain, metrics), score(changed, metrics)
-        everywhere = before.with_scores(places, after)
-        details = ablation.details(before, everywhere, np.array([bool(item.actions) for item in plain]))
-        found = Comparison.of(ablation.description, before.select(places), after)
-        compared[name] = replace(found, details=details)
+        found = Comparison.of(ablation.description, score(concerned, metrics), score(changed, metrics))
+        everywhere = dict(enumerate(plain)) | dict(zip(places, changed, strict=True))
+        compared[name] = replace(found, details=ablation.details(plain, [*everywhere.values()], metrics))
     return compared
 
 
@@ -117,6 +113,11 @@ def compare_answers(
     check_same_questions(about, [item.record for item in plain], found)
     paired = [found[item.record] for item in plain]
     return Comparison.of(about, score(plain, metrics), score(paired, metrics))
+
+
+def gain_of(compared: Mapping[str, Comparison]) -> Mapping[str, Estimate]:
+    """What perception gains (`requests.perception_gain`); empty where that was not asked."""
+    return next((item.details for item in compared.values() if "gain" in item.details), {})
 
 
 def ablation_table(compared: Mapping[str, Comparison]) -> Table:
