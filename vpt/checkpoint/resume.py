@@ -41,7 +41,7 @@ def check_same_config(found: Path, config: TrainConfig) -> None:
     stops = config.generation.stop
     config.generation.stop = [*stops, *(stop for stop in recorded.generation.stop if stop not in stops)]
     before, now = (dict(_leaves(asdict(tree))) for tree in (recorded, config))
-    irrelevant = [*_other_sizes(config.encoder)]
+    irrelevant = [*_other_sizes(config.encoder, recorded.encoder)]
     if recorded.rl.algorithm == config.rl.algorithm == "none":
         irrelevant.append("rl.")
     changed = [
@@ -56,11 +56,11 @@ def check_same_config(found: Path, config: TrainConfig) -> None:
         )
 
 
-def _other_sizes(encoders: Mapping[str, EncoderConfig]) -> Iterator[str]:
+def _other_sizes(*trees: Mapping[str, EncoderConfig]) -> Iterator[str]:
     """Keys of the sizes that encoders do not have, and of where their weights once came from."""
-    for name, encoder in encoders.items():
+    for name, encoder in [pair for tree in trees for pair in tree.items()]:
         yield f"encoder.{name}.sizes.{encoder.size}.weights"
-        yield from (f"encoder.{name}.sizes.{size}." for size in ("full", "small", "tiny") if size != encoder.size)
+        yield from (f"encoder.{name}.sizes.{size}." for size in encoder.sizes if size != encoder.size)
 
 
 def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -14,14 +14,11 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 
 from vpt.checkpoint.load import build_model, load_pretrained
 from vpt.cli.train import train
-from vpt.config.overrides import CONF, check_overrides, compose_train, register_schemas
-from vpt.config.resolve import resolve_config
-from vpt.config.validate import validate
+from vpt.config.overrides import CONF, check_overrides, compose_as, compose_train
 from vpt.errors import ConfigError, did_you_mean
 from vpt.models.build import ModelBundle
 from vpt.pretraining.base import begin_alike
@@ -40,16 +37,12 @@ def compose_pretrain(name: str, overrides: Sequence[str]) -> PretrainConfig:
         raise ConfigError(
             f"{name} is no recipe of vpt pretrain; it makes {', '.join(RECIPES)}{did_you_mean(name, RECIPES)}"
         )
-    register_schemas()
     check_overrides([*overrides], PretrainConfig)
+    ours = [f"++{text}" if text.startswith(OWN_KEYS) else text for text in overrides]
     try:
-        with initialize_config_dir(str(CONF), version_base=None):
-            ours = [f"++{text}" if text.startswith(OWN_KEYS) else text for text in overrides]
-            composed = compose("train", overrides=[f"+pretrain={name}", *ours])
+        config = compose_as(PretrainConfig, [f"+pretrain={name}", *ours])
     except HydraException as error:
         raise ConfigError(str(error).splitlines()[0]) from None
-    config = resolve_config(composed, PretrainConfig)
-    validate(config)
     if config.patches.part not in (TOWER, *config.encoder):
         raise ConfigError(
             f"patches.part={config.patches.part} is not {TOWER}{''.join(f' or {n}' for n in config.encoder)}"

@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TypeVar
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
@@ -15,6 +16,7 @@ from vpt.config.schema import EvalConfig, TrainConfig
 from vpt.config.validate import validate
 from vpt.errors import ConfigError, did_you_mean
 
+Config = TypeVar("Config", bound=TrainConfig)
 CONF = Path(__file__).resolve().parents[2] / "conf"
 ASSETS = Path(__file__).resolve().parents[1] / "assets"  # weights that are installed with the package
 _OVERRIDE = re.compile(r"^(?P<sign>\+{0,2}|~)(?P<key>[\w./@]+)(=(?P<value>.*))?$", re.DOTALL)
@@ -46,11 +48,16 @@ def register_schemas() -> None:
 
 def compose_train(overrides: Sequence[str]) -> TrainConfig:
     """The configuration of `python train.py OVERRIDES`, checked."""
+    return compose_as(TrainConfig, overrides)
+
+
+def compose_as(schema: type[Config], overrides: Sequence[str]) -> Config:
+    """The same in a schema that may have further keys."""
     register_schemas()
     with ExitStack() as stack:
         if not GlobalHydra.instance().is_initialized():  # eval.py has done so
             stack.enter_context(initialize_config_dir(str(CONF), version_base=None))
-        config = resolve_config(compose("train", overrides=[*overrides]), TrainConfig)
+        config = resolve_config(compose("train", overrides=[*overrides]), schema)
     validate(config)
     return config
 

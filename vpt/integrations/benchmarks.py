@@ -61,9 +61,9 @@ def run(config: BenchmarksConfig) -> dict[str, list[float]]:
     """The score of every question of each benchmark, answered through lmms-eval's own runner."""
     evaluator = require("lmms_eval.evaluator", "lmms", "running benchmarks")
     tasks = require("lmms_eval.tasks", "lmms", "running benchmarks")
-    scores = {}
-    for name in config.benchmarks or [*preset()]:
-        chosen = preset()[name]
+    known, scores = preset(), {}
+    for name in config.benchmarks or [*known]:
+        chosen = known[name]
         manager = tasks.TaskManager(
             include_path=config.tasks, include_defaults=config.tasks is None, model_name="vpt"
         )  # fmt: skip
