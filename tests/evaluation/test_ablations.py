@@ -9,9 +9,18 @@ import torch
 
 from conftest import ALL, compose_config, compose_eval
 from vpt.checkpoint.load import build_model
+from vpt.data.collate import collate
 from vpt.errors import ConfigError
 from vpt.evaluation.ablations.base import AblationContext
-from vpt.evaluation.ablations.features import FeaturesNoise, FeaturesSwapped, FeaturesZeroed, MarkersOnly
+from vpt.evaluation.ablations.features import (
+    FeaturesBlank,
+    FeaturesEvidence,
+    FeaturesNoise,
+    FeaturesRepeated,
+    FeaturesSwapped,
+    FeaturesZeroed,
+    MarkersOnly,
+)
 from vpt.evaluation.ablations.regions import RegionOracle, RegionRandom, RegionWhole
 from vpt.evaluation.ablations.requests import NoPerception, gain_table, perception_gain
 from vpt.evaluation.ablations.runner import (
@@ -20,11 +29,13 @@ from vpt.evaluation.ablations.runner import (
     as_json,
     check_ablations,
     compare_answers,
+    corrected,
+    details_table,
     from_json,
     gain_of,
     run_ablations,
 )
-from vpt.evaluation.ablations.states import StateShuffled, StateZeroed
+from vpt.evaluation.ablations.states import StateShuffled, StateShuffledWithinImage, StateZeroed
 from vpt.evaluation.evaluator import answer_questions
 from vpt.evaluation.metrics.base import Metric
 from vpt.evaluation.predictions import read_predictions
@@ -34,8 +45,10 @@ from vpt.evaluation.summary import metrics_of
 from vpt.perception.batch import VISION_TOWER
 from vpt.perception.regions import Region
 
-FEATURES = (NoPerception, FeaturesZeroed, FeaturesNoise, FeaturesSwapped, MarkersOnly)
-STATES = (StateZeroed, StateShuffled)
+FEATURES = (
+    NoPerception, FeaturesZeroed, FeaturesNoise, FeaturesBlank, FeaturesRepeated, FeaturesSwapped, MarkersOnly,
+)  # fmt: skip
+STATES = (StateZeroed, StateShuffled, StateShuffledWithinImage, FeaturesEvidence)
 REGIONS = (RegionRandom, RegionWhole, RegionOracle)
 NODES = compose_eval("checkpoint=x", "+ablations=all").ablations
 QUESTIONS = 16  # of two images
@@ -79,10 +92,18 @@ def test_they_concern_answers_that_perceive_in_their_way(benches, action, concer
         ablation = kind(bench.setting)
         assert all(ablation.applies_to(item) for item in bench.plain) == (kind in concerned)
     compared = bench.run(tmp_path)
-    assert {name for name, found in compared.items() if found.questions == QUESTIONS} == {
+    gap = {"crop_gap"} if action == "region" else set()
+    assert {name for name, found in compared.items() if found.questions == QUESTIONS} == gap | {
         name for name, node in NODES.items() if node.target.rpartition(".")[2] in {kind.__name__ for kind in concerned}
     }
-    assert len(ablation_table(compared).as_text().splitlines()) == 1 + len(NODES)
+    assert len(ablation_table(compared).as_text().splitlines()) == 1 + len(NODES) + len(gap)
+    details = details_table(compared)
+    assert (details is not None) == (action == "dino")
+    if details:
+        assert [row[0] for row in details.rows] == [
+            f"state cosine dino ({name})" for name in ("state_shuffled", "state_shuffled_within_image")
+        ]
+        assert all(-1 <= low <= value <= high <= 1.0001 for _, value, (low, high), _ in details.rows)
 
 
 @pytest.mark.parametrize("action", ["dino", "region"])
@@ -105,6 +126,43 @@ def test_regions_that_are_shown(benches, tmp_path):
         assert (x1 - x0, y1 - y0) == (a1 - a0, b1 - b0)
     moved = [random != shown for random, shown in zip(boxes["region_random"], own, strict=True)]
     assert all(moved[place] for place, box in enumerate(own) if box != (0, 0, 64, 64))
+
+
+def test_what_takes_the_place_of_an_image(benches):
+    bench = benches["dino"]
+    question = bench.asked[0]
+    own = question.folder.original(question.record.images[VISION_TOWER][0], where="")
+    blank = FeaturesBlank(bench.setting).image(own, record=question.record)
+    assert blank.size == own.size and blank.getcolors() == [(own.width * own.height, (128, 128, 128))]
+    shown = np.asarray(FeaturesEvidence(bench.setting).image(own, record=question.record))
+    x0, y0, x1, y1 = question.record.box
+    inside = np.zeros(shown.shape[:2], dtype=bool)
+    inside[y0:y1, x0:x1] = True
+    assert (shown[inside] == np.asarray(own)[inside]).all() and (shown[~inside] == 128).all()
+
+
+def test_the_first_look_again_is_what_the_first_look_was(benches):
+    """A row's tokens in the prompt, from the model's own encoding of it, over and over."""
+    bench = benches["dino"]
+    parts, question = bench.parts, bench.asked[0]
+    batch = collate([parts.processor.encode_prompt(question.record, question.folder)])
+    with torch.no_grad():
+        first = parts.model.project_features(parts.model.encode_images(batch.images), batch)[VISION_TOWER]
+        again = FeaturesRepeated(bench.setting).tokens(
+            torch.zeros(37, first.shape[1]), source="dino", record=question.record
+        )
+    assert torch.allclose(again, first.repeat(37 // len(first) + 1, 1)[:37], atol=1e-6) and len(first) < 37
+
+
+def test_states_of_another_question_about_the_same_image(benches):
+    bench = benches["dino"]
+    ablation = StateShuffledWithinImage(bench.setting)
+    numbers = {question.record.where: number for number, question in enumerate(bench.asked)}
+    donors = {name: ablation._donor(bench.asked[number].record, "dino") for name, number in numbers.items()}
+    images = [question.record.image for question in bench.asked]
+    assert all(images[donor] == images[numbers[name]] and donor != numbers[name] for name, donor in donors.items())
+    alone = AblationContext(bench.parts, bench.config, bench.asked[:1], bench.plain[:1])
+    assert not StateShuffledWithinImage(alone).applies_to(bench.plain[0])
 
 
 def test_another_image_is_another_image(benches):
@@ -174,9 +232,15 @@ def test_a_difference_is_of_the_same_questions(benches):
     assert (same.difference.value, same.p, same.questions) == (0.0, 1.0, QUESTIONS)
     with pytest.raises(ConfigError, match="does not answer 1 of the 16 questions"):
         compare_answers("another", bench.plain, bench.plain[1:], metrics)
-    found = Comparison.of("", Ratio.mean([1.0] * 12 + [0.0] * 8), Ratio.mean([1.0] * 2 + [0.0] * 18))
+    asked = [replace(bench.plain[0], record=str(n), images={VISION_TOWER: [f"{n}.png"]}) for n in range(20)]
+    before, after = ([replace(item, answer=item.target if n < right else "?") for n, item in enumerate(asked)]
+                     for right in (12, 2))  # fmt: skip
+    found = Comparison.of("", before, after, metrics)
     assert found.difference.value == -0.5 and found.difference.high < 0 and found.p == pytest.approx(2 / 2**10)
-    assert json.loads(json.dumps(found.p))
+    assert 0.2 < found.smallest < 0.5
+    both = corrected({"a": found, "b": Comparison("", 0), "c": replace(found, p=0.04)})
+    assert [item.p_holm for item in both.values()] == pytest.approx([2 * found.p, None, 0.04])
+    assert from_json(json.loads(json.dumps(as_json(both)))) == both
 
 
 def test_the_split_of_what_perception_gains():

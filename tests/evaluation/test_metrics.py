@@ -15,7 +15,7 @@ from vpt.evaluation.metrics.captions import treebank_words
 from vpt.evaluation.metrics.perception import PERCEPTION, ActionChoice, RegionQuality, confusion, iogt, iou
 from vpt.evaluation.metrics.vqa import normalise as vqa_normalise
 from vpt.evaluation.predictions import Prediction
-from vpt.evaluation.statistics import Ratio, difference, estimates, mcnemar
+from vpt.evaluation.statistics import Ratio, difference, estimates, holm, paired_p, smallest_difference
 from vpt.evaluation.summary import headline, metrics_table, summarise
 from vpt.generation.row_state import IGNORED, REPAIRED, PerceptionStep
 
@@ -266,6 +266,48 @@ def test_a_paired_difference_is_surer_than_two_runs():
 def test_mcnemar(won, lost, p):
     one = Ratio.mean([0.0] * won + [1.0] * lost + [1.0, 0.0] * 5)
     two = Ratio.mean([1.0] * won + [0.0] * lost + [1.0, 0.0] * 5)
-    assert mcnemar(one, two) == pytest.approx(p)
-    assert mcnemar(one, Ratio.mean([0.5] * len(one.numerator))) is None
-    assert mcnemar(one, Ratio.mean([None] + [1.0] * (len(one.numerator) - 1))) is None
+    assert paired_p(one, two) == pytest.approx(p)
+    assert paired_p(one, Ratio.mean([None] + [1.0] * (len(one.numerator) - 1))) is None
+    halves = [Ratio(side.numerator / 2, side.denominator) for side in (one, two)]
+    assert paired_p(*halves) == pytest.approx(p, abs=0.01)  # other scores, by flipping signs: 2 to the 12 of them
+
+
+def test_flipped_signs_equal_scipy_s_permutation_test():
+    stats = pytest.importorskip("scipy.stats")
+    change = np.random.default_rng(3).standard_normal(40) + 0.3
+    ours = paired_p(Ratio.mean([0.0] * 40), Ratio(change, np.ones(40)))
+    theirs = stats.permutation_test(
+        (change, np.zeros(40)), lambda a, b, axis: (a - b).sum(axis), permutation_type="samples", vectorized=True,
+        n_resamples=20_000, rng=1,
+    ).pvalue  # fmt: skip
+    assert ours == pytest.approx(theirs, abs=0.01) and 0.001 < ours < 0.2
+
+
+def test_questions_about_one_image_count_as_one():
+    """Each of 100 images asked about four times, with the same answer: the interval is that of 100 questions."""
+    generator = np.random.default_rng(1)
+    one, two = (Ratio.mean(generator.integers(0, 2, 100).astype(float).tolist()) for _ in range(2))
+    many = [Ratio(np.repeat(side.numerator, 4), np.repeat(side.denominator, 4)) for side in (one, two)]
+    images = np.repeat(np.arange(100), 4)
+    assert difference(*many, images) == replace(difference(one, two), questions=400)
+    assert paired_p(*many, images) == pytest.approx(paired_p(one, two), abs=0.02)
+    assert smallest_difference(*many, images) == pytest.approx(smallest_difference(one, two))
+    assert difference(*many).high < difference(*many, images).high
+
+
+def test_the_smallest_difference_is_found_in_80_of_100():
+    """Simulated: of runs that differ by it, in as many answers, so many are told apart at a level of 5 %."""
+    generator = np.random.default_rng(0)
+    found, size = [], 0.0
+    for _ in range(300):
+        change = generator.choice([1.0, -1.0, 0.0], 500, p=[0.13, 0.07, 0.8])  # differs by 0.06
+        one, two = Ratio.mean([0.5] * 500), Ratio.mean((0.5 + change).tolist())
+        size += smallest_difference(one, two) / 300
+        found.append(paired_p(one, two) < 0.05)
+    assert size == pytest.approx(0.055, abs=0.002) and 0.8 < np.mean(found) < 0.95
+    same = Ratio.mean([1.0] * 200)
+    assert smallest_difference(same, same) == 6 / 200  # five answers, all for the better, have p = 0.0625
+
+
+def test_holm():
+    assert holm([0.01, None, 0.04, 0.03, 0.5]) == pytest.approx([0.04, None, 0.09, 0.09, 0.5])

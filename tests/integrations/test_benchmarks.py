@@ -13,8 +13,9 @@ from helpers.served import serving
 from vpt.checkpoint.format import save_weights
 from vpt.cli.benchmarks import read_arguments
 from vpt.errors import ConfigError
+from vpt.evaluation.statistics import smallest_difference_unpaired
 from vpt.integrations import benchmarks
-from vpt.integrations.benchmarks import preset, run, score_of, smallest_difference, table
+from vpt.integrations.benchmarks import preset, run, score_of, table
 
 SCHEMAS = {  # benchmark -> the task file of lmms-eval, and a row of its data
     "vstar": ("vstar_bench/vstar_bench", {"text": "What colour is it? (A) red (B) blue", "label": "A",
@@ -39,7 +40,7 @@ def test_the_preset_and_its_table():
     scores = {"vstar": [1.0] * 96 + [0.0] * 95, "pope": [1.0, 1.0]}
     text = table(scores).as_text()
     assert "0.5026" in text and "0.4346 to 0.5759" in text and "191" in text and "0.1433" in text
-    assert smallest_difference([1.0, 0.0] * 500) == pytest.approx(2.8 * (0.5 / 1000) ** 0.5)
+    assert smallest_difference_unpaired([1.0, 0.0] * 500) == pytest.approx(2.8 * (0.5 / 1000) ** 0.5)
     assert (
         score_of({"m": 1.0}, "m")
         == score_of({"m": {"is_correct": True}}, "m")
@@ -79,7 +80,7 @@ def stand_ins(folder, rows=3):
         split = "train" if name == "mmvp" else "test"
         (folder / f"{name}.yaml").write_text(
             f"include: {original}\ntask: {preset()[name].tasks[0]}\ndataset_path: parquet\ndataset_name: null\n"
-            f"dataset_kwargs: {{data_files: {{{split}: {path}}}}}\ntest_split: {split}\ntag: null\n"
+            f"dataset_kwargs: {{data_files: {{{split}: {path}}}}}\ntest_split: {split}\ntag: []\n"
         )
     return folder
 

@@ -6,7 +6,7 @@
 
 Runs that differ in nothing but the seed are one line, mean ± standard deviation; compare.png and compare.json are
 written beside the runs, and frontier.png, accuracy against perceived visual tokens, where these differ. Paired, each
-metric's difference has its 95% interval and McNemar's exact test.
+metric's difference has its 95% interval and a paired test (McNemar's, where every question has an image of its own).
 """
 
 import argparse

@@ -19,6 +19,8 @@ from vpt.evaluation.ablations.runner import (
     check_ablations,
     check_same_questions,
     compare_answers,
+    corrected,
+    details_table,
     gain_of,
     run_ablations,
 )
@@ -115,10 +117,13 @@ def evaluate_checkpoint(config: EvalConfig) -> None:
     print(f"{headline(summary)}; see {folder}/summary.json")
     print(metrics_table(summary).as_text())
     if compared:
+        compared = corrected(compared)
         summary["ablations"] = as_json(compared)
         print(ablation_table(compared).as_text())
     if gain := gain_of(compared):
         print(gain_table(gain).as_text())
+    if details := details_table(compared):
+        print(details.as_text())
     atomic_write(folder / "summary.json", json.dumps(summary, indent=1))
     if config.pictures:
         if sheet := draw_sheet(folder, evaluation.config):

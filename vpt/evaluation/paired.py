@@ -1,4 +1,4 @@
-"""Two runs question by question: paired differences with intervals and McNemar's exact test."""
+"""Two runs question by question: paired differences with intervals and a paired test."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -8,8 +8,8 @@ from typing import Any
 from vpt.errors import DataError
 from vpt.evaluation.metrics import build_metrics
 from vpt.evaluation.predictions import PREDICTIONS, Prediction, by_source
-from vpt.evaluation.statistics import difference, mcnemar
-from vpt.evaluation.summary import compute
+from vpt.evaluation.statistics import difference, paired_p
+from vpt.evaluation.summary import compute, image_clusters
 from vpt.utils.table import Range, Table
 
 PLACES = ("", "eval/test", "predictions")  # where a run keeps its predictions
@@ -35,7 +35,7 @@ def pair(a: Sequence[Prediction], b: Sequence[Prediction]) -> tuple[list[Predict
 
 
 def compare_predictions(a: Sequence[Prediction], b: Sequence[Prediction], names: Sequence[str]) -> list[dict[str, Any]]:
-    """A row for each data set and number: both values, the difference with its interval, McNemar's p where it applies.
+    """A row for each data set and number: both values, the difference with its interval, and `paired_p`.
 
     Args:
         a, b: answers to the same questions, in the same order.
@@ -46,18 +46,19 @@ def compare_predictions(a: Sequence[Prediction], b: Sequence[Prediction], names:
     for source, places in by_source(a):
         ours = compute([a[place] for place in places], metrics)
         theirs = compute([b[place] for place in places], metrics)
+        clusters = image_clusters([a[place] for place in places])
         for name, ratio in ours.items():
             if not ratio.questions or not theirs[name].questions:
                 continue
-            found = difference(ratio, theirs[name])
+            found = difference(ratio, theirs[name], clusters)
             row = {"source": source, "metric": name, "a": ratio.value, "b": theirs[name].value}
-            rows.append(row | {"difference": asdict(found), "p": mcnemar(ratio, theirs[name])})
+            rows.append(row | {"difference": asdict(found), "p": paired_p(ratio, theirs[name], clusters)})
     return rows
 
 
 def comparison_table(rows: Sequence[dict[str, Any]]) -> Table:
     """The rows of `compare_predictions` as a table."""
-    columns = ["data", "metric", "questions", "A", "B", "B - A", "95% interval", "McNemar's p"]
+    columns = ["data", "metric", "questions", "A", "B", "B - A", "95% interval", "p"]
     cells = [
         (
             row["source"],
@@ -72,5 +73,5 @@ def comparison_table(rows: Sequence[dict[str, Any]]) -> Table:
         for row in rows
         if (d := row["difference"])
     ]
-    form = {"A": ".4f", "B": ".4f", "B - A": "+.4f", "95% interval": "+.4f", "McNemar's p": ".2g"}
+    form = {"A": ".4f", "B": ".4f", "B - A": "+.4f", "95% interval": "+.4f", "p": ".2g"}
     return Table(columns, cells, form)

@@ -13,6 +13,7 @@ from vpt.evaluation.metrics.perception import PERCEPTION, action_label, confusio
 from vpt.evaluation.predictions import Prediction, answered, by_source
 from vpt.evaluation.statistics import Ratio, estimates
 from vpt.generation.row_state import IGNORED, REPAIRED
+from vpt.perception.batch import VISION_TOWER
 from vpt.utils.table import Range, Table
 
 Metrics = dict[str, list[Metric]]  # of each data set, the first of them gives the score
@@ -66,7 +67,7 @@ def summarise(items: Sequence[Prediction], metrics: Metrics) -> dict[str, Any]:
         "metrics": {
             source: _chosen([items[place] for place in places], metrics[source]) for source, places in by_source(items)
         },
-        "perception": _intervals(compute(items, PERCEPTION)) | {"confusion": confusion(items)},
+        "perception": _intervals(compute(items, PERCEPTION), items) | {"confusion": confusion(items)},
     } | told
 
 
@@ -78,6 +79,13 @@ def headline(summary: Mapping[str, Any]) -> str:
     return said + (f"; {skipped} left out, which cannot be used" if skipped else "")
 
 
+def image_clusters(items: Sequence[Prediction]) -> np.ndarray:
+    """[items] equal numbers for questions about the same image of a data set; what has no image is alone."""
+    keys = [(item.source, str(item.images.get(VISION_TOWER)) if item.images else item.record) for item in items]
+    numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+    return np.array([numbers[key] for key in keys], dtype=int)
+
+
 def _chosen(items: Sequence[Prediction], metrics: Iterable[Metric]) -> dict[str, Any]:
     """Every number that was asked for; where no question counts, the reason."""
     ratios = compute(items, metrics)
@@ -85,11 +93,11 @@ def _chosen(items: Sequence[Prediction], metrics: Iterable[Metric]) -> dict[str,
         name: {"value": None, "low": None, "high": None, "questions": 0, "reason": f"there are no {ratio.counts}"}
         for name, ratio in ratios.items()
     }
-    return missing | _intervals(ratios)
+    return missing | _intervals(ratios, items)
 
 
-def _intervals(ratios: Mapping[str, Ratio]) -> dict[str, Any]:
-    return {name: asdict(estimate) for name, estimate in estimates(ratios).items()}
+def _intervals(ratios: Mapping[str, Ratio], items: Sequence[Prediction]) -> dict[str, Any]:
+    return {name: asdict(estimate) for name, estimate in estimates(ratios, image_clusters(items)).items()}
 
 
 def mean_by(pairs: Iterable[tuple[str, float]]) -> dict[str, float]:

@@ -4,7 +4,6 @@ The table has each score with its interval, and the smallest difference between 
 can show: found in 80 of 100 comparisons, at a level of 5 %, were the two models' answers independent.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,12 +12,11 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from vpt.errors import ConfigError, require
-from vpt.evaluation.statistics import Ratio, estimates
+from vpt.evaluation.statistics import Ratio, estimates, smallest_difference_unpaired
 from vpt.utils.table import Range, Table
 
 PRESET = Path(__file__).with_suffix(".yaml")
 SCORES = ("score", "is_correct", "gpt_score")  # what lmms-eval's tasks call the score of one question
-POWER = 1.96 + 0.84  # standard errors: two-sided, at 5 %, found in 80 of 100
 
 
 @dataclass(frozen=True)
@@ -96,18 +94,12 @@ def score_of(sample: Mapping[str, Any], metric: str) -> float:
     return float(found)
 
 
-def smallest_difference(scores: Sequence[float]) -> float:
-    """Between two models of about this accuracy, each asked so many questions (see above)."""
-    share = sum(scores) / len(scores)
-    return POWER * math.sqrt(2 * max(share * (1 - share), 1e-12) / len(scores))
-
-
 def table(scores: Mapping[str, Sequence[float]]) -> Table:
     """A row for each benchmark."""
     known, rows = preset(), []
     for name, found in scores.items():
         (estimate,) = estimates({name: Ratio.mean(found)}).values()
         rows.append((name, known[name].metric, estimate.value, Range(estimate.low, estimate.high), len(found),
-                     known[name].questions, smallest_difference(found)))  # fmt: skip
+                     known[name].questions, smallest_difference_unpaired(found)))  # fmt: skip
     columns = ["benchmark", "metric", "score", "95% interval", "asked", "of", "smallest difference"]
     return Table(columns, rows, {"score": ".4f", "95% interval": ".4f", "smallest difference": ".4f"})

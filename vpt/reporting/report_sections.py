@@ -7,7 +7,7 @@ from typing import Any
 from markupsafe import Markup
 
 from vpt.evaluation.ablations.requests import gain_table
-from vpt.evaluation.ablations.runner import ablation_table, from_json, gain_of
+from vpt.evaluation.ablations.runner import ablation_table, details_table, from_json, gain_of
 from vpt.evaluation.predictions import Prediction
 from vpt.evaluation.summary import metrics_table
 from vpt.generation.answer_images import CaptionedImage, step_note
@@ -78,7 +78,8 @@ def ablations(found: RunArtifacts) -> Markup:
     reach = max([0.02, *(abs(end) for d in differences if d for end in (d.low, d.high))])
     drawn = [(d and interval(d.value, d.low, d.high, span=(-reach, reach), mark=0.0)) or "" for d in differences]
     table = ablation_table(compared).insert(5, "", drawn)
-    return fragments.ablations(table.as_html())
+    details = details_table(compared)
+    return fragments.ablations(table.as_html()) + (details.as_html() if details else Markup())
 
 
 def gain(found: RunArtifacts) -> Markup:

@@ -38,6 +38,7 @@ class Ablation(Intervention):
 
     def __init__(self, setting: AblationContext, *, seed: int = 0) -> None:
         self.context, self.seed = setting, seed
+        self.question_of = {question.record.where: question for question in setting.asked}
 
     def applies_to(self, plain: Prediction) -> bool:
         """Whether a question whose answer without it is `plain` may be answered otherwise."""

@@ -8,7 +8,12 @@ from vpt.data.collate import stack_images
 from vpt.data.records import Record
 from vpt.evaluation.ablations.base import Ablation, AblationContext, distinct_images, full_image, image_key
 from vpt.evaluation.predictions import Prediction
+from vpt.evaluation.questions import EvalQuestion
+from vpt.models.build import ModelBundle
 from vpt.perception.batch import VISION_TOWER
+from vpt.perception.requests import REGION
+
+_GREY = (128, 128, 128)
 
 
 class FeaturesZeroed(Ablation):
@@ -45,15 +50,56 @@ class FeaturesNoise(Ablation):
 
     def _features(self, source: str) -> Tensor:
         """[T, D] unconditioned tokens of the reference images, image by image."""
-        model, encoder = self.context.parts.model, self.context.parts.processor
-        transform, found = model.transform_of(source), []
-        for question in self.questions:
-            image = encoder.apply_transform(source, question.folder.resize(full_image(question)))
-            images = stack_images(transform, [image])
-            images.pixels = images.pixels.to(model.device)
-            features = model.encode_images({transform: images})[transform]
-            found.append(features if source == VISION_TOWER else model.encoder(source).projector.project(features))
-        return torch.cat(found).float()
+        return torch.cat(
+            [whole_image_tokens(self.context.parts, question, source) for question in self.questions]
+        ).float()
+
+
+def whole_image_tokens(parts: ModelBundle, question: EvalQuestion, source: str) -> Tensor:
+    """[T, D] unconditioned tokens of a question's whole image through the tower or a re-encoder."""
+    model = parts.model
+    transform = model.transform_of(source)
+    image = parts.processor.apply_transform(source, question.folder.resize(full_image(question)))
+    images = stack_images(transform, [image])
+    images.pixels = images.pixels.to(model.device)
+    features = model.encode_images({transform: images})[transform]
+    return features if source == VISION_TOWER else model.encoder(source).projector.project(features)
+
+
+class FeaturesRepeated(Ablation):
+    """Perceived tokens are those of the first look once more, over and over until they are as many: more tokens to
+    attend to, with nothing new to see.
+    """
+
+    description = "perceived features replaced by those of the first look"
+
+    def tokens(self, tokens: Tensor, *, source: str, record: Record) -> Tensor:
+        first = whole_image_tokens(self.context.parts, self.question_of[record.where], VISION_TOWER)
+        return first.to(tokens)[torch.arange(len(tokens), device=tokens.device) % len(first)]
+
+
+class FeaturesBlank(Ablation):
+    """A grey image of the same size is encoded or cropped: as many tokens, of nothing."""
+
+    description = "perceived features taken from a blank image"
+
+    def image(self, image: Image.Image, *, record: Record) -> Image.Image:
+        return Image.new(image.mode, image.size, _GREY)
+
+
+class FeaturesEvidence(Ablation):
+    """Re-encoders see the true box of an image that is blank elsewhere: what a look that finds the evidence brings."""
+
+    description = "all but the true box blanked before it is re-encoded"
+
+    def applies_to(self, plain: Prediction) -> bool:
+        return bool(plain.actions) and REGION not in plain.actions and plain.box is not None
+
+    def image(self, image: Image.Image, *, record: Record) -> Image.Image:
+        shown = Image.new(image.mode, image.size, _GREY)
+        if record.box is not None:
+            shown.paste(image.crop(record.box), record.box[:2])
+        return shown
 
 
 class FeaturesSwapped(Ablation):

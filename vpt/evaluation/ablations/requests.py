@@ -7,7 +7,7 @@ import numpy as np
 from vpt.evaluation.ablations.base import Ablation
 from vpt.evaluation.predictions import Prediction
 from vpt.evaluation.statistics import Estimate, Ratio, estimates
-from vpt.evaluation.summary import Metrics, score
+from vpt.evaluation.summary import Metrics, image_clusters, score
 from vpt.utils.table import Range, Table
 
 
@@ -21,10 +21,12 @@ class NoPerception(Ablation):
         self, plain: Sequence[Prediction], changed: Sequence[Prediction], metrics: Metrics
     ) -> dict[str, Estimate]:
         acted = np.array([bool(item.actions) for item in plain])
-        return perception_gain(score(plain, metrics), score(changed, metrics), acted)
+        return perception_gain(score(plain, metrics), score(changed, metrics), acted, image_clusters(plain))
 
 
-def perception_gain(with_it: Ratio, without: Ratio, acted: np.ndarray) -> dict[str, Estimate]:
+def perception_gain(
+    with_it: Ratio, without: Ratio, acted: np.ndarray, clusters: np.ndarray | None = None
+) -> dict[str, Estimate]:  # fmt: skip
     """What perception gains, split as MED splits what tools gain (arXiv 2602.01334).
 
     Over the steps of training, what `without_perception` gains is intrinsic; what `gain` gains is owed to perception.
@@ -32,6 +34,7 @@ def perception_gain(with_it: Ratio, without: Ratio, acted: np.ndarray) -> dict[s
     Args:
         with_it, without: scores of the same questions, from 0 to 1, with and without perception.
         acted: whether the answer perceived something, [questions].
+        clusters: as in `vpt.evaluation.statistics`.
 
     Returns:
         with_perception, without_perception: the mean scores, and `gain`, their difference, which is
@@ -53,7 +56,7 @@ def perception_gain(with_it: Ratio, without: Ratio, acted: np.ndarray) -> dict[s
         "trigger_rate": Ratio(acted, one),
         "trigger_rate_where_needed": Ratio(acted * (one - before), one - before),
         "trigger_rate_where_needless": Ratio(acted * before, before),
-    })  # fmt: skip
+    }, clusters)  # fmt: skip
 
 
 def gain_table(gain: Mapping[str, Estimate]) -> Table:

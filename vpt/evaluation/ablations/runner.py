@@ -10,11 +10,12 @@ from vpt.config.schema import AblationConfig, TrainConfig
 from vpt.config.targets import ABLATION, check_arguments, locate
 from vpt.errors import ConfigError, require
 from vpt.evaluation.ablations.base import Ablation, AblationContext
+from vpt.evaluation.ablations.regions import RegionOracle, RegionWhole
 from vpt.evaluation.evaluator import answer_questions
 from vpt.evaluation.predictions import Prediction
 from vpt.evaluation.questions import EvalQuestion
-from vpt.evaluation.statistics import Estimate, Ratio, difference, mcnemar
-from vpt.evaluation.summary import Metrics, score
+from vpt.evaluation.statistics import Estimate, difference, holm, paired_p, smallest_difference
+from vpt.evaluation.summary import Metrics, image_clusters, score
 from vpt.models.build import ModelBundle
 from vpt.utils.table import Range, Table
 
@@ -27,8 +28,10 @@ class Comparison:
         description: the change.
         questions: how many could change; an answer that perceives nothing cannot.
         reference, ablated: the score of these questions, without and with the change; None where there are none.
-        difference: ablated less reference, with its paired bootstrap interval.
-        p: McNemar's exact test; None where scores are not 0 or 1.
+        difference: ablated less reference, with its paired bootstrap interval; images are drawn, not questions.
+        smallest: the smallest difference that these questions can show (`smallest_difference`).
+        p: of the paired test (`paired_p`).
+        p_holm: corrected for all comparisons of an evaluation (`corrected`).
         details: what else the ablation tells, over all questions.
     """
 
@@ -37,17 +40,22 @@ class Comparison:
     reference: float | None = None
     ablated: float | None = None
     difference: Estimate | None = None
+    smallest: float | None = None
     p: float | None = None
+    p_holm: float | None = None
     details: dict[str, Estimate] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, about: str, plain: Ratio, changed: Ratio) -> "Comparison":
-        """Compare scores of the same questions, in the same order."""
-        if not plain.questions or not changed.questions:
+    def of(
+        cls, about: str, plain: Sequence[Prediction], changed: Sequence[Prediction], metrics: Metrics
+    ) -> "Comparison":  # fmt: skip
+        """Compare answers to the same questions, in the same order."""
+        before, after, images = score(plain, metrics), score(changed, metrics), image_clusters(plain)
+        if not before.questions or not after.questions:
             return cls(about, 0)
-        return cls(
-            about, plain.questions, plain.value, changed.value, difference(plain, changed), mcnemar(plain, changed)
-        )
+        found = difference(before, after, images)
+        smallest, p = smallest_difference(before, after, images), paired_p(before, after, images)
+        return cls(about, before.questions, before.value, after.value, found, smallest, p)
 
 
 def check_ablations(nodes: Mapping[str, AblationConfig]) -> None:
@@ -73,7 +81,7 @@ def run_ablations(
         metrics: of every data set; the first gives the score.
     """
     setting = AblationContext(parts, config, asked, plain)
-    compared = {}
+    compared, answers = {}, {}
     for name, node in nodes.items():
         ablation: Ablation = locate(node.target, name, ABLATION)(setting, **node.options)
         places = [place for place, item in enumerate(plain) if ablation.applies_to(item)]
@@ -85,10 +93,20 @@ def run_ablations(
         changed = answer_questions(
             parts, config, chosen, folder / name, weights=weights, ablation=what, intervention=ablation
         )
-        found = Comparison.of(ablation.description, score(concerned, metrics), score(changed, metrics))
+        answers[type(ablation)] = changed
+        found = Comparison.of(ablation.description, concerned, changed, metrics)
         everywhere = dict(enumerate(plain)) | dict(zip(places, changed, strict=True))
         compared[name] = replace(found, details=ablation.details(plain, [*everywhere.values()], metrics))
-    return compared
+    return compared | _crop_gap(answers, metrics)
+
+
+def _crop_gap(answers: Mapping[type[Ablation], Sequence[Prediction]], metrics: Metrics) -> dict[str, Comparison]:
+    """What the true crop brings over the whole image, where both were shown."""
+    if not {RegionWhole, RegionOracle} <= answers.keys():
+        return {}
+    true, about = answers[RegionOracle], "true box in place of the whole image"
+    boxed = {item.record for item in true}
+    return {"crop_gap": compare_answers(about, [i for i in answers[RegionWhole] if i.record in boxed], true, metrics)}
 
 
 def check_same_questions(about: str, records: Sequence[str], other: Collection[str]) -> None:
@@ -112,7 +130,13 @@ def compare_answers(
     found = {item.record: item for item in other}
     check_same_questions(about, [item.record for item in plain], found)
     paired = [found[item.record] for item in plain]
-    return Comparison.of(about, score(plain, metrics), score(paired, metrics))
+    return Comparison.of(about, plain, paired, metrics)
+
+
+def corrected(compared: Mapping[str, Comparison]) -> dict[str, Comparison]:
+    """The comparisons of one evaluation with `p_holm`."""
+    found = holm([item.p for item in compared.values()])
+    return {name: replace(item, p_holm=p) for (name, item), p in zip(compared.items(), found, strict=True)}
 
 
 def gain_of(compared: Mapping[str, Comparison]) -> Mapping[str, Estimate]:
@@ -120,16 +144,33 @@ def gain_of(compared: Mapping[str, Comparison]) -> Mapping[str, Estimate]:
     return next((item.details for item in compared.values() if "gain" in item.details), {})
 
 
+def details_table(compared: Mapping[str, Comparison]) -> Table | None:
+    """What ablations tell besides accuracy and the split of the gain; None where that is nothing."""
+    rows = [
+        (f"{name.replace('_', ' ')} ({ablation})", e.value, Range(e.low, e.high), e.questions)
+        for ablation, item in compared.items()
+        for name, e in item.details.items()
+        if "gain" not in item.details
+    ]
+    form = dict.fromkeys(("value", "95% interval"), ".4f")
+    return Table(["also measured", "value", "95% interval", "questions"], rows, form) if rows else None
+
+
 def ablation_table(compared: Mapping[str, Comparison]) -> Table:
     """A row for each comparison."""
-    columns = ["what is changed", "questions", "as it is", "changed", "difference", "95% interval", "McNemar's p"]
+    columns = [
+        "what is changed", "questions", "as it is", "changed", "difference", "95% interval", "smallest to be seen", "p",
+        "p (Holm)",
+    ]  # fmt: skip
     rows = [
-        (c.description, c.questions, c.reference, c.ablated, d.value, Range(d.low, d.high), c.p)
+        (c.description, c.questions, c.reference, c.ablated, d.value, Range(d.low, d.high), c.smallest, c.p, c.p_holm)
         if (d := c.difference)
-        else (c.description, 0, None, None, None, "no answer that it could change", None)
+        else (c.description, 0, None, None, None, "no answer that it could change", None, None, None)
         for c in compared.values()
     ]  # fmt: skip
-    form = {"as it is": ".4f", "changed": ".4f", "difference": "+.4f", "95% interval": "+.4f", "McNemar's p": ".2g"}
+    form = dict.fromkeys(("as it is", "changed", "smallest to be seen"), ".4f") | dict.fromkeys(
+        ("difference", "95% interval"), "+.4f"
+    ) | dict.fromkeys(("p", "p (Holm)"), ".2g")  # fmt: skip
     return Table(columns, rows, form)
 
 
