@@ -23,6 +23,7 @@ from vpt.errors import ConfigError, DataError
 from vpt.evaluation.paired import pair
 from vpt.evaluation.predictions import Prediction, PredictionLog, read_predictions
 from vpt.evaluation.questions import expected_actions
+from vpt.evaluation.summary import image_clusters
 
 SMALL = ("+debug=two_steps", "+experiment=all", "tracking=none", "training.final_eval_questions=8")
 
@@ -87,6 +88,24 @@ def test_what_was_answered_is_not_asked_again(runs, monkeypatch):
     evaluate_checkpoint(compose_eval(*ask, "data.limit=4"))
     assert json.loads((run / "eval" / "twice" / "summary.json").read_text())["questions"] == 4
     assert told(run / "eval" / "twice") == first
+
+
+def test_several_answers_to_each_question(runs):
+    """Avg@3: drawn apart, the first as if it were alone; questions and not answers are what intervals draw."""
+    run = runs / "seed_0"
+    drawn = ["generation.temperature=2", "generation.max_new_tokens=8", "pictures=false"]
+    for name, more in (("once", ["data.limit=4"]), ("three", ["data.limit=4", "data.repeats=3"])):
+        evaluate_checkpoint(compose_eval(f"checkpoint={run}", f"name={name}", *drawn, *more))
+    once, three = (told(run / "eval" / name) for name in ("once", "three"))
+    assert three[:4] == once and len(three) == 12
+    texts = [[three[number + 4 * time].answer for time in range(3)] for number in range(4)]
+    assert all(len({*said}) > 1 for said in texts)
+    assert [item.record for item in three[4:8]] == [f"{item.record} (answer 2)" for item in once]
+    assert len({*image_clusters(three)}) == len({*image_clusters(once)})
+    summary = json.loads((run / "eval" / "three" / "summary.json").read_text())
+    assert summary["questions"] == 12 and summary["accuracy"] == sum(item.correct for item in three) / 12
+    with pytest.raises(ConfigError, match=r"greedy ones are the same: generation.temperature=1"):
+        evaluate_checkpoint(compose_eval(f"checkpoint={run}", "data.repeats=2"))
 
 
 def test_other_settings_begin_anew_and_nothing_is_lost(runs, capsys):
@@ -175,7 +194,8 @@ def test_ablations_beside_a_baseline(runs, capsys):
     )
     folder = run / "eval" / "controlled"
     summary = json.loads((folder / "summary.json").read_text())
-    assert list(summary["ablations"]) == ["features_zeroed", "features_noise", "features_swapped", "baseline"]
+    names = ("zeroed", "noise", "blank", "repeated", "swapped", "evidence")
+    assert list(summary["ablations"]) == [*(f"features_{name}" for name in names), "baseline"]
     for found in summary["ablations"].values():
         assert found["questions"] == 12 and found["reference"] == summary["accuracy"]
         assert found["difference"]["low"] <= found["difference"]["value"] <= found["difference"]["high"]
@@ -190,8 +210,8 @@ def test_another_test_split_is_no_baseline(runs, monkeypatch):
     """Told before anything is answered, not at the end of all ablations."""
     monkeypatch.setattr("vpt.cli.evaluate.load_pretrained", None)  # a call would end in another error
     ask = [f"checkpoint={runs / 'seed_0'}", f"baseline={runs / 'seed_1'}", "name=apart", "data.limit=6"]
-    asked = Evaluation.records
-    monkeypatch.setattr(Evaluation, "records", lambda self: asked(self)[: 4 if "seed_1" in self.checkpoint else None])
+    asked = Evaluation.questions
+    monkeypatch.setattr(Evaluation, "questions", lambda self: asked(self)[: 4 if "seed_1" in self.checkpoint else None])
     with pytest.raises(ConfigError, match=r"baseline: .*seed_1 does not answer 2 of the 6 questions, .*data.limit"):
         evaluate_checkpoint(compose_eval(*ask))
     assert not (runs / "seed_0" / "eval" / "apart").exists()

@@ -27,7 +27,7 @@ from vpt.evaluation.ablations.runner import (
 from vpt.evaluation.evaluator import answer_questions, write_summary
 from vpt.evaluation.metrics.llm_judge import Judge
 from vpt.evaluation.predictions import SETTINGS, Prediction, answered
-from vpt.evaluation.questions import check_test_records, questions
+from vpt.evaluation.questions import EvalQuestion, check_test_records, questions, repeated
 from vpt.evaluation.summary import Metrics, headline, metrics_of, metrics_table
 from vpt.reporting.charts import draw_ablations
 from vpt.reporting.examples import save_examples
@@ -49,6 +49,7 @@ class Evaluation:
     folder: Path
     limit: int | None
     metrics: Metrics
+    repeats: int = 1
 
     @classmethod
     def plan(cls, asked: EvalConfig, path: str) -> "Evaluation":
@@ -70,11 +71,13 @@ class Evaluation:
             judge = Judge(asked.judge)
             metrics = {name: [*own, judge] for name, own in metrics.items()}
         limit = asked.data.limit if asked.data.limit is not None else trained.data.limit
-        return cls(path, config, run_folder(path) / "eval" / asked.name, limit, metrics)
+        if asked.data.repeats > 1 and not config.generation.temperature:
+            raise ConfigError("data.repeats draws several answers; greedy ones are the same: generation.temperature=1")
+        return cls(path, config, run_folder(path) / "eval" / asked.name, limit, metrics, asked.data.repeats)
 
-    def records(self) -> list[str]:
-        """Names of the records that are asked about."""
-        return [question.record.where for question in questions(self.config, limit=self.limit)]
+    def questions(self) -> list[EvalQuestion]:
+        """The questions that are asked, each as often as `data.repeats` says."""
+        return repeated(questions(self.config, limit=self.limit), self.repeats)
 
     def run(self, asked: EvalConfig) -> tuple[list[Prediction], dict[str, Any], dict[str, Comparison]]:
         """Answer, once more under every ablation, and write predictions and `summary.json`.
@@ -85,7 +88,7 @@ class Evaluation:
         if bundle.model.device.type == "cpu":
             keep_freed_heap()
         bundle.processor.max_length = self.config.data.max_length
-        weights, chosen = weights_digest(self.checkpoint), questions(self.config, limit=self.limit)
+        weights, chosen = weights_digest(self.checkpoint), self.questions()
         log = answer_questions(bundle, self.config, chosen, self.folder, weights=weights)
         summary = write_summary(bundle, self.config, self.folder, log, self.metrics)
         summary["step"] = trained_steps(self.checkpoint)
@@ -108,7 +111,8 @@ def evaluate_checkpoint(config: EvalConfig) -> None:
     baseline = Evaluation.plan(config, config.baseline) if config.baseline is not None else None
     folder, about = evaluation.folder, f"baseline: {config.baseline}"
     if baseline is not None:
-        check_same_questions(about, evaluation.records(), {*baseline.records()})
+        names, others = ([question.record.where for question in one.questions()] for one in (evaluation, baseline))
+        check_same_questions(about, names, {*others})
     print(f"  {set_threads(config.threads)}")
     plain, summary, compared = evaluation.run(config)
     if baseline is not None:

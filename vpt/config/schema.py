@@ -207,6 +207,9 @@ class TrainConfig:
 @dataclass
 class EvalDataConfig:
     limit: int | None = bounded(None, low=1)  # the first n questions
+    repeats: int = bounded(
+        1, low=1
+    )  # answers to each question, drawn apart (generation.temperature); accuracy is Avg@k
     root: str | None = None  # another folder of data
     max_length: int | None = bounded(None, low=1)  # tokens of a prompt
     metrics: list[str] | None = None  # of every source

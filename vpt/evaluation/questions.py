@@ -1,7 +1,7 @@
 """The questions of a test split."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from vpt.config.schema import TrainConfig
 from vpt.data.build import build_sources
@@ -38,6 +38,20 @@ def questions(config: TrainConfig, *, limit: int | None) -> list[EvalQuestion]:
             record, error = _read(source, index, name, config.data.on_error)
             chosen.append(EvalQuestion(record, folder, name, len(chosen), error))
     return chosen
+
+
+def repeated(asked: Sequence[EvalQuestion], count: int) -> list[EvalQuestion]:
+    """All questions so many times over, each time under another name and with other random numbers (Avg@k)."""
+    again = [
+        replace(
+            question,
+            record=replace(question.record, where=f"{question.record.where} (answer {time})"),
+            number=question.number + (time - 1) * len(asked),
+        )
+        for time in range(2, count + 1)
+        for question in asked
+    ]
+    return [*asked, *again]
 
 
 def _read(source: Source, index: int, name: str, on_error: str) -> tuple[Record, str]:
