@@ -13,9 +13,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from integrations.test_in_memory import COUNT, IMAGES, answered, predictions  # noqa: F401
+from integrations.test_in_memory import COUNT, IMAGES, answered_run, predictions
 
-from conftest import ROOT, compose_config
+from conftest import FAMILIES, ROOT, compose_config
 from vpt.tracking import WandbLogger
 
 ENVIRONMENTS = ROOT / "outputs" / "clients"
@@ -46,8 +46,14 @@ def ran(command: list, **more: str) -> None:
     subprocess.run([*map(str, command)], env=environment, cwd=ROOT, check=True, timeout=1800)
 
 
+@pytest.fixture(scope="module", params=FAMILIES)
+def answered(request, tmp_path_factory) -> Path:
+    """A run of each family of base models, and what `eval.py` says that it answers."""
+    return answered_run(tmp_path_factory.mktemp(request.param), *FAMILIES[request.param])
+
+
 @pytest.fixture
-def asked(answered) -> list[dict]:  # noqa: F811
+def asked(answered) -> list[dict]:
     """The first questions, what `eval.py` says to each, and for every other one that as the right answer."""
     said = [prediction["answer"] for prediction in predictions(answered)]
     questions = json.loads((IMAGES.parent / "questions.json").read_text())[:COUNT]
@@ -88,7 +94,7 @@ def process_results(doc, results):
 """
 
 
-def test_lmms_eval(answered, asked, tmp_path):  # noqa: F811
+def test_lmms_eval(answered, asked, tmp_path):
     """Its own program, on a task of its own format: the answers are those of `eval.py`, and the score follows."""
     [command] = documented("lmms-eval", "lmms-eval")
     assert command.startswith("lmms-eval --model vpt --model_args checkpoint=")
@@ -109,7 +115,14 @@ def test_lmms_eval(answered, asked, tmp_path):  # noqa: F811
     assert scores["exact_match,none"] == pytest.approx(expected) and 0 < expected <= 1
 
 
-def test_vlmevalkit(answered, asked, tmp_path):  # noqa: F811
+def test_benchmarks_of_the_field():
+    """`vpt benchmarks` on stand-ins of each benchmark's schema, where lmms-eval is installed."""
+    python = installed("lmms-eval") / "python"
+    ran([python, "-m", "pip", "install", "--quiet", "--editable", ".[demo,judge,serve,test]"])
+    ran([python, "-m", "pytest", "-m", "slow", "tests/integrations/test_benchmarks.py"])
+
+
+def test_vlmevalkit(answered, asked, tmp_path):
     """Its own program, on a table of its own format: the answers are those of `eval.py`."""
     [command] = documented("VLMEvalKit", "python")
     assert command.startswith("python -m vpt.integrations.vlmevalkit outputs/dino --data ")

@@ -21,10 +21,13 @@ IMAGES = Path(str(files("easy_vqa") / "data" / "test" / "images"))
 @pytest.fixture(scope="module")
 def answered(tmp_path_factory) -> Path:
     """A run whose weights say all kinds of things, and what `eval.py` says that it answers."""
-    folder = tmp_path_factory.mktemp("run")
-    overrides = ("+experiment=dino", "+debug=two_steps", "optim.lr=0", "generation.action=dino")
-    trainer = Trainer(compose_config(*overrides), folder)
-    trainer.fit()
+    return answered_run(tmp_path_factory.mktemp("run"))
+
+
+def answered_run(folder: Path, *overrides: str) -> Path:
+    """Train a model of these overrides for two steps that change nothing, and let `eval.py` ask it."""
+    dino = ("+experiment=dino", "+debug=two_steps", "optim.lr=0", "generation.action=dino")
+    Trainer(compose_config(*dino, *overrides), folder).fit()
     evaluate_checkpoint(EvalConfig(checkpoint=str(folder), pictures=False, data=EvalDataConfig(limit=COUNT)))
     return folder
 
