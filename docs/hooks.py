@@ -72,8 +72,7 @@ def configuration_page() -> str:
         lines += ["", f"## {program}"]
         for prefix, table in tables(kind, comments):
             lines += ["", f"### {program}: `{prefix}`" if prefix else f"### {program}: top level", "", *table]
-    [(_, table)] = tables(ServeConfig, comments)
-    lines += ["", "## vpt serve", "", *table]
+    lines += ["", "## vpt serve", *(line for _, table in tables(ServeConfig, comments) for line in ("", *table))]
     [(_, table)] = tables(AssumedConfig, comments, "assume.")
     lines += ["", "## vpt estimate", "", "The keys of `train.py`, `gpus`, and what is assumed:", "", *table]
     return "\n".join(lines) + "\n"

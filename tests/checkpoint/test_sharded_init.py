@@ -62,9 +62,10 @@ def from_files(world: World, weights: str, to: str) -> dict[str, float]:
     found, shares = find_checkpoint(Path(to) / name), {}
     for moment, place in (("begun", None), ("resumed", found)):
         with Alive() as memory:
-            model = build_training(config, place, world, torch.device("cpu"))[0].model
+            built = build_training(config, place, world, torch.device("cpu"))
+            model = built.bundle.model
             if place:
-                restore(place, model, build_optimizer(model, config.optim))
+                restore(place, model, build_optimizer(model, config.optim), built.frozen)
         shares[moment] = memory.most / sum(parameter.nbytes for parameter in model.parameters())
     return shares
 

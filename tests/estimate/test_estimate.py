@@ -356,7 +356,7 @@ def test_checkpoints_are_as_large_as_predicted(tmp_path, tied):
     trainer = Trainer(config, tmp_path)
     trainer.fit()
     [*_, folder] = sorted((tmp_path / "checkpoints").iterdir())
-    weights, states = state_bytes(trainer.model)
+    weights, states = state_bytes(trainer.model, trainer.config)
     assert weights == tensors_in(folder / "model.safetensors")
     assert states == tensors_in(folder / "optimizer.safetensors")
 

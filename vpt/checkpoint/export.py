@@ -1,8 +1,8 @@
-"""Write a trained model into a folder of its own, in one of four formats."""
+"""Write a trained model into a folder of its own, in one of five formats."""
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from vpt.config.schema import TrainConfig
 from vpt.errors import ConfigError, did_you_mean
 from vpt.models.base_files import write_base_files
 from vpt.models.build import ModelBundle
-from vpt.models.lora import merged
+from vpt.models.lora import merged, peft_config, to_peft
 from vpt.perception.batch import VISION_TOWER
 from vpt.perception.tokens import stop_ids
 from vpt.utils.files import atomic_folder
@@ -25,9 +25,10 @@ from vpt.utils.files import atomic_folder
 
 @dataclass(frozen=True)
 class Export:
-    """A `checkpoint`, the folder it is written `to`, and the `format` (vpt, upstream, qwen, hub).
+    """A `checkpoint`, the folder it is written `to`, and the `format` (vpt, upstream, qwen, peft, hub).
 
-    Of `hub`: the `license` on its card, and the OWNER/NAME that it is uploaded as with `push`.
+    Of `hub`: the `license` on its card, and the OWNER/NAME that it is uploaded as with `push`. `paths`: as of
+    `vpt.checkpoint.load.load_pretrained`.
     """
 
     checkpoint: str
@@ -35,6 +36,7 @@ class Export:
     format: str = "vpt"
     license: str = "apache-2.0"
     push: str | None = None
+    paths: Mapping[str, str] = field(default_factory=dict)
 
 
 def export(wanted: Export, *, card: Callable[[Path, TrainConfig], None] | None = None) -> Path:
@@ -59,7 +61,7 @@ def export(wanted: Export, *, card: Callable[[Path, TrainConfig], None] | None =
     target = Path(wanted.to)
     if target.exists():
         raise ConfigError(f"{target} exists already; give another folder in to=FOLDER, or remove it")
-    bundle = load_pretrained(wanted.checkpoint, device="cpu")
+    bundle = load_pretrained(wanted.checkpoint, device="cpu", paths=wanted.paths)
     with atomic_folder(target) as draft:
         WRITERS[wanted.format](draft, bundle)
         if wanted.format == "hub" and card is not None:
@@ -96,6 +98,17 @@ def _write_qwen(folder: Path, bundle: ModelBundle) -> None:
     _write_base_files(folder, bundle)
 
 
+def _write_peft(folder: Path, bundle: ModelBundle) -> None:
+    """peft's own layout: adapters, and beside them the tables of tokens, which were trained with them."""
+    lora, path = bundle.config.model.lora, bundle.config.model.path
+    if not lora.rank:
+        raise ConfigError("this model has no adapters (model.lora.rank=0); type format=vpt")
+    tensors = unique_state_dict(bundle.model.qwen)
+    save_file(to_peft(tensors), folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    peft_config(tensors, lora, base=path).save_pretrained(str(folder))
+    bundle.tokenizer.save_pretrained(folder)
+
+
 def _write_base_files(folder: Path, bundle: ModelBundle) -> None:
     """The tokenizer, and the settings by which transformers makes pixels of images and videos, and ends answers."""
     bundle.tokenizer.save_pretrained(folder)
@@ -106,5 +119,6 @@ def _write_base_files(folder: Path, bundle: ModelBundle) -> None:
 
 
 WRITERS: dict[str, Callable[[Path, ModelBundle], None]] = {
-    "vpt": save_weights, "upstream": _write_upstream, "qwen": _write_qwen, "hub": save_weights,
+    "vpt": save_weights, "upstream": _write_upstream, "qwen": _write_qwen, "peft": _write_peft,
+    "hub": save_weights,
 }  # fmt: skip

@@ -2,10 +2,11 @@
 
     RUN/checkpoints/step_00000250/
         model.safetensors        weights, named as in VPTModel.state_dict(); a tied weight once
+        frozen_weights.json      where the others are: vpt.checkpoint.frozen_weights
         optimizer.safetensors    NAME/exp_avg, NAME/exp_avg_sq, NAME/step
         state.json               step, W&B id, best score, versions
         config.yaml              the whole configuration; this one is authoritative
-        sizes/                   transformers' configurations of the parts: no other folder is needed to build them
+        sizes/                   transformers' configurations of the parts
         tokenizer/               as it has grown
         SHA256SUMS               of all these files
         complete                 empty, written last
@@ -25,7 +26,7 @@ from transformers import PreTrainedTokenizerBase, Qwen2Tokenizer
 
 from vpt.checkpoint.architecture_files import save_architecture
 from vpt.checkpoint.checksums import check_regular_files, write_checksums
-from vpt.checkpoint.tensors import LazyStateDict, load_state_dict, unique_state_dict
+from vpt.checkpoint.tensors import unique_state_dict
 from vpt.config.former_names import with_present_names
 from vpt.config.plain_yaml import read_values
 from vpt.config.resolve import resolve_config
@@ -33,7 +34,6 @@ from vpt.config.schema import TrainConfig
 from vpt.errors import CheckpointError, wrap_read_errors
 from vpt.models.architecture import Architecture
 from vpt.models.build import ModelBundle
-from vpt.models.vpt import VPTModel
 
 STEP_FOLDER = "step_{:08d}"
 WEIGHTS = "model.safetensors"
@@ -42,7 +42,7 @@ LATEST, BEST = "latest", "best"  # links beside them
 
 
 def save_weights(folder: Path, bundle: ModelBundle) -> None:
-    """Write a checkpoint without optimizer for `load_pretrained`: weights, sizes, configuration, tokenizer."""
+    """Write a checkpoint without optimizer for `load_pretrained`: all weights, sizes, configuration, tokenizer."""
     tensors = {name: tensor.contiguous() for name, tensor in unique_state_dict(bundle.model).items()}
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     save_metadata(folder, bundle)
@@ -99,8 +99,3 @@ def load_tokenizer(checkpoint: Path) -> PreTrainedTokenizerBase:
         if not (checkpoint / "tokenizer").is_dir():
             raise ValueError("there is no such folder")
         return Qwen2Tokenizer.from_pretrained(checkpoint / "tokenizer", local_files_only=True)
-
-
-def load_weights(checkpoint: Path, model: VPTModel) -> None:
-    """Read the weights into `model`. Raises CheckpointError that lists missing and unexpected tensors."""
-    load_state_dict(model, LazyStateDict(checkpoint), where=checkpoint)

@@ -1,35 +1,43 @@
 """A trained model from its folder: a run, one of its checkpoints, an exported folder, or an upstream checkpoint."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from transformers import Qwen2Tokenizer
 
 from vpt.checkpoint.architecture_files import MOST, check_architecture, load_architecture
 from vpt.checkpoint.checksums import sha256, verify
-from vpt.checkpoint.format import find_checkpoint, load_config, load_tokenizer, load_weights
+from vpt.checkpoint.format import find_checkpoint, load_config, load_tokenizer
+from vpt.checkpoint.frozen_part import read_parts
+from vpt.checkpoint.frozen_weights import CheckpointTensors, FrozenWeights
 from vpt.checkpoint.hub import fetched
 from vpt.checkpoint.initialize import initialize, materialize
 from vpt.checkpoint.pretrained import StoredWeights, is_tied
-from vpt.checkpoint.tensors import LazyStateDict, check_state_dict, unique_state_dict
+from vpt.checkpoint.tensors import LazyStateDict, check_state_dict, load_state_dict, unique_state_dict
 from vpt.checkpoint.upstream import UpstreamCheckpoint
 from vpt.config.overrides import compose_train
 from vpt.config.schema import TrainConfig
+from vpt.config.weight_folder import weight_paths
 from vpt.errors import wrap_read_errors
 from vpt.models.build import ModelBundle, build_bundle, configured_sizes, extend_vocabulary
 from vpt.models.qwen import build_tokenizer, check_tokenizer, local_folder, qwen_config
 from vpt.utils.device import choose_device
 
 
-def load_pretrained(path: str | Path, *, device: str = "auto") -> ModelBundle:
-    """A trained model with its tokenizer and processor, ready to answer. Needs no folder but its own.
+def load_pretrained(
+    path: str | Path, *, device: str = "auto", paths: Mapping[str, str] | None = None
+) -> ModelBundle:  # fmt: skip
+    """A trained model with its tokenizer and processor, ready to answer.
 
     Args:
         path: `outputs/RUN_NAME`, one of its `checkpoints`, a folder of `vpt export`, an upstream checkpoint, or the
             name OWNER/NAME of such a folder on a hub.
         device: `auto`, `cpu` or `cuda`.
+        paths: where folders are now that a checkpoint names instead of holding their frozen weights, such as
+            `{"model.path": "NEW_PLACE"}`.
 
     Raises:
-        CheckpointError: where the folder holds no such thing, or is damaged.
+        CheckpointError: where the folder holds no such thing, or is damaged; where one that it names has changed.
         ConfigError: for `cuda` where there is no GPU.
     """
     target, path = choose_device(device), fetched(path)
@@ -41,18 +49,25 @@ def load_pretrained(path: str | Path, *, device: str = "auto") -> ModelBundle:
     else:
         found = find_checkpoint(path)
         verify(found)
-        bundle = build_from_checkpoint(found, load_config(found))
+        tensors = CheckpointTensors(found, FrozenWeights.named_by(found, paths).check(found))
+        bundle = build_from_checkpoint(found, load_config(found), tensors.shapes)
         materialize(bundle.model, target)
-        load_weights(found, bundle.model)
+        load_state_dict(bundle.model, tensors, tensors.shapes, where=found)
     bundle.model.to(target).eval()
     return bundle
 
 
-def load_any_config(path: str | Path) -> TrainConfig:
-    """The configuration of the model that `load_pretrained` would read, without reading its weights."""
+def load_any_config(path: str | Path, paths: Mapping[str, str] | None = None) -> TrainConfig:
+    """The configuration of the model that `load_pretrained` would read, without reading its weights.
+
+    Raises CheckpointError where a folder that it names is not there.
+    """
     path = fetched(path)
-    upstream = UpstreamCheckpoint.at(path)
-    return from_upstream_config(upstream) if upstream else load_config(find_checkpoint(path))
+    if upstream := UpstreamCheckpoint.at(path):
+        return from_upstream_config(upstream)
+    found = find_checkpoint(path)
+    FrozenWeights.named_by(found, paths)
+    return load_config(found)
 
 
 def weights_digest(path: str | Path) -> str:
@@ -60,7 +75,9 @@ def weights_digest(path: str | Path) -> str:
     path = fetched(path)
     upstream = UpstreamCheckpoint.at(path)
     folder = upstream.folder if upstream else find_checkpoint(path)
-    return " ".join(map(sha256, sorted(folder.glob("*.safetensors" if upstream else "model*.safetensors"))))
+    held = map(sha256, sorted(folder.glob("*.safetensors" if upstream else "model*.safetensors")))
+    named = [] if upstream else [part.files.result() for part in read_parts(folder)]
+    return " ".join([*held, *(files[name] for files in named for name in sorted(files))])
 
 
 def trained_steps(path: str | Path) -> int | None:
@@ -85,11 +102,12 @@ def build_new(config: TrainConfig) -> tuple[ModelBundle, list[StoredWeights]]:
     tokenizer, path = build_tokenizer(config.model), config.model.path
     known = len(tokenizer)
     sizes = configured_sizes(config, extend_vocabulary(config, tokenizer))
-    folders = {f"encoders.{name}.vision.": (f"encoder.{name}.path", e.weights) for name, e in config.encoder.items()}
+    keys = {"qwen.": "model.path"} | {f"encoders.{name}.vision.": f"encoder.{name}.path" for name in config.encoder}
+    paths = weight_paths(config)
     tensors = {
-        prefix: LazyStateDict(local_folder(folder, key, weights=True))
-        for prefix, (key, folder) in {"qwen.": ("model.path", path), **folders}.items()
-        if folder is not None
+        prefix: LazyStateDict(local_folder(paths[key], key, weights=True))
+        for prefix, key in keys.items()
+        if key in paths
     }
     check_architecture(sizes, where=Path("config.json"), tensors=max(map(len, tensors.values()), default=MOST))
     if path is not None:
@@ -103,7 +121,8 @@ def build_new(config: TrainConfig) -> tuple[ModelBundle, list[StoredWeights]]:
     parts = {"qwen.": bundle.model.qwen}
     parts |= {f"encoders.{name}.vision.": vision for name, vision in bundle.model.visions.items()}
     return bundle, [
-        StoredWeights.of_part(bundle.model, parts[prefix], prefix, stored, rows) for prefix, stored in tensors.items()
+        StoredWeights.of_part(bundle.model, parts[prefix], prefix, stored, rows, keys[prefix])
+        for prefix, stored in tensors.items()
     ]
 
 
@@ -120,12 +139,12 @@ def _build_upstream(config: TrainConfig, upstream: UpstreamCheckpoint) -> tuple[
         bundle.model.encoder(name).pretrained = True
     places = upstream.places(tied=bundle.model.qwen.config.tie_word_embeddings)
     rows = base.get_text_config().vocab_size
-    return bundle, [StoredWeights.match(bundle.model, upstream.tensors, places, "", rows=rows)]
+    return bundle, [StoredWeights.match(bundle.model, upstream.tensors, places, "", rows=rows, key="model.path")]
 
 
-def build_from_checkpoint(found: Path, config: TrainConfig) -> ModelBundle:
-    """Model, tokenizer and processor by the sizes of a checkpoint, on the meta device; its tensors fit the model."""
-    tokenizer, sizes, stored = load_tokenizer(found), load_architecture(found / "sizes"), LazyStateDict(found).shapes
+def build_from_checkpoint(found: Path, config: TrainConfig, stored: Mapping[str, Sequence[int]]) -> ModelBundle:
+    """Model, tokenizer and processor by the sizes of a checkpoint, on the meta device, whose `stored` shapes fit it."""
+    tokenizer, sizes = load_tokenizer(found), load_architecture(found / "sizes")
     check_architecture(sizes, where=found / "sizes", tensors=len(stored))
     with wrap_read_errors(found, "its sizes, its tokenizer and its config.yaml make no model: copy it again"):
         base = qwen_config(config.model.family, sizes.qwen)

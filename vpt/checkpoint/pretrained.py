@@ -4,7 +4,7 @@ One rule for Qwen's folders, upstream's checkpoints and re-encoders: names and s
 the headers of the files. What is missing, left over or of another shape is refused by name before any tensor is read.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -39,6 +39,18 @@ class Place(NamedTuple):
     part: int = 0
     parts: int = 1
 
+    def read(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """The tensor itself."""
+        whole = tensors[self.name]
+        return whole if self.parts == 1 else whole.chunk(self.parts)[self.part]
+
+    def shape(self, shapes: Mapping[str, Sequence[int]]) -> list[int]:
+        """Its shape, by the shapes of what is stored; that of the whole where parts would not be equal."""
+        shape = list(shapes[self.name])
+        if self.parts > 1 and shape[0] % self.parts == 0:
+            shape[0] //= self.parts
+        return shape
+
 
 @dataclass(frozen=True)
 class StoredWeights:
@@ -47,27 +59,28 @@ class StoredWeights:
     Attributes:
         places: our name, as in a model without adapters -> where it is stored.
         prefix: what the names of all tensors begin with that they fill; empty for the whole model.
+        key: what names their folder in the configuration; empty where they are in none.
     """
 
     tensors: Mapping[str, Tensor]
     places: Mapping[str, Place]
     prefix: str
+    key: str = ""
 
     @classmethod
     def match(
-        cls, model: VPTModel, tensors: LazyStateDict, places: Mapping[str, Place], prefix: str, *, rows: int
-    ) -> "StoredWeights":
+        cls, model: VPTModel, tensors: LazyStateDict, places: Mapping[str, Place], prefix: str, *, rows: int,
+        key: str = "",
+    ) -> "StoredWeights":  # fmt: skip
         """Compare the tensors of a folder with the part of the model below `prefix`; tables of tokens have `rows`.
 
         Raises CheckpointError that lists tensors that are missing, left over, or of another shape or kind.
         """
-        found = cls(tensors, places, prefix)
+        found = cls(tensors, places, prefix, key)
         own = dict(found.targets(model))
         shapes: dict[str, list[int]] = {name: list(own[name].shape) for name in own if name.endswith(_MASK_TOKEN)}
         for name, place in places.items():
-            shape = shapes[name] = list(tensors.shapes[place.name])
-            if place.parts > 1 and shape[0] % place.parts == 0:
-                shape[0] //= place.parts
+            shape = shapes[name] = place.shape(tensors.shapes)
             if name in own and name.endswith(_TABLES) and shape[:1] == [rows]:
                 shape[0] = len(own[name])
         names = {name: place.name for name, place in places.items()}
@@ -80,10 +93,10 @@ class StoredWeights:
 
     @classmethod
     def of_part(
-        cls, model: VPTModel, part: PreTrainedModel, prefix: str, tensors: LazyStateDict, rows: int
+        cls, model: VPTModel, part: PreTrainedModel, prefix: str, tensors: LazyStateDict, rows: int, key: str
     ) -> "StoredWeights":
         """The tensors that transformers would read into `part`, which our names call `prefix`."""
-        return cls.match(model, tensors, _places(part, prefix, tensors), prefix, rows=rows)
+        return cls.match(model, tensors, _places(part, prefix, tensors), prefix, rows=rows, key=key)
 
     def targets(self, model: VPTModel) -> Iterator[tuple[str, Tensor]]:
         """The tensors that are filled, adapters apart, each by its name in a model without adapters."""
@@ -98,10 +111,7 @@ class StoredWeights:
             if name not in self.places:  # the mask token
                 target.zero_()
                 continue
-            place = self.places[name]
-            tensor = self.tensors[place.name]
-            if place.parts > 1:
-                tensor = tensor.chunk(place.parts)[place.part]
+            tensor = self.places[name].read(self.tensors)
             if name.endswith(_TABLES):
                 tensor = _extend_vocab(tensor.to(target.dtype), len(target))
             target.copy_(shard_like(tensor, target))

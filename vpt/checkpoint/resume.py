@@ -1,7 +1,7 @@
 """Checks before a run is resumed, and warm starts from another run's weights."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,10 @@ from torch import Tensor
 
 from vpt.checkpoint.checksums import verify
 from vpt.checkpoint.format import find_checkpoint, load_config
-from vpt.checkpoint.tensors import LazyStateDict, shape_mismatches, shortened
+from vpt.checkpoint.frozen_weights import CheckpointTensors, FrozenWeights
+from vpt.checkpoint.tensors import shape_mismatches, shortened
 from vpt.config.schema import EncoderConfig, TrainConfig
+from vpt.config.weight_folder import weight_paths
 from vpt.distributed.dtensor import shard_like
 from vpt.errors import CheckpointError
 from vpt.models.lora import has_adapters, merged, plain_name
@@ -23,8 +25,8 @@ MAY_CHANGE = (
     "output_dir", "device", "threads", "pictures", "strategy", "init_", "tracking", "generation", "data.root",
     "data.workers", "data.image_cache_mb", "data.feature_cache", "data.limit", "training.micro_batch_size",
     "training.log_every", "training.eval_every", "training.eval_rows", "training.final_eval_questions",
-    "training.checkpoint_every", "training.keep_checkpoints", "training.best_metric", "model.inner_forward",
-    "model.activation_checkpointing", "model.token_ids", "model.path",
+    "training.checkpoint_every", "training.keep_checkpoints", "training.best_metric", "training.save_frozen_weights",
+    "model.inner_forward", "model.activation_checkpointing", "model.token_ids", "model.path",
 )  # fmt: skip
 
 
@@ -58,6 +60,8 @@ def check_same_config(found: Path, config: TrainConfig) -> None:
 
 def _other_sizes(*trees: Mapping[str, EncoderConfig]) -> Iterator[str]:
     """Keys of the sizes that encoders do not have, and of where their weights once came from."""
+    for name in set.intersection(*({name for name in tree if tree[name].weights} for tree in trees)):
+        yield f"encoder.{name}.path"
     for name, encoder in [pair for tree in trees for pair in tree.items()]:
         yield f"encoder.{name}.sizes.{encoder.size}.weights"
         yield from (f"encoder.{name}.sizes.{size}." for size in encoder.sizes if size != encoder.size)
@@ -71,51 +75,79 @@ def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
             yield f"{prefix}{key}", value
 
 
-def resolve_init_from(init_from: str) -> Path:
-    """The checkpoint that `init_from` names. Raises CheckpointError where there is none."""
-    try:
-        found = find_checkpoint(init_from)
-        verify(found)
-        return found
-    except CheckpointError as error:
-        raise CheckpointError(
-            f"init_from={init_from}: {error}. Train that stage first; init_from=OTHER_RUN starts from another, "
-            "init_from=null from the base model"
-        ) from None
+@dataclass(frozen=True)
+class WarmStart:
+    """A checkpoint whose weights another run starts from.
 
-
-def warm_start(model: VPTModel, found: Path, *, without: Sequence[str] = (), quiet: bool = False) -> None:
-    """Copy every tensor of a checkpoint that the model has too, unless its name matches a pattern of `without`.
-
-    Adapters are merged where the model has none; where it has some, a checkpoint without gives it its base.
-    Raises CheckpointError where a tensor is of another size, nothing fits, or a pattern matches nothing.
+    Attributes:
+        tensors: all of it, those that it names included.
+        exclude: patterns of names that are not taken.
     """
-    own = model.state_dict(keep_vars=True)
-    tensors = {name: tensor for name, tensor in _tensors_for(own, found).items() if name in own}
-    for pattern in without:
-        if not any(fnmatchcase(name, pattern) for name in tensors):
-            raise CheckpointError(f"init_exclude: pattern {pattern!r} matches no tensor of {found}")
-    tensors = {n: tensor for n, tensor in tensors.items() if not any(fnmatchcase(n, pattern) for pattern in without)}
-    wrong = shape_mismatches({name: tensor.shape for name, tensor in tensors.items()}, own)
-    if wrong or not tensors:
-        raise CheckpointError(
-            f"init_from={found} does not fit the model: {'; '.join(wrong) or 'no tensor in common'}; "
-            "init_exclude=[PATTERN] leaves tensors as they are built"
-        )
-    with torch.no_grad():
-        for name, tensor in tensors.items():
-            own[name].copy_(shard_like(tensor, own[name].detach()))
-    if quiet:
-        return
-    left = sorted({name.rpartition(".")[0] for name in own.keys() - tensors.keys() if "lm_head" not in name})
-    print(f"  starts from {found}" + (f"; newly built: {shortened(left)}" if left else ""))
 
+    checkpoint: Path
+    tensors: CheckpointTensors
+    exclude: Sequence[str] = ()
 
-def _tensors_for(own: Mapping[str, Tensor], found: Path) -> Mapping[str, Tensor]:
-    """The tensors of a checkpoint, named as in a model with the tensors `own`."""
-    tensors: Mapping[str, Tensor] = LazyStateDict(found)
-    if has_adapters(own) == has_adapters(tensors):
-        return tensors
-    if has_adapters(tensors):
-        return merged(tensors, load_config(found).model.lora)
-    return {name: tensors[plain_name(name)] for name in own if plain_name(name) in tensors}
+    @classmethod
+    def of(cls, config: TrainConfig) -> "WarmStart":
+        """That of `init_from`. Raises CheckpointError where there is none."""
+        try:
+            found = find_checkpoint(str(config.init_from))
+            verify(found)
+            frozen = FrozenWeights.named_by(found, weight_paths(config)).check(found)
+            return cls(found, CheckpointTensors(found, frozen), config.init_exclude)
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"init_from={config.init_from}: {error}. Train that stage first; init_from=OTHER_RUN starts from "
+                "another, init_from=null from the base model"
+            ) from None
+
+    def load(self, model: VPTModel, frozen: FrozenWeights, *, quiet: bool = False) -> FrozenWeights:
+        """Copy every tensor that the model has too, but those that both name in the same place.
+
+        Adapters are merged where the model has none; where it has some, a checkpoint without gives it its base.
+
+        Args:
+            model: built, and filled from its folders.
+            frozen: what it holds of these.
+            quiet: say nothing.
+
+        Returns what is left of `frozen`. Raises CheckpointError where a tensor is of another size, nothing fits, or a
+        pattern matches nothing.
+        """
+        own = model.state_dict(keep_vars=True)
+        tensors = {name: tensor for name, tensor in self._renamed(own).items() if name in own}
+        for pattern in self.exclude:
+            if not any(fnmatchcase(name, pattern) for name in tensors):
+                raise CheckpointError(f"init_exclude: pattern {pattern!r} matches no tensor of {self.checkpoint}")
+        tensors = {
+            n: tensor for n, tensor in tensors.items() if not any(fnmatchcase(n, pattern) for pattern in self.exclude)
+        }
+        wrong = shape_mismatches({name: tensor.shape for name, tensor in tensors.items()}, own)
+        if wrong or not tensors:
+            raise CheckpointError(
+                f"init_from={self.checkpoint} does not fit the model: {'; '.join(wrong) or 'no tensor in common'}; "
+                "init_exclude=[PATTERN] leaves tensors as they are built"
+            )
+        copied = {name for name in tensors if not self._is_same(name, frozen)}
+        with torch.no_grad():
+            for name in copied:
+                own[name].copy_(shard_like(tensors[name], own[name].detach()))
+        if not quiet:
+            left = sorted({name.rpartition(".")[0] for name in own.keys() - tensors.keys() if "lm_head" not in name})
+            print(f"  starts from {self.checkpoint}" + (f"; newly built: {shortened(left)}" if left else ""))
+        return frozen.without(copied)
+
+    def _renamed(self, own: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The tensors of the checkpoint, named as in a model with the tensors `own`."""
+        if has_adapters(own) == has_adapters(self.tensors):
+            return self.tensors
+        if has_adapters(self.tensors):
+            return merged(self.tensors, load_config(self.checkpoint).model.lora)
+        return {name: self.tensors[plain_name(name)] for name in own if plain_name(name) in self.tensors}
+
+    def _is_same(self, name: str, frozen: FrozenWeights) -> bool:
+        """Whether a tensor of the model is already what the checkpoint names, with nothing merged into it."""
+        theirs = self.tensors.frozen
+        source = theirs.source(name if name in theirs else plain_name(name))
+        return source is not None and source == frozen.source(name)

@@ -138,14 +138,16 @@ def unique_state_dict(model: nn.Module) -> dict[str, Tensor]:
     return own
 
 
-def load_state_dict(model: nn.Module, tensors: Mapping[str, Tensor], *, where: Path) -> None:
-    """Copy tensors into a model, all of them into all of it.
+def load_state_dict(
+    model: nn.Module, tensors: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]], *, where: Path
+) -> None:  # fmt: skip
+    """Copy tensors of these `shapes` into a model one by one, all of them into all of it.
 
     Raises CheckpointError that calls the store `where` and lists what is missing, unexpected, or of another shape. The
     model is as before then.
     """
     own = unique_state_dict(model)
-    check_state_dict({name: tensor.shape for name, tensor in tensors.items()}, own, where=where)
+    check_state_dict(shapes, own, where=where)
     with torch.no_grad():
         for name, target in own.items():
             target.copy_(shard_like(tensors[name], target))

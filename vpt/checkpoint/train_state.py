@@ -15,6 +15,7 @@ from torch.distributed.checkpoint import HuggingFaceStorageReader
 from torch.distributed.checkpoint.api import CheckpointException
 
 from vpt.checkpoint.format import STEP_FOLDER
+from vpt.checkpoint.frozen_weights import FrozenWeights
 from vpt.checkpoint.tensors import LazyStateDict, check_state_dict, unique_state_dict
 from vpt.config.former_names import FORMER_STATE
 from vpt.errors import ConfigError, wrap_read_errors
@@ -66,8 +67,12 @@ def _named(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
         yield from zip(group["names"], group["params"], strict=True)
 
 
-def restore(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> TrainState:
+def restore(
+    checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer, frozen: FrozenWeights | None = None
+) -> TrainState:
     """Read weights and the optimizer's state in place, each process its part, and return the rest.
+
+    `frozen`: weights that the checkpoint names instead of holding them.
 
     Raises CheckpointError where the checkpoint is broken, or of another model.
     """
@@ -75,14 +80,17 @@ def restore(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer
         LazyStateDict(checkpoint, sorted(checkpoint.glob("optimizer*.safetensors")))  # its headers make sense
         reader = HuggingFaceStorageReader(str(checkpoint))
         stored = {name: entry.size for name, entry in reader.read_metadata().state_dict_metadata.items()}  # type: ignore[union-attr]
-        tensors = unique_state_dict(model)
-        check_state_dict({name: stored[name] for name in stored if "/" not in name}, tensors, where=checkpoint)
+        frozen, own = frozen or FrozenWeights(), unique_state_dict(model)
+        held = {name: stored[name] for name in stored if "/" not in name}
+        check_state_dict(frozen.shapes | held, own, where=checkpoint)
+        tensors = {name: tensor for name, tensor in own.items() if name in held}
         tensors |= _blank_moments(optimizer, stored)
         warnings.filterwarnings("ignore", "torch.distributed is disabled")
         try:
             dcp.load(tensors, storage_reader=reader, no_dist=not dist.is_initialized())
         except CheckpointException as error:  # no Exception; it holds one of each process that failed
             raise next(iter(error.failures.values()))[0] from None
+        frozen.load(model)
         return _read_state(checkpoint)
 
 

@@ -17,6 +17,8 @@ picture of the image, the region and its crop, and what the control state looked
     data.action_prompt       whether the sentence that asked for perception in training follows the question
     generation.              max_new_tokens, max_actions, crop_margin, temperature (0: greedy), top_k, top_p, seed,
                              stop (a list of tokens)
+    model.path               where the base model is now, if the checkpoint names it and it was moved since
+    encoder.NAME.path        where a re-encoder's weights are now, likewise
 
 What is not given is as the model was trained.
 """
@@ -34,6 +36,7 @@ from vpt.config.ask import AskConfig
 from vpt.config.overrides import check_overrides
 from vpt.config.resolve import resolve_config
 from vpt.config.validate import generation_settings
+from vpt.config.weight_folder import moved_paths
 from vpt.data.references import check_no_address
 from vpt.errors import ConfigError
 from vpt.generation.pipeline import action_prompt_text, build_question, check_output_path, reply
@@ -50,7 +53,8 @@ def main(arguments: Sequence[str]) -> None:
         print(__doc__)
         return
     image, question, config = read_arguments(arguments)
-    trained = load_any_config(config.checkpoint)
+    paths = moved_paths(config.model, config.encoder)
+    trained = load_any_config(config.checkpoint, paths)
     generation = generation_settings(trained, config.generation)
     check_no_address(image, "IMAGE")
     sentence = action_prompt_text(trained, generation, action_prompt=config.data.action_prompt)
@@ -58,7 +62,7 @@ def main(arguments: Sequence[str]) -> None:
     if config.out:
         check_output_path(Path(config.out))
     set_threads(None)
-    bundle = load_pretrained(config.checkpoint, device=config.device)
+    bundle = load_pretrained(config.checkpoint, device=config.device, paths=paths)
     bundle.processor.max_length = config.data.max_length or bundle.processor.max_length
     streamer = AnswerStreamer(bundle.tokenizer)
     answered = reply(bundle, asked, generation, on_step=streamer)

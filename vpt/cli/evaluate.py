@@ -9,6 +9,7 @@ from vpt.checkpoint.format import run_folder
 from vpt.checkpoint.load import load_any_config, load_pretrained, trained_steps, weights_digest
 from vpt.config.schema import EvalConfig, TrainConfig
 from vpt.config.validate import chosen_test_sets, generation_settings
+from vpt.config.weight_folder import moved_paths
 from vpt.data.build import check_sources
 from vpt.errors import ConfigError
 from vpt.evaluation.ablations.requests import gain_table
@@ -54,7 +55,7 @@ class Evaluation:
     @classmethod
     def plan(cls, asked: EvalConfig, path: str) -> "Evaluation":
         """The evaluation of `path` that is asked for. Loads no weights; raises UserError for what cannot run."""
-        trained = load_any_config(path)
+        trained = load_any_config(path, moved_paths(asked.model, asked.encoder))
         config = replace(trained, generation=generation_settings(trained, asked.generation))
         config.data.test = chosen_test_sets(trained, asked.data.test)
         for key in ("root", "max_length", "on_error", "max_skipped_fraction"):
@@ -84,7 +85,8 @@ class Evaluation:
 
         Returns the answers without ablation, the summary, and the comparison with each ablation by name.
         """
-        bundle = load_pretrained(self.checkpoint, device=asked.device)
+        paths = moved_paths(asked.model, asked.encoder)
+        bundle = load_pretrained(self.checkpoint, device=asked.device, paths=paths)
         if bundle.model.device.type == "cpu":
             keep_freed_heap()
         bundle.processor.max_length = self.config.data.max_length

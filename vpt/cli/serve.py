@@ -23,6 +23,7 @@ from omegaconf import OmegaConf
 from vpt.checkpoint.load import load_any_config, load_pretrained
 from vpt.cli.ask import compose_settings
 from vpt.config.validate import generation_settings
+from vpt.config.weight_folder import moved_paths
 from vpt.errors import ConfigError
 from vpt.serving.app import build_app
 from vpt.serving.service import Service
@@ -51,9 +52,10 @@ def main(arguments: Sequence[str]) -> None:
         print(__doc__ + help_text())
         return
     config = read_arguments(arguments)
-    generation_settings(load_any_config(config.checkpoint), config.generation)  # before the weights
+    paths = moved_paths(config.model, config.encoder)
+    generation_settings(load_any_config(config.checkpoint, paths), config.generation)  # before the weights
     listening = listen(config)
-    service = Service(load_pretrained(config.checkpoint, device=config.device), config)
+    service = Service(load_pretrained(config.checkpoint, device=config.device, paths=paths), config)
     server = build_server(service, config)
     service.engine.start()
     host, port = listening.getsockname()[:2]

@@ -8,6 +8,7 @@ from typing import Any
 
 from vpt.checkpoint.load import load_pretrained, weights_digest
 from vpt.config.schema import TrainConfig
+from vpt.config.weight_folder import weight_paths
 from vpt.distributed.process_group import World, init_process_group
 from vpt.distributed.strategy import NEEDS_GROUP
 from vpt.evaluation.evaluator import evaluate
@@ -43,7 +44,8 @@ def train(config: TrainConfig, folder: str | Path) -> float:
         if not exit_code:
             with PreemptionHandler(deferred=False):  # all is saved, answers included
                 weights = weights_digest(folder) if world.is_main else ""
-                bundle = load_pretrained(folder, device=config.device)  # the same way for whole and for sharded models
+                # The same way for whole and for sharded models
+                bundle = load_pretrained(folder, device=config.device, paths=weight_paths(config))
                 with shared_features(bundle, config):
                     summary = evaluate(
                         bundle, config, folder / "predictions", weights=weights, limit=_limit(config), world=world

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vpt.config.fields import MISSING, bounded, choice
+from vpt.config.schema import WeightsPath
 
 
 @dataclass
@@ -22,3 +23,5 @@ class AskConfig:
     device: str = choice("auto", "cpu", "cuda")  # auto: cuda where there is one
     data: AskDataConfig = field(default_factory=AskDataConfig)
     generation: dict[str, Any] = field(default_factory=dict)  # keys of GenerationConfig, in place of the trained ones
+    model: WeightsPath = field(default_factory=WeightsPath)
+    encoder: dict[str, WeightsPath] = field(default_factory=dict)

@@ -151,6 +151,7 @@ class TrainingConfig:
     max_nonfinite_steps: int = bounded(10)  # in a row, without a finite loss and gradient; one more ends the run
     keep_checkpoints: int = bounded(2, low=1)  # the last n checkpoints stay ...
     best_metric: str | None = "eval/loss"  # ... and the best one: by a metric of the evaluation; of a loss, the lowest
+    save_frozen_weights: bool = False  # copy what came from a folder and stays; false: its path and SHA-256 are saved
 
 
 @dataclass
@@ -205,6 +206,11 @@ class TrainConfig:
 
 
 @dataclass
+class WeightsPath:
+    path: str | None = None  # where its frozen weights are now, if they were moved since the training
+
+
+@dataclass
 class EvalDataConfig:
     limit: int | None = bounded(None, low=1)  # the first n questions
     repeats: int = bounded(
@@ -251,3 +257,5 @@ class EvalConfig:
     tracking: TrackingConfig = field(default_factory=lambda: TrackingConfig(wandb=False))  # a W&B run of its own
     data: EvalDataConfig = field(default_factory=EvalDataConfig)
     generation: dict[str, Any] = field(default_factory=dict)  # keys of GenerationConfig, in place of the trained ones
+    model: WeightsPath = field(default_factory=WeightsPath)
+    encoder: dict[str, WeightsPath] = field(default_factory=dict)

@@ -1,15 +1,29 @@
 """What the `config.json` of a folder of weights says, before anything is built or read of it."""
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from vpt.config.schema import ModelConfig
+from vpt.config.schema import ModelConfig, TrainConfig, WeightsPath
 from vpt.errors import ConfigError, wrap_read_errors
 
 UPSTREAM = "qwen2_vl_vpt"  # the model type of upstream's checkpoints
 _GROUPS = Path(__file__).resolve().parents[2] / "conf" / "model"
+
+
+def weight_paths(config: TrainConfig) -> dict[str, str]:
+    """`model.path`, `encoder.X.path` -> folder or hub name of every part of a model that has pretrained weights."""
+    paths = {"model.path": config.model.path} | {
+        f"encoder.{n}.path": node.weights for n, node in config.encoder.items()
+    }
+    return {key: path for key, path in paths.items() if path is not None}
+
+
+def moved_paths(model: WeightsPath, encoder: Mapping[str, WeightsPath]) -> dict[str, str]:
+    """Key -> path of every part that a program is told the place of, by keys as those of `weight_paths`."""
+    paths = {"model.path": model.path} | {f"encoder.{name}.path": node.path for name, node in encoder.items()}
+    return {key: path for key, path in paths.items() if path is not None}
 
 
 def read_settings(folder: Path | None, name: str = "config.json") -> dict[str, Any]:
@@ -39,7 +53,9 @@ def check_weight_folder(path: str | None, key: str, model_types: Collection[str]
         raise ConfigError(f"{key}={path} is a file; type {key}=FOLDER, the folder with config.json and its tensors")
     if not is_folder:
         if path.startswith((".", "/", "~")) or path.count("/") != 1:
-            raise ConfigError(f"{key}: folder {path} does not exist; give a folder of weights or a hub name OWNER/NAME")
+            raise ConfigError(
+                f"{key}: folder {path} does not exist; type {key}=FOLDER, where they are now, or a hub name OWNER/NAME"
+            )
         return
     found = read_settings(folder).get("model_type")
     if found is None:

@@ -21,10 +21,14 @@ fragments, the driver's own memory and NCCL's come on top.
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from vpt.config.overrides import ASSETS
+from vpt.config.schema import TrainConfig
+from vpt.config.weight_folder import UPSTREAM, read_settings, weight_paths
 from vpt.estimate.gpus import FLOAT32, ShardingPlan, communication_bytes
 from vpt.estimate.workload import Workload
 from vpt.models.output import LOGIT_CHUNK
@@ -99,13 +103,27 @@ def predict_memory(model: VPTModel, load: Workload, spread: ShardingPlan, types:
     )
 
 
-def state_bytes(model: VPTModel) -> tuple[int, int]:
-    """Bytes of a checkpoint: the weights, each once, and of the optimizer's moments and step counts."""
+def state_bytes(model: VPTModel, config: TrainConfig) -> tuple[int, int]:
+    """Bytes of a checkpoint: the weights that it holds, each once, and the optimizer's moments and step counts."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    persistent = model.state_dict().keys()
-    buffers = sum(buffer.nbytes for name, buffer in model.named_buffers() if name in persistent)
-    weights = sum(parameter.nbytes for parameter in model.parameters())
-    return weights + buffers, sum(2 * parameter.nbytes + FLOAT32 for parameter in trained)
+    named = _named_prefixes(config)
+    held = {
+        id(tensor): tensor.nbytes
+        for name, tensor in model.state_dict(keep_vars=True).items()
+        if tensor.requires_grad or not name.startswith(named)
+    }
+    return sum(held.values()), sum(2 * parameter.nbytes + FLOAT32 for parameter in trained)
+
+
+def _named_prefixes(config: TrainConfig) -> tuple[str, ...]:
+    """What the names of tensors begin with whose frozen ones checkpoints name (`vpt.checkpoint.frozen_weights`)."""
+    if config.training.save_frozen_weights:
+        return ()
+    paths = {key: path for key, path in weight_paths(config).items() if not Path(path).is_relative_to(ASSETS)}
+    if "model.path" in paths and read_settings(Path(paths["model.path"])).get("model_type") == UPSTREAM:
+        return ("",)
+    encoders = (f"encoders.{name}.vision." for name in config.encoder if f"encoder.{name}.path" in paths)
+    return (*(["qwen."] if "model.path" in paths else []), *encoders)
 
 
 def kept_by_layer(layer: Any, load: Workload, types: DTypeBytes, *, read: float) -> float:

@@ -139,7 +139,7 @@ class Report:
 
     def checkpoints(self) -> Iterator[str]:
         """Bytes of checkpoints on the disk."""
-        training, (weights, optimizer) = self.config.training, state_bytes(self.model)
+        training, (weights, optimizer) = self.config.training, state_bytes(self.model, self.config)
         each = weights + optimizer
         unit, name = _unit(each)
         yield f"checkpoints, {name} bytes: {each / unit:.2f} each"

@@ -1,6 +1,6 @@
 """One question about one image: `vpt.load(FOLDER).ask("a.png", "What colour is it?")`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -96,9 +96,9 @@ class Pipeline(ModelBundle):
         return reply(self, build_question(self.config, Path(image), question, sentence), generation, on_step=on_step)
 
 
-def load(path: str | Path, *, device: str = "auto") -> Pipeline:
-    """The trained model in `path`, ready to answer; `vpt.checkpoint.load.load_pretrained` says what `path` may be."""
-    return Pipeline(**vars(load_pretrained(path, device=device)))
+def load(path: str | Path, *, device: str = "auto", paths: Mapping[str, str] | None = None) -> Pipeline:
+    """The trained model in `path`, ready to answer; arguments are those of `vpt.checkpoint.load.load_pretrained`."""
+    return Pipeline(**vars(load_pretrained(path, device=device, paths=paths)))
 
 
 def action_prompt_text(config: TrainConfig, generation: GenerationConfig, *, action_prompt: bool | None = None) -> str:

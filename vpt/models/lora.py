@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from vpt.config.schema import LoraConfig
 from vpt.errors import ConfigError, did_you_mean
 
+_TABLES = ("embed_tokens.weight", "lm_head.weight")  # trained beside the adapters
 _BASE, LORA_A, LORA_B = ".base_layer.", ".lora_A.default.weight", ".lora_B.default.weight"
 
 
@@ -61,6 +62,23 @@ def plain_name(name: str) -> str:
 def has_adapters(names: Mapping[str, Tensor]) -> bool:
     """Whether tensors by name hold adapters."""
     return any(name.endswith(LORA_A) for name in names)
+
+
+def to_peft(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Adapters and tables of tokens of a base model, by the names of peft's `adapter_model.safetensors`."""
+    saved = {name: tensor for name, tensor in tensors.items() if is_adapter(name) or name.endswith(_TABLES)}
+    return {f"base_model.model.{name.replace('.default.', '.')}": t.contiguous() for name, t in saved.items()}
+
+
+def peft_config(tensors: Mapping[str, Tensor], config: LoraConfig, *, base: str | None) -> Any:
+    """peft's configuration of the adapters in a base model's `tensors`."""
+    import peft  # an extra; the model has its adapters
+
+    alpha: Any = config.alpha
+    return peft.LoraConfig(
+        r=config.rank, lora_alpha=alpha, lora_dropout=config.dropout, inference_mode=True, base_model_name_or_path=base,
+        target_modules=sorted(name.removesuffix(LORA_A) for name in tensors if name.endswith(LORA_A)),
+    )  # fmt: skip
 
 
 def merged(tensors: Mapping[str, Tensor], config: LoraConfig) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vpt.config.fields import MISSING, bounded, choice
+from vpt.config.schema import WeightsPath
 
 
 @dataclass
@@ -29,3 +30,5 @@ class ServeConfig:
     body_timeout: float = bounded(30.0, low=0.1)  # seconds that a request may take to arrive
     image_hosts: list[str] = field(default_factory=list)  # hosts that images may be fetched from by https; none
     generation: dict[str, Any] = field(default_factory=dict)  # keys of GenerationConfig, in place of the trained ones
+    model: WeightsPath = field(default_factory=WeightsPath)
+    encoder: dict[str, WeightsPath] = field(default_factory=dict)

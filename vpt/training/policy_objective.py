@@ -14,6 +14,7 @@ from torch import Tensor
 from vpt.checkpoint.load import load_pretrained
 from vpt.config.schema import TrainConfig
 from vpt.config.validate import kinds_of
+from vpt.config.weight_folder import weight_paths
 from vpt.data.build import build_train_mixture
 from vpt.data.processor import Processor
 from vpt.distributed.batch_alignment import GlobalCounts
@@ -42,7 +43,8 @@ class PolicyObjective(Objective):
         self.rl, self.model = config.rl, bundle.model
         self.reference = None  # the model as it began
         if self.rl.beta:
-            self.reference = load_pretrained(str(config.init_from), device=config.device).model.eval()
+            began = load_pretrained(str(config.init_from), device=config.device, paths=weight_paths(config))
+            self.reference = began.model.eval()
         self.algorithm = ALGORITHMS[self.rl.algorithm](self.rl, max_new_tokens=config.generation.max_new_tokens)
         self.rewards = RewardSum(self.rl.rewards)
         settings = replace(config.generation, temperature=self.rl.temperature, seed=config.seed)

@@ -6,14 +6,18 @@ before it gets memory, and each process reads its slices, one tensor at a time: 
 
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
+from vpt.checkpoint.frozen_weights import CheckpointTensors, FrozenWeights
 from vpt.checkpoint.initialize import initialize, materialize
 from vpt.checkpoint.load import build_from_checkpoint, build_new
-from vpt.checkpoint.resume import resolve_init_from, warm_start
+from vpt.checkpoint.pretrained import StoredWeights
+from vpt.checkpoint.resume import WarmStart
 from vpt.config.schema import TrainConfig
 from vpt.config.validate_rl import check_not_sharded
+from vpt.config.weight_folder import weight_paths
 from vpt.data.build import check_sources
 from vpt.distributed.process_group import World
 from vpt.distributed.strategy import SHARDED, Strategy, build_strategy, choose_strategy
@@ -23,18 +27,32 @@ from vpt.models.inner_forward import compile_layers
 from vpt.training.optimizer import set_trainable
 
 
-def build_training(
-    config: TrainConfig, found: Path | None, world: World, device: torch.device
-) -> tuple[ModelBundle, Strategy, FlopMeter]:  # fmt: skip
-    """Build a run's model and shard or copy it as configured; its FLOP meter is made while it is whole.
+class BuiltTraining(NamedTuple):
+    """A run's model, shared among its processes; its FLOP meter, made while it was whole; what is as in its folders."""
+
+    bundle: ModelBundle
+    strategy: Strategy
+    meter: FlopMeter
+    frozen: FrozenWeights
+
+
+def build_training(config: TrainConfig, found: Path | None, world: World, device: torch.device) -> BuiltTraining:
+    """Build a run's model and shard or copy it as configured.
 
     Weights of the checkpoint `found` are still to be read. Raises UserError for whatever cannot run.
     """
     check_sources(config, "train", "test")  # before anything is fetched or read
-    start = resolve_init_from(config.init_from) if config.init_from and not found else None
-    bundle, stored = (build_from_checkpoint(found, config), []) if found else build_new(config)
+    start = WarmStart.of(config) if config.init_from and not found else None
+    paths, stored = weight_paths(config), list[StoredWeights]()
+    if found:
+        frozen = FrozenWeights.named_by(found, paths, strict=True)
+        bundle = build_from_checkpoint(found, config, CheckpointTensors(found, frozen).shapes)
+    else:
+        bundle, stored = build_new(config)
     model = bundle.model
     set_trainable(model, config.optim, tower_pretrained=config.model.path is not None)
+    if not found:
+        frozen = FrozenWeights.of(model, stored, paths)
     meter = FlopMeter(model)
     kind = config.strategy.kind
     chosen = replace(config.strategy, kind=choose_strategy(model, world, device) if kind == "auto" else kind)
@@ -55,5 +73,5 @@ def build_training(
     if sharded:
         fill()
     if start is not None:
-        warm_start(model, start, without=config.init_exclude, quiet=not world.is_main)
-    return bundle, strategy, meter
+        frozen = start.load(model, frozen, quiet=not world.is_main)
+    return BuiltTraining(bundle, strategy, meter, frozen)

@@ -3,7 +3,6 @@
 import math
 import time
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,11 +10,13 @@ from tqdm import tqdm
 
 from vpt.checkpoint.checksums import find_damage
 from vpt.checkpoint.format import STEP_FOLDER, list_checkpoints, save_metadata
+from vpt.checkpoint.frozen_weights import FrozenWeights
 from vpt.checkpoint.resume import check_same_config
 from vpt.checkpoint.saver import Saver
 from vpt.checkpoint.tensors import unique_state_dict
 from vpt.checkpoint.train_state import TrainState, optimizer_tensors, restore
 from vpt.config.schema import TrainConfig
+from vpt.config.weight_folder import weight_paths
 from vpt.distributed.batch_alignment import BatchAligner, GlobalCounts
 from vpt.distributed.dtensor import full_tensor
 from vpt.distributed.process_group import World
@@ -70,10 +71,13 @@ class Trainer:
             check_same_config(found, config)
         # 1. The model, sharded or copied; 2. the optimizer, which holds parameters and hence comes after sharding;
         # 3. their values, read in place; 4. the feature cache, whose keys digest these values.
-        self.bundle, self.strategy, meter = build_training(config, found, self.world, self.device)
+        self.bundle, self.strategy, meter, frozen = build_training(config, found, self.world, self.device)
         self.model = self.bundle.model
         self.optimizer = build_optimizer(self.model, config.optim)
-        self.state = restore(found, self.model, self.optimizer) if found else TrainState()
+        self.state = restore(found, self.model, self.optimizer, frozen) if found else TrainState()
+        self.named = FrozenWeights() if config.training.save_frozen_weights else frozen  # in checkpoints, not copied
+        if self.world.is_main:
+            self.named.start_hashing()
         self.model.feature_cache = open_feature_cache(config.data, self.model, precision=config.training.precision)
         # In any order from here on, but for collectives: all processes make the saver's group at the same point.
         processor = self.bundle.processor.with_feature_cache(self.model.feature_cache)
@@ -95,8 +99,10 @@ class Trainer:
         return folder / STEP_FOLDER.format(last) if last >= 0 else None
 
     def _verify(self, found: Path) -> None:
-        """Raise CheckpointError, on every process, where a file of the checkpoint is damaged."""
-        damage = find_damage(found, rank=self.world.rank, ranks=self.world.size)
+        """Raise CheckpointError, on every process, where a file of the checkpoint, or one that it names, is damaged."""
+        rank, ranks = self.world.rank, self.world.size
+        frozen = FrozenWeights.named_by(found, weight_paths(self.config), strict=True)
+        damage = find_damage(found, rank=rank, ranks=ranks) or frozen.mismatch(found, rank=rank, ranks=ranks)
         for text in filter(None, self.world.all_gather_text(damage)):
             raise CheckpointError(text)
 
@@ -240,10 +246,15 @@ class Trainer:
 
     def save(self) -> float:
         """Begin to write a checkpoint of this moment. Returns the seconds for which that held the loop."""
-        tensors = {"model": unique_state_dict(self.model)}
+        own = unique_state_dict(self.model)
+        tensors = {"model": {name: tensor for name, tensor in own.items() if name not in self.named}}
         if states := optimizer_tensors(self.optimizer):  # none where every step so far was lost
             tensors["optimizer"] = states
-        return self.saver.save(tensors, self.state, partial(save_metadata, bundle=self.bundle))
+        return self.saver.save(tensors, self.state, self._save_metadata)
+
+    def _save_metadata(self, folder: Path) -> None:
+        save_metadata(folder, self.bundle)
+        self.named.save(folder)
 
     def _should_log(self, step: int) -> bool:
         """Metrics of the step with this number, counted from 1, are logged."""
