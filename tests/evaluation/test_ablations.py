@@ -11,6 +11,7 @@ from conftest import ALL, compose_config, compose_eval
 from vpt.checkpoint.load import build_model
 from vpt.data.collate import collate
 from vpt.errors import ConfigError
+from vpt.evaluation.ablations.attention import AttentionMeasured
 from vpt.evaluation.ablations.base import AblationContext
 from vpt.evaluation.ablations.features import (
     FeaturesBlank,
@@ -47,6 +48,7 @@ from vpt.perception.regions import Region
 
 FEATURES = (
     NoPerception, FeaturesZeroed, FeaturesNoise, FeaturesBlank, FeaturesRepeated, FeaturesSwapped, MarkersOnly,
+    AttentionMeasured,
 )  # fmt: skip
 STATES = (StateZeroed, StateShuffled, StateShuffledWithinImage, FeaturesEvidence)
 REGIONS = (RegionRandom, RegionWhole, RegionOracle)
@@ -98,11 +100,13 @@ def test_they_concern_answers_that_perceive_in_their_way(benches, action, concer
     }
     assert len(ablation_table(compared).as_text().splitlines()) == 1 + len(NODES) + len(gap)
     details = details_table(compared)
-    assert (details is not None) == (action == "dino")
+    assert (details is None) == (action == "none")
     if details:
-        assert [row[0] for row in details.rows] == [
-            f"state cosine dino ({name})" for name in ("state_shuffled", "state_shuffled_within_image")
-        ]
+        told = {row[0] for row in details.rows}
+        assert (
+            told >= {f"state cosine dino ({name})" for name in ("state_shuffled", "state_shuffled_within_image")}
+        ) == (action == "dino")
+        assert "attention to perceived (attention_measured)" in told
         assert all(-1 <= low <= value <= high <= 1.0001 for _, value, (low, high), _ in details.rows)
 
 
@@ -152,6 +156,27 @@ def test_the_first_look_again_is_what_the_first_look_was(benches):
             torch.zeros(37, first.shape[1]), source="dino", record=question.record
         )
     assert torch.allclose(again, first.repeat(37 // len(first) + 1, 1)[:37], atol=1e-6) and len(first) < 37
+
+
+@pytest.mark.parametrize("action", ["dino", "region"])
+def test_attention_to_what_was_perceived(benches, action):
+    """Weights of queries that are zero attend to all alike: then the share of attention is that of positions. And nothing
+    is changed."""
+    bench = benches[action]
+    parts = build_model(bench.config)
+    for layer in parts.model.language.layers:
+        torch.nn.init.zeros_(layer.self_attn.q_proj.weight)
+        torch.nn.init.zeros_(layer.self_attn.q_proj.bias)
+    setting = AblationContext(parts, bench.config, bench.asked, bench.plain)
+    ablation = AttentionMeasured(setting, questions=5)
+    assert sum(map(ablation.applies_to, bench.plain)) == 5
+    found = ablation.details(bench.plain, bench.plain, {})
+    for name in ("perceived", "first_look"):
+        attention, positions = found[f"attention_to_{name}"], found[f"{name}_positions"]
+        assert attention.value == pytest.approx(positions.value, rel=1e-5) and 0.02 < positions.value < 0.9
+    own = AttentionMeasured(bench.setting, questions=5).details(bench.plain, bench.plain, {})
+    assert own["perceived_positions"].value == pytest.approx(found["perceived_positions"].value, rel=0.2)
+    assert own["attention_to_perceived"].value != pytest.approx(own["perceived_positions"].value, rel=1e-3)
 
 
 def test_states_of_another_question_about_the_same_image(benches):

@@ -8,9 +8,11 @@ the decoder layers stay transformers' own and reach `segment_attention` by name.
     padded   a call of `scaled_dot_product_attention` for each group of segments of about the same size
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -228,3 +230,23 @@ def _in_order(index: np.ndarray) -> bool:
 
 
 ALL_ATTENTION_FUNCTIONS.register(SEGMENT_ATTENTION, segment_attention)
+
+
+@contextmanager
+def observed_attention(observe: Callable[[Tensor, Tensor, AttentionLayout, float], None]) -> Iterator[None]:
+    """While it lasts, `observe` gets the queries, keys, layout and scaling of every call of `segment_attention`."""
+
+    def observing(
+        module: nn.Module, query: Tensor, key: Tensor, *given: Any, layout: AttentionLayout, scaling: float, **more: Any
+    ) -> tuple[Tensor, None]:
+        observe(query, key, layout, scaling)
+        result: tuple[Tensor, None] = segment_attention(
+            module, query, key, *given, layout=layout, scaling=scaling, **more
+        )
+        return result
+
+    ALL_ATTENTION_FUNCTIONS.register(SEGMENT_ATTENTION, observing)
+    try:
+        yield
+    finally:
+        ALL_ATTENTION_FUNCTIONS.register(SEGMENT_ATTENTION, segment_attention)
