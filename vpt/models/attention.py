@@ -236,14 +236,9 @@ ALL_ATTENTION_FUNCTIONS.register(SEGMENT_ATTENTION, segment_attention)
 def observed_attention(observe: Callable[[Tensor, Tensor, AttentionLayout, float], None]) -> Iterator[None]:
     """While it lasts, `observe` gets the queries, keys, layout and scaling of every call of `segment_attention`."""
 
-    def observing(
-        module: nn.Module, query: Tensor, key: Tensor, *given: Any, layout: AttentionLayout, scaling: float, **more: Any
-    ) -> tuple[Tensor, None]:
-        observe(query, key, layout, scaling)
-        result: tuple[Tensor, None] = segment_attention(
-            module, query, key, *given, layout=layout, scaling=scaling, **more
-        )
-        return result
+    def observing(module: nn.Module, query: Tensor, key: Tensor, *given: Any, **settings: Any) -> tuple[Tensor, None]:
+        observe(query, key, settings["layout"], settings["scaling"])
+        return segment_attention(module, query, key, *given, **settings)  # type: ignore[no-any-return]
 
     ALL_ATTENTION_FUNCTIONS.register(SEGMENT_ATTENTION, observing)
     try:

@@ -21,8 +21,8 @@ from vpt.models.attention import AttentionLayout, observed_attention
 
 class AttentionMeasured(Ablation):
     """Nothing is changed, so answers have to stay as they are, to the letter. `details` tells the share of their
-    attention, over all layers and heads, that the tokens of an answer pay to perceived tokens and to the first look, and
-    the share of positions that these are: what it would be if everything were attended to alike.
+    attention, over all layers and heads, that the tokens of an answer pay to perceived tokens and to the first look,
+    and the share of positions that these are: what it would be if everything were attended to alike.
     """
 
     description = "nothing: attention is measured"
