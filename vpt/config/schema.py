@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from vpt.config.fields import MISSING, bounded, choice
+from vpt.config.fields import MISSING, bounded, choice, optional_choice
 from vpt.config.rl import RLConfig
 
 
@@ -23,6 +23,7 @@ class ModelConfig:
     size: str = choice("full", "small", "tiny")  # which size of each re-encoder goes with it
     config: dict[str, Any] = field(default_factory=dict)  # arguments of transformers' configuration
     dtype: str = choice("float32", "bfloat16")  # of all weights; bfloat16 is for what is not trained
+    frozen_dtype: str | None = optional_choice("bfloat16")  # of frozen matrices in training; null: as all others
     inner_forward: str = choice("shared", "full")  # full is the slow reference
     num_inner_forward_run: int = bounded(2, low=1, high=2)  # 1: the alignment stage
     projector_scale: int = bounded(1, low=1)  # control tokens of an action
@@ -220,7 +221,7 @@ class EvalDataConfig:
     max_length: int | None = bounded(None, low=1)  # tokens of a prompt
     metrics: list[str] | None = None  # of every source
     test: dict[str, Any] = field(default_factory=dict)  # only the sets named here, over the trained ones of these names
-    on_error: str | None = field(default=None, metadata={"choices": ("raise", "skip")})
+    on_error: str | None = optional_choice("raise", "skip")
     max_skipped_fraction: float | None = bounded(None, high=1.0)
 
 

@@ -52,6 +52,11 @@ def validate(config: TrainConfig) -> None:
         raise ConfigError("model.path is not set and model.config has no sizes; type model.path=FOLDER or model=tiny")
     if config.model.lora.rank and find_spec("peft") is None:
         raise ConfigError(f"model.lora.rank={config.model.lora.rank} needs the package peft; type: pip install peft")
+    if config.model.frozen_dtype is not None and config.training.precision != "bf16":
+        raise ConfigError(
+            f"model.frozen_dtype={config.model.frozen_dtype} is for products in bfloat16; type training.precision=bf16 "
+            "with it"
+        )
     family = config.model.family
     check_weight_folder(config.model.path, "model.path", [family, UPSTREAM] if family == "qwen2_vl" else [family])
 

@@ -70,7 +70,7 @@ class DTypeBytes:
     @classmethod
     def of(cls, model: VPTModel, *, autocast: bool, packed: bool) -> "DTypeBytes":
         """Bytes a number of a model takes; `autocast`: bf16 products whatever is stored (`training.precision=bf16`)."""
-        stored = next(iter(model.parameters())).element_size()
+        stored: int = model.language.embed_tokens.weight.element_size()
         return cls(stored, BFLOAT16 if autocast else stored, packed)
 
 
@@ -193,7 +193,8 @@ def _copies(model: VPTModel, load: Workload, spread: ShardingPlan) -> float:
     if not spread.sharded:  # else units are gathered as bfloat16
         weights = [matrix.weight for matrix in _matrices(model.language.layers)]
         stages = 0 if model.forward_config.checkpointing else load.stages
-        copied += sum(weight.numel() * (1 if weight.requires_grad else stages) for weight in weights)
+        wide = [weight for weight in weights if weight.element_size() > BFLOAT16]  # see model.frozen_dtype
+        copied += sum(weight.numel() * (1 if weight.requires_grad else stages) for weight in wide)
     return BFLOAT16 * copied
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from vpt.checkpoint.upstream import UpstreamCheckpoint
 from vpt.config.schema import TrainConfig, bounded, choice
 from vpt.models.build import ModelBundle, build_bundle
+from vpt.models.frozen_dtype import cast_frozen
 from vpt.models.tiny_tokenizer import tiny_tokenizer
 from vpt.training.optimizer import set_trainable
 
@@ -51,4 +52,5 @@ def build_on_meta(config: TrainConfig) -> ModelBundle:
     folder = Path(config.model.path) if config.model.path and not upstream else None
     bundle = build_bundle(settings, tiny_tokenizer(), sizes=sizes, fetch=False, folder=folder)
     set_trainable(bundle.model, config.optim, tower_pretrained=config.model.path is not None)
+    cast_frozen(bundle.model, config.model.frozen_dtype)
     return bundle

@@ -23,6 +23,7 @@ from vpt.distributed.process_group import World
 from vpt.distributed.strategy import SHARDED, Strategy, build_strategy, choose_strategy
 from vpt.flops import FlopMeter
 from vpt.models.build import ModelBundle
+from vpt.models.frozen_dtype import cast_frozen
 from vpt.models.inner_forward import compile_layers
 from vpt.training.optimizer import set_trainable
 
@@ -51,6 +52,7 @@ def build_training(config: TrainConfig, found: Path | None, world: World, device
         bundle, stored = build_new(config)
     model = bundle.model
     set_trainable(model, config.optim, tower_pretrained=config.model.path is not None)
+    cast_frozen(model, config.model.frozen_dtype)
     if not found:
         frozen = FrozenWeights.of(model, stored, paths)
     meter = FlopMeter(model)
