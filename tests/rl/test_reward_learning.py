@@ -7,6 +7,7 @@ import torch
 
 from conftest import compose_config, logged, losses
 from helpers.multiprocess import on_ranks
+from vpt.checkpoint.load import load_pretrained
 from vpt.errors import ConfigError, TrainingError
 from vpt.rl.rewards import RewardSum
 from vpt.training.trainer import Trainer
@@ -132,6 +133,23 @@ def test_every_algorithm_trains(tmp_path, trained_run, algorithm):
     assert line["train/grad_norm"] > 0
     if algorithm == "grpo":
         assert abs(line["rl/kl"]) < 1e-6, "the policy is still the reference"
+
+
+@pytest.mark.parametrize("overrides", [(), ("model.lora.rank=2", "model.lora.alpha=8")], ids=["full", "lora"])
+def test_the_reference_stays_what_the_run_began_as(tmp_path, trained_run, overrides):
+    """Its log-probabilities are those of `init_from` itself after steps that changed the policy; and it holds no more than
+    the weights that are trained."""
+    high = ("rl.beta=0.1", "optim.lr=0.05", "optim.warmup_ratio=0", "training.steps=2", *overrides)
+    trainer = fitted(tmp_path / "run", trained_run, *high)
+    batch = next(trainer.objective.batches(0))[0]
+    began = load_pretrained(str(trained_run), device="cpu").model.eval()
+    with torch.no_grad():
+        want, policy = -began(batch).nll, -trainer.model(batch).nll
+    reference = trainer.objective.reference
+    assert torch.allclose(reference.log_probs(batch), want, atol=1e-5)
+    assert torch.allclose(batch.rollouts.ref_log_probs, want, atol=1e-5) and not torch.allclose(policy, want, atol=1e-2)
+    trained = {name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
+    assert reference.weights.keys() == trained
 
 
 def test_rollouts_are_written_for_the_report(whole):

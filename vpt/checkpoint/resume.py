@@ -138,6 +138,10 @@ class WarmStart:
             print(f"  starts from {self.checkpoint}" + (f"; newly built: {shortened(left)}" if left else ""))
         return frozen.without(copied)
 
+    def named_as(self, model: VPTModel) -> Mapping[str, Tensor]:
+        """The tensors by the names that the model has for them."""
+        return self._renamed(model.state_dict())
+
     def _renamed(self, own: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """The tensors of the checkpoint, named as in a model with the tensors `own`."""
         if has_adapters(own) == has_adapters(self.tensors):

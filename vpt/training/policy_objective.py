@@ -11,10 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vpt.checkpoint.load import load_pretrained
+from vpt.checkpoint.resume import WarmStart
 from vpt.config.schema import TrainConfig
 from vpt.config.validate import kinds_of
-from vpt.config.weight_folder import weight_paths
 from vpt.data.build import build_train_mixture
 from vpt.data.processor import Processor
 from vpt.distributed.batch_alignment import GlobalCounts
@@ -31,6 +30,7 @@ from vpt.rl.metrics import RolloutMetrics
 from vpt.rl.rewards import RewardSum
 from vpt.rl.rollouts import Rollout, draw_rollouts, rollout_batch
 from vpt.training.objective import Objective
+from vpt.training.reference_policy import ReferencePolicy
 
 
 class PolicyObjective(Objective):
@@ -41,10 +41,7 @@ class PolicyObjective(Objective):
     ) -> None:  # fmt: skip
         self.config, self.world, self.device = config, world, device  # no data set of labelled records
         self.rl, self.model = config.rl, bundle.model
-        self.reference = None  # the model as it began
-        if self.rl.beta:
-            began = load_pretrained(str(config.init_from), device=config.device, paths=weight_paths(config))
-            self.reference = began.model.eval()
+        self.reference = ReferencePolicy(bundle.model, WarmStart.of(config)) if self.rl.beta else None
         self.algorithm = ALGORITHMS[self.rl.algorithm](self.rl, max_new_tokens=config.generation.max_new_tokens)
         self.rewards = RewardSum(self.rl.rewards)
         settings = replace(config.generation, temperature=self.rl.temperature, seed=config.seed)
@@ -155,8 +152,7 @@ class PolicyObjective(Objective):
         ).to(self.device)  # fmt: skip
         if self.reference is not None:
             assert batch.rollouts is not None
-            with torch.no_grad():
-                batch.rollouts.ref_log_probs = -self.reference(batch).nll
+            batch.rollouts.ref_log_probs = self.reference.log_probs(batch)
         return batch
 
     def loss(self, batch: Batch, output: Output, totals: GlobalCounts) -> Tensor:
