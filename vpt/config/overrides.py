@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from hydra import compose, initialize_config_dir
+from hydra.conf import HydraConf, RunDir, SweepDir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
@@ -40,7 +41,15 @@ def _defaults(schema: type) -> DictConfig:
 
 
 def register_schemas() -> None:
-    """Make known to Hydra what conf/ refers to: `train_defaults`, `eval_defaults`, and `asset`, a folder of weights."""
+    """Make known to Hydra what conf/ refers to (`train_defaults`, `eval_defaults`, and `asset`, a folder of weights),
+    and in which folders runs lie, whatever file they are configured by: a run's own config.yaml, too.
+    """
+    folders = HydraConf(
+        output_subdir=None,  # a run writes its config.yaml itself
+        run=RunDir("${output_dir}/${run_name}"),
+        sweep=SweepDir("${output_dir}", "${run_name}/${member_name:${hydra:job.override_dirname}}"),
+    )
+    ConfigStore.instance().store("config", folders, group="hydra", provider="vpt")
     OmegaConf.register_new_resolver("asset", lambda name: str(ASSETS / name), replace=True)
     for name, schema in (("train_defaults", TrainConfig), ("eval_defaults", EvalConfig)):
         ConfigStore.instance().store(name, _defaults(schema))
