@@ -71,7 +71,7 @@ def image_loader(
 def _lead(found: RunArtifacts) -> str:
     names = dict.fromkeys(item.source for item in found.predictions)
     about = f"Answers to {len(found.predictions):,} questions of {', '.join(names)}." if names else "No answers yet."
-    return about + " Intervals are 95% bootstrap intervals over questions."
+    return about + " Intervals are 95% bootstrap intervals over images."
 
 
 def _tiles(found: RunArtifacts) -> Markup:
