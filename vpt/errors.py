@@ -2,6 +2,7 @@
 
 import difflib
 import importlib
+import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -59,6 +60,12 @@ def require(module: str, extra: str, purpose: str) -> ModuleType:
         raise ConfigError(
             f"{purpose} needs the package {module.partition('.')[0]}; type: pip install 'vpt[{extra}]'"
         ) from None
+
+
+def import_bitsandbytes(purpose: str) -> ModuleType:
+    """bitsandbytes. Raises ConfigError that says what to type where it is missing."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # on CPUs it misses a kernel that a hub would have
+    return require("bitsandbytes", "quant", purpose)
 
 
 def did_you_mean(path: str, known: list[str]) -> str:

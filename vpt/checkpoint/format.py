@@ -3,7 +3,7 @@
     RUN/checkpoints/step_00000250/
         model.safetensors        weights, named as in VPTModel.state_dict(); a tied weight once
         frozen_weights.json      where the others are: vpt.checkpoint.frozen_weights
-        optimizer.safetensors    NAME/exp_avg, NAME/exp_avg_sq, NAME/step
+        optimizer.safetensors    NAME/exp_avg, NAME/exp_avg_sq, NAME/step; in 8 bits NAME/state1, ...
         state.json               step, W&B id, best score, versions
         config.yaml              the whole configuration; this one is authoritative
         sizes/                   transformers' configurations of the parts

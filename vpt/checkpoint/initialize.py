@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vpt.checkpoint.pretrained import Place, StoredWeights
 from vpt.distributed.dtensor import shard_like
@@ -22,15 +22,23 @@ from vpt.models.vpt import VPTModel
 from vpt.perception.batch import VISION_TOWER
 
 
-def materialize(model: VPTModel, device: torch.device | str) -> None:
-    """Give tensors on the meta device memory on `device`, without values, and buffers that no file holds theirs."""
+def materialize(model: VPTModel, device: torch.device | str, *, cpu_offload: bool = False) -> None:
+    """Give tensors on the meta device memory on `device`, without values, and buffers that no file holds theirs.
+
+    cpu_offload: parameters are on the CPU.
+    """
     unset = [
         (part, module)
         for part in (model.qwen, *model.visions.values())
         for module in part.modules()
         if any(buffer.is_meta for buffer in module.buffers(recurse=False))
     ]
-    model._apply(lambda tensor: torch.empty_like(tensor, device=device) if tensor.is_meta else tensor)
+
+    def memory(tensor: Tensor) -> Tensor:
+        place = "cpu" if cpu_offload and isinstance(tensor, nn.Parameter) else device
+        return torch.empty_like(tensor, device=place) if tensor.is_meta else tensor
+
+    model._apply(memory)
     model.qwen.tie_weights()
     for part, module in unset:
         part._init_weights(module)  # rotary frequencies, numbers of positions

@@ -2,10 +2,10 @@
 
 import json
 import warnings
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
 import torch
 import torch.distributed as dist
@@ -19,6 +19,11 @@ from vpt.checkpoint.frozen_weights import FrozenWeights
 from vpt.checkpoint.tensors import LazyStateDict, check_state_dict, unique_state_dict
 from vpt.config.former_names import FORMER_STATE
 from vpt.errors import ConfigError, wrap_read_errors
+
+_ADAMW = {"step", "exp_avg", "exp_avg_sq"}
+_SMALL = {"step", "state1", "state2"}  # bitsandbytes, of a tensor with few numbers
+_ADAMW_8BIT = _SMALL | {"absmax1", "absmax2"}
+_KEYS = sorted(_ADAMW | _ADAMW_8BIT)
 
 
 @dataclass
@@ -54,11 +59,15 @@ class TrainState:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's state by name, as the processes hold it; empty before the first step."""
+    """The optimizer's state by name, as the processes hold it; empty before the first step.
+
+    Without what bytes stand for in 8 bits, a table that all tensors share.
+    """
     return {
-        f"{name}/{key}": value.detach()
+        f"{name}/{key}": torch.as_tensor(value).detach()
         for name, parameter in _named(optimizer)
         for key, value in optimizer.state.get(parameter, {}).items()
+        if key in _KEYS
     }
 
 
@@ -79,18 +88,19 @@ def restore(
     with wrap_read_errors(checkpoint, "resume from an older checkpoint"):
         LazyStateDict(checkpoint, sorted(checkpoint.glob("optimizer*.safetensors")))  # its headers make sense
         reader = HuggingFaceStorageReader(str(checkpoint))
-        stored = {name: entry.size for name, entry in reader.read_metadata().state_dict_metadata.items()}  # type: ignore[union-attr]
+        stored: dict[str, Any] = reader.read_metadata().state_dict_metadata
         frozen, own = frozen or FrozenWeights(), unique_state_dict(model)
-        held = {name: stored[name] for name in stored if "/" not in name}
+        held = {name: entry.size for name, entry in stored.items() if "/" not in name}
         check_state_dict(frozen.shapes | held, own, where=checkpoint)
         tensors = {name: tensor for name, tensor in own.items() if name in held}
-        tensors |= _blank_moments(optimizer, stored)
+        tensors |= _blank_states(optimizer, stored)
         warnings.filterwarnings("ignore", "torch.distributed is disabled")
         try:
             dcp.load(tensors, storage_reader=reader, no_dist=not dist.is_initialized())
         except CheckpointException as error:  # no Exception; it holds one of each process that failed
             raise next(iter(error.failures.values()))[0] from None
         frozen.load(model)
+        _complete_8bit(optimizer)
         return _read_state(checkpoint)
 
 
@@ -112,19 +122,34 @@ def _read_state(checkpoint: Path) -> TrainState:
         return TrainState(**{key: state[key] for key in known})
 
 
-def _blank_moments(optimizer: torch.optim.Optimizer, stored: Container[str]) -> dict[str, Tensor]:
+def _blank_states(optimizer: torch.optim.Optimizer, stored: Mapping[str, Any]) -> dict[str, Tensor]:
     """Give the optimizer blank state tensors for those that a checkpoint holds, and return them by stored name."""
     tensors: dict[str, Tensor] = {}
     for name, parameter in _named(optimizer):
-        blank = {
-            "step": torch.zeros((), device=parameter.device),
-            "exp_avg": torch.zeros_like(parameter),
-            "exp_avg_sq": torch.zeros_like(parameter),
-        }
-        state = {key: value for key, value in blank.items() if f"{name}/{key}" in stored}
-        if 0 < len(state) < len(blank):
+        state = {key: _blank(stored[f"{name}/{key}"], parameter) for key in _KEYS if f"{name}/{key}" in stored}
+        if state and state.keys() not in (_ADAMW, _SMALL, _ADAMW_8BIT):
             raise ValueError(f"of {name}'s moments it holds {', '.join(state)} alone")
         if state:
             optimizer.state[parameter] = state
             tensors |= {f"{name}/{key}": value for key, value in state.items()}
     return tensors
+
+
+def _blank(stored: Any, parameter: Tensor) -> Tensor:
+    """A tensor as one of the checkpoint's metadata; sharded as the parameter where it has its shape."""
+    dtype = stored.properties.dtype
+    if stored.size and tuple(stored.size) == tuple(parameter.shape):
+        return torch.zeros_like(parameter, dtype=dtype)
+    return torch.zeros(stored.size, dtype=dtype, device=parameter.device)
+
+
+def _complete_8bit(optimizer: Any) -> None:
+    """Where states are bitsandbytes': steps are numbers again, and bytes have the table of what they stand for."""
+    for state in optimizer.state.values():
+        if "state1" in state:
+            state["step"] = int(state["step"])
+        if "absmax1" in state:
+            if not optimizer.name2qmap:
+                optimizer.fill_qmap()
+            tables = zip(("qmap1", "qmap2"), ("dynamic", "udynamic"), strict=True)
+            state |= {key: optimizer.name2qmap[kind].to(state["absmax1"].device) for key, kind in tables}

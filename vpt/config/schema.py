@@ -125,6 +125,7 @@ class DataConfig:
 
 @dataclass
 class OptimConfig:
+    name: str = choice("adamw", "adamw_8bit")  # adamw_8bit: moments in 8 bits, by bitsandbytes; not of shards
     lr: float = bounded(2e-5)  # learning rate at its highest
     weight_decay: float = bounded(0.0)  # of matrices; vectors and embeddings have none
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])  # two, each from 0 to below 1
@@ -160,6 +161,7 @@ class StrategyConfig:
     kind: str = choice("auto", "single", "ddp", "fsdp", "hybrid")  # auto: see vpt/distributed/strategy.py
     shard_size: int | None = None  # hybrid: processes that share one copy of the weights; null: those of a node
     reshard_after_forward: bool = True  # fsdp, hybrid: free a layer's weights after its forward; False: gather once
+    cpu_offload: bool = False  # fsdp, hybrid: weights, gradients and optimizer states wait in the CPU's memory
 
 
 @dataclass

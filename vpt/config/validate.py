@@ -52,6 +52,11 @@ def validate(config: TrainConfig) -> None:
         raise ConfigError("model.path is not set and model.config has no sizes; type model.path=FOLDER or model=tiny")
     if config.model.lora.rank and find_spec("peft") is None:
         raise ConfigError(f"model.lora.rank={config.model.lora.rank} needs the package peft; type: pip install peft")
+    if config.strategy.cpu_offload and config.strategy.kind not in ("fsdp", "hybrid"):
+        kind = config.strategy.kind
+        raise ConfigError(f"strategy.cpu_offload is for shards, not for strategy={kind}; type strategy=fsdp")
+    if config.optim.name == "adamw_8bit" and find_spec("bitsandbytes") is None:
+        raise ConfigError("optim.name=adamw_8bit needs the package bitsandbytes; type: pip install 'vpt[quant]'")
     if config.model.frozen_dtype is not None and config.training.precision != "bf16":
         raise ConfigError(
             f"model.frozen_dtype={config.model.frozen_dtype} is for products in bfloat16; type training.precision=bf16 "

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 
 import torch
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from vpt.config.schema import StrategyConfig
@@ -66,7 +66,9 @@ class DDP(Strategy):
 class FSDP(Strategy):
     """`fully_shard` over one dimension of processes, or two (hybrid). Gradients are reduced after every micro-batch."""
 
-    def __init__(self, model: VPTModel, mesh: DeviceMesh, *, precision: str, reshard_after_forward: bool) -> None:
+    def __init__(
+        self, model: VPTModel, mesh: DeviceMesh, *, precision: str, reshard_after_forward: bool, cpu_offload: bool
+    ) -> None:  # fmt: skip
         """Shard a model in place, whose weights may be on the CPU or on `meta`.
 
         Args:
@@ -74,17 +76,21 @@ class FSDP(Strategy):
             precision: with `bf16`, units are gathered as bfloat16 and reduced as float32. Embeddings, head and
                 projectors stay float32 as under autocast, so that the residual stream is the same.
             reshard_after_forward: give a unit's weights back after its forward pass, and gather them for the next one.
+            cpu_offload: keep shards, their gradients and the optimizer's states on the CPU, where it steps.
         """
         self.name = "fsdp" if mesh.ndim == 1 else "hybrid"
         self.model, self.reshard_after_forward = model, reshard_after_forward
         half = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
         policy = half if precision == "bf16" else MixedPrecisionPolicy()
+        place = CPUOffloadPolicy(pin_memory=mesh.device_type != "cpu") if cpu_offload else OffloadPolicy()
         # Outputs of units are never written into, so they may be views.
         warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
         self.units = model.shard_units
         for unit in self.units:
-            fully_shard(unit, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard_after_forward)
-        fully_shard(model, mesh=mesh)
+            fully_shard(
+                unit, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard_after_forward, offload_policy=place
+            )
+        fully_shard(model, mesh=mesh, offload_policy=place)
         for unit in self.units:
             unit.set_reshard_after_backward(reshard_after_forward)
 
@@ -119,7 +125,10 @@ def build_strategy(
         if world.size % shards:
             raise ConfigError(f"strategy.shard_size={shards} does not divide the {world.size} processes of this run")
         mesh = init_device_mesh(device.type, (world.size // shards, shards), mesh_dim_names=("copies", "shards"))
-    return FSDP(model, mesh, precision=precision, reshard_after_forward=config.reshard_after_forward)
+    return FSDP(
+        model, mesh, precision=precision, reshard_after_forward=config.reshard_after_forward,
+        cpu_offload=config.cpu_offload,
+    )  # fmt: skip
 
 
 def choose_strategy(model: VPTModel, world: World, device: torch.device) -> str:

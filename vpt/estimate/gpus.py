@@ -21,12 +21,14 @@ class ShardingPlan:
         kind: `single`, `ddp`, `fsdp` or `hybrid`.
         shards: how many of them hold one copy of the weights together.
         reshard: whether a unit's weights are given back after its forward pass.
+        offload: whether shards, their gradients and moments are in the CPU's memory.
     """
 
     gpus: int = 1
     kind: str = "single"
     shards: int = 1
     reshard: bool = True
+    offload: bool = False
 
     @property
     def sharded(self) -> bool:
@@ -45,7 +47,9 @@ def sharding_plan(config: EstimateConfig, model: VPTModel) -> ShardingPlan:
     group = strategy.shard_size or min(gpus, config.assume.gpus_per_node)
     if kind == "hybrid" and gpus % group:
         raise ConfigError(f"gpus={gpus} do not make groups of {group}; set strategy.shard_size")
-    return ShardingPlan(gpus, kind, {"fsdp": gpus, "hybrid": group}.get(kind, 1), strategy.reshard_after_forward)
+    return ShardingPlan(
+        gpus, kind, {"fsdp": gpus, "hybrid": group}.get(kind, 1), strategy.reshard_after_forward, strategy.cpu_offload
+    )
 
 
 def communication_bytes(model: VPTModel, plan: ShardingPlan, *, product: int) -> float:

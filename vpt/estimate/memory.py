@@ -2,7 +2,7 @@
 
     weights       every parameter and buffer as it is stored
     gradients     as the trained ones
-    optimizer     AdamW's two moments, as the trained ones
+    optimizer     AdamW's two moments, as the trained ones; in 8 bits a byte each, and a scale to 256 of them
     copies        bf16 autocast over float32 weights: of trained matrices, all through the forward pass; of frozen ones
                   that a gradient passes through, one for each stage until the backward pass (none with checkpointing)
     exchange      `vpt.estimate.gpus.communication_bytes`
@@ -74,16 +74,20 @@ class DTypeBytes:
         return cls(stored, BFLOAT16 if autocast else stored, packed)
 
 
-def predict_memory(model: VPTModel, load: Workload, spread: ShardingPlan, types: DTypeBytes) -> Memory:
-    """The memory of one GPU of `spread` under a micro-batch.
+def predict_memory(
+    model: VPTModel, load: Workload, spread: ShardingPlan, types: DTypeBytes, *, optimizer: str = "adamw"
+) -> Memory:
+    """The memory of one GPU of `spread` under a micro-batch; weights, gradients and moments may wait elsewhere.
 
     Args:
         model: on any device, its parameters frozen and trained as in the run.
         load: of the micro-batch.
         spread: the processes.
         types: of numbers.
+        optimizer: `optim.name`.
     """
     trained = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
+    here = 0.0 if spread.offload else 1 / spread.shards
     held = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
     layers = model.language.layers
     inner = layers[0].mlp.gate_proj.out_features
@@ -91,15 +95,25 @@ def predict_memory(model: VPTModel, load: Workload, spread: ShardingPlan, types:
     gated = 3 * inner * types.products
     logits = min(load.labels, LOGIT_CHUNK) * model.qwen.lm_head.out_features
     return Memory(
-        weights=held / spread.shards,
-        gradients=trained / spread.shards,
-        optimizer=2 * trained / spread.shards,
+        weights=held * here,
+        gradients=trained * here,
+        optimizer=moment_bytes(model, optimizer) * here,
         copies=_copies(model, load, spread) if types.products < types.stored else 0.0,
         exchange=communication_bytes(model, spread, product=types.products),
         activations=activations,
         workspace=max(gated * load.max_grad_stage, gated * load.max_stage - activations)
         + len(layers) * load.no_grad_positions * _cached_by_layer(layers[0], types),
         logits=logits * (3 * FLOAT32 + (types.products if types.products < FLOAT32 else 0)),
+    )
+
+
+def moment_bytes(model: VPTModel, optimizer: str) -> float:
+    """Bytes of AdamW's moments; `optimizer`: `optim.name`."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if optimizer == "adamw":
+        return sum(2 * parameter.nbytes for parameter in trained)
+    return sum(
+        2 * (p.numel() + FLOAT32 * -(-p.numel() // 256) if p.numel() >= 4096 else 4 * p.numel()) for p in trained
     )
 
 
@@ -112,7 +126,8 @@ def state_bytes(model: VPTModel, config: TrainConfig) -> tuple[int, int]:
         for name, tensor in model.state_dict(keep_vars=True).items()
         if tensor.requires_grad or not name.startswith(named)
     }
-    return sum(held.values()), sum(2 * parameter.nbytes + FLOAT32 for parameter in trained)
+    count = FLOAT32 if config.optim.name == "adamw" else 8  # of steps
+    return sum(held.values()), int(moment_bytes(model, config.optim.name)) + count * len(trained)
 
 
 def _named_prefixes(config: TrainConfig) -> tuple[str, ...]:

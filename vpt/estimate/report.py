@@ -100,7 +100,8 @@ class Report:
         """Bytes on each GPU, by part."""
         config, rows, how = self.config, micro_batch(self.config), sharding_plan(self.config, self.model)
         types = DTypeBytes.of(self.model, autocast=config.training.precision == "bf16", packed=True)
-        memory = predict_memory(self.model, workload_of(self.meter, self.examples, rows), how, types)
+        load = workload_of(self.meter, self.examples, rows)
+        memory = predict_memory(self.model, load, how, types, optimizer=config.optim.name)
         shared = f", {how.shards} GPUs to a copy" if how.sharded else ""
         checkpointing = "on" if config.model.activation_checkpointing else "off"
         unit, name = _unit(memory.total)

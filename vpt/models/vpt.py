@@ -80,8 +80,8 @@ class VPTModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """The device of the weights."""
-        return self.language.norm.weight.device
+        """The device that it computes on: that of buffers, since weights may wait on the CPU."""
+        return self.language.rotary_emb.inv_freq.device
 
     def train(self, mode: bool = True) -> "VPTModel":
         """As any module, but frozen towers stay in evaluation mode: their features of an image are always the same."""

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from vpt.config.schema import OptimConfig
-from vpt.errors import ConfigError, did_you_mean
+from vpt.errors import ConfigError, did_you_mean, import_bitsandbytes
 from vpt.models.lora import freeze_base
 from vpt.models.vpt import VPTModel
 
@@ -71,9 +71,17 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict]:
     ]  # fmt: skip
 
 
-def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW over `parameter_groups`; each group keeps its parameters' names."""
+def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    """AdamW over `parameter_groups`; each group keeps its parameters' names.
+
+    In 8 bits moments are bytes, 256 of them to a scale; those of tensors with less than 4,096 numbers are float32.
+    """
     beta1, beta2 = config.betas
+    if config.name == "adamw_8bit":
+        found: torch.optim.Optimizer = import_bitsandbytes(f"optim.name={config.name}").optim.AdamW8bit(
+            parameter_groups(model, config), lr=config.lr, betas=(beta1, beta2), eps=config.eps
+        )
+        return found
     return torch.optim.AdamW(parameter_groups(model, config), betas=(beta1, beta2), eps=config.eps, fused=True)
 
 

@@ -21,6 +21,7 @@ from vpt.config.weight_folder import weight_paths
 from vpt.data.build import check_sources
 from vpt.distributed.process_group import World
 from vpt.distributed.strategy import SHARDED, Strategy, build_strategy, choose_strategy
+from vpt.errors import ConfigError
 from vpt.flops import FlopMeter
 from vpt.models.build import ModelBundle
 from vpt.models.frozen_dtype import cast_frozen
@@ -63,12 +64,14 @@ def build_training(config: TrainConfig, found: Path | None, world: World, device
         compile_layers(model.language.layers)
 
     def fill() -> None:
-        materialize(model, device)
+        materialize(model, device, cpu_offload=chosen.cpu_offload)
         torch.manual_seed(config.seed)
         if not found:
             initialize(bundle, stored)
 
     sharded = chosen.kind in SHARDED
+    if sharded and config.optim.name == "adamw_8bit":
+        raise ConfigError(f"optim.name=adamw_8bit cannot step shards (strategy={chosen.kind}); type strategy=ddp")
     if not sharded:
         fill()
     strategy = build_strategy(chosen, model, world, device, precision=config.training.precision)
