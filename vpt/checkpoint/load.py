@@ -20,6 +20,7 @@ from vpt.config.schema import TrainConfig
 from vpt.config.weight_folder import weight_paths
 from vpt.errors import wrap_read_errors
 from vpt.models.build import ModelBundle, build_bundle, configured_sizes, extend_vocabulary
+from vpt.models.quantization import round_base
 from vpt.models.qwen import build_tokenizer, check_tokenizer, local_folder, qwen_config
 from vpt.utils.device import choose_device
 
@@ -53,6 +54,9 @@ def load_pretrained(
         bundle = build_from_checkpoint(found, load_config(found), tensors.shapes)
         materialize(bundle.model, target)
         load_state_dict(bundle.model, tensors, tensors.shapes, where=found)
+        if bundle.config.model.load_in_4bit:
+            round_base(bundle.model, bundle.config.model.frozen_dtype)
+            bundle.config.model.load_in_4bit = False  # of this model, which may be exported
     bundle.model.to(target).eval()
     return bundle
 

@@ -94,6 +94,11 @@ class WarmStart:
         try:
             found = find_checkpoint(str(config.init_from))
             verify(found)
+            if load_config(found).model.load_in_4bit and not config.model.load_in_4bit:
+                raise CheckpointError(
+                    "its adapters were trained beside 4 bits; type model.load_in_4bit=true, or vpt export "
+                    f"checkpoint={config.init_from} to=FOLDER and init_from=FOLDER"
+                )
             frozen = FrozenWeights.named_by(found, weight_paths(config)).check(found)
             return cls(found, CheckpointTensors(found, frozen), config.init_exclude)
         except CheckpointError as error:

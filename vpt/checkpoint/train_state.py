@@ -81,7 +81,7 @@ def restore(
 ) -> TrainState:
     """Read weights and the optimizer's state in place, each process its part, and return the rest.
 
-    `frozen`: weights that the checkpoint names instead of holding them.
+    `frozen`: weights that the checkpoint names instead of holding them, which are in place.
 
     Raises CheckpointError where the checkpoint is broken, or of another model.
     """
@@ -89,17 +89,16 @@ def restore(
         LazyStateDict(checkpoint, sorted(checkpoint.glob("optimizer*.safetensors")))  # its headers make sense
         reader = HuggingFaceStorageReader(str(checkpoint))
         stored: dict[str, Any] = reader.read_metadata().state_dict_metadata
-        frozen, own = frozen or FrozenWeights(), unique_state_dict(model)
+        own = {name: tensor for name, tensor in unique_state_dict(model).items() if name not in (frozen or ())}
         held = {name: entry.size for name, entry in stored.items() if "/" not in name}
-        check_state_dict(frozen.shapes | held, own, where=checkpoint)
-        tensors = {name: tensor for name, tensor in own.items() if name in held}
+        check_state_dict(held, own, where=checkpoint)
+        tensors = dict(own)
         tensors |= _blank_states(optimizer, stored)
         warnings.filterwarnings("ignore", "torch.distributed is disabled")
         try:
             dcp.load(tensors, storage_reader=reader, no_dist=not dist.is_initialized())
         except CheckpointException as error:  # no Exception; it holds one of each process that failed
             raise next(iter(error.failures.values()))[0] from None
-        frozen.load(model)
         _complete_8bit(optimizer)
         return _read_state(checkpoint)
 

@@ -24,6 +24,7 @@ class ModelConfig:
     config: dict[str, Any] = field(default_factory=dict)  # arguments of transformers' configuration
     dtype: str = choice("float32", "bfloat16")  # of all weights; bfloat16 is for what is not trained
     frozen_dtype: str | None = optional_choice("bfloat16")  # of frozen matrices in training; null: as all others
+    load_in_4bit: bool = False  # what LoRA's adapters stand beside, in training; by bitsandbytes, whole models only
     inner_forward: str = choice("shared", "full")  # full is the slow reference
     num_inner_forward_run: int = bounded(2, low=1, high=2)  # 1: the alignment stage
     projector_scale: int = bounded(1, low=1)  # control tokens of an action

@@ -55,15 +55,39 @@ def validate(config: TrainConfig) -> None:
     if config.strategy.cpu_offload and config.strategy.kind not in ("fsdp", "hybrid"):
         kind = config.strategy.kind
         raise ConfigError(f"strategy.cpu_offload is for shards, not for strategy={kind}; type strategy=fsdp")
-    if config.optim.name == "adamw_8bit" and find_spec("bitsandbytes") is None:
-        raise ConfigError("optim.name=adamw_8bit needs the package bitsandbytes; type: pip install 'vpt[quant]'")
-    if config.model.frozen_dtype is not None and config.training.precision != "bf16":
-        raise ConfigError(
-            f"model.frozen_dtype={config.model.frozen_dtype} is for products in bfloat16; type training.precision=bf16 "
-            "with it"
-        )
+    _check_bits(config)
     family = config.model.family
     check_weight_folder(config.model.path, "model.path", [family, UPSTREAM] if family == "qwen2_vl" else [family])
+
+
+def whole_model_keys(config: TrainConfig) -> list[str]:
+    """Settings of a run that need bitsandbytes, and whole models: it knows no shards."""
+    asked = {
+        "optim.name=adamw_8bit": config.optim.name == "adamw_8bit",
+        "model.load_in_4bit=true": config.model.load_in_4bit,
+    }
+    return [key for key, wanted in asked.items() if wanted]
+
+
+def _check_bits(config: TrainConfig) -> None:
+    """What is stored in fewer bits."""
+    model = config.model
+    if model.frozen_dtype is not None and config.training.precision != "bf16":
+        raise ConfigError(
+            f"model.frozen_dtype={model.frozen_dtype} is for products in bfloat16; type training.precision=bf16 with it"
+        )
+    if model.load_in_4bit and not model.lora.rank:
+        raise ConfigError("model.load_in_4bit=true cannot train the base itself; type model.lora.rank=16 with it")
+    if model.load_in_4bit and (model.path is None or config.training.save_frozen_weights):
+        raise ConfigError(
+            "model.load_in_4bit=true is for a base that checkpoints name, not hold; type model.path=FOLDER and "
+            "training.save_frozen_weights=false"
+        )
+    if model.load_in_4bit and config.rl.algorithm != "none":
+        raise ConfigError("model.load_in_4bit=true has no reward learning; type model.load_in_4bit=false")
+    for key in whole_model_keys(config):
+        if find_spec("bitsandbytes") is None:
+            raise ConfigError(f"{key} needs the package bitsandbytes; type: pip install 'vpt[quant]'")
 
 
 def _check_numbers(config: TrainConfig) -> None:

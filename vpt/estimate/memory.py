@@ -11,7 +11,7 @@
                   twice (before and after the norm) and three times what they make of them
     workspace     inside one layer's MLP: the gate, the other half and their product, or the gradients of these, in the
                   largest stage that keeps anything, or in a larger one that runs while nothing is kept yet; keys and
-                  values of stages that keep nothing else, while later stages run
+                  values of stages that keep nothing else, while later stages run; one weight that 4 bits stand for
     logits        of one chunk of labelled positions: as computed, in float32, their log-softmax, its gradient
 
 Frozen towers keep nothing. Of trained ones (random weights) every matrix is taken to keep its input and output. The sum
@@ -19,12 +19,12 @@ is reached from the second micro-batch of a step on, when the first one's gradie
 fragments, the driver's own memory and NCCL's come on top.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from vpt.config.overrides import ASSETS
 from vpt.config.schema import TrainConfig
@@ -32,6 +32,7 @@ from vpt.config.weight_folder import UPSTREAM, read_settings, weight_paths
 from vpt.estimate.gpus import FLOAT32, ShardingPlan, communication_bytes
 from vpt.estimate.workload import Workload
 from vpt.models.output import LOGIT_CHUNK
+from vpt.models.quantization import BYTES, base_weights
 from vpt.models.vpt import VPTModel, is_trained
 
 BFLOAT16 = 2
@@ -75,8 +76,9 @@ class DTypeBytes:
 
 
 def predict_memory(
-    model: VPTModel, load: Workload, spread: ShardingPlan, types: DTypeBytes, *, optimizer: str = "adamw"
-) -> Memory:
+    model: VPTModel, load: Workload, spread: ShardingPlan, types: DTypeBytes, *, optimizer: str = "adamw",
+    in_4bit: bool = False,
+) -> Memory:  # fmt: skip
     """The memory of one GPU of `spread` under a micro-batch; weights, gradients and moments may wait elsewhere.
 
     Args:
@@ -85,24 +87,28 @@ def predict_memory(
         spread: the processes.
         types: of numbers.
         optimizer: `optim.name`.
+        in_4bit: `model.load_in_4bit`.
     """
     trained = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
+    packed = [linear.weight for _, linear in base_weights(model)] if in_4bit else []
     here = 0.0 if spread.offload else 1 / spread.shards
     held = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+    saved = sum(weight.nbytes - BYTES * weight.numel() for weight in packed)
     layers = model.language.layers
     inner = layers[0].mlp.gate_proj.out_features
     activations = _activations(model, load, types)
     gated = 3 * inner * types.products
     logits = min(load.labels, LOGIT_CHUNK) * model.qwen.lm_head.out_features
     return Memory(
-        weights=held * here,
+        weights=(held - saved) * here,
         gradients=trained * here,
         optimizer=moment_bytes(model, optimizer) * here,
-        copies=_copies(model, load, spread) if types.products < types.stored else 0.0,
+        copies=_copies(model, load, spread, packed) if types.products < types.stored else 0.0,
         exchange=communication_bytes(model, spread, product=types.products),
         activations=activations,
         workspace=max(gated * load.max_grad_stage, gated * load.max_stage - activations)
-        + len(layers) * load.no_grad_positions * _cached_by_layer(layers[0], types),
+        + len(layers) * load.no_grad_positions * _cached_by_layer(layers[0], types)
+        + max((weight.nbytes + weight.numel() * types.products for weight in packed), default=0.0),
         logits=logits * (3 * FLOAT32 + (types.products if types.products < FLOAT32 else 0)),
     )
 
@@ -203,12 +209,13 @@ def _activations(model: VPTModel, load: Workload, types: DTypeBytes) -> float:
     return kept
 
 
-def _copies(model: VPTModel, load: Workload, spread: ShardingPlan) -> float:
+def _copies(model: VPTModel, load: Workload, spread: ShardingPlan, packed: Sequence[Tensor]) -> float:
     copied = model.qwen.lm_head.weight.numel()
     if not spread.sharded:  # else units are gathered as bfloat16
         weights = [matrix.weight for matrix in _matrices(model.language.layers)]
         stages = 0 if model.forward_config.checkpointing else load.stages
-        wide = [weight for weight in weights if weight.element_size() > BFLOAT16]  # see model.frozen_dtype
+        apart = {id(weight) for weight in packed}
+        wide = [weight for weight in weights if weight.element_size() > BFLOAT16 and id(weight) not in apart]
         copied += sum(weight.numel() * (1 if weight.requires_grad else stages) for weight in wide)
     return BFLOAT16 * copied
 

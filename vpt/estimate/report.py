@@ -101,7 +101,9 @@ class Report:
         config, rows, how = self.config, micro_batch(self.config), sharding_plan(self.config, self.model)
         types = DTypeBytes.of(self.model, autocast=config.training.precision == "bf16", packed=True)
         load = workload_of(self.meter, self.examples, rows)
-        memory = predict_memory(self.model, load, how, types, optimizer=config.optim.name)
+        memory = predict_memory(
+            self.model, load, how, types, optimizer=config.optim.name, in_4bit=config.model.load_in_4bit
+        )
         shared = f", {how.shards} GPUs to a copy" if how.sharded else ""
         checkpointing = "on" if config.model.activation_checkpointing else "off"
         unit, name = _unit(memory.total)

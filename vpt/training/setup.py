@@ -15,7 +15,8 @@ from vpt.checkpoint.initialize import initialize, materialize
 from vpt.checkpoint.load import build_from_checkpoint, build_new
 from vpt.checkpoint.pretrained import StoredWeights
 from vpt.checkpoint.resume import WarmStart
-from vpt.config.schema import TrainConfig
+from vpt.config.schema import StrategyConfig, TrainConfig
+from vpt.config.validate import whole_model_keys
 from vpt.config.validate_rl import check_not_sharded
 from vpt.config.weight_folder import weight_paths
 from vpt.data.build import check_sources
@@ -26,22 +27,30 @@ from vpt.flops import FlopMeter
 from vpt.models.build import ModelBundle
 from vpt.models.frozen_dtype import cast_frozen
 from vpt.models.inner_forward import compile_layers
-from vpt.training.optimizer import set_trainable
+from vpt.models.quantization import quantize_base
+from vpt.models.vpt import VPTModel
+from vpt.training.optimizer import parameter_table, set_trainable
 
 
 class BuiltTraining(NamedTuple):
-    """A run's model, shared among its processes; its FLOP meter, made while it was whole; what is as in its folders."""
+    """A run's model, shared among its processes.
+
+    Attributes:
+        meter, table: its FLOP meter and the table of its parameters, made while it was whole.
+        frozen: what is as in its folders.
+    """
 
     bundle: ModelBundle
     strategy: Strategy
     meter: FlopMeter
+    table: str
     frozen: FrozenWeights
 
 
 def build_training(config: TrainConfig, found: Path | None, world: World, device: torch.device) -> BuiltTraining:
     """Build a run's model and shard or copy it as configured.
 
-    Weights of the checkpoint `found` are still to be read. Raises UserError for whatever cannot run.
+    What the checkpoint `found` holds is still to be read. Raises UserError for whatever cannot run.
     """
     check_sources(config, "train", "test")  # before anything is fetched or read
     start = WarmStart.of(config) if config.init_from and not found else None
@@ -56,27 +65,37 @@ def build_training(config: TrainConfig, found: Path | None, world: World, device
     cast_frozen(model, config.model.frozen_dtype)
     if not found:
         frozen = FrozenWeights.of(model, stored, paths)
-    meter = FlopMeter(model)
-    kind = config.strategy.kind
-    chosen = replace(config.strategy, kind=choose_strategy(model, world, device) if kind == "auto" else kind)
-    check_not_sharded(config, chosen.kind)
+    meter, table = FlopMeter(model), parameter_table(model)
+    chosen = _choose(config, model, world, device)
     if config.training.compile:
         compile_layers(model.language.layers)
 
-    def fill() -> None:
+    def fill() -> FrozenWeights:
         materialize(model, device, cpu_offload=chosen.cpu_offload)
         torch.manual_seed(config.seed)
-        if not found:
+        if found:
+            frozen.load(model)
+        else:
             initialize(bundle, stored)
+        left = start.load(model, frozen, quiet=not world.is_main) if start is not None else frozen
+        if config.model.load_in_4bit:
+            quantize_base(model, named=left)
+        return left
 
-    sharded = chosen.kind in SHARDED
-    if sharded and config.optim.name == "adamw_8bit":
-        raise ConfigError(f"optim.name=adamw_8bit cannot step shards (strategy={chosen.kind}); type strategy=ddp")
-    if not sharded:
-        fill()
+    if chosen.kind in SHARDED:
+        strategy = build_strategy(chosen, model, world, device, precision=config.training.precision)
+        return BuiltTraining(bundle, strategy, meter, table, fill())
+    frozen = fill()
     strategy = build_strategy(chosen, model, world, device, precision=config.training.precision)
-    if sharded:
-        fill()
-    if start is not None:
-        frozen = start.load(model, frozen, quiet=not world.is_main)
-    return BuiltTraining(bundle, strategy, meter, frozen)
+    return BuiltTraining(bundle, strategy, meter, table, frozen)
+
+
+def _choose(config: TrainConfig, model: VPTModel, world: World, device: torch.device) -> StrategyConfig:
+    """The strategy, which `auto` leaves open. Raises ConfigError for one that the run cannot have."""
+    kind = config.strategy.kind
+    chosen = replace(config.strategy, kind=choose_strategy(model, world, device) if kind == "auto" else kind)
+    check_not_sharded(config, chosen.kind)
+    for key in whole_model_keys(config):
+        if chosen.kind in SHARDED:
+            raise ConfigError(f"{key} is for whole models, not for shards (strategy={chosen.kind}); type strategy=ddp")
+    return chosen

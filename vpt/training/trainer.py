@@ -25,7 +25,7 @@ from vpt.flops.hardware import peak_flops
 from vpt.perception.batch import Batch
 from vpt.training.failures import FailureLog
 from vpt.training.frozen_features import open_feature_cache
-from vpt.training.optimizer import build_optimizer, lr_factor, parameter_table, set_lr
+from vpt.training.optimizer import build_optimizer, lr_factor, set_lr
 from vpt.training.policy_objective import build_objective
 from vpt.training.preemption import PreemptionHandler
 from vpt.training.run_logger import RunLogger
@@ -71,7 +71,7 @@ class Trainer:
             check_same_config(found, config)
         # 1. The model, sharded or copied; 2. the optimizer, which holds parameters and hence comes after sharding;
         # 3. their values, read in place; 4. the feature cache, whose keys digest these values.
-        self.bundle, self.strategy, meter, frozen = build_training(config, found, self.world, self.device)
+        self.bundle, self.strategy, meter, self.table, frozen = build_training(config, found, self.world, self.device)
         self.model = self.bundle.model
         self.optimizer = build_optimizer(self.model, config.optim)
         self.state = restore(found, self.model, self.optimizer, frozen) if found else TrainState()
@@ -109,7 +109,7 @@ class Trainer:
     def fit(self) -> None:
         """Train from where the run stands to its last step, or until a signal; the last checkpoint is then in place."""
         strategy = f"{self.world.size} x {self.device.type} ({self.strategy.name})"
-        self.run_logger.start(self.state, f"{parameter_table(self.model)}\n  {self.threads}", strategy)
+        self.run_logger.start(self.state, f"{self.table}\n  {self.threads}", strategy)
         training, exit_code = self.config.training, 0
         with self.preemption, self.saver, self.run_logger.progress_bar(self.state.step) as bar:
             if self.state.step and self._evaluate():  # what was due where the run was stopped
