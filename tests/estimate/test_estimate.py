@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import cache
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -24,7 +25,9 @@ from vpt.data.synthetic import WORD
 from vpt.errors import ConfigError
 from vpt.estimate.gpus import ShardingPlan, samples_per_second, sharding_plan
 from vpt.estimate.memory import DTypeBytes, predict_memory, state_bytes
+from vpt.estimate.report import Report
 from vpt.estimate.settings import build_on_meta
+from vpt.estimate.smallest_gpu import smallest_gpu
 from vpt.estimate.typical_samples import TypicalSample, typical_samples
 from vpt.estimate.workload import workload_of
 from vpt.flops import FlopMeter
@@ -394,3 +397,36 @@ def test_shards_divide_the_state():
 def test_throughput():
     config = compose_description(["gpus=4", "assume.peak_tflops=100", "assume.utilisation=0.5"])
     assert samples_per_second(config, 1e12) == 200
+
+
+@pytest.mark.parametrize(
+    ("keys", "least", "most"),
+    [
+        (["model.frozen_dtype=bfloat16"], 4.4, 5.7),
+        (["model.frozen_dtype=bfloat16", "model.load_in_4bit=true"], 3.3, 4.1),
+    ],
+)
+def test_a_base_in_fewer_bits(keys, least, most):
+    """The 1.3 10^9 weights beside adapters in two bytes each, and in half of one; towers in two."""
+    run = ["+experiment=dino", "model=qwen2_vl_2b", "model.lora.rank=16", "training.precision=bf16"]
+    whole, fewer = (
+        Report(config, build_on_meta(config)).predicted_memory()
+        for config in (compose_description(run), compose_description([*run, *keys, "optim.name=adamw_8bit"]))
+    )
+    assert whole.weights > 10e9 and least < fewer.weights / 1e9 < most
+    assert fewer.copies < 0.1 * whole.copies and fewer.optimizer < 0.3 * whole.optimizer
+
+
+def test_the_smallest_gpu():
+    assert smallest_gpu(11e9) == "12 (RTX 4070)" and smallest_gpu(11.9e9) == "16 (RTX 4080)"
+    assert smallest_gpu(140e9) == "several, strategy=fsdp"
+
+
+@pytest.mark.slow
+def test_the_table_of_the_smallest_gpus(capsys):
+    main(["estimate", "--smallest-gpu"])
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if line[:2] in ("2B", "3B", "7B")]
+    assert [row[:2] for row in rows] == [
+        [size, how] for size in ("2B", "3B", "7B") for how in ("full", "LoRA", "QLoRA")
+    ]
+    assert all(float(row[2]) > float(below[2]) for row, below in pairwise(rows) if row[0] == below[0])

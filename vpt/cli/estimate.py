@@ -3,6 +3,7 @@
 vpt estimate +experiment=dino model=qwen2_vl_2b
 vpt estimate +experiment=dino model=qwen2_vl_2b gpus=64 strategy=fsdp
 vpt estimate +experiment=dino model=qwen2_vl_2b gpus=8 assume.gpu=h100 assume.image=[512,512]
+vpt estimate --smallest-gpu
 vpt estimate +experiment=free_choice model=qwen2_vl_2b 'assume.actions={none:307,region:229,dino:293}'
 
 Prints modules with their parameters, tokens and FLOPs of a sample, memory of a GPU by part, speed, days and sizes of
@@ -11,7 +12,7 @@ checkpoints. Overrides are those of train.py, and:
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
 
 from hydra import compose, initialize_config_dir
@@ -26,6 +27,7 @@ from vpt.config.weight_folder import check_model_group
 from vpt.errors import ConfigError
 from vpt.estimate.report import Report
 from vpt.estimate.settings import EstimateConfig, build_on_meta
+from vpt.estimate.smallest_gpu import smallest_gpu_table
 
 _TRAINED_WITH = {item.name for item in fields(TrainConfig)}
 OWN_KEYS = [item.name for item in fields(EstimateConfig) if item.name not in _TRAINED_WITH]
@@ -67,6 +69,12 @@ def main(arguments: Sequence[str]) -> None:
         prog="vpt estimate", description=f"{__doc__}{help_text()}", formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
-    config = compose_description(parser.parse_args(arguments).overrides)
-    for line in Report(config, build_on_meta(config)):
+    parser.add_argument("--smallest-gpu", action="store_true", help="a table of the published models instead")
+    asked = parser.parse_args(arguments)
+    if asked.smallest_gpu:
+        lines: Iterable[str] = smallest_gpu_table(compose_description, asked.overrides)
+    else:
+        config = compose_description(asked.overrides)
+        lines = Report(config, build_on_meta(config))
+    for line in lines:
         print(line)

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from vpt.estimate.gpus import GIGA, memory_of_a_gpu, micro_batch, peak_flops, samples_per_second, sharding_plan
-from vpt.estimate.memory import DTypeBytes, predict_memory, state_bytes
+from vpt.estimate.memory import DTypeBytes, Memory, predict_memory, state_bytes
 from vpt.estimate.settings import EstimateConfig
 from vpt.estimate.typical_samples import image_size, typical_samples
 from vpt.estimate.workload import workload_of
@@ -96,14 +96,19 @@ class Report:
         if self.config.data.feature_cache:
             yield "  frozen encoders run once for each image, and then no more: data.feature_cache is set"
 
+    def predicted_memory(self) -> Memory:
+        """Bytes on each GPU."""
+        config, how = self.config, sharding_plan(self.config, self.model)
+        types = DTypeBytes.of(self.model, autocast=config.training.precision == "bf16", packed=True)
+        load = workload_of(self.meter, self.examples, micro_batch(config))
+        return predict_memory(
+            self.model, load, how, types, optimizer=config.optim.name, in_4bit=config.model.load_in_4bit
+        )
+
     def memory(self) -> Iterator[str]:
         """Bytes on each GPU, by part."""
         config, rows, how = self.config, micro_batch(self.config), sharding_plan(self.config, self.model)
-        types = DTypeBytes.of(self.model, autocast=config.training.precision == "bf16", packed=True)
-        load = workload_of(self.meter, self.examples, rows)
-        memory = predict_memory(
-            self.model, load, how, types, optimizer=config.optim.name, in_4bit=config.model.load_in_4bit
-        )
+        memory = self.predicted_memory()
         shared = f", {how.shards} GPUs to a copy" if how.sharded else ""
         checkpointing = "on" if config.model.activation_checkpointing else "off"
         unit, name = _unit(memory.total)

@@ -5,6 +5,7 @@ beside it: W x + alpha / rank * B A x. Checkpoints hold base and adapters under 
 them into what a model without adapters loads.
 """
 
+import logging
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import Any
@@ -26,6 +27,7 @@ def inject(language: nn.Module, config: LoraConfig) -> None:
     """
     if not config.rank:
         return
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it; on CPUs it misses a hub's kernel
     import peft  # an extra; vpt.config.validate.validate has looked for it
 
     layers = [name for name, module in language.named_modules() if isinstance(module, nn.Linear)]
