@@ -70,13 +70,21 @@ def test_how_a_step_is_cut_changes_nothing(tmp_path, whole, trained_run, overrid
 
 
 @pytest.mark.slow
-def test_two_processes(tmp_path, whole, trained_run):
-    overrides = ["training.steps=2", "strategy=ddp"]
-    found = on_ranks(2, on_rank, tmp_path / "run", trained_run, overrides, folder=tmp_path)
-    want = [[line["train/loss"], line["train/grad_norm"]] for line in logged(whole.folder, "train/loss")[:2]]
-    for (loss, norm), (own_loss, own_norm) in zip(want, found[0]):
+@pytest.mark.parametrize("overrides", [
+    ["strategy=ddp"], ["strategy=fsdp"], ["strategy=fsdp", "rl.beta=0.1", "optim.lr=1e-3"],
+    ["strategy=fsdp", "rl.beta=0.1", "model.lora.rank=2", "strategy.reshard_after_forward=false"],
+], ids=str)  # fmt: skip
+def test_two_processes(tmp_path, trained_run, overrides):
+    """Their rollouts, loss and gradient are those of one process, though each of them holds a slice of each weight."""
+    short = ["training.steps=3", *overrides]
+    whole = fitted(tmp_path / "one", trained_run, *(item for item in short if not item.startswith("strategy")))
+    found = on_ranks(2, on_rank, tmp_path / "run", trained_run, short, folder=tmp_path)
+    want = [[line["train/loss"], line["train/grad_norm"]] for line in logged(whole.folder, "train/loss")]
+    for (loss, norm), (own_loss, own_norm) in zip(want, found[0], strict=True):
         assert own_loss == pytest.approx(loss, rel=1e-4, abs=1e-6)
         assert own_norm == pytest.approx(norm, rel=1e-4)
+    differences = [line["rl/log_prob_difference/max"] for line in logged(tmp_path / "run", "rl/reward")]
+    assert len(differences) == 3 and max(differences) < 1e-4
 
 
 class Dropped(Exception):
@@ -176,7 +184,6 @@ def test_rollouts_are_written_for_the_report(whole):
             ["encoder=[]", "model.region_bins=0", "data.actions={none: 1, region: 0, dino: 0, sam: 0, clip: 0}"],
             "perception tokens",
         ),
-        (["strategy=fsdp"], "strategy=ddp"),
         (["rl.rewards.short.target=helpers.example_rewards.fewer"], "helpers.example_rewards.fewer"),
         (["+rl.rewards.short.options.scael=2"], "scael"),
         (["rl.rewards.correct.options.metric=cider_d"], "cider_d"),

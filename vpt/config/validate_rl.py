@@ -29,14 +29,7 @@ def check_rl(config: TrainConfig) -> None:
         raise ConfigError("dropout makes ratios of equal weights differ from 1; type model.lora.dropout=0")
     if config.data.on_error == "skip":
         raise ConfigError("data.on_error=skip is for records with labels; type data.on_error=raise")
-    check_not_sharded(config, config.strategy.kind)
     _check_numbers(config)
-
-
-def check_not_sharded(config: TrainConfig, strategy: str) -> None:
-    """Raise ConfigError where the strategy that is configured, or chosen, shards a model that draws rollouts."""
-    if config.rl.algorithm != "none" and strategy in ("fsdp", "hybrid"):
-        raise ConfigError(f"strategy={strategy} cannot draw rollouts from shards; type strategy=ddp")
 
 
 def _check_numbers(config: TrainConfig) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 
 import torch
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from vpt.config.schema import StrategyConfig
@@ -43,6 +43,12 @@ class Strategy:
 
     def grad_sync(self, *, last: bool) -> contextlib.AbstractContextManager:
         """Context of the forward and backward pass of one micro-batch, which may be the last of its step."""
+        return contextlib.nullcontext()
+
+    def whole_weights(self) -> contextlib.AbstractContextManager:
+        """Context in which a process runs the model without gradients as often as it likes, whatever others do.
+        Entering it is a collective where the model is sharded.
+        """
         return contextlib.nullcontext()
 
 
@@ -103,6 +109,19 @@ class FSDP(Strategy):
         if last and not self.reshard_after_forward:
             for unit in self.units:
                 unit.reshard()
+
+    @contextlib.contextmanager
+    def whole_weights(self) -> Iterator[None]:
+        # The root is the whole model, though a unit of it may run first.
+        self.model._get_fsdp_state()._lazy_init()  # type: ignore[operator]
+        units = [unit for unit in self.model.modules() if isinstance(unit, FSDPModule)]
+        for unit in units:
+            unit.set_reshard_after_forward(False, recurse=False)
+            unit.unshard()
+        yield
+        for unit in units:
+            unit.set_reshard_after_forward(self.reshard_after_forward and unit is not self.model, recurse=False)
+            unit.reshard()
 
 
 def build_strategy(

@@ -18,6 +18,7 @@ from vpt.data.build import build_train_mixture
 from vpt.data.processor import Processor
 from vpt.distributed.batch_alignment import GlobalCounts
 from vpt.distributed.process_group import World
+from vpt.distributed.strategy import Strategy
 from vpt.errors import DataError
 from vpt.evaluation.questions import EvalQuestion
 from vpt.generation.generator import Generator
@@ -37,9 +38,10 @@ class PolicyObjective(Objective):
     """Rollouts of groups, their rewards and advantages, and the loss of `rl.algorithm`."""
 
     def __init__(
-        self, config: TrainConfig, bundle: ModelBundle, processor: Processor, world: World, device: torch.device
+        self, config: TrainConfig, bundle: ModelBundle, processor: Processor, world: World, strategy: Strategy
     ) -> None:  # fmt: skip
-        self.config, self.world, self.device = config, world, device  # no data set of labelled records
+        self.config, self.world, self.strategy = config, world, strategy  # no data set of labelled records
+        self.device = bundle.model.device
         self.rl, self.model = config.rl, bundle.model
         self.reference = ReferencePolicy(bundle.model, WarmStart.of(config)) if self.rl.beta else None
         self.algorithm = ALGORITHMS[self.rl.algorithm](self.rl, max_new_tokens=config.generation.max_new_tokens)
@@ -56,9 +58,10 @@ class PolicyObjective(Objective):
     def batches(self, start: int) -> Iterator[list[Batch]]:
         steps, period = self.rl.steps_per_generation, self._period
         for draw in range(start // period, self.config.training.steps // period):
-            drawn = self._draw(draw)
-            shares = [drawn[step::steps] for step in range(steps)]
-            prepared = [self._micro_batches([group for group in share if group]) for share in shares]
+            with self.strategy.whole_weights(), self._autocast():
+                drawn = self._draw(draw)
+                shares = [drawn[step::steps] for step in range(steps)]
+                prepared = [self._micro_batches([group for group in share if group]) for share in shares]
             for _ in range(self.rl.num_iterations):
                 yield from prepared
 
@@ -69,6 +72,10 @@ class PolicyObjective(Objective):
 
     def resumable(self, step: int) -> bool:
         return step % self._period == 0
+
+    def _autocast(self) -> torch.autocast:
+        """As in training: what draws, and what it is compared with, rounds as the policy does."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.training.precision != "fp32")
 
     def _draw(self, number: int) -> list[list[Rollout]]:
         """The groups of draw `number`, in the order of their prompts; those of other processes are empty.
@@ -96,10 +103,9 @@ class PolicyObjective(Objective):
         size, most = self.group_size, max(1, self.config.generation.batch_size // self.group_size)
         self.model.eval()
         groups: list[list[Rollout]] = []
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.training.precision != "fp32"):
-            for start in range(0, len(own), most):
-                rows = [range(n * size, (n + 1) * size) for n in own[start : start + most]]
-                groups += draw_rollouts(self.generator, questions[start : start + most], numbers=rows)
+        for start in range(0, len(own), most):
+            rows = [range(n * size, (n + 1) * size) for n in own[start : start + most]]
+            groups += draw_rollouts(self.generator, questions[start : start + most], numbers=rows)
         valued = dict(zip(own, map(self._value, groups), strict=True))
         return [valued.get(number, []) for number in numbers]
 
@@ -170,9 +176,9 @@ class PolicyObjective(Objective):
 
 
 def build_objective(
-    config: TrainConfig, bundle: ModelBundle, processor: Processor, world: World, device: torch.device
+    config: TrainConfig, bundle: ModelBundle, processor: Processor, world: World, strategy: Strategy
 ) -> Objective:  # fmt: skip
     """The objective that a run is configured for."""
     if config.rl.algorithm == "none":
-        return Objective(config, processor, world, device)
-    return PolicyObjective(config, bundle, processor, world, device)
+        return Objective(config, processor, world, bundle.model.device)
+    return PolicyObjective(config, bundle, processor, world, strategy)

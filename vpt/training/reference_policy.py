@@ -19,9 +19,10 @@ class ReferencePolicy:
         """`model`: of the run, on its device, at any step."""
         self.model = model
         then = start.named_as(model)
-        trained = {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
-        self.weights = {name: then[name].to(now) for name, now in trained.items() if name in then}
-        self.weights |= {name: now * 0 for name, now in trained.items() if is_adapter(name) and name not in then}
+        trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        absent = {name: torch.zeros(now.shape) for name, now in trained.items() if is_adapter(name)}
+        known = absent | {name: then[name] for name in trained if name in then}
+        self.weights = {name: tensor.to(model.device, trained[name].dtype) for name, tensor in known.items()}
 
     @torch.no_grad()
     def log_probs(self, batch: Batch) -> Tensor:

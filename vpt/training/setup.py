@@ -17,7 +17,6 @@ from vpt.checkpoint.pretrained import StoredWeights
 from vpt.checkpoint.resume import WarmStart
 from vpt.config.schema import StrategyConfig, TrainConfig
 from vpt.config.validate import whole_model_keys
-from vpt.config.validate_rl import check_not_sharded
 from vpt.config.weight_folder import weight_paths
 from vpt.data.build import check_sources
 from vpt.distributed.process_group import World
@@ -94,7 +93,6 @@ def _choose(config: TrainConfig, model: VPTModel, world: World, device: torch.de
     """The strategy, which `auto` leaves open. Raises ConfigError for one that the run cannot have."""
     kind = config.strategy.kind
     chosen = replace(config.strategy, kind=choose_strategy(model, world, device) if kind == "auto" else kind)
-    check_not_sharded(config, chosen.kind)
     for key in whole_model_keys(config):
         if chosen.kind in SHARDED:
             raise ConfigError(f"{key} is for whole models, not for shards (strategy={chosen.kind}); type strategy=ddp")

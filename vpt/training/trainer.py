@@ -81,7 +81,7 @@ class Trainer:
         self.model.feature_cache = open_feature_cache(config.data, self.model, precision=config.training.precision)
         # In any order from here on, but for collectives: all processes make the saver's group at the same point.
         processor = self.bundle.processor.with_feature_cache(self.model.feature_cache)
-        self.objective = build_objective(config, self.bundle, processor, self.world, self.device)
+        self.objective = build_objective(config, self.bundle, processor, self.world, self.strategy)
         self.aligner = BatchAligner(self.world, self.model, processor.transforms)
         self.validator = Validator(config, processor, self.aligner, self.device)
         peak = peak_flops(self.device, precision=config.training.precision)
