@@ -5,6 +5,7 @@ import warnings
 from base64 import b64encode
 from dataclasses import replace
 from io import BytesIO
+from pathlib import Path
 
 import av
 import numpy as np
@@ -225,3 +226,22 @@ def test_pixels_as_upstream(tmp_path, size, max_side):
     processor = Qwen2VLImageProcessorPil(size={"shortest_edge": 3136, "longest_edge": 1003520})
     seen = processor(images=[want], return_tensors="pt")["pixel_values"]
     assert np.array_equal(QwenTransform(processor)(image).pixels, seen)
+
+
+def test_with_less_detail_the_tower_sees_a_coarser_image_in_as_many_tokens():
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 180, 3), dtype=np.uint8))
+    processor = Qwen2VLImageProcessorPil(size={"shortest_edge": 784, "longest_edge": 1_000_000})
+    coarse, plain = QwenTransform(processor, detail=20), QwenTransform(processor)
+    blurred = image.resize((20, 10), Image.Resampling.BICUBIC).resize(image.size, Image.Resampling.BICUBIC)
+    assert np.array_equal(coarse(image).pixels, plain(blurred).pixels) and coarse(image).tokens == plain(image).tokens
+    assert np.array_equal(coarse.to_token_count(image, 8).pixels, plain.to_token_count(blurred, 8).pixels)
+    assert np.array_equal(coarse(small := image.resize((20, 10))).pixels, plain(small).pixels) and repr(coarse) != repr(
+        plain
+    )
+
+
+def test_crops_have_a_limit_of_their_own():
+    store = MediaStore(Path("nowhere"), max_side=60, crop_max_side=20, render=lambda _: Image.new("RGB", (120, 90)))
+    sizes = [store.image(ImageRef("a", crop), where="here").size for crop in (None, (0, 0, 80, 40))]
+    assert sizes == [(60, 45), (20, 10)]
+    assert replace(store, crop_max_side=None).image(ImageRef("a", (0, 0, 80, 40)), where="here").size == (60, 30)

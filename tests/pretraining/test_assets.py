@@ -13,7 +13,9 @@ from vpt.config.overrides import ASSETS
 from vpt.data.build import build_sources
 from vpt.data.collate import collate
 from vpt.data.loader import encode_samples
+from vpt.data.sources.scene_grid import COLUMNS, ROWS
 from vpt.errors import CheckpointError
+from vpt.pretraining.labels import DIGITS
 
 ENCODERS = [name for name in RECIPES if (ROOT / "conf" / "encoder" / f"{name}.yaml").is_file()]
 
@@ -30,15 +32,17 @@ def test_an_encoder_begins_with_the_weights_that_transformers_reads(name):
     assert all(torch.equal(own, theirs[key]) for key, own in vision.state_dict().items())
 
 
-def test_the_base_picks_one_digit_out_of_256_tokens():
+@pytest.mark.parametrize(("source", "words"), [("whole", DIGITS), ("glance", (*COLUMNS, *ROWS))])
+def test_the_base_picks_one_thing_out_of_many_tokens(source, words):
+    """Digits out of 256 tokens of a whole scene, places of frames out of 64 tokens of a first look."""
     config = compose_config("model=small", "encoder=[]", "model.region_bins=0", "data=lessons")
     bundle = build_model(config)
-    sources, media = build_sources({"whole": config.data.test["whole"]}, config, split="test")
+    sources, media = build_sources({source: config.data.test[source]}, config, split="test")
     samples, _ = encode_samples([(sources[0], index, media[0]) for index in range(6)], bundle.processor, "raise")
     with torch.no_grad():
         output = bundle.model.eval()(collate(samples))
-    digits = set(bundle.tokenizer.convert_tokens_to_ids([*"0123456789"]))
-    read = [bool(right) for target, right in zip(output.targets.tolist(), output.correct) if target in digits]
+    asked = set(bundle.tokenizer.convert_tokens_to_ids([*words]))
+    read = [bool(right) for target, right in zip(output.targets.tolist(), output.correct) if target in asked]
     assert len(read) > 15 and sum(read) / len(read) > 0.75  # by chance 0.1, by reading any frame 0.3
 
 

@@ -9,11 +9,12 @@ import torch
 from vpt.checkpoint.load import build_model
 from vpt.cli.pretrain import compose_pretrain, main
 from vpt.config.overrides import ASSETS
+from vpt.data.sources.scene_grid import CELLS
 from vpt.data.sources.scene_rendering import COLOURS
 from vpt.errors import CheckpointError, ConfigError
 from vpt.pretraining import trainer
-from vpt.pretraining.labels import ALL_COLOURS, CLASSES, mark
-from vpt.pretraining.views import KINDS, PLACES, Views
+from vpt.pretraining.labels import ALL_COLOURS, CLASSES, PLACES, mark
+from vpt.pretraining.views import KINDS, Views
 
 TINY = (
     "training.steps=4",
@@ -46,18 +47,19 @@ def test_a_patch_shows_what_fills_enough_of_it():
     assert np.argwhere(labels == 1).tolist() == [[1, 0], [1, 1]]
 
 
-def test_a_glance_tells_each_frame_in_the_patch_and_cell_where_it_stands():
+def test_a_glance_tells_each_frame_where_it_stands():
     view = Views("train").draw("glance", np.random.default_rng(1))
-    fine = view.labels(2)["places"].reshape(2, 2, PLACES, PLACES).transpose(0, 2, 1, 3).reshape(8, 8)
-    pixels = np.asarray(view.image.resize((8, 8)), dtype=float)
-    framed = fine < len(ALL_COLOURS)
+    labels = view.labels(CELLS)
+    pixels = np.asarray(view.image.resize((CELLS, CELLS)), dtype=float)
+    framed = labels["colour"] < len(ALL_COLOURS)
     assert framed.any() and pixels[framed].max(axis=1).min() > pixels[~framed].mean()
+    assert (labels["column"][5, 2], labels["row"][5, 2]) == (2, 5)
 
 
 def test_every_kind_of_view_has_labels_of_its_size():
     for kind in KINDS:
         for head, labels in Views("test").draw(kind, np.random.default_rng(0)).labels(4).items():
-            assert labels.shape[:2] == (4, 4) and labels.max() <= len(CLASSES.get(head, ALL_COLOURS))
+            assert labels.shape[:2] == (4, 4) and labels.max() <= len((CLASSES | PLACES)[head])
 
 
 def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch):

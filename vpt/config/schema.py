@@ -73,10 +73,14 @@ class MaskingConfig:
 @dataclass
 class ImageConfig:
     max_side: int = bounded(512, low=1)  # of an image, in pixels
+    crop_max_side: int | None = bounded(None, low=1)  # of a crop; null: as max_side
     resample: str = choice("nearest", "bilinear", "bicubic", "lanczos")  # how images are made smaller
     sizing: str = choice("rounded", "upstream")  # upstream: sides cut, not rounded; raised to 28; over 200 to 1: 180
     min_pixels: int | None = bounded(None, low=1)  # of what Qwen's tower sees; null: as published
     max_pixels: int | None = bounded(None, low=1)  # of what Qwen's tower sees; null: as published
+    detail: int | None = bounded(
+        None, low=1
+    )  # all that Qwen's tower sees along the long side, in as many tokens as ever
     mean: list[float] | None = None  # of colours, for Qwen's tower; null: as published
     std: list[float] | None = None  # of colours, for Qwen's tower; null: as published
     max_file_pixels: int = bounded(100_000_000, low=1)  # pixels of a file, before anything of it is decoded
@@ -196,6 +200,7 @@ class TrainConfig:
     threads: int | None = bounded(None, low=1)  # of a process, on the CPU; null: one for each core that it may use
     pictures: bool = True  # curves.png, samples.png and report.html at the end
     init_from: str | None = None  # a run or checkpoint whose weights this one starts from
+    init_experiment: str | None = None  # what makes the run in `init_from`; trained first where that is not there
     init_exclude: list[str] = field(default_factory=list)  # patterns of tensors that are not taken from it
     model: ModelConfig = field(default_factory=ModelConfig)
     encoder: dict[str, EncoderConfig] = field(default_factory=dict)

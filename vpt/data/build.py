@@ -62,7 +62,7 @@ def media_store(root: Path, data: DataConfig, draw: Callable[[str], Image.Image]
     sampling = FrameSampling(video.fps, video.max_frames)
     return MediaStore(
         root, image.max_side, image.resample, image.max_file_pixels, sampling, draw, image.apply_exif_rotation,
-        image.sizing,
+        image.sizing, image.crop_max_side,
     )  # fmt: skip
 
 

@@ -29,7 +29,8 @@ class MediaStore:
     """Images below `root`.
 
     Attributes:
-        max_side: longer sides are resized to it, after the crop; crops are cut at full resolution.
+        max_side: longer sides are resized to it; crops are cut at full resolution, and limited after that.
+        crop_max_side: likewise of crops; None: as `max_side`.
         resample: `nearest` (upstream), `bilinear`, `bicubic` or `lanczos`.
         sizing: `rounded`, or `upstream` for the sizes that the upstream code comes to.
         max_pixels: larger files are refused before they are decoded.
@@ -47,10 +48,11 @@ class MediaStore:
     render: Callable[[str], Image.Image] | None = None
     apply_exif_rotation: bool = False
     sizing: str = "rounded"
+    crop_max_side: int | None = None
 
     def image(self, reference: ImageRef, *, where: str) -> Image.Image:
         """The RGB image. Raises DataError with `where`, the path, and what to do."""
-        return self.resize(self.full_resolution(reference, where=where))
+        return self.resize(self.full_resolution(reference, where=where), crop=reference.crop is not None)
 
     def full_resolution(self, reference: ImageRef, *, where: str) -> Image.Image:
         """The image at full resolution, which regions are cut out of."""
@@ -153,19 +155,20 @@ class MediaStore:
             raise DataError(f"{where}: file {path} does not exist; is data.root={self.root} right?")
         return path
 
-    def resize(self, image: Image.Image) -> Image.Image:
-        """The image with its long side at most `max_side`, and not too narrow for Qwen's image processor."""
+    def resize(self, image: Image.Image, *, crop: bool = False) -> Image.Image:
+        """An image, or a `crop`, with its long side limited, and not too narrow for Qwen's image processor."""
+        most = self.crop_max_side if crop and self.crop_max_side is not None else self.max_side
         if self.sizing == "upstream":
-            return self._resize_as_upstream(image)
-        longest = min(max(image.size), self.max_side)
+            return self._resize_as_upstream(image, most)
+        longest = min(max(image.size), most)
         scale = longest / max(image.size)
         width, height = (max(round(extent * scale), math.ceil(longest / FLATTEST)) for extent in image.size)
         return image if (width, height) == image.size else image.resize((width, height), RESAMPLING[self.resample])
 
-    def _resize_as_upstream(self, image: Image.Image) -> Image.Image:
+    def _resize_as_upstream(self, image: Image.Image, most: int) -> Image.Image:
         """Limited by cutting both sides to whole pixels; then sides below 28 and too flat ratios raised by nearest."""
-        if max(image.size) > self.max_side:
-            scale = self.max_side / max(image.size)  # a factor, whose product may be a hair below a whole number
+        if max(image.size) > most:
+            scale = most / max(image.size)  # a factor, whose product may be a hair below a whole number
             width, height = (max(int(extent * scale), 1) for extent in image.size)
             image = image.resize((width, height), RESAMPLING[self.resample])
         width, height = (max(extent, LEAST_SIDE) for extent in image.size)

@@ -114,23 +114,31 @@ class QwenTransform(ImageTransform):
 
     def __init__(
         self, processor: Qwen2VLImageProcessorPil, *, video_size: Mapping[str, int] | None = None,
-        video_pixels: int | None = None,
+        video_pixels: int | None = None, detail: int | None = None,
     ) -> None:  # fmt: skip
         """`video_size`: the processor's `size` for frames of videos, by default that for images; `video_pixels`: the
-        most of all frames together."""
+        most of all frames together; `detail`: pixels that are to be seen along the long side, whatever its tokens."""
         self.processor, self.video_size = processor, dict(video_size or processor.size)
-        self.video_pixels = video_pixels
+        self.video_pixels, self.detail = video_pixels, detail
 
     def to_token_count(self, image: Image.Image, tokens: int) -> ProcessedImage:
         cell = self.processor.patch_size * self.processor.merge_size
         width, height = nearest_grid(image.size, tokens)
-        resized = image.resize((width * cell, height * cell), Image.Resampling.BICUBIC)
+        resized = self._coarse(image).resize((width * cell, height * cell), Image.Resampling.BICUBIC)
         out = self.processor(images=[resized], do_resize=False, return_tensors="pt")
         return self._processed(out["pixel_values"], out["image_grid_thw"][0].tolist())
 
     def __call__(self, image: Image.Image) -> ProcessedImage:
-        out = self.processor(images=[image], return_tensors="pt")
+        out = self.processor(images=[self._coarse(image)], return_tensors="pt")
         return self._processed(out["pixel_values"], out["image_grid_thw"][0].tolist())
+
+    def _coarse(self, image: Image.Image) -> Image.Image:
+        """The image with no more than `detail` to be seen of it."""
+        if self.detail is None or max(image.size) <= self.detail:
+            return image
+        scale = self.detail / max(image.size)
+        width, height = (max(round(extent * scale), 1) for extent in image.size)
+        return image.resize((width, height), Image.Resampling.BICUBIC).resize(image.size, Image.Resampling.BICUBIC)
 
     def video(self, clip: VideoClip) -> ProcessedImage:
         """Each patch holds `temporal_patch_size` frames; the last frame is repeated where they do not come out even."""
@@ -153,7 +161,7 @@ class QwenTransform(ImageTransform):
         return ProcessedImage(pixels, tokens, (time, height, width), seconds)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.processor.to_json_string()})"
+        return f"{type(self).__name__}({self.processor.to_json_string()}, detail={self.detail})"
 
 
 def nearest_grid(size: tuple[int, int], tokens: int) -> tuple[int, int]:

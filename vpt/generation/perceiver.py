@@ -79,7 +79,7 @@ class Perceiver:
         bins = self.parser.vocabulary.bins
         region = self.intervention.region(region, image.size, bins=bins, record=row.sample.record)
         step.box = region.to_box(image.size, bins=bins, margin=self.limits.crop_margin)
-        processed = self.processor.apply_transform(VISION_TOWER, row.media.resize(image.crop(step.box)))
+        processed = self.processor.apply_transform(VISION_TOWER, row.media.resize(image.crop(step.box), crop=True))
         return VISION_TOWER, processed, None, step
 
     def _reencode(self, row: RowState, other: Image.Image | None, states: Tensor, step: PerceptionStep) -> _Shown:

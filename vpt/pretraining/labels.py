@@ -7,12 +7,14 @@ import numpy as np
 from vpt.data.records import Pixels
 from vpt.data.sources.easy_vqa import COLOURS as SHAPE_COLOURS
 from vpt.data.sources.easy_vqa import SHAPES
+from vpt.data.sources.scene_grid import COLUMNS, ROWS
 from vpt.data.sources.scene_rendering import COLOURS, Scene
 
 # What is told apart; the class after the last of each is "nothing of the kind", and -1 stands where nobody knows
 DIGITS = tuple("0123456789")
 ALL_COLOURS = (*COLOURS, *(colour for colour in SHAPE_COLOURS if colour not in COLOURS))
 CLASSES: dict[str, tuple[str, ...]] = {"digit": DIGITS, "colour": ALL_COLOURS, "shape": SHAPES}
+PLACES: dict[str, tuple[str, ...]] = {"column": COLUMNS, "row": ROWS}
 UNKNOWN = -1
 _SHARE = 0.3  # of an object's width and height that a patch must cover to be said to show it, or half the patch
 

@@ -11,11 +11,11 @@ from torch.nn import functional as F
 
 from vpt.models.build import ModelBundle
 from vpt.perception.batch import VISION_TOWER
-from vpt.pretraining.labels import ALL_COLOURS, CLASSES, UNKNOWN
-from vpt.pretraining.views import PLACES, View
+from vpt.pretraining.labels import CLASSES, PLACES, UNKNOWN
+from vpt.pretraining.views import View
 
 TOWER = "tower"  # of the base model, among the parts that may learn
-WEIGHTS = {"digit": 2.0, "colour": 0.5, "shape": 0.5, "places": 1.0}  # of each head's loss
+WEIGHTS = {"digit": 2.0, "colour": 0.5, "shape": 0.5, "column": 0.5, "row": 0.5}  # of each head's loss
 
 
 class WordHead(nn.Module):
@@ -43,10 +43,9 @@ class PatchModel(nn.Module):
         self.encoder: Any = model.tower if part == TOWER else model.encoder(part)
         self.vision: Any = model.tower if part == TOWER else self.encoder.vision
         self.transform = bundle.processor.transforms[VISION_TOWER if part == TOWER else part]
-        places = PLACES * PLACES * (len(ALL_COLOURS) + 1)
         if part == TOWER:
-            self.heads = nn.ModuleDict({head: WordHead(word_rows(bundle, words)) for head, words in CLASSES.items()})
-            self.heads["places"] = nn.Linear(model.language.config.hidden_size, places)
+            told = CLASSES | PLACES
+            self.heads = nn.ModuleDict({head: WordHead(word_rows(bundle, words)) for head, words in told.items()})
             return
         self.encoder.requires_grad_(False)
         self.vision.requires_grad_(True)
@@ -105,5 +104,4 @@ def _told(
         return None
     labels = torch.from_numpy(np.concatenate([shown[number][head].reshape(-1) for number in chosen]))
     scores = module(torch.cat([parts[number] for number in chosen]))
-    scores = scores.view(len(labels), -1)  # of places, several to a patch
     return scores[labels != UNKNOWN], labels[labels != UNKNOWN]

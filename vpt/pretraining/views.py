@@ -9,17 +9,24 @@ from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
-from einops import rearrange
 from PIL import Image
 
 from vpt.data.sources.easy_vqa import SHAPES, question_type, shape_extent
-from vpt.data.sources.scene_grid import BRIGHTNESS, CELLS, TEXTURE, Cell, crowded_cells, grid_scene
+from vpt.data.sources.scene_grid import (
+    BRIGHTNESS,
+    CELL_PIXELS,
+    CELLS,
+    TEXTURE,
+    Cell,
+    at_a_glance,
+    crowded_cells,
+    grid_scene,
+)
 from vpt.data.sources.scene_rendering import Scene, render_scene, texture_bank
 from vpt.data.sources.scenes import SPLITS, load_digits
 from vpt.pretraining.labels import ALL_COLOURS, CLASSES, UNKNOWN, mark, nothing, scene_labels
 
-PLACES = 4  # along a patch of a `glance`: so many cells of the scene's grid lie in it
-Labels = Mapping[str, np.ndarray]  # head -> [side, side], of `places` [side, side, PLACES * PLACES]
+Labels = Mapping[str, np.ndarray]  # head -> [side, side]
 
 
 @dataclass(frozen=True)
@@ -55,7 +62,7 @@ class Views:
         return View(_square(image, 224), partial(scene_labels, scene, (0, 0, scene.side, scene.side)))
 
     def cell(self, generator: np.random.Generator) -> View:
-        """One cell of a scene at 28 px, as the crop of a region shows it: all its patches show its digit and frame."""
+        """One cell of a scene, as the crop of a region shows it: all its patches show its digit and frame."""
         cells = crowded_cells(generator, filled=0.9, framed=0.5, across=1)
         scene, image = self._scene(generator, cells, across=1)
         shown = {head: seen.item() for head, seen in scene_labels(scene, (0, 0, scene.side, scene.side), 1).items()}
@@ -63,18 +70,19 @@ class Views:
         def labels(side: int) -> Labels:
             return {head: np.full((side, side), label) for head, label in shown.items()}
 
-        return View(_square(image, 28), labels)
+        return View(_square(image, CELL_PIXELS), labels)
 
     def glance(self, generator: np.random.Generator) -> View:
-        """A sparse scene at 28 px, where no digit can be read: each patch tells the frames of its 4 x 4 cells."""
+        """A sparse scene at a glance, where no digit can be read: a patch tells its frame's colour, and its place."""
         framed = float(generator.choice([0.3, 0.6, 1.0]))
         scene, image = self._scene(generator, crowded_cells(generator, filled=0.12, framed=framed))
 
         def labels(side: int) -> Labels:
-            colours = scene_labels(scene, (0, 0, scene.side, scene.side), side * PLACES)["colour"]
-            return {"places": rearrange(colours, "(r a) (c b) -> r c (a b)", a=PLACES, b=PLACES)}
+            column, row = np.meshgrid(*[np.arange(side) * CELLS // side] * 2)
+            colour = scene_labels(scene, (0, 0, scene.side, scene.side), side)["colour"]
+            return {"colour": colour, "column": column, "row": row}
 
-        return View(_square(image, 28), labels)
+        return View(at_a_glance(image), labels)
 
     def shape(self, generator: np.random.Generator) -> View:
         """An image of easy-VQA at 70 px."""

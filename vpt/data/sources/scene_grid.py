@@ -8,12 +8,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from PIL import Image
 
 from vpt.data.records import Pixels
 from vpt.data.sources.scene_layout import grown
 from vpt.data.sources.scene_rendering import COLOURS, TILE, TILES, Background, Frame, Glyph, Scene
 
 CELLS = 8  # along a side of a whole canvas
+COLUMNS, ROWS = tuple("ABCDEFGH"), tuple("STUVWXYZ")  # what they are called, from the left and from the top
+CELL_PIXELS = 28  # of a cell, in which a digit can be read
+GLANCE, GLANCE_PIXELS = 28, 112  # pixels of a whole canvas at a glance, and what they are enlarged to
 CANVAS = (336, 672)  # pixels along its side
 DIGIT = (0.05, 0.054)  # side of a digit, as a share of the canvas
 FRAME, LINE = 0.12, 0.03  # side of a frame and width of its line, likewise
@@ -28,6 +32,12 @@ class Cell:
     column: int
     value: int
     colour: str | None
+
+
+def at_a_glance(image: Image.Image) -> Image.Image:
+    """A square image as a first look shows it: no more than `GLANCE` pixels along a side, however many it spends."""
+    small = image.resize((GLANCE, GLANCE), Image.Resampling.BICUBIC)
+    return small.resize((GLANCE_PIXELS, GLANCE_PIXELS), Image.Resampling.BICUBIC)
 
 
 def crowded_cells(

@@ -7,8 +7,8 @@
 
 and at a glance, where no digit can be read:
 
-    Where are the frames?                      red35 green01         column and row among the 8 x 8 cells
-    Where is the green frame?                  01
+    Where are the frames?                      redDX greenAT         column A to H and row S to Z of the 8 x 8 cells
+    Where is the green frame?                  AT
     What colour is the leftmost frame?         green
 """
 
@@ -22,13 +22,22 @@ from PIL import Image
 
 from vpt.data.records import ImageRef, Message, Record
 from vpt.data.sources.base import Source, SourceContext, draw_kinds, perceiving_record
-from vpt.data.sources.scene_grid import BRIGHTNESS, CELLS, TEXTURE, Cell, grid_scene
+from vpt.data.sources.scene_grid import (
+    BRIGHTNESS,
+    CELL_PIXELS,
+    CELLS,
+    COLUMNS,
+    ROWS,
+    TEXTURE,
+    Cell,
+    at_a_glance,
+    grid_scene,
+)
 from vpt.data.sources.scene_layout import OUTERMOST
 from vpt.data.sources.scene_rendering import COLOURS, render_scene, texture_bank
 from vpt.data.sources.scenes import SPLITS, Scenes, load_digits
 from vpt.errors import DataError
 
-CELL_PIXELS = 28  # of a cell, in which a digit can be read
 Lesson = tuple[str, str]  # a question and its answer
 
 
@@ -46,7 +55,7 @@ class SceneLessons(Source):
         count: scenes.
         seed: of the scenes.
         across: cells along a side; few are easier.
-        glance: show the whole scene at 28 px, and ask where frames are.
+        glance: show the whole scene at a glance, and ask where frames are.
         frames: the fewest and the most of a scene, each of another colour.
         others: share of the other cells that hold a digit without a frame.
         questions: short ones, after the dense one.
@@ -77,7 +86,7 @@ class SceneLessons(Source):
         generator = self._generator(index)
         cells = self._cells(generator)
         dense, *short = self._lessons([cell for cell in cells if cell.colour is not None], generator)
-        side = CELL_PIXELS if self.glance else CELL_PIXELS * self.across
+        side = CELL_PIXELS * self.across
         record = perceiving_record(
             self.context, self._kinds[index], question=dense[0], answer=dense[1],
             image=ImageRef(f"{self.split}/{index}"), box=(0, 0, side, side), size=(side, side),
@@ -88,8 +97,8 @@ class SceneLessons(Source):
 
     def render(self, path: str) -> Image.Image:
         """The picture of lesson SPLIT/NUMBER, as it is shown."""
-        side = CELL_PIXELS if self.glance else CELL_PIXELS * self.across
-        return self.scene_of(int(path.partition("/")[2])).resize((side, side), Image.Resampling.BICUBIC)
+        scene, side = self.scene_of(int(path.partition("/")[2])), CELL_PIXELS * self.across
+        return at_a_glance(scene) if self.glance else scene.resize((side, side), Image.Resampling.BICUBIC)
 
     def scene_of(self, index: int) -> Image.Image:
         """The whole canvas of a lesson."""
@@ -132,7 +141,7 @@ def _readings(framed: Sequence[Cell]) -> tuple[Lesson, list[Lesson]]:
 
 def _places(framed: Sequence[Cell]) -> tuple[Lesson, list[Lesson]]:
     """Where frames are: all at once, and one by one."""
-    places = {str(cell.colour): f"{cell.column}{cell.row}" for cell in framed}
+    places = {str(cell.colour): COLUMNS[cell.column] + ROWS[cell.row] for cell in framed}
     short = [(f"Where is the {colour} frame?", place) for colour, place in places.items()]
     for name, (axis, sign) in OUTERMOST.items():
         along = [sign * (cell.column, cell.row)[axis] for cell in framed]

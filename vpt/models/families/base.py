@@ -86,4 +86,6 @@ class Family:
             image_std=images.std,
         )
         video_size = {"shortest_edge": videos.min_pixels, "longest_edge": videos.max_pixels}
-        return self.transform_class(processor, video_size=video_size, video_pixels=videos.total_pixels)
+        return self.transform_class(
+            processor, video_size=video_size, video_pixels=videos.total_pixels, detail=images.detail
+        )
