@@ -30,9 +30,9 @@ def main(composed: DictConfig) -> float | None:
         config = resolve_config(composed, TrainConfig)
         validate(config)
         check_model_group(config.model, hydra_config.overrides.task)
-        from vpt.cli.train import train  # the heavy part, after all that can be wrong has been checked
+        from vpt.cli.stages import train_stages  # the heavy part, after all that can be wrong has been checked
 
-        accuracy = train(config, folder)
+        accuracy = train_stages(config, folder, hydra_config.overrides.task)
         forget_failure(Path(folder))
         return accuracy
     except Exception as error:
