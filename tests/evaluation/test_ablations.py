@@ -22,6 +22,7 @@ from vpt.evaluation.ablations.features import (
     FeaturesZeroed,
     MarkersOnly,
 )
+from vpt.evaluation.ablations.kinds import kinds_table, scores_by_kind
 from vpt.evaluation.ablations.regions import RegionOracle, RegionRandom, RegionWhole
 from vpt.evaluation.ablations.requests import NoPerception, gain_table, perception_gain
 from vpt.evaluation.ablations.runner import (
@@ -199,6 +200,18 @@ def test_another_image_is_another_image(benches):
         assert ablation.image(own, record=question.record).tobytes() != own.tobytes()
     alone = AblationContext(bench.parts, bench.config, bench.asked[:1], bench.plain[:1])
     assert not FeaturesSwapped(alone).applies_to(bench.plain[0])
+
+
+def test_scores_apart_for_what_was_perceived(benches):
+    region, dino = benches["region"], benches["dino"]
+    metrics = metrics_of(region.config.data)
+    mixed = [*region.plain[:6], *dino.plain[6:]]
+    plain = scores_by_kind(mixed, mixed, metrics)
+    assert {kind: estimate.questions for kind, estimate in plain.items()} == {"dino": 10, "region": 6}
+    found = Comparison.of("other", mixed[:6], mixed[:6], metrics)
+    assert found.kinds["region"].value == plain["region"].value
+    _, own, other = kinds_table(plain, {"other": found.kinds}).as_text().splitlines()
+    assert own.count("[") == 2 and other.split()[1] == "-"
 
 
 def test_noise_has_the_moments_of_the_features(benches):

@@ -12,6 +12,7 @@ from vpt.config.validate import chosen_test_sets, generation_settings
 from vpt.config.weight_folder import moved_paths
 from vpt.data.build import check_sources
 from vpt.errors import ConfigError
+from vpt.evaluation.ablations.kinds import kinds_table, scores_by_kind
 from vpt.evaluation.ablations.requests import gain_table
 from vpt.evaluation.ablations.runner import (
     Comparison,
@@ -130,6 +131,8 @@ def evaluate_checkpoint(config: EvalConfig) -> None:
         print(gain_table(gain).as_text())
     if details := details_table(compared):
         print(details.as_text())
+    if compared and (kinds := scores_by_kind(plain, plain, evaluation.metrics)):
+        print(kinds_table(kinds, {item.description: item.kinds for item in compared.values() if item.kinds}).as_text())
     atomic_write(folder / "summary.json", json.dumps(summary, indent=1))
     if config.pictures:
         if sheet := draw_sheet(folder, evaluation.config):

@@ -10,6 +10,7 @@ from vpt.config.schema import AblationConfig, TrainConfig
 from vpt.config.targets import ABLATION, check_arguments, locate
 from vpt.errors import ConfigError, require
 from vpt.evaluation.ablations.base import Ablation, AblationContext
+from vpt.evaluation.ablations.kinds import scores_by_kind
 from vpt.evaluation.ablations.regions import RegionOracle, RegionWhole
 from vpt.evaluation.evaluator import answer_questions
 from vpt.evaluation.predictions import Prediction
@@ -33,6 +34,7 @@ class Comparison:
         p: of the paired test (`paired_p`).
         p_holm: corrected for all comparisons of an evaluation (`corrected`).
         details: what else the ablation tells, over all questions.
+        kinds: what the plain answers perceived ("region", "dino") -> the ablated score of those questions.
     """
 
     description: str
@@ -44,6 +46,7 @@ class Comparison:
     p: float | None = None
     p_holm: float | None = None
     details: dict[str, Estimate] = field(default_factory=dict)
+    kinds: dict[str, Estimate] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -55,7 +58,8 @@ class Comparison:
             return cls(about, 0)
         found = difference(before, after, images)
         smallest, p = smallest_difference(before, after, images), paired_p(before, after, images)
-        return cls(about, before.questions, before.value, after.value, found, smallest, p)
+        kinds = scores_by_kind(plain, changed, metrics)
+        return cls(about, before.questions, before.value, after.value, found, smallest, p, kinds=kinds)
 
 
 def check_ablations(nodes: Mapping[str, AblationConfig]) -> None:
@@ -182,7 +186,9 @@ def as_json(compared: Mapping[str, Comparison]) -> dict[str, Any]:
 def from_json(ablations: Mapping[str, dict[str, Any]]) -> dict[str, Comparison]:
     """Comparisons out of `summary.json`."""
     return {
-        name: Comparison(**raw | {"difference": d and Estimate(**d), "details": details})
+        name: Comparison(**raw | {
+            "difference": raw["difference"] and Estimate(**raw["difference"]),
+            **{part: {key: Estimate(**one) for key, one in raw.get(part, {}).items()} for part in ("details", "kinds")},
+        })
         for name, raw in ablations.items()
-        for d, details in [(raw["difference"], {key: Estimate(**one) for key, one in raw.get("details", {}).items()})]
-    }
+    }  # fmt: skip
