@@ -17,8 +17,9 @@ setup: .venv/ready  ## make .venv with pinned versions
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[demo,metrics,judge,serve,test,lint]'
 	touch $@
 
-demo: setup  ## train a tiny model on real data for a few minutes, evaluate it, draw pictures
+demo: setup  ## train a small model for a few minutes, draw pictures, and see what looking again is worth
 	$(BIN)/python train.py +experiment=demo
+	$(BIN)/python eval.py checkpoint=outputs/demo +ablations=evidence data.limit=200 pictures=false
 	@echo "now open outputs/demo/report.html"
 
 serve-demo: setup  ## serve the model of `make demo`, ask it one question, stop it
