@@ -18,8 +18,8 @@ STEPS, WARM_UP = 30, 10  # workers start, and have to get ahead
 def measure() -> list[Measurement]:
     """The share of the time of a demo step in which the loop waits for its batch."""
     config = compose_train([
-        "+experiment=demo", "init_from=null", f"training.steps={STEPS}", "training.log_every=1", "training.eval_every=0",
-        f"training.checkpoint_every={STEPS}",
+        "+experiment=demo", "init_from=null", f"training.steps={STEPS}", "training.log_every=1",
+        "training.eval_every=0", f"training.checkpoint_every={STEPS}",
     ])  # fmt: skip
     silent = io.StringIO()
     with tempfile.TemporaryDirectory() as folder:

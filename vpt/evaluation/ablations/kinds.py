@@ -13,7 +13,7 @@ from vpt.utils.table import Table
 def scores_by_kind(
     plain: Sequence[Prediction], answers: Sequence[Prediction], metrics: Metrics
 ) -> dict[str, Estimate]:  # fmt: skip
-    """Scores of answers by what the plain answers to the same questions perceived; what perceived nothing is left out."""
+    """Scores of answers by what the plain answers to the same questions perceived, of those that perceived anything."""
     kinds = np.array([" and ".join(dict.fromkeys(item.actions)) for item in plain])
     scores = score(answers, metrics)
     apart = {
