@@ -26,10 +26,10 @@ serve-demo: setup  ## serve the model of `make demo`, ask it one question, stop 
 	$(BIN)/python examples/serve_demo.py outputs/demo
 
 test: setup  ## run the tests (minutes)
-	$(BIN)/python -m pytest -n auto -m "not slow"
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
 
 test-all: setup  ## run all tests, slow ones too
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 test-clients: setup  ## install lmms-eval and VLMEvalKit as documented, compare their answers with those of eval.py (an hour)
 	$(BIN)/python -m pytest tests/integrations/clients.py

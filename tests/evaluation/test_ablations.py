@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import cached_property
 
 import numpy as np
 import pytest
@@ -67,6 +68,12 @@ class Bench:
         self.asked = questions(self.config, limit=QUESTIONS)
         self.plain = answer_questions(self.parts, self.config, self.asked, folder, weights="w")
         self.setting = AblationContext(self.parts, self.config, self.asked, self.plain)
+        self.ablated = folder / "ablated"
+
+    @cached_property
+    def compared(self):
+        """All comparisons; the answers are in `ablated`."""
+        return self.run(self.ablated)
 
     def run(self, folder, *, batch_size=256, nodes=NODES):
         config = replace(self.config, generation=replace(self.config.generation, batch_size=batch_size))
@@ -89,12 +96,12 @@ def answers(folder):
 @pytest.mark.parametrize(("action", "concerned"), [
     ("none", ()), ("dino", (*FEATURES, *STATES)), ("region", (*FEATURES, *REGIONS)),
 ])  # fmt: skip
-def test_they_concern_answers_that_perceive_in_their_way(benches, action, concerned, tmp_path):
+def test_they_concern_answers_that_perceive_in_their_way(benches, action, concerned):
     bench = benches[action]
     for kind in (*FEATURES, *STATES, *REGIONS):
         ablation = kind(bench.setting)
         assert all(ablation.applies_to(item) for item in bench.plain) == (kind in concerned)
-    compared = bench.run(tmp_path)
+    compared = bench.compared
     gap = {"crop_gap"} if action == "region" else set()
     assert {name for name, found in compared.items() if found.questions == QUESTIONS} == gap | {
         name for name, node in NODES.items() if node.target.rpartition(".")[2] in {kind.__name__ for kind in concerned}
@@ -113,15 +120,15 @@ def test_they_concern_answers_that_perceive_in_their_way(benches, action, concer
 
 @pytest.mark.parametrize("action", ["dino", "region"])
 def test_no_answer_depends_on_its_batch(benches, action, tmp_path):
-    benches[action].run(tmp_path / "together")
-    benches[action].run(tmp_path / "apart", batch_size=3)
-    assert answers(tmp_path / "together") == answers(tmp_path / "apart")
+    assert benches[action].compared
+    benches[action].run(tmp_path, batch_size=5)
+    assert answers(tmp_path) == answers(benches[action].ablated)
 
 
-def test_regions_that_are_shown(benches, tmp_path):
+def test_regions_that_are_shown(benches):
     bench = benches["region"]
-    bench.run(tmp_path)
-    boxes = {name: [box for _, _, box in found] for name, found in answers(tmp_path).items()}
+    assert bench.compared
+    boxes = {name: [box for _, _, box in found] for name, found in answers(bench.ablated).items()}
     own = [item.region for item in bench.plain]
     assert boxes["features_zeroed"] == own
     assert boxes["region_whole"] == [(0, 0, 64, 64)] * QUESTIONS
