@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve-demo test test-all bench bench-gpu same-loss lint format docs clean
+.PHONY: help setup demo serve-demo test test-all bench bench-gpu real-size same-loss lint format docs clean
 
 help:  ## list what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 14
@@ -40,6 +40,9 @@ bench: setup  ## what things cost, in ratios: outputs/bench.json
 GPUS ?= 1
 bench-gpu: setup  ## training and answering at the published sizes, on GPUS=n: outputs/bench_gpu.json
 	$(BIN)/python -m $(if $(filter-out 1,$(GPUS)),torch.distributed.run --nproc-per-node=$(GPUS) -m )vpt.bench.gpu
+
+real-size: setup  ## the life of a project at the published sizes: half an hour of two cores, 24 GB, 40 GB disk
+	$(BIN)/python -m vpt.bench.real_size
 
 REF ?= HEAD
 same-loss: setup  ## ten steps of training have the losses of commit REF, to the last bit

@@ -115,6 +115,12 @@ def test_the_key_keeps_copies(adapted, bases, tmp_path):
     found = find_checkpoint(copied.folder)
     assert LazyStateDict(found).keys() == unique_state_dict(copied.model).keys() and not (found / FROZEN).exists()
     assert losses(copied.folder) == losses(adapted.folder)
+    run = shutil.copytree(adapted.folder, tmp_path / "run", symlinks=True)  # which goes on with copies
+    again = Trainer(settings(bases, *LORA, "training.save_frozen_weights=true"), run)
+    again.save()
+    again.saver.wait()
+    assert LazyStateDict(find_checkpoint(run)).keys() == unique_state_dict(copied.model).keys()
+    assert same(load_pretrained(run).model, copied.model)
 
 
 def test_files_are_read_once(adapted, bases, monkeypatch):
@@ -125,6 +131,7 @@ def test_files_are_read_once(adapted, bases, monkeypatch):
     assert not read
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_where_its_base_was_moved_to(bases, tmp_path):
     whole = fit(settings(bases, *LORA, "training.steps=3"), tmp_path / "whole")
     run = tmp_path / "run"
@@ -205,6 +212,7 @@ def test_a_damaged_list_is_named(adapted, tmp_path):
     assert len(FrozenWeights.named_by(found)) > 0
 
 
+@pytest.mark.slow
 def test_starting_from_a_run_keeps_what_both_name(adapted, bases, tmp_path):
     """What an earlier stage trained is copied: no folder has it."""
     named = FrozenWeights.named_by(find_checkpoint(adapted.folder))
