@@ -67,7 +67,7 @@ def quantized(base, tmp_path_factory) -> Trainer:
 def test_a_product_is_that_of_what_the_bits_stand_for(dtype, autocast):
     torch.manual_seed(0)
     linear = nn.Linear(192, 384).to(dtype).requires_grad_(False)
-    layer, x = Linear4bit(linear), torch.randn(2, 5, 192, requires_grad=True)
+    layer, x = Linear4bit(linear.weight, linear.bias), torch.randn(2, 5, 192, requires_grad=True)
     assert layer.packed.nbytes + layer.scales.absmax.nbytes == BYTES * linear.weight.numel()
     weight = layer.weight
     assert torch.equal(weight, _dequantize(*_quantize(weight))) and not torch.equal(weight, linear.weight)

@@ -6,7 +6,7 @@ adapters        drawn from the seed alone
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -22,10 +22,16 @@ from vpt.models.vpt import VPTModel
 from vpt.perception.batch import VISION_TOWER
 
 
-def materialize(model: VPTModel, device: torch.device | str, *, cpu_offload: bool = False) -> None:
+def materialize(
+    model: VPTModel, device: torch.device | str, *, cpu_offload: bool = False, leave: Collection[Tensor] = ()
+) -> None:  # fmt: skip
     """Give tensors on the meta device memory on `device`, without values, and buffers that no file holds theirs.
 
-    cpu_offload: parameters are on the CPU.
+    Args:
+        model: of which some or all is on the meta device.
+        device: where it is to be.
+        cpu_offload: parameters are on the CPU.
+        leave: tensors that stay without memory.
     """
     unset = [
         (part, module)
@@ -33,10 +39,11 @@ def materialize(model: VPTModel, device: torch.device | str, *, cpu_offload: boo
         for module in part.modules()
         if any(buffer.is_meta for buffer in module.buffers(recurse=False))
     ]
+    left = {*map(id, leave)}
 
     def memory(tensor: Tensor) -> Tensor:
         place = "cpu" if cpu_offload and isinstance(tensor, nn.Parameter) else device
-        return torch.empty_like(tensor, device=place) if tensor.is_meta else tensor
+        return torch.empty_like(tensor, device=place) if tensor.is_meta and id(tensor) not in left else tensor
 
     model._apply(memory)
     model.qwen.tie_weights()

@@ -5,7 +5,7 @@ A block of 64 weights shares one float32 scale, which is not compressed further:
 stand for, and so computes what was trained.
 """
 
-from collections.abc import Container, Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -22,11 +22,12 @@ _BASE = "base_layer"  # as peft calls what an adapter stands beside
 class Linear4bit(nn.Module):
     """A frozen linear layer, its weight in 4 bits. Nothing of the weight is in its state dict."""
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, weight: Tensor, bias: nn.Parameter | None) -> None:
         super().__init__()
-        self.in_features, self.out_features, self.bias = linear.in_features, linear.out_features, linear.bias
+        self.out_features, self.in_features = weight.shape
+        self.bias = bias
         self.packed: Tensor
-        packed, self.scales = _quantize(linear.weight)
+        packed, self.scales = _quantize(weight)
         self.register_buffer("packed", packed, persistent=False)
 
     @property
@@ -64,22 +65,26 @@ def base_weights(model: VPTModel) -> Iterator[tuple[str, nn.Linear]]:
             yield f"{name}.weight", module
 
 
-def quantize_base(model: VPTModel, *, named: Container[str]) -> None:
-    """Bring the weights beside adapters into 4 bits, one layer at a time, in place.
+def quantize_base(model: VPTModel, weights: Mapping[str, Tensor], device: torch.device) -> None:
+    """Put layers in 4 bits on `device` beside adapters, one after the other: the base is never whole.
 
-    `named`: those that checkpoints name, since they cannot hold them. Raises ConfigError where a weight is not among
-    them, or is trained.
+    Args:
+        model: the weights of these layers may be on the meta device, but tell their type.
+        weights: those that checkpoints name, since they cannot hold them; each is read when it is asked for.
+        device: where the model is.
+
+    Raises ConfigError where a weight is not among them, or is trained.
     """
     for name, linear in [*base_weights(model)]:
         if linear.weight.requires_grad:
             raise ConfigError(f"optim.unfreeze trains {name}, which model.load_in_4bit keeps in 4 bits; leave one out")
-        if name not in named:
+        if name not in weights:
             raise ConfigError(
                 f"model.load_in_4bit: no folder holds {name} as it is, since init_from trained it or it is installed "
                 "with the package; type vpt export checkpoint=RUN to=FOLDER format=qwen, and model.path=FOLDER"
             )
         adapted: Any = model.get_submodule(name.removesuffix(f".{_BASE}.weight"))
-        adapted.base_layer = Linear4bit(linear)
+        adapted.base_layer = Linear4bit(weights[name].to(device, linear.weight.dtype), linear.bias)
 
 
 @torch.no_grad()

@@ -26,7 +26,7 @@ from vpt.flops import FlopMeter
 from vpt.models.build import ModelBundle
 from vpt.models.frozen_dtype import cast_frozen
 from vpt.models.inner_forward import compile_layers
-from vpt.models.quantization import quantize_base
+from vpt.models.quantization import base_weights, quantize_base
 from vpt.models.vpt import VPTModel
 from vpt.training.optimizer import parameter_table, set_trainable
 
@@ -70,7 +70,8 @@ def build_training(config: TrainConfig, found: Path | None, world: World, device
         compile_layers(model.language.layers)
 
     def fill() -> FrozenWeights:
-        materialize(model, device, cpu_offload=chosen.cpu_offload)
+        later = [layer.weight for _, layer in base_weights(model)] if config.model.load_in_4bit else []
+        materialize(model, device, cpu_offload=chosen.cpu_offload, leave=later)
         torch.manual_seed(config.seed)
         if found:
             frozen.load(model)
@@ -78,7 +79,7 @@ def build_training(config: TrainConfig, found: Path | None, world: World, device
             initialize(bundle, stored)
         left = start.load(model, frozen, quiet=not world.is_main) if start is not None else frozen
         if config.model.load_in_4bit:
-            quantize_base(model, named=left)
+            quantize_base(model, left, device)
         return left
 
     if chosen.kind in SHARDED:
