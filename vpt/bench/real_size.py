@@ -169,7 +169,7 @@ def _estimated(overrides: list[str]) -> float:
 
 
 def main() -> None:
-    """Live, print a table, write `outputs/real_size.json`."""
+    """Live, print a table, write it beside the folder, as `outputs/real_size.json`."""
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("--reduced", action="store_true", help="the same with small sizes: minutes")
     parser.add_argument("--root", type=Path, default=ROOT / "outputs" / "real_size")
@@ -184,7 +184,7 @@ def main() -> None:
         shutil.rmtree(life.root)
     rows = [[p.name, p.seconds, p.peak / 1e9, p.estimated and p.estimated / 1e9, p.disk / 1e9] for p in parts]
     print(Table(["part", "seconds", "peak, 10^9 bytes", "estimated", "disk"], rows).as_text())
-    (ROOT / "outputs" / "real_size.json").write_text(json.dumps([asdict(part) for part in parts], indent=1))
+    asked.root.with_suffix(".json").write_text(json.dumps([asdict(part) for part in parts], indent=1))
 
 
 if __name__ == "__main__":
