@@ -26,7 +26,7 @@ SHORT = [
 RUNS = {
     "all": (1, ["+experiment=all"]),
     "region": (1, ["+experiment=region"]),
-    "free choice": (1, ["+experiment=scenes/free_choice"]),
+    "free choice": (1, ["+experiment=scenes/free_choice", "init_from=null"]),  # no earlier stage, which takes minutes
     "all, 2 processes": (2, ["+experiment=all"]),
     "all, 2 processes, FSDP": (2, ["+experiment=all", "strategy=fsdp"]),
 }
