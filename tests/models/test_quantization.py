@@ -7,10 +7,11 @@ import torch
 from torch import nn
 
 from conftest import compose_config, losses
+from helpers.multiprocess import on_ranks
 from vpt.checkpoint.export import Export, export
 from vpt.checkpoint.load import build_model, load_pretrained
 from vpt.config.schema import TrainConfig
-from vpt.distributed.process_group import init_process_group
+from vpt.distributed.process_group import World, init_process_group
 from vpt.errors import PREEMPTED, CheckpointError, ConfigError
 from vpt.models.lora import merged
 from vpt.models.quantization import BYTES, Linear4bit, _dequantize, _quantize
@@ -113,13 +114,17 @@ def test_a_stopped_run_goes_on_to_the_last_bit(base, tmp_path, half):
     assert any(isinstance(module, Linear4bit) for module in again.model.modules())
 
 
-def test_what_cannot_be_is_told(quantized, base, tmp_path):
+def test_what_cannot_be_is_told():
     for overrides, message in (
         ([FOUR], r"cannot train the base itself; type model\.lora\.rank=16"),
         ([FOUR, LORA], r"type model\.path=FOLDER and training\.save_frozen_weights=false"),
     ):
         with pytest.raises(ConfigError, match=message):
             compose_config(*overrides)
+
+
+@pytest.mark.slow
+def test_what_cannot_be_trained_is_told(quantized, base, tmp_path):
     with init_process_group(device="cpu", always=True) as world, pytest.raises(ConfigError, match=r"type strategy=ddp"):
         build_training(settings(base, FOUR, "strategy=fsdp"), None, world, torch.device("cpu"))
     with pytest.raises(ConfigError, match=r"optim\.unfreeze trains .*base_layer\.weight"):
@@ -129,3 +134,18 @@ def test_what_cannot_be_is_told(quantized, base, tmp_path):
     with pytest.raises(CheckpointError, match=r"type model\.load_in_4bit=true, or vpt export"):
         Trainer(settings(base, f"init_from={quantized.folder}"), tmp_path / "next")
     Trainer(settings(base, FOUR, f"init_from={quantized.folder}"), tmp_path / "next")
+
+
+def in_two(world: World, base: str, to: str) -> list[float]:
+    trainer = Trainer(settings(Path(base), FOUR, "strategy=ddp", "training.steps=3"), Path(to), world)
+    trainer.fit()
+    assert any(isinstance(module, Linear4bit) for module in trainer.model.modules())
+    return losses(trainer.folder)
+
+
+@pytest.mark.slow
+def test_two_processes_train_beside_the_same_bits(base, tmp_path):
+    alone = fit(settings(base, FOUR, "training.steps=3"), tmp_path / "alone")
+    [shown, _] = on_ranks(2, in_two, str(base), str(tmp_path / "two"), folder=tmp_path)
+    assert shown == pytest.approx(losses(alone.folder), rel=1e-5) and len(shown) == 3
+    assert load_pretrained(tmp_path / "two").model is not None
