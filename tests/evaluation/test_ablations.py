@@ -14,6 +14,7 @@ from vpt.data.collate import collate
 from vpt.errors import ConfigError
 from vpt.evaluation.ablations.attention import AttentionMeasured
 from vpt.evaluation.ablations.base import AblationContext
+from vpt.evaluation.ablations.evidence import TokensOfEvidence
 from vpt.evaluation.ablations.features import (
     FeaturesBlank,
     FeaturesEvidence,
@@ -207,6 +208,15 @@ def test_another_image_is_another_image(benches):
         assert ablation.image(own, record=question.record).tobytes() != own.tobytes()
     alone = AblationContext(bench.parts, bench.config, bench.asked[:1], bench.plain[:1])
     assert not FeaturesSwapped(alone).applies_to(bench.plain[0])
+
+
+def test_tokens_of_evidence_are_those_over_the_box(benches):
+    bench = benches["dino"]  # images of 64 pixels, 4 x 4 tokens
+    ablation = TokensOfEvidence(bench.setting)
+    assert all(map(ablation.applies_to, bench.plain)) and not any(map(ablation.applies_to, benches["region"].plain))
+    record = replace(bench.asked[0].record, box=(17, 0, 32, 40))
+    kept = ablation.tokens(torch.ones(16, 3), source="dino", record=record).view(4, 4, 3)
+    assert kept[:3, 1].all() and kept.sum() == 9
 
 
 def test_scores_apart_for_what_was_perceived(benches):
