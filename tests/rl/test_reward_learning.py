@@ -70,15 +70,18 @@ def test_how_a_step_is_cut_changes_nothing(tmp_path, whole, trained_run, overrid
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("overrides", [
-    ["strategy=ddp"], ["strategy=fsdp"], ["strategy=fsdp", "rl.beta=0.1", "optim.lr=1e-3"],
-    ["strategy=fsdp", "rl.beta=0.1", "model.lora.rank=2", "strategy.reshard_after_forward=false"],
+@pytest.mark.parametrize(("processes", "overrides"), [
+    (2, ["strategy=ddp"]), (4, ["strategy=ddp"]), (2, ["strategy=fsdp"]), (4, ["strategy=fsdp"]),
+    (2, ["strategy=fsdp", "rl.beta=0.1", "optim.lr=1e-3"]),
+    (2, ["strategy=fsdp", "rl.beta=0.1", "model.lora.rank=2", "strategy.reshard_after_forward=false"]),
 ], ids=str)  # fmt: skip
-def test_two_processes(tmp_path, trained_run, overrides):
-    """Their rollouts, loss and gradient are those of one process, though each of them holds a slice of each weight."""
+def test_several_processes(tmp_path, trained_run, processes, overrides):
+    """Their rollouts, loss and gradient are those of one process, though under FSDP each holds a slice of each weight. Of
+    four processes, two have no group of their own.
+    """
     short = ["training.steps=3", *overrides]
     whole = fitted(tmp_path / "one", trained_run, *(item for item in short if not item.startswith("strategy")))
-    found = on_ranks(2, on_rank, tmp_path / "run", trained_run, short, folder=tmp_path)
+    found = on_ranks(processes, on_rank, tmp_path / "run", trained_run, short, folder=tmp_path)
     want = [[line["train/loss"], line["train/grad_norm"]] for line in logged(whole.folder, "train/loss")]
     for (loss, norm), (own_loss, own_norm) in zip(want, found[0], strict=True):
         assert own_loss == pytest.approx(loss, rel=1e-4, abs=1e-6)

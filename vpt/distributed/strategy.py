@@ -13,6 +13,7 @@ All of them compute the gradient of one loss: the sum over the global batch divi
 import contextlib
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -122,6 +123,17 @@ class FSDP(Strategy):
         for unit in units:
             unit.set_reshard_after_forward(self.reshard_after_forward and unit is not self.model, recurse=False)
             unit.reshard()
+            _forget_forwards(unit)
+
+
+def _forget_forwards(unit: FSDPModule) -> None:
+    """Forget in which order units ran: from it FSDP gathers weights ahead in a backward pass, and processes that ran
+    others would gather others, and wait for ever.
+    """
+    state: Any = unit._get_fsdp_state()
+    state._comm_ctx.post_forward_order.clear()
+    for group in state._fsdp_param_groups if hasattr(state, "_fsdp_param_groups") else [state._fsdp_param_group]:
+        group._post_forward_indices.clear()
 
 
 def build_strategy(
