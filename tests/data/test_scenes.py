@@ -13,6 +13,7 @@ from vpt.checkpoint.load import build_model
 from vpt.data.build import build_sources
 from vpt.data.images import MediaStore
 from vpt.data.records import ImageRef, Record
+from vpt.data.sources.scene_grid import CANVAS, CELLS
 from vpt.data.sources.scene_layout import PLURALS, QUESTIONS, SceneQuestion
 from vpt.data.sources.scene_rendering import Glyph, Scene, render_scene, texture_bank
 from vpt.data.sources.scenes import Scenes, load_digits
@@ -266,6 +267,15 @@ BAD_OPTIONS = {
 }
 
 
+def test_the_small_base_sees_every_canvas_in_a_token_for_each_cell():
+    """Whatever its size, as it was pretrained: Qwen's rule of sizes would cut some to 7 x 7."""
+    processor = build_model(compose_config("model=small", "data=scenes_small", "encoder=[]")).processor
+    first, last = CANVAS
+    for side in range(first, last + 1, 9):
+        canvas = Image.new("RGB", (side, side))
+        assert processor.apply_transform(VISION_TOWER, canvas).grid == (1, CELLS, CELLS), side
+
+
 @pytest.mark.parametrize("option", BAD_OPTIONS)
 def test_options_that_no_scene_can_have(option):
     with pytest.raises(DataError, match=BAD_OPTIONS[option]):
@@ -289,6 +299,6 @@ def test_the_baseline_with_the_same_tokens_looks_twice_at_the_whole(make_parts):
         samples = [parts.processor.encode_conversation(source[index], folder) for index in range(12)]
         counts[name] = [[look.tokens for _, look in sample.images[VISION_TOWER]] for sample in samples]
     assert all(sample.record.images[VISION_TOWER][1].crop is None for sample in samples)
-    assert {first for look in counts.values() for first, _ in look} == {4}
+    assert {first for look in counts.values() for first, _ in look} == {64}
     second = {name: np.array([tokens for _, tokens in looks]) for name, looks in counts.items()}
     assert np.abs(second["region"] - second["baseline_same_tokens"]).max() <= 2  # 3x3 is next to 2x5
