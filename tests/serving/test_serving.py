@@ -1,5 +1,6 @@
 """The endpoint answers the official client as `vpt ask` answers, alone and among others."""
 
+import io
 import json
 import math
 import time
@@ -10,7 +11,9 @@ import httpx
 import pytest
 import torch
 from openai import BadRequestError, RateLimitError
+from PIL import Image
 
+from conftest import compose_config
 from helpers.served import ask, client, data_url, idle, question, serving, shown
 from vpt.generation.generator import Generator
 from vpt.generation.kv_cache import KVCache
@@ -19,6 +22,7 @@ from vpt.generation.running_batch import RunningBatch
 from vpt.generation.sampling import Sampling
 from vpt.serving import rows as rows_module
 from vpt.serving import service as service_module
+from vpt.serving.examples import example_images
 from vpt.serving.rows import Prompt, held_back, until
 
 TEXT = "what is the red shape?"
@@ -272,3 +276,12 @@ def test_another_site_cannot_ask(service, images):
     assert httpx.post(url, content=json.dumps(body), headers={"Content-Type": "text/plain"}).status_code == 415
     assert "access-control-allow-origin" not in httpx.options(url, headers={"Origin": "http://evil.example"}).headers
     assert data_url(images[0]).startswith("data:image/png")
+
+
+def test_examples_are_what_the_model_knows(tmp_path):
+    """Test questions of data that come with the package, one of each type; of one's own data, none."""
+    found = example_images(compose_config("data=scenes_small", "encoder=[]", "data.actions={none:0,region:1}"))
+    sizes = [Image.open(io.BytesIO(one.png)).size for one in found]
+    assert {one.question.split()[0] for one in found} == {"Which", "What"} and all(width > 300 for width, _ in sizes)
+    drawn = example_images()
+    assert len(drawn) == 3 and example_images(compose_config(f"data.root={tmp_path}")) == drawn

@@ -26,6 +26,7 @@ from vpt.config.validate import generation_settings
 from vpt.config.weight_folder import moved_paths
 from vpt.errors import ConfigError
 from vpt.serving.app import build_app
+from vpt.serving.examples import ExampleImage, example_images
 from vpt.serving.service import Service
 from vpt.serving.settings import ServeConfig
 
@@ -53,10 +54,11 @@ def main(arguments: Sequence[str]) -> None:
         return
     config = read_arguments(arguments)
     paths = moved_paths(config.model, config.encoder)
-    generation_settings(load_any_config(config.checkpoint, paths), config.generation)  # before the weights
+    trained = load_any_config(config.checkpoint, paths)
+    generation_settings(trained, config.generation)  # before the weights
     listening = listen(config)
     service = Service(load_pretrained(config.checkpoint, device=config.device, paths=paths), config)
-    server = build_server(service, config)
+    server = build_server(service, config, example_images(trained))
     service.engine.start()
     host, port = listening.getsockname()[:2]
     print(f"{service.name}: page http://{host}:{port}/, endpoint http://{host}:{port}/v1", flush=True)
@@ -66,9 +68,9 @@ def main(arguments: Sequence[str]) -> None:
         service.engine.close()
 
 
-def build_server(service: Service, config: ServeConfig) -> Server:
+def build_server(service: Service, config: ServeConfig, examples: Sequence[ExampleImage] = ()) -> Server:
     """The server of a service, to be run over a socket; the service's engine is started and closed by the caller."""
-    app = build_app(service, config, api_key=config.api_key)
+    app = build_app(service, config, api_key=config.api_key, examples=examples)
     # One longer than an answer may take, a bounded number of connections, and headers of a bounded size.
     settings = uvicorn.Config(
         app, log_level="warning", timeout_graceful_shutdown=int(config.timeout) + 1, limit_concurrency=1000,

@@ -1,7 +1,7 @@
 """The endpoint: routes of the OpenAI chat format over an `Engine`, counts for Prometheus, and the page."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect
 
 from vpt.errors import UserError
 from vpt.generation.row_state import Answer
-from vpt.serving.examples import example_images
+from vpt.serving.examples import ExampleImage, example_images
 from vpt.serving.guard import Guard, read_body
 from vpt.serving.metrics import Metrics
 from vpt.serving.protocol import ApiError, event
@@ -133,8 +133,10 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
-def build_app(service: Service, config: ServeConfig, *, api_key: str | None = None) -> FastAPI:
-    """The application; its engine is started and ended by `vpt.cli.serve`."""
+def build_app(
+    service: Service, config: ServeConfig, *, api_key: str | None = None, examples: Sequence[ExampleImage] = ()
+) -> FastAPI:
+    """The application; its engine is started and ended by `vpt.cli.serve`. `examples`: the page's, else drawn ones."""
     app = FastAPI(title="vpt", docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(Guard, config=config, api_key=api_key)
     metrics = Metrics(service.engine)
@@ -159,14 +161,15 @@ def build_app(service: Service, config: ServeConfig, *, api_key: str | None = No
     async def prometheus() -> Response:
         return Response(generate_latest(metrics.registry), media_type="text/plain; version=0.0.4")
 
-    _add_page(app, service, config, keyed=api_key is not None)
+    _add_page(app, service, config, examples or example_images(), keyed=api_key is not None)
     _add_errors(app, metrics)
     return app
 
 
-def _add_page(app: FastAPI, service: Service, config: ServeConfig, *, keyed: bool) -> None:
+def _add_page(
+    app: FastAPI, service: Service, config: ServeConfig, examples: Sequence[ExampleImage], *, keyed: bool
+) -> None:
     """The page and what it loads."""
-    examples = example_images()
 
     def file(name: str) -> Any:
         async def get() -> Response:

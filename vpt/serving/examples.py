@@ -1,11 +1,16 @@
-"""Images for a first question, drawn here: nothing has to be at hand."""
+"""Images for a first question: of the model's own test data where these come with the package, or drawn."""
 
 import io
 from dataclasses import dataclass
 
 from PIL import Image, ImageDraw
 
+from vpt.config.schema import TrainConfig
+from vpt.errors import UserError
+from vpt.evaluation.questions import EvalQuestion, questions
+
 Box = tuple[int, int, int, int]
+MOST, SEARCHED = 4, 60  # examples, and test questions among which they are looked for
 
 
 @dataclass(frozen=True)
@@ -23,12 +28,41 @@ SCENES: list[tuple[str, list[tuple[str, Box, str]], str]] = [
 ]
 
 
-def example_images() -> list[ExampleImage]:
-    """The examples, in order."""
-    return [ExampleImage(_draw(ground, shapes), question) for ground, shapes, question in SCENES]
+def example_images(config: TrainConfig | None = None) -> list[ExampleImage]:
+    """A test question of each type that the model of `config` knows. Drawn images without one, and where its data
+    lie in a folder (`data.root`): whoever reaches the page would see them.
+    """
+    if config is not None and config.data.root is None:
+        try:
+            found = [example for question in _one_of_each_type(config) if (example := _shown(question))]
+        except UserError:  # the data are not at hand
+            found = []
+        if found:
+            return found[:MOST]
+    return [ExampleImage(_png(_draw(ground, shapes)), question) for ground, shapes, question in SCENES]
 
 
-def _draw(ground: str, shapes: list[tuple[str, Box, str]]) -> bytes:
+def _one_of_each_type(config: TrainConfig) -> list[EvalQuestion]:
+    first: dict[str, EvalQuestion] = {}
+    for question in questions(config, limit=SEARCHED):
+        first.setdefault(question.record.question_type, question)
+    return [*first.values()]
+
+
+def _shown(question: EvalQuestion) -> ExampleImage | None:
+    record = question.record
+    if record.image is None:
+        return None
+    return ExampleImage(_png(question.folder.full_resolution(record.image, where=record.where)), record.question)
+
+
+def _png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format="png")
+    return buffer.getvalue()
+
+
+def _draw(ground: str, shapes: list[tuple[str, Box, str]]) -> Image.Image:
     image = Image.new("RGB", (64, 64), ground)
     pen = ImageDraw.Draw(image)
     for shape, (x0, y0, x1, y1), colour in shapes:
@@ -36,6 +70,4 @@ def _draw(ground: str, shapes: list[tuple[str, Box, str]]) -> bytes:
             pen.polygon([(x0, y1), (x1, y1), ((x0 + x1) // 2, y0)], fill=colour)
         else:
             getattr(pen, shape)((x0, y0, x1, y1), fill=colour)
-    buffer = io.BytesIO()
-    image.save(buffer, format="png")
-    return buffer.getvalue()
+    return image
