@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from conftest import ROOT
-from vpt.utils.device import keep_freed_heap
+from vpt.utils.device import keep_freed_heap, share_heap
 
 GROWTH = """
 import sys, torch
@@ -24,6 +24,33 @@ print((size() - before) * 4096 / 2**20)
 """
 
 
+HEAPS = """
+import ctypes, sys, threading
+from vpt.utils.device import share_heap
+if sys.argv[1] == "share":
+    assert share_heap()
+started, ended = threading.Barrier(9), threading.Event()
+def work():
+    kept = bytearray(100_000)
+    started.wait()
+    ended.wait()
+for _ in range(8):
+    threading.Thread(target=work).start()
+started.wait()
+ctypes.CDLL(None).malloc_stats()  # to stderr, an "Arena N:" for each heap
+ended.set()
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_threads_share_a_heap():
+    said = {
+        how: subprocess.run([sys.executable, "-c", HEAPS, how], cwd=ROOT, capture_output=True, check=True).stderr
+        for how in ("share", "apart")
+    }
+    assert {how: text.count(b"Arena ") > 1 for how, text in said.items()} == {"share": False, "apart": True}
+
+
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
 def test_freed_blocks_stay():
     grown = {
@@ -38,4 +65,4 @@ def test_freed_blocks_stay():
 
 def test_another_library_is_left_alone(monkeypatch):
     monkeypatch.setattr("ctypes.CDLL", lambda name: object())
-    assert not keep_freed_heap()
+    assert not keep_freed_heap() and not share_heap()

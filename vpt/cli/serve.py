@@ -29,6 +29,7 @@ from vpt.serving.app import build_app
 from vpt.serving.examples import ExampleImage, example_images
 from vpt.serving.service import Service
 from vpt.serving.settings import ServeConfig
+from vpt.utils.device import share_heap
 
 
 class Server(uvicorn.Server):
@@ -53,6 +54,7 @@ def main(arguments: Sequence[str]) -> None:
         print(__doc__ + help_text())
         return
     config = read_arguments(arguments)
+    share_heap()
     paths = moved_paths(config.model, config.encoder)
     trained = load_any_config(config.checkpoint, paths)
     generation_settings(trained, config.generation)  # before the weights

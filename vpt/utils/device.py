@@ -8,7 +8,7 @@ import torch
 from vpt.errors import ConfigError
 
 # <malloc.h>
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
 _LARGEST_TRIM = 2**31 - 1
 # The largest that glibc takes, and where its own rule ends up. Larger blocks stay apart: aligned ones as large leave
 # gaps in the heap that the next one of their size does not fit.
@@ -17,11 +17,21 @@ _LARGEST_IN_HEAP = 2**25
 
 def keep_freed_heap() -> bool:
     """Let glibc keep the memory that this process frees. Returns False where there is no glibc."""
+    return _mallopt(_MMAP_THRESHOLD, _LARGEST_IN_HEAP) and _mallopt(_TRIM_THRESHOLD, _LARGEST_TRIM)
+
+
+def share_heap() -> bool:
+    """Let all threads use one heap of glibc's: each with its own, a server's threads leave gaps in all of them. Returns
+    False where there is no glibc. Before there are threads.
+    """
+    return _mallopt(_ARENA_MAX, 1)
+
+
+def _mallopt(parameter: int, value: int) -> bool:
     try:
-        mallopt = ctypes.CDLL(None).mallopt
+        return bool(ctypes.CDLL(None).mallopt(parameter, value))
     except (OSError, AttributeError, TypeError):  # another C library, or Windows, where None names no library
         return False
-    return bool(mallopt(_MMAP_THRESHOLD, _LARGEST_IN_HEAP) and mallopt(_TRIM_THRESHOLD, _LARGEST_TRIM))
 
 
 def choose_device(name: str) -> torch.device:
