@@ -12,8 +12,8 @@ import hydra
 from omegaconf import DictConfig
 
 from vpt.cli.hydra_main import run
+from vpt.config.evaluation import EvalConfig
 from vpt.config.resolve import resolve_config
-from vpt.config.schema import EvalConfig
 from vpt.errors import UserError, exit_with
 
 

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 ROOT = Path(__file__).resolve().parents[1]
-ASK, SERVE, RL = "vpt/config/ask.py", "vpt/serving/settings.py", "vpt/config/rl.py"
+ASK, SERVE, RL, EVAL = "vpt/config/ask.py", "vpt/serving/settings.py", "vpt/config/rl.py", "vpt/config/evaluation.py"
 SCHEMA, ESTIMATE, PAPER = "vpt/config/schema.py", "vpt/estimate/settings.py", "conf/experiment/paper/README.md"
-KEYS = (SCHEMA, RL, ASK, ESTIMATE, SERVE)
+KEYS = (SCHEMA, RL, EVAL, ASK, ESTIMATE, SERVE)
 PAGES = {SCHEMA: "reference/configuration.md", PAPER: "paper.md"}
 
 
@@ -56,7 +56,8 @@ def configuration_page() -> str:
     """Every key of the schema, a table for each group."""
     sys.path.insert(0, str(ROOT))
     from vpt.config.ask import AskConfig
-    from vpt.config.schema import EvalConfig, TrainConfig
+    from vpt.config.evaluation import EvalConfig
+    from vpt.config.schema import TrainConfig
     from vpt.estimate.settings import AssumedConfig
     from vpt.serving.settings import ServeConfig
 

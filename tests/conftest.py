@@ -19,9 +19,10 @@ from hypothesis import settings
 from PIL import Image
 
 from vpt.checkpoint.load import build_model
+from vpt.config.evaluation import EvalConfig
 from vpt.config.overrides import register_schemas
 from vpt.config.resolve import resolve_config
-from vpt.config.schema import EvalConfig, TrainConfig
+from vpt.config.schema import TrainConfig
 from vpt.config.validate import validate
 from vpt.data.images import MediaStore
 from vpt.data.processor import Sample

@@ -25,8 +25,9 @@ from vpt.cli.estimate import compose_description
 from vpt.cli.export import parse as parse_export
 from vpt.cli.pretrain import parse as parse_pretrain
 from vpt.cli.serve import read_arguments as read_serve_arguments
+from vpt.config.evaluation import EvalConfig
 from vpt.config.overrides import check_overrides
-from vpt.config.schema import EvalConfig, TrainConfig
+from vpt.config.schema import TrainConfig
 from vpt.errors import UserError
 from vpt.estimate.settings import EstimateConfig
 from vpt.evaluation.metrics import METRICS

@@ -9,8 +9,9 @@ import pytest
 from conftest import ROOT, compose_config, compose_eval
 from helpers.programs import run_program
 from vpt.cli.evaluate import evaluate_checkpoint
+from vpt.config.evaluation import EvalConfig
 from vpt.config.overrides import check_overrides
-from vpt.config.schema import EvalConfig, TrainConfig
+from vpt.config.schema import TrainConfig
 from vpt.config.validate import generation_settings
 from vpt.errors import ConfigError, UserError
 from vpt.training.trainer import Trainer

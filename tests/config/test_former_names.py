@@ -6,6 +6,7 @@ from dataclasses import fields
 import pytest
 
 from conftest import ROOT
+from vpt.config.evaluation import EvalConfig
 from vpt.config.former_names import (
     FORMER_KEYS,
     FORMER_METRICS,
@@ -18,7 +19,7 @@ from vpt.config.former_names import (
 )
 from vpt.config.overrides import check_overrides
 from vpt.config.resolve import key_paths
-from vpt.config.schema import EvalConfig, GenerationConfig, TrainConfig
+from vpt.config.schema import GenerationConfig, TrainConfig
 from vpt.config.targets import locate
 from vpt.errors import ConfigError
 from vpt.estimate.settings import EstimateConfig

@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from helpers.judge_server import Server
-from vpt.config.schema import JudgeConfig
+from vpt.config.evaluation import JudgeConfig
 from vpt.errors import ConfigError
 from vpt.evaluation.metrics.llm_judge import Judge, read_score
 from vpt.evaluation.predictions import Prediction

@@ -9,7 +9,7 @@ from PIL import Image
 
 from conftest import compose_config
 from vpt.cli.evaluate import evaluate_checkpoint
-from vpt.config.schema import EvalConfig, EvalDataConfig
+from vpt.config.evaluation import EvalConfig, EvalDataConfig
 from vpt.integrations.in_memory import Responder
 from vpt.integrations.vlmevalkit import VPTChat
 from vpt.training.trainer import Trainer

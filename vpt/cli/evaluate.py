@@ -7,7 +7,8 @@ from typing import Any
 
 from vpt.checkpoint.format import run_folder
 from vpt.checkpoint.load import load_any_config, load_pretrained, trained_steps, weights_digest
-from vpt.config.schema import EvalConfig, TrainConfig
+from vpt.config.evaluation import EvalConfig
+from vpt.config.schema import TrainConfig
 from vpt.config.validate import chosen_test_sets, generation_settings
 from vpt.config.weight_folder import moved_paths
 from vpt.data.build import check_sources

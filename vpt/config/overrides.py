@@ -12,8 +12,9 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
+from vpt.config.evaluation import EvalConfig
 from vpt.config.resolve import explain_unknown, key_paths, resolve_config
-from vpt.config.schema import EvalConfig, TrainConfig
+from vpt.config.schema import TrainConfig
 from vpt.config.validate import validate
 from vpt.errors import ConfigError, did_you_mean
 

@@ -5,9 +5,10 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+from vpt.config.evaluation import AblationConfig
 from vpt.config.former_names import FORMER_TARGETS
 from vpt.config.rl import RewardConfig
-from vpt.config.schema import AblationConfig, EncoderConfig, SourceConfig
+from vpt.config.schema import EncoderConfig, SourceConfig
 from vpt.errors import ConfigError, did_you_mean
 
 # Base classes of a `target`

@@ -5,7 +5,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from vpt.config.schema import ModelConfig, TrainConfig, WeightsPath
+from vpt.config.evaluation import WeightsPath
+from vpt.config.schema import ModelConfig, TrainConfig
 from vpt.errors import ConfigError, wrap_read_errors
 
 UPSTREAM = "qwen2_vl_vpt"  # the model type of upstream's checkpoints

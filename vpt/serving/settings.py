@@ -3,8 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from vpt.config.evaluation import WeightsPath
 from vpt.config.fields import MISSING, bounded, choice
-from vpt.config.schema import WeightsPath
 
 
 @dataclass

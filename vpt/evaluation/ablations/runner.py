@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from vpt.config.schema import AblationConfig, TrainConfig
+from vpt.config.evaluation import AblationConfig
+from vpt.config.schema import TrainConfig
 from vpt.config.targets import ABLATION, check_arguments, locate
 from vpt.errors import ConfigError, require
 from vpt.evaluation.ablations.base import Ablation, AblationContext

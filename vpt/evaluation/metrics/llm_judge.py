@@ -17,7 +17,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from vpt.config.schema import JudgeConfig
+from vpt.config.evaluation import JudgeConfig
 from vpt.errors import ConfigError, require
 from vpt.evaluation.metrics.base import Metric
 from vpt.evaluation.predictions import Prediction
