@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vpt.checkpoint.checksums import verify
-from vpt.checkpoint.format import find_checkpoint, load_config
+from vpt.checkpoint.checksums import find_damage, verify
+from vpt.checkpoint.format import STEP_FOLDER, find_checkpoint, list_checkpoints, load_config
 from vpt.checkpoint.frozen_weights import CheckpointTensors, FrozenWeights
 from vpt.checkpoint.tensors import shape_mismatches, shortened
 from vpt.config.schema import EncoderConfig, TrainConfig
 from vpt.config.weight_folder import weight_paths
 from vpt.distributed.dtensor import shard_like
+from vpt.distributed.process_group import World
 from vpt.errors import CheckpointError
 from vpt.models.lora import has_adapters, merged, plain_name
 from vpt.models.vpt import VPTModel
@@ -28,6 +29,22 @@ MAY_CHANGE = (
     "training.checkpoint_every", "training.keep_checkpoints", "training.best_metric", "training.save_frozen_weights",
     "model.inner_forward", "model.activation_checkpointing", "model.token_ids", "model.path",
 )  # fmt: skip
+
+
+def latest_checkpoint(checkpoints: Path, world: World) -> Path | None:
+    """The last checkpoint in a folder as rank 0 sees it: file systems may show other ranks an older state."""
+    last = max((int(path.name.rpartition("_")[2]) for path in list_checkpoints(checkpoints)), default=-1)
+    last = world.broadcast(last)
+    return checkpoints / STEP_FOLDER.format(last) if last >= 0 else None
+
+
+def verify_together(found: Path, config: TrainConfig, world: World) -> None:
+    """Raise CheckpointError, on every process, where a file of the checkpoint, or one that it names, is damaged."""
+    rank, ranks = world.rank, world.size
+    frozen = FrozenWeights.named_by(found, weight_paths(config), strict=True)
+    damage = find_damage(found, rank=rank, ranks=ranks) or frozen.mismatch(found, rank=rank, ranks=ranks)
+    for text in filter(None, world.all_gather_text(damage)):
+        raise CheckpointError(text)
 
 
 def check_same_config(found: Path, config: TrainConfig) -> None:

@@ -8,19 +8,16 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from vpt.checkpoint.checksums import find_damage
-from vpt.checkpoint.format import STEP_FOLDER, list_checkpoints, save_metadata
+from vpt.checkpoint.format import STEP_FOLDER, save_metadata
 from vpt.checkpoint.frozen_weights import FrozenWeights
-from vpt.checkpoint.resume import check_same_config
+from vpt.checkpoint.resume import check_same_config, latest_checkpoint, verify_together
 from vpt.checkpoint.saver import Saver
 from vpt.checkpoint.tensors import unique_state_dict
 from vpt.checkpoint.train_state import TrainState, optimizer_tensors, restore
 from vpt.config.schema import TrainConfig
-from vpt.config.weight_folder import weight_paths
 from vpt.distributed.batch_alignment import BatchAligner, GlobalCounts
 from vpt.distributed.dtensor import full_tensor
 from vpt.distributed.process_group import World
-from vpt.errors import CheckpointError
 from vpt.flops.hardware import peak_flops
 from vpt.perception.batch import Batch
 from vpt.training.failures import FailureLog
@@ -65,9 +62,9 @@ class Trainer:
         self.threads = set_threads(config.threads, processes=self.world.local_size)
         if self.device.type == "cpu":
             keep_freed_heap()
-        found = self._latest_checkpoint()
+        found = latest_checkpoint(folder / "checkpoints", self.world)
         if found:
-            self._verify(found)
+            verify_together(found, config, self.world)
             check_same_config(found, config)
         # 1. The model, sharded or copied; 2. the optimizer, which holds parameters and hence comes after sharding;
         # 3. their values, read in place; 4. the feature cache, whose keys digest these values.
@@ -90,21 +87,6 @@ class Trainer:
         self.run_logger = RunLogger(config, folder, self.world)
         self.preemption = PreemptionHandler()
         self.saver = Saver(folder / "checkpoints", self.world, keep=config.training.keep_checkpoints)
-
-    def _latest_checkpoint(self) -> Path | None:
-        """The last checkpoint as rank 0 sees it: file systems may show other ranks an older state."""
-        folder = self.folder / "checkpoints"
-        last = max((int(path.name.rpartition("_")[2]) for path in list_checkpoints(folder)), default=-1)
-        last = self.world.broadcast(last)
-        return folder / STEP_FOLDER.format(last) if last >= 0 else None
-
-    def _verify(self, found: Path) -> None:
-        """Raise CheckpointError, on every process, where a file of the checkpoint, or one that it names, is damaged."""
-        rank, ranks = self.world.rank, self.world.size
-        frozen = FrozenWeights.named_by(found, weight_paths(self.config), strict=True)
-        damage = find_damage(found, rank=rank, ranks=ranks) or frozen.mismatch(found, rank=rank, ranks=ranks)
-        for text in filter(None, self.world.all_gather_text(damage)):
-            raise CheckpointError(text)
 
     def fit(self) -> None:
         """Train from where the run stands to its last step, or until a signal; the last checkpoint is then in place."""
