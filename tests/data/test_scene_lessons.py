@@ -46,6 +46,7 @@ def places_in(image: Image.Image) -> dict[str, tuple[int, int]]:
 @pytest.mark.parametrize("index", range(8))
 def test_at_a_glance_frames_are_where_the_answers_say(index):
     source = lessons(glance=True, frames=(1, 4))
+    assert source.render(f"{source.split}/{index}").size == source[index].box[2:]
     seen = places_in(source.scene_of(index))
     (asked, dense), *others = answers(source[index])
     assert asked == "Where are the frames?" and {text[:-2]: place(text[-2:]) for text in dense.split()} == seen

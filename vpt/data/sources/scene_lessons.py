@@ -27,6 +27,7 @@ from vpt.data.sources.scene_grid import (
     CELL_PIXELS,
     CELLS,
     COLUMNS,
+    GLANCE_PIXELS,
     ROWS,
     TEXTURE,
     Cell,
@@ -69,6 +70,7 @@ class SceneLessons(Source):
                 f"scene lessons: frames={list(frames)} must lie between 1 and the colours and cells there are"
             )
         self.split, self.count, self.seed, self.across, self.glance = split, count, seed, across, glance
+        self.side = GLANCE_PIXELS if glance else CELL_PIXELS * across  # of a picture, in pixels
         self.frames, self.others, self.questions = frames, others, questions
         self.context, self._kinds = context, draw_kinds(context.actions, count, seed=context.seed)
         self.digits, self.values = load_digits(split)
@@ -86,10 +88,9 @@ class SceneLessons(Source):
         generator = self._generator(index)
         cells = self._cells(generator)
         dense, *short = self._lessons([cell for cell in cells if cell.colour is not None], generator)
-        side = CELL_PIXELS * self.across
         record = perceiving_record(
             self.context, self._kinds[index], question=dense[0], answer=dense[1],
-            image=ImageRef(f"{self.split}/{index}"), box=(0, 0, side, side), size=(side, side),
+            image=ImageRef(f"{self.split}/{index}"), box=(0, 0, self.side, self.side), size=(self.side, self.side),
             where=f"scene lessons {self.split} {index}", question_type="glance" if self.glance else "lessons",
         )  # fmt: skip
         turns = [Message(role, text) for lesson in short for role, text in zip(("user", "assistant"), lesson)]
@@ -97,8 +98,8 @@ class SceneLessons(Source):
 
     def render(self, path: str) -> Image.Image:
         """The picture of lesson SPLIT/NUMBER, as it is shown."""
-        scene, side = self.scene_of(int(path.partition("/")[2])), CELL_PIXELS * self.across
-        return at_a_glance(scene) if self.glance else scene.resize((side, side), Image.Resampling.BICUBIC)
+        scene = self.scene_of(int(path.partition("/")[2]))
+        return at_a_glance(scene) if self.glance else scene.resize((self.side, self.side), Image.Resampling.BICUBIC)
 
     def scene_of(self, index: int) -> Image.Image:
         """The whole canvas of a lesson."""
