@@ -14,10 +14,9 @@ from vpt.data.collate import collate
 from vpt.errors import ConfigError
 from vpt.evaluation.ablations.attention import AttentionMeasured
 from vpt.evaluation.ablations.base import AblationContext
-from vpt.evaluation.ablations.evidence import TokensOfEvidence
+from vpt.evaluation.ablations.evidence import FeaturesEvidence, TokensOfEvidence
 from vpt.evaluation.ablations.features import (
     FeaturesBlank,
-    FeaturesEvidence,
     FeaturesNoise,
     FeaturesRepeated,
     FeaturesSwapped,

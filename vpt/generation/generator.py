@@ -7,6 +7,7 @@ whole user turn that shows what it perceived. The others are unaffected.
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Self
 
 import numpy as np
 import torch
@@ -62,7 +63,7 @@ class Generator:
     def from_config(
         cls, model: VPTModel, processor: Processor, tokenizer: PreTrainedTokenizerBase, settings: GenerationConfig,
         *, intervention: Intervention | None = None,
-    ) -> "Generator":  # fmt: skip
+    ) -> Self:  # fmt: skip
         """A generator as `settings` describe it. Raises ConfigError where a stop is not one token."""
         limits = GenerationLimits(
             settings.max_new_tokens, settings.max_actions, settings.crop_margin, settings.action,

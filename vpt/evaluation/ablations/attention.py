@@ -1,7 +1,7 @@
 """How much attention answers pay to what was perceived."""
 
+from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -44,42 +44,31 @@ class AttentionMeasured(Ablation):
         generator = _Measuring.from_config(
             parts.model, parts.processor, parts.tokenizer, self.context.config.generation
         )
-        assert isinstance(generator, _Measuring)
         with observed_attention(generator.observe):
             answer_batch(generator, self.measured)
         found = [*generator.found.values()]
-        sums = {item.name: np.array([getattr(one, item.name) for one in found], dtype=float) for item in fields(_Paid)}
-        tokens = sums.pop("tokens")
-        return estimates({name: Ratio(values, tokens) for name, values in sums.items()})
-
-
-@dataclass
-class _Paid:
-    """Sums over the tokens of one answer."""
-
-    tokens: int = 0
-    attention_to_perceived: float = 0.0
-    perceived_positions: float = 0.0
-    attention_to_first_look: float = 0.0
-    first_look_positions: float = 0.0
+        columns = {name: np.array([sums[name] for sums in found]) for name in (found[0] if found else ())}
+        return estimates(
+            {name: Ratio(values, columns["tokens"]) for name, values in columns.items() if name != "tokens"}
+        )
 
 
 class _Measuring(Generator):
     """A generator that notes what each row attends to when it chooses a token after it has perceived something."""
 
-    found: dict[int, _Paid]
-    layers: list[list[Tensor]]
+    found: dict[int, dict[str, float]]  # of each row that has perceived: sums over its tokens, and how many they are
+    layers: list[list[Tensor]]  # of a step: what each row attends to in each layer
 
     def start(
         self, samples: Sequence[Sample], media: Sequence[MediaStore], *, numbers: Sequence[int] | None = None,
         recording: bool = True,
     ) -> list[RowState]:  # fmt: skip
+        self.found, self.layers = {}, []
         return super().start(samples, media, numbers=numbers, recording=recording)
 
     def observe(self, query: Tensor, key: Tensor, layout: AttentionLayout, scaling: float) -> None:
         """Keep what the last query of each row attends to in one layer: [keys], the mean over heads."""
         if not layout.keys_by_row:  # the prompts
-            self.found, self.layers = {}, []
             return
         rows, last = [], np.cumsum(layout.lengths) - 1
         for row, (place, count) in enumerate(zip(last, layout.counts, strict=True)):
@@ -96,12 +85,11 @@ class _Measuring(Generator):
         super().advance(rows, outputs, logits)
 
     def _add(self, row: RowState, attention: Tensor) -> None:
-        paid = self.found.setdefault(id(row), _Paid())
-        paid.tokens += 1
-        for name, places in (("perceived", _perceived(row)), ("first_look", _first_look(row))):
-            share = getattr(paid, f"attention_to_{name}") + attention[places].sum().item()
-            setattr(paid, f"attention_to_{name}", share)
-            setattr(paid, f"{name}_positions", getattr(paid, f"{name}_positions") + len(places) / len(attention))
+        sums = self.found.setdefault(id(row), defaultdict(float))
+        sums["tokens"] += 1
+        for seen, places in (("perceived", _perceived(row)), ("first_look", _first_look(row))):
+            sums[f"attention_to_{seen}"] += attention[places].sum().item()
+            sums[f"{seen}_positions"] += len(places) / len(attention)
 
 
 def _first_look(row: RowState) -> list[int]:

@@ -11,9 +11,8 @@ from vpt.evaluation.predictions import Prediction
 from vpt.evaluation.questions import EvalQuestion
 from vpt.models.build import ModelBundle
 from vpt.perception.batch import VISION_TOWER
-from vpt.perception.requests import REGION
 
-_GREY = (128, 128, 128)
+GREY = (128, 128, 128)
 
 
 class FeaturesZeroed(Ablation):
@@ -84,22 +83,7 @@ class FeaturesBlank(Ablation):
     description = "perceived features taken from a blank image"
 
     def image(self, image: Image.Image, *, record: Record) -> Image.Image:
-        return Image.new(image.mode, image.size, _GREY)
-
-
-class FeaturesEvidence(Ablation):
-    """Re-encoders see the true box of an image that is blank elsewhere: what a look that finds the evidence brings."""
-
-    description = "all but the true box blanked before it is re-encoded"
-
-    def applies_to(self, plain: Prediction) -> bool:
-        return bool(plain.actions) and REGION not in plain.actions and plain.box is not None
-
-    def image(self, image: Image.Image, *, record: Record) -> Image.Image:
-        shown = Image.new(image.mode, image.size, _GREY)
-        if record.box is not None:
-            shown.paste(image.crop(record.box), record.box[:2])
-        return shown
+        return Image.new(image.mode, image.size, GREY)
 
 
 class FeaturesSwapped(Ablation):
