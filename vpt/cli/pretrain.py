@@ -57,9 +57,8 @@ def parse(arguments: Sequence[str]) -> tuple[PretrainConfig, Path, str]:
     config = compose_pretrain(name, overrides)
     targets = [Path(text.removeprefix("to=")) for text in given if text.startswith("to=")]
     target = targets[-1] if targets else Path(config.output_dir) / config.run_name / "weights"
-    said = [
-        text for text in overrides if not text.startswith(("output_dir=", "run_name=", "threads="))
-    ]  # which change no result
+    no_matter = ("output_dir=", "run_name=", "threads=")  # they change no result
+    said = [text for text in overrides if not text.startswith(no_matter)]
     return config, target, " ".join(["vpt pretrain", name, *said])
 
 

@@ -18,9 +18,7 @@ from vpt.errors import require
 
 RESAMPLES = 2000
 LEVEL = 0.95
-POWER = (
-    1.96 + 0.84
-)  # standard errors of a difference that is found in 80 of 100 comparisons, at a level of 5 %, two-sided
+POWER = 1.96 + 0.84  # standard errors: two-sided, at 5 %, found in 80 of 100 comparisons
 FLIPS = 10_000  # random draws of signs, where all of them would be more
 _FEWEST = 6  # questions answered otherwise, all for the better, that an exact test at 5 % takes for a difference
 
