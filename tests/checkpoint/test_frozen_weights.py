@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,8 @@ from transformers import AutoModelForImageTextToText
 import vpt
 from conftest import compose_config, compose_eval, losses
 from helpers.multiprocess import on_ranks
+from helpers.stopped import fit_until
+from helpers.weight_folders import write_base
 from vpt.checkpoint.export import Export, export
 from vpt.checkpoint.format import find_checkpoint, save_weights
 from vpt.checkpoint.frozen_part import FROZEN
@@ -26,7 +27,7 @@ from vpt.cli.serve import read_arguments as read_serve_arguments
 from vpt.config.schema import TrainConfig
 from vpt.config.weight_folder import moved_paths
 from vpt.distributed.process_group import World
-from vpt.errors import PREEMPTED, CheckpointError, ConfigError
+from vpt.errors import CheckpointError, ConfigError
 from vpt.estimate.memory import state_bytes
 from vpt.models.lora import merged
 from vpt.training.optimizer import set_trainable
@@ -41,8 +42,7 @@ def bases(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("bases")
     torch.manual_seed(3)
     parts = build_model(compose_config("encoder=[dino]", "model.region_bins=0"))
-    parts.model.qwen.save_pretrained(root / "base")
-    parts.tokenizer.save_pretrained(root / "base")
+    write_base(parts, root / "base")
     parts.model.visions["dino"].save_pretrained(root / "dino")
     return root
 
@@ -56,17 +56,7 @@ def settings(bases: Path, *overrides: str) -> TrainConfig:
 
 def fit(config: TrainConfig, folder: Path, world: World | None = None, *, stop: int = 0) -> Trainer:
     """Train to the end, or until a signal after step `stop`."""
-    trainer = Trainer(config, folder, world)
-    step = trainer.train_step
-
-    def told(batches, number):
-        trainer.preemption.code = PREEMPTED if number + 1 == stop else 0
-        return step(batches, number)
-
-    trainer.train_step = told
-    with suppress(SystemExit):
-        trainer.fit()
-    return trainer
+    return fit_until(Trainer(config, folder, world), stop)
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from torch.distributed.checkpoint import HuggingFaceStorageWriter
 
 from conftest import ROOT, compose_config, logged, losses
 from helpers.multiprocess import PATIENCE, on_ranks
+from helpers.stopped import fit_until
 from vpt.checkpoint.format import COMPLETE, LATEST, find_checkpoint, list_checkpoints
 from vpt.checkpoint.load import load_pretrained
 from vpt.checkpoint.tensors import LazyStateDict, unique_state_dict
@@ -133,17 +133,9 @@ def test_an_evaluation_that_was_due_where_a_run_was_stopped_comes_first(tmp_path
     def fit(folder: Path, stop: int = 0) -> None:
         trainer = trainer_at(folder, "training.steps=5", "training.eval_every=2", "training.keep_checkpoints=1",
                              "training.best_metric=eval/score")  # fmt: skip
-        step, evaluate = trainer.train_step, trainer.evaluate
-
-        def told(batches, number):
-            trainer.preemption.code = PREEMPTED if number + 1 == stop else 0
-            return step(batches, number)
-
-        trainer.train_step = told
+        evaluate = trainer.evaluate
         trainer.evaluate = lambda: evaluate() | {"eval/score": float(trainer.state.step % 5)}
-        with suppress(SystemExit):
-            trainer.fit()
-        assert trainer.state.step == stop or not stop
+        fit_until(trainer, stop)
 
     fit(tmp_path / "whole")
     for stop in (*stops, 0):

@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from conftest import compose_config, losses
 from helpers.multiprocess import on_ranks
+from helpers.weight_folders import write_base
 from vpt.checkpoint.export import Export, export
 from vpt.checkpoint.format import find_checkpoint, save_weights
 from vpt.checkpoint.load import build_model
@@ -74,9 +75,7 @@ def plain(folder: Path) -> Path:
     """Weights as Qwen's are laid out, of a vocabulary that must grow."""
     parts = build_model(compose_config("encoder=[]", "model.region_bins=0"))
     parts.model.qwen.resize_token_embeddings(len(parts.tokenizer))
-    parts.model.qwen.save_pretrained(folder / "weights")
-    parts.tokenizer.save_pretrained(folder / "weights")
-    return folder / "weights"
+    return write_base(parts, folder / "weights")
 
 
 def upstream(folder: Path) -> Path:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from conftest import REGION_TURNS, ROOT, action_turns, compose_config, compose_eval, conversation, mixed_records
+from helpers.weight_folders import write_base
 from vpt.checkpoint.load import build_model
 from vpt.cli.evaluate import evaluate_checkpoint
 from vpt.cli.pretrain import RECIPES, compose_pretrain, pretrain
@@ -50,8 +51,7 @@ def weights(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("weights")
     for family, model in (("2", "tiny"), ("2_5", "tiny_2_5"), ("3", "tiny_3")):
         parts = build_model(compose_config(f"model={model}", "encoder=[]", "model.region_bins=0"))
-        parts.model.qwen.save_pretrained(root / family)
-        parts.tokenizer.save_pretrained(root / family)
+        write_base(parts, root / family)
     return root
 
 

@@ -26,6 +26,13 @@ HARMLESS = {
 }  # fmt: skip
 
 
+def write_base(parts: ModelBundle, folder: Path) -> Path:
+    """The base model of a bundle and its tokenizer as a hub has them."""
+    parts.model.qwen.save_pretrained(folder)
+    parts.tokenizer.save_pretrained(folder)
+    return folder
+
+
 @dataclass
 class WeightFolder:
     """One part of a model: its tensors by transformers' present names, and the names that its files have.

@@ -8,11 +8,13 @@ from torch import nn
 
 from conftest import compose_config, losses
 from helpers.multiprocess import on_ranks
+from helpers.stopped import fit_until
+from helpers.weight_folders import write_base
 from vpt.checkpoint.export import Export, export
 from vpt.checkpoint.load import build_model, load_pretrained
 from vpt.config.schema import TrainConfig
 from vpt.distributed.process_group import World, init_process_group
-from vpt.errors import PREEMPTED, CheckpointError, ConfigError
+from vpt.errors import CheckpointError, ConfigError
 from vpt.models.lora import merged
 from vpt.models.quantization import BYTES, Linear4bit, _dequantize, _quantize
 from vpt.training.setup import build_training
@@ -25,12 +27,8 @@ LORA, FOUR = "model.lora.rank=2", "model.load_in_4bit=true"
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("base")
     torch.manual_seed(3)
-    parts = build_model(compose_config("encoder=[]"))
-    parts.model.qwen.save_pretrained(root)
-    parts.tokenizer.save_pretrained(root)
-    return root
+    return write_base(build_model(compose_config("encoder=[]")), tmp_path_factory.mktemp("base"))
 
 
 def settings(base: Path, *overrides: str) -> TrainConfig:
@@ -41,20 +39,7 @@ def settings(base: Path, *overrides: str) -> TrainConfig:
 
 
 def fit(config: TrainConfig, folder: Path, *, stop: int = 0) -> Trainer:
-    trainer = Trainer(config, folder)
-    step = trainer.train_step
-
-    def told(batches, number):
-        trainer.preemption.code = PREEMPTED if number + 1 == stop else 0
-        return step(batches, number)
-
-    trainer.train_step = told
-    if stop:
-        with pytest.raises(SystemExit):
-            trainer.fit()
-    else:
-        trainer.fit()
-    return trainer
+    return fit_until(Trainer(config, folder), stop)
 
 
 @pytest.fixture(scope="module")

@@ -6,13 +6,14 @@ import pytest
 import torch
 
 from conftest import compose_config, losses
+from helpers.stopped import fit_until
 from vpt.checkpoint.format import find_checkpoint
 from vpt.checkpoint.tensors import LazyStateDict
 from vpt.checkpoint.train_state import optimizer_tensors
 from vpt.config import validate
 from vpt.config.schema import TrainConfig
 from vpt.distributed.process_group import init_process_group
-from vpt.errors import PREEMPTED, CheckpointError, ConfigError
+from vpt.errors import CheckpointError, ConfigError
 from vpt.estimate.memory import state_bytes
 from vpt.training.setup import build_training
 from vpt.training.trainer import Trainer
@@ -30,20 +31,7 @@ def settings(*overrides: str) -> TrainConfig:
 
 
 def run(folder: Path, *overrides: str, stop: int = 0) -> Trainer:
-    trainer = Trainer(settings(*overrides), folder)
-    step = trainer.train_step
-
-    def told(batches, number):
-        trainer.preemption.code = PREEMPTED if number + 1 == stop else 0
-        return step(batches, number)
-
-    trainer.train_step = told
-    if stop:
-        with pytest.raises(SystemExit):
-            trainer.fit()
-    else:
-        trainer.fit()
-    return trainer
+    return fit_until(Trainer(settings(*overrides), folder), stop)
 
 
 @pytest.mark.slow

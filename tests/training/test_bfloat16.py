@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from conftest import compose_config, losses
+from helpers.weight_folders import write_base
 from vpt.checkpoint.format import save_weights
 from vpt.checkpoint.load import build_model, load_pretrained
 from vpt.distributed.process_group import init_process_group
@@ -33,9 +34,7 @@ def test_frequencies_stay_float32_however_a_model_is_built(make_parts, tmp_path,
     config = compose_config(*overrides, HALF)
     parts = build_model(config)
     save_weights(tmp_path, parts)
-    parts.model.qwen.save_pretrained(tmp_path / "qwen")
-    parts.tokenizer.save_pretrained(tmp_path / "qwen")
-    from_folder = compose_config(*overrides, HALF, f"model.path={tmp_path / 'qwen'}")
+    from_folder = compose_config(*overrides, HALF, f"model.path={write_base(parts, tmp_path / 'qwen')}")
     models = [parts.model, build_model(from_folder).model, load_pretrained(tmp_path, device="cpu").model]
     with init_process_group(device="cpu", always=True) as world:
         for kind in ("ddp", "fsdp"):

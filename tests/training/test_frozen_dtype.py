@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from conftest import compose_config, losses
+from helpers.weight_folders import write_base
 from vpt.checkpoint.load import build_model, load_pretrained
 from vpt.config.schema import TrainConfig
 from vpt.distributed.process_group import World, init_process_group
@@ -20,12 +21,8 @@ LORA = "model.lora.rank=2"
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> Path:
     """A base model in float32 that bfloat16 does not hold exactly."""
-    root = tmp_path_factory.mktemp("base")
     torch.manual_seed(3)
-    parts = build_model(compose_config("encoder=[]"))
-    parts.model.qwen.save_pretrained(root)
-    parts.tokenizer.save_pretrained(root)
-    return root
+    return write_base(build_model(compose_config("encoder=[]")), tmp_path_factory.mktemp("base"))
 
 
 def settings(base: Path, *overrides: str) -> TrainConfig:
