@@ -41,7 +41,7 @@ GPUS ?= 1
 bench-gpu: setup  ## training and answering at the published sizes, on GPUS=n: outputs/bench_gpu.json
 	$(BIN)/python -m $(if $(filter-out 1,$(GPUS)),torch.distributed.run --nproc-per-node=$(GPUS) -m )vpt.bench.gpu
 
-real-size: setup  ## the life of a project at the published sizes: half an hour of two cores, 24 GB, 40 GB disk
+real-size: setup  ## the life of a project at the published sizes (24 GB of memory, 40 GB of disk)
 	$(BIN)/python -m vpt.bench.real_size
 
 REF ?= HEAD
