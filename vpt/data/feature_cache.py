@@ -60,7 +60,7 @@ class FeatureCache:
         if transform.name not in self.fingerprints or type(reference) is not ImageRef:  # a video, or token-matched
             return None
         try:
-            content = media.path(reference, "").read_bytes()
+            content = media.file(reference, "").read()
         except (OSError, DataError):
             return None  # opening the image will say what is wrong
         done = (FORMAT, self.fingerprints[transform.name], transform.description, reference.crop, reference.transpose,

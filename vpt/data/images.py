@@ -11,6 +11,7 @@ from PIL import ExifTags, Image, ImageOps
 
 from vpt.data.crops import clip_to_image
 from vpt.data.references import ImageRef, Reference, Size, VideoRef
+from vpt.data.stored_files import StoredFile, find_stored
 from vpt.data.transforms import RESAMPLING
 from vpt.data.videos import SUFFIXES, FrameSampling, VideoClip, VideoFile
 from vpt.errors import DataError, shortened
@@ -71,9 +72,9 @@ class MediaStore:
         """Width and height of the whole file, which is not decoded for it unless it is a video."""
         if self.render is not None or Path(reference.path).suffix.lower() in SUFFIXES:
             return self._whole(reference, where).size
-        path = self.path(reference, where)
-        with reading(path, where), Image.open(path, formats=[*FORMATS]) as image:
-            self._check_pixels(image, f"{where}: image {path}")
+        file = self.file(reference, where)
+        with reading(file, where), Image.open(file.opened(), formats=[*FORMATS]) as image:
+            self._check_pixels(image, f"{where}: image {file}")
             sideways = self.apply_exif_rotation and image.getexif().get(ExifTags.Base.Orientation, 1) in range(5, 9)
             size = image.size[::-1] if sideways else image.size
         check_size(size, reference, where=where)
@@ -86,27 +87,27 @@ class MediaStore:
                 self.check(frame, where=where)
         elif self.render is None:
             image = reference.frame
-            path = self.path(image, where)
-            if path.suffix.lower() in SUFFIXES:
-                self._video_file(path, where)
+            file = self.file(image, where)
+            if file.suffix in SUFFIXES:
+                self._video_file(file, where)
                 return
             size = self.size(image, where=where)
             if image.crop is not None:
                 clip_to_image(image.crop, size, where=f"{where}: {image.path}: crop")
-            if _may_be_cut(path):
-                self.open(path, where=where)
+            if _may_be_cut(file):
+                self.open(file, where=where)
 
     def _whole(self, reference: ImageRef, where: str) -> Image.Image:
         if self.render is not None:
             return self.render(reference.path)
-        return self.open(self.path(reference, where), where=where)
+        return self.open(self.file(reference, where), where=where)
 
-    def open(self, path: Path, *, where: str) -> Image.Image:
+    def open(self, file: StoredFile, *, where: str) -> Image.Image:
         """An image file, or the middle frame of a video file, in RGB. Raises DataError for whatever is neither."""
-        if path.suffix.lower() in SUFFIXES:
-            return self._video_file(path, where).middle_frame()
-        with reading(path, where), Image.open(path, formats=[*FORMATS]) as image:
-            return self.decode(image, f"{where}: image {path}")
+        if file.suffix in SUFFIXES:
+            return self._video_file(file, where).middle_frame()
+        with reading(file, where), Image.open(file.opened(), formats=[*FORMATS]) as image:
+            return self.decode(image, f"{where}: image {file}")
 
     def decode(self, image: Image.Image, name: str) -> Image.Image:
         """An image of any mode, decoded or not, in RGB, turned by its EXIF data where that is asked for."""
@@ -121,13 +122,15 @@ class MediaStore:
                 "data.image.max_file_pixels"
             )
 
-    def _video_file(self, path: Path, where: str) -> VideoFile:
-        return VideoFile(path, where=where, max_pixels=self.max_pixels, upright=self.apply_exif_rotation)
+    def _video_file(self, file: StoredFile, where: str) -> VideoFile:
+        if file.member:
+            raise DataError(f"{where}: {file} is a video, which is read from a file of its own alone; unpack it")
+        return VideoFile(file.path, where=where, max_pixels=self.max_pixels, upright=self.apply_exif_rotation)
 
     def video(self, reference: VideoRef, *, where: str) -> VideoClip:
         """The sampled frames, limited in size, all of them as large as the first. Raises DataError as `image` does."""
         if reference.fps is None:
-            file = self._video_file(self.path(reference.frames[0], where), where)
+            file = self._video_file(self.file(reference.frames[0], where), where)
             rate = file.rate
             numbers, fps = self.sampling.frame_indices(file.total, rate)
             frames = [self.resize(frame) for frame in file.frames(numbers)]
@@ -139,21 +142,21 @@ class MediaStore:
         frames = [f if f.size == first else f.resize(first, RESAMPLING["bicubic"]) for f in frames]
         return VideoClip(frames, fps, [number / rate for number in numbers])
 
-    def path(self, reference: ImageRef, where: str) -> Path:
+    def file(self, reference: ImageRef, where: str) -> StoredFile:
         """The file. Raises DataError where there is none, or where it lies outside the root."""
         path = self.root / reference.path
         try:
-            inside, found = path.resolve().is_relative_to(self.root.resolve()), path.is_file()
+            inside, file = path.resolve().is_relative_to(self.root.resolve()), find_stored(path)
         except (OSError, RuntimeError, ValueError) as error:  # a name too long, links in a circle, a NUL
-            why = error.strerror if isinstance(error, OSError) else error
+            why = (isinstance(error, OSError) and error.strerror) or error
             raise DataError(
                 f"{where}: {shortened(str(path))} is no path of a file ({why}); mend or remove the record"
             ) from None
         if not inside:
             raise DataError(f"{where}: {path} is a link that leaves {self.root}; copy the file below data.root")
-        if not found:
+        if file is None:
             raise DataError(f"{where}: file {path} does not exist; is data.root={self.root} right?")
-        return path
+        return file
 
     def resize(self, image: Image.Image, *, crop: bool = False) -> Image.Image:
         """An image, or a `crop`, with its long side limited, and not too narrow for Qwen's image processor."""
@@ -198,12 +201,9 @@ def check_size(size: Size, reference: ImageRef, *, where: str) -> None:
         )
 
 
-def _may_be_cut(path: Path) -> bool:
+def _may_be_cut(file: StoredFile) -> bool:
     """Whether a JPEG or PNG does not end as such files do: it is then likely, but not sure, to be half a file."""
-    with path.open("rb") as file:
-        head = file.read(4)
-        file.seek(max(path.stat().st_size - 64, 0))
-        tail = file.read()
+    head, tail = file.ends()
     return (head[:2] == b"\xff\xd8" and b"\xff\xd9" not in tail) or (head == b"\x89PNG" and b"IEND" not in tail)
 
 

@@ -1,19 +1,35 @@
-"""Parquet files as JSON lines: rows of a column file cannot be read one at a time."""
+"""Parquet files as JSON lines, for rows of a column file cannot be read one at a time, and the images inside of them.
+
+An image is bytes, or a struct of `bytes` and `path` as the hub's data sets have it, or a list of such. Lines name it by
+its place (`train.parquet/images/17/0`), and its bytes are read with the row group that it lies in.
+"""
 
 import json
+import os
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from vpt.errors import DataError
+from vpt.errors import DataError, shortened
 from vpt.utils.files import atomic_file
 
-ROWS = 1000  # read at a time
+ROWS = 100  # read at a time
+GROUPS = 4  # row groups of images that a process holds of a file
+_IMAGE = {"bytes", "path"}
 
 
-def write_as_lines(source: Path, target: Path) -> None:
+def write_as_lines(source: Path, target: Path, name: str) -> None:
     """Write each row of a Parquet file as a line of JSON; `target` appears whole or not at all.
+
+    Args:
+        source: the file.
+        target: the lines.
+        name: what the file is called in the paths of its images.
 
     Raises:
         DataError: without pyarrow, for a file that is not Parquet, and for a value that JSON has no word for, with its
@@ -30,12 +46,73 @@ def write_as_lines(source: Path, target: Path) -> None:
             atomic_file(target) as draft,
             draft.open("w", encoding="utf-8") as file,
         ):
-            batches = (batch.to_pylist() for batch in table.iter_batches(batch_size=ROWS))
+            columns = _without_bytes([table.schema.column(number).path for number in range(len(table.schema))])
+            batches = (batch.to_pylist() for batch in table.iter_batches(batch_size=ROWS, columns=columns))
             rows = enumerate(row for batch in batches for row in batch)
             for number, row in tqdm(rows, f"reading {source.name}", table.metadata.num_rows, unit="record"):
-                file.write(_line(row, f"{source}: record {number}"))
+                placed = {column: _placed(cell, f"{name}/{column}/{number}") for column, cell in row.items()}
+                file.write(_line(placed, f"{source}: record {number}"))
     except (pyarrow.ArrowException, UnicodeDecodeError, OSError) as error:
         raise DataError(f"{source} cannot be read as Parquet: {error}; write the file again") from None
+
+
+def _without_bytes(columns: Sequence[str]) -> list[str]:
+    """Leaf columns but the `bytes` of images: of those it is enough to know that they are there."""
+    inside: dict[str, set[str]] = {}
+    for column in columns:
+        parent, _, leaf = column.rpartition(".")
+        inside.setdefault(parent, set()).add(leaf)
+    return [column for column in columns if not (column.endswith(".bytes") and inside[column[:-6]] == _IMAGE)]
+
+
+def _placed(cell: Any, place: str) -> Any:
+    """A cell with the place of each image instead of the image."""
+    if isinstance(cell, list):
+        return [_placed(item, f"{place}/{number}") for number, item in enumerate(cell)]
+    return place if isinstance(cell, bytes) or (isinstance(cell, dict) and cell.keys() == {"path"}) else cell
+
+
+class ParquetImages:
+    """The images of one file, read a row group at a time, of which the last few are held."""
+
+    def __init__(self, path: Path) -> None:
+        from pyarrow import parquet
+
+        self._file = parquet.ParquetFile(path)
+        about = self._file.metadata
+        self._ends = list(accumulate(about.row_group(number).num_rows for number in range(about.num_row_groups)))
+        self._groups = lru_cache(maxsize=GROUPS)(self._group)
+
+    def _group(self, number: int, column: str) -> Any:
+        # The process may be a fork of one in which Arrow had threads
+        return self._file.read_row_group(number, columns=[column], use_threads=False).column(column)
+
+    def read(self, column: str, row: int, within: Sequence[int]) -> bytes:
+        """The bytes of a cell, or of an item of the list that it is. Raises whatever comes where there are none."""
+        group = bisect_right(self._ends, row)
+        cell = self._groups(group, column)[row - self._ends[group]].as_py()  # from the end of the group
+        for number in within:
+            cell = cell[number]
+        found = cell["bytes"] if isinstance(cell, Mapping) else cell
+        if not isinstance(found, bytes):
+            raise TypeError(f"it holds {type(found).__name__}, not bytes")
+        return found
+
+
+@lru_cache(maxsize=256)
+def _opened(path: Path, *_state: int) -> ParquetImages:
+    return ParquetImages(path)
+
+
+def read_cell(path: Path, place: str) -> bytes:
+    """The image at `COLUMN/ROW`, or at `COLUMN/ROW/NUMBER` of a list. Raises OSError where there is none."""
+    column, *numbers = place.split("/")
+    try:
+        row, *within = map(int, numbers)
+        state = path.stat()  # a file that was replaced, or a process that was forked, opens it anew
+        return _opened(path, os.getpid(), state.st_ino, state.st_size, state.st_mtime_ns).read(column, row, within)
+    except Exception as error:  # another library's, about whatever stands in the file
+        raise OSError(f"{path.name} has no image there: {shortened(str(error))}") from None
 
 
 def _line(row: dict[str, Any], where: str) -> str:
@@ -43,10 +120,9 @@ def _line(row: dict[str, Any], where: str) -> str:
         return json.dumps(row, ensure_ascii=False) + "\n"
     except (TypeError, ValueError):
         column, value = next((name, found) for name in row if (found := _foreign(row[name])) is not None)
-        files = "save images as files below data.root and put their paths there"
         raise DataError(
             f"{where}: column `{column}` holds {type(value).__name__}, which records cannot hold; "
-            f"{files if isinstance(value, bytes) else 'write it as text'}, or drop the column"
+            "write it as text, or drop the column"
         ) from None
 
 

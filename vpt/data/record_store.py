@@ -5,22 +5,22 @@ note is kept (in `$VPT_CACHE`, or `~/.cache/vpt`) under the file's name, size an
 into memory and read nothing else. Nothing but the record that is asked for is ever held.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 from tqdm import tqdm
 
+from vpt.data.index_cache import cached_name, kept_index
 from vpt.data.parquet import write_as_lines
 from vpt.errors import DataError, shortened
-from vpt.utils.files import atomic_file
 
 CHUNK = 1 << 24  # bytes read at a time while indexing
-FORMAT = "2"  # of what is kept, and of how files are checked before it is
+FORMAT = "3"  # of what is kept, and of how files are checked before it is
 MARK = "\ufeff".encode().decode("latin-1")  # a byte order mark, as _ListReader decodes it
 _BLANKS, _DECODER = (" ", "\t", "\r", "\n"), json.JSONDecoder()
 
@@ -28,19 +28,23 @@ _BLANKS, _DECODER = (" ", "\t", "\r", "\n"), json.JSONDecoder()
 class RecordStore(Sequence[tuple[str, Any]]):
     """Records of one JSON (a list), JSONL or Parquet file: (its name in messages, decoded JSON)."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, called: str | None = None) -> None:
         """Open a file and its index, made if need be.
+
+        Args:
+            path: the file.
+            called: what paths of images inside a Parquet file begin with; by default its name.
 
         Raises:
             DataError: where the file is missing, empty or not of its format; names the line or record.
         """
-        self.name = path
+        self.name, self.called = path, called or path.name
         if not path.is_file():
             raise DataError(f"record file {path} does not exist")
         if path.suffix == ".parquet":
-            path = _parquet_as_lines(path)
+            path = _parquet_as_lines(path, self.called)
         self._lines = path.suffix != ".json"
-        self._spans = _index(path, self._lines, self.name)
+        self._spans = kept_index(path, FORMAT, partial(_spans, path, self._lines, self.name))
         self._file = os.open(path, os.O_RDONLY)
 
     def __len__(self) -> int:
@@ -52,46 +56,31 @@ class RecordStore(Sequence[tuple[str, Any]]):
         return self._label(number), json.loads(os.pread(self._file, stop - start, start))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"name": self.name}  # a worker that was not forked opens the files again
+        return {"name": self.name, "called": self.called}  # a worker that was not forked opens the files again
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["name"])  # type: ignore[misc]
+        self.__init__(state["name"], state["called"])  # type: ignore[misc]
 
     def _label(self, number: int) -> str:
         return f"{self.name}:{number}" if self.name.suffix == ".jsonl" else f"{self.name}: record {number}"
 
 
-def cache_folder() -> Path:
-    """Where indexes are kept."""
-    return Path(os.environ.get("VPT_CACHE", Path.home() / ".cache" / "vpt")) / "records"
-
-
-def _cache_key(path: Path) -> str:
-    state = path.stat()
-    return hashlib.sha256(f"{FORMAT}|{path.resolve()}|{state.st_size}|{state.st_mtime_ns}".encode()).hexdigest()[:32]
-
-
-def _parquet_as_lines(path: Path) -> Path:
+def _parquet_as_lines(path: Path, name: str) -> Path:
     """The lines that a Parquet file was written as in the cache, now or before."""
-    kept = cache_folder() / f"{_cache_key(path)}.jsonl"
+    kept = cached_name(path, f"{FORMAT} {name}", ".jsonl")
     if not kept.is_file():
         kept.parent.mkdir(parents=True, exist_ok=True)
-        write_as_lines(path, kept)
+        write_as_lines(path, kept, name)
     return kept
 
 
-def _index(path: Path, lines: bool, name: Path) -> np.ndarray:
-    """[records, 3] int64, mapped into memory: first byte, end, and the line (or record) number of each."""
-    kept = cache_folder() / f"{_cache_key(path)}.npy"
-    if not kept.is_file():
-        spans = _spans_of_lines(path, name) if lines else _spans_of_list(path)
-        table = np.array(list(spans), dtype=np.int64).reshape(-1, 3)
-        if not len(table):
-            raise DataError(f"{name} holds no records")
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_file(kept) as draft, draft.open("wb") as file:
-            np.save(file, table)
-    return np.load(kept, mmap_mode="r", allow_pickle=False)
+def _spans(path: Path, lines: bool, name: Path) -> np.ndarray:
+    """[records, 3] int64: first byte, end, and the line (or record) number of each."""
+    spans = _spans_of_lines(path, name) if lines else _spans_of_list(path)
+    table = np.array(list(spans), dtype=np.int64).reshape(-1, 3)
+    if not len(table):
+        raise DataError(f"{name} holds no records")
+    return table
 
 
 def _bar(path: Path) -> tqdm:

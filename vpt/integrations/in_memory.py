@@ -14,6 +14,7 @@ from vpt.data.build import media_store
 from vpt.data.images import MediaStore, reading
 from vpt.data.records import DEFAULT_SYSTEM, ImageRef, Message, Record
 from vpt.data.references import check_no_address
+from vpt.data.stored_files import StoredFile
 from vpt.errors import DataError
 from vpt.generation.generator import Generator
 from vpt.generation.pipeline import action_prompt_text
@@ -37,7 +38,7 @@ class InMemoryMedia(MediaStore):
         image = self.images[reference.path]
         if not isinstance(image, Image.Image):
             check_no_address(str(image), where)
-            return self.open(Path(image), where=where)
+            return self.open(StoredFile(Path(image)), where=where)
         with reading(reference.path, where):
             return self.decode(image, f"{where}: image {reference.path}")
 

@@ -25,7 +25,7 @@ class RecordFile(Source):
     ) -> None:  # fmt: skip
         """Args:
         path: the file below `data.root`, or several, one after the other.
-        images: folder of the images, below `data.root`.
+        images: folder of the images, or a tar file that holds them, below `data.root`.
         first: leave out all records but the first so many.
         reencode_as: the re-encoder that serves every re-encoding turn, whichever the file names; by default the
             one it names, or the model's only one.
@@ -34,7 +34,7 @@ class RecordFile(Source):
         root = context.root or Path()
         self.context, self.root = context, root / images
         self._folder, self._serving = MediaStore(self.root), reencode_as
-        self._stores = [RecordStore(root / name) for name in _listed(path)]
+        self._stores = [RecordStore(root / name, name) for name in _listed(path)]
         self._ends = list(accumulate(len(store) for store in self._stores))
         self._count = self._ends[-1] if first is None else min(first, self._ends[-1])
 
@@ -42,8 +42,9 @@ class RecordFile(Source):
     def check(cls, root: Path | None, *, path: str | Sequence[str], images: str = "", **_: Any) -> None:
         if root is None:
             raise DataError("data.root is not set; type data.root=FOLDER, the folder that holds the record files")
-        if not _below(root, images).is_dir():
-            raise DataError(f"folder of images {root / images} does not exist; check data.root={root}")
+        place = _below(root, images)
+        if not place.is_dir() and not (place.suffix == ".tar" and place.is_file()):
+            raise DataError(f"folder of images {place} does not exist; check data.root={root}")
         for name in _listed(path):
             if not _below(root, name).is_file():
                 raise DataError(f"record file {root / name} does not exist; check data.root={root}")
