@@ -11,6 +11,7 @@ from vpt.config.schema import TrainConfig
 from vpt.config.weight_folder import weight_paths
 from vpt.distributed.process_group import World, init_process_group
 from vpt.distributed.strategy import NEEDS_GROUP
+from vpt.estimate.fitting import check_memory
 from vpt.evaluation.evaluator import evaluate
 from vpt.evaluation.questions import check_test_records
 from vpt.evaluation.summary import headline, metrics_of
@@ -24,7 +25,7 @@ from vpt.training.frozen_features import shared_features
 from vpt.training.preemption import PreemptionHandler
 from vpt.training.run_logger import RunLogger
 from vpt.training.trainer import Trainer
-from vpt.utils.device import free_unreachable
+from vpt.utils.device import choose_device, free_unreachable
 
 
 def train(config: TrainConfig, folder: str | Path) -> float:
@@ -63,6 +64,8 @@ def _fit(config: TrainConfig, folder: Path, world: World) -> tuple[RunLogger, fl
 
     Model and optimizer go out of scope, so that nothing holds the process group when it is taken down.
     """
+    if (scarce := check_memory(config, world, choose_device(config.device))) and world.is_main:
+        print(f"  memory: {scarce}")
     trainer = Trainer(config, folder, world)
     started, exit_code = time.perf_counter(), None
     try:

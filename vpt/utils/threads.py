@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 
+from vpt.utils.control_groups import control_groups
+
 
 def set_threads(asked: int | None, *, processes: int = 1) -> str:
     """Set with how many threads this process computes, and say how many, why, and by which key.
@@ -32,24 +34,7 @@ def _torch_default() -> int:
 def usable_cpus(root: Path = Path("/")) -> float:
     """CPUs in the affinity mask of this process, or the time of fewer where a control group has a quota."""
     own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min([own, *_quotas(root)])
-
-
-def _quotas(root: Path) -> Iterator[float]:
-    """The quotas of the control groups that this process is in, of version 2 and 1, in CPUs."""
-    try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return
-    for controllers, path in (line.split(":", 2)[1:] for line in lines):
-        if controllers and "cpu" not in controllers.split(","):
-            continue
-        base = root / "sys/fs/cgroup" / controllers
-        folder = base / path.lstrip("/")
-        for group in (folder, *folder.parents):
-            yield from _quota(group)
-            if group == base:
-                break
+    return min([own, *(quota for group in control_groups("cpu", root) for quota in _quota(group))])
 
 
 def _quota(group: Path) -> Iterator[float]:
