@@ -1,4 +1,4 @@
-"""The life of a project at the published sizes, once: `make real-size`. Half an hour of two cores, 24 GB, 40 GB disk.
+"""The life of a project at the published sizes, once: `make real-size`. For 24 GB of memory, 40 GB of disk.
 
 Random folders of the published shapes, then what a project types: convert, estimate, alignment, instruction tuning with
 adapters and masking that is killed and goes on, evaluation, a question, exports, and stock transformers beside them.
@@ -14,7 +14,9 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from multiprocessing import get_context
 from pathlib import Path
 
 from PIL import Image
@@ -112,7 +114,9 @@ class Life:
     def _folders(self) -> None:
         started = time.perf_counter()
         nothing = ["model.path=null", f"encoder.{self.encoder}.sizes.full.weights=null", "run_name=none"]
-        found = write_folders(compose_train([*self.sizes, *nothing]), self.root)
+        config = compose_train([*self.sizes, *nothing])
+        with ProcessPoolExecutor(1, get_context("spawn")) as apart:  # a child's peak is at least its parent's
+            found = apart.submit(write_folders, config, self.root).result()
         self.paths = [f"{key}={folder}" for key, folder in found.items()]
         self._note("folders", time.perf_counter() - started, 0.0)
 
