@@ -4,14 +4,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from conftest import compose_config, losses
+from helpers.served import ask, serving
 from helpers.weight_folders import write_base
 from vpt.checkpoint.load import build_model, load_pretrained
 from vpt.config.schema import TrainConfig
 from vpt.distributed.process_group import World, init_process_group
 from vpt.errors import ConfigError
+from vpt.generation.pipeline import Pipeline
 from vpt.training.trainer import Trainer
 
 HALF = "model.frozen_dtype=bfloat16"
@@ -60,8 +63,31 @@ def test_nothing_changes_but_the_memory(base, tmp_path, kind):
                 assert tensor.dtype == (torch.bfloat16 if half else torch.float32), name
         weights = [sum(parameter.nbytes for parameter in trainer.model.parameters()) for trainer in trainers]
         assert weights[1] < 0.7 * weights[0]
-        assert {parameter.dtype for parameter in load_pretrained(halved.folder).model.parameters()} == {torch.float32}
+        stored = load_pretrained(halved.folder, exact=True)
+        assert {parameter.dtype for parameter in stored.model.parameters()} == {torch.float32}
         del trainers, whole, halved, trained, module, tensor
+
+
+def test_answers_are_computed_as_in_training(base, tmp_path):
+    """A model that answers holds its matrices in half the memory: alone, served, in maps of f·c and scores."""
+    config = settings(base, LORA, HALF, "training.steps=1", "training.checkpoint_every=1")
+    run(config, tmp_path / "run")
+    held, exact = load_pretrained(tmp_path / "run"), load_pretrained(tmp_path / "run", exact=True)
+    weights = [sum(parameter.nbytes for parameter in bundle.model.parameters()) for bundle in (held, exact)]
+    assert weights[0] < 0.7 * weights[1]
+    image, found = tmp_path / "image.png", []
+    Image.effect_noise((64, 48), 60).convert("RGB").save(image)
+    for bundle in (held, exact):
+        with torch.autocast("cpu", torch.bfloat16, enabled=bundle is exact):
+            for action in ("region", "dino", "sam", "clip"):
+                reply = Pipeline(**vars(bundle)).ask(image, "what is it?", action=action, max_new_tokens=6)
+                maps = [None if seen is None else seen.values.tolist() for seen in reply.maps()]
+                found.append((reply.answer.ids, reply.answer.confidence, maps))
+    assert found[:4] == found[4:]
+    with serving(held) as service:
+        reply = Pipeline(**vars(held)).ask(image, "what is it?", action="dino", max_new_tokens=6)
+        served = ask(service, image, "what is it?", max_tokens=6, action="dino")
+        assert served.choices[0].message.content == str(reply)
 
 
 @pytest.mark.slow

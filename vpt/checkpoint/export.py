@@ -61,7 +61,7 @@ def export(wanted: Export, *, card: Callable[[Path, TrainConfig], None] | None =
     target = Path(wanted.to)
     if target.exists():
         raise ConfigError(f"{target} exists already; give another folder in to=FOLDER, or remove it")
-    bundle = load_pretrained(wanted.checkpoint, device="cpu", paths=wanted.paths)
+    bundle = load_pretrained(wanted.checkpoint, device="cpu", paths=wanted.paths, exact=True)
     with atomic_folder(target) as draft:
         WRITERS[wanted.format](draft, bundle)
         if wanted.format == "hub" and card is not None:

@@ -20,13 +20,14 @@ from vpt.config.schema import TrainConfig
 from vpt.config.weight_folder import weight_paths
 from vpt.errors import wrap_read_errors
 from vpt.models.build import ModelBundle, build_bundle, configured_sizes, extend_vocabulary
+from vpt.models.frozen_dtype import cast_frozen
 from vpt.models.quantization import round_base
 from vpt.models.qwen import build_tokenizer, check_tokenizer, local_folder, qwen_config
 from vpt.utils.device import choose_device
 
 
 def load_pretrained(
-    path: str | Path, *, device: str = "auto", paths: Mapping[str, str] | None = None
+    path: str | Path, *, device: str = "auto", paths: Mapping[str, str] | None = None, exact: bool = False
 ) -> ModelBundle:  # fmt: skip
     """A trained model with its tokenizer and processor, ready to answer.
 
@@ -36,6 +37,8 @@ def load_pretrained(
         device: `auto`, `cpu` or `cuda`.
         paths: where folders are now that a checkpoint names instead of holding their frozen weights, such as
             `{"model.path": "NEW_PLACE"}`.
+        exact: keep all weights as they are stored, to write them again. Otherwise matrices are held as
+            `model.frozen_dtype`, which autocast rounds them to for every product, in training and here.
 
     Raises:
         CheckpointError: where the folder holds no such thing, or is damaged; where one that it names has changed.
@@ -52,6 +55,8 @@ def load_pretrained(
         verify(found)
         tensors = CheckpointTensors(found, FrozenWeights.named_by(found, paths).check(found))
         bundle = build_from_checkpoint(found, load_config(found), tensors.shapes)
+        if not exact:
+            cast_frozen(bundle.model.requires_grad_(False), bundle.config.model.frozen_dtype)
         materialize(bundle.model, target)
         load_state_dict(bundle.model, tensors, tensors.shapes, where=found)
         if bundle.config.model.load_in_4bit:

@@ -89,7 +89,7 @@ def pretrain(config: PretrainConfig, folder: Path, target: Path, *, command: str
     train(lessons, folder / "language")
     summary = json.loads((folder / "language" / "summary.json").read_text(encoding="utf-8"))
     scores |= {f"answers/{kind}": share for kind, share in summary["accuracy_by_type"].items()}
-    return write_base(target, load_pretrained(folder / "language", device="cpu"), _card(command, scores))
+    return write_base(target, load_pretrained(folder / "language", device="cpu", exact=True), _card(command, scores))
 
 
 def _card(command: str, scores: Mapping[str, float]) -> Card:

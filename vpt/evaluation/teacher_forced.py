@@ -23,7 +23,8 @@ def teacher_forced_metrics(model: VPTModel, batches: Iterable[Batch], world: Wor
     wanted: Counter[int] = Counter()
     met: Counter[int] = Counter()
     for batch in batches:
-        out = model(batch)
+        with model.autocast():
+            out = model(batch)
         loss += out.nll.double().sum().cpu()
         labels += len(out.targets)
         hits += int(out.correct.sum())

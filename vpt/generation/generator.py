@@ -119,10 +119,13 @@ class Generator:
         return no_grad()(self._steps)(rows)
 
     def _steps(self, rows: Sequence[RowState]) -> Iterator[None]:
-        batch = RunningBatch(self.model, self.processor.position_scheme, rows, self._prefill(rows))
+        with self.model.autocast():
+            cache = self._prefill(rows)
+        batch = RunningBatch(self.model, self.processor.position_scheme, rows, cache)
         yield
         while batch.select(row.next_input is not None for row in batch.rows):
-            self.advance(batch.rows, batch.step())
+            with self.model.autocast():
+                self.advance(batch.rows, batch.step())
             yield
 
     def _prefill(self, rows: Sequence[RowState]) -> KVCache:

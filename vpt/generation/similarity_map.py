@@ -48,11 +48,12 @@ def similarity_map(
     processed = transform(image)
     images = stack_images(transform.name, [processed])
     images.pixels = images.pixels.to(model.device)
-    features = model.encode_images({model.transform_of(kind): images})[model.transform_of(kind)]
     projector = model.encoder(kind).projector
-    tokens, direction = projector.project(features), projector.condition_vector(states[None].to(model.device))[0]
+    with model.autocast():
+        features = model.encode_images({model.transform_of(kind): images})[model.transform_of(kind)]
+        tokens, direction = projector.project(features), projector.condition_vector(states[None].to(model.device))[0]
     rows, columns = processor.position_scheme.grid_shape(processed)
-    values = (tokens[:, : len(direction)].float() @ direction.float()).view(rows, columns).cpu().numpy()
+    values = (tokens[:, : len(direction)].float() * direction.float()).sum(-1).view(rows, columns).cpu().numpy()
     return SimilarityMap(values, transform.coverage(image.size))
 
 

@@ -1,5 +1,6 @@
 """The model of the paper's figure 2: encode images, run stages with perception in between, predict."""
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -82,6 +83,13 @@ class VPTModel(nn.Module):
     def device(self) -> torch.device:
         """The device that it computes on: that of buffers, since weights may wait on the CPU."""
         return self.language.rotary_emb.inv_freq.device
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """bf16 autocast where matrices are stored as bfloat16 beside a wider stream (`model.frozen_dtype`), as in
+        training; what is around it elsewhere."""
+        matrix, stream = self.language.layers[0].self_attn.q_proj.weight.dtype, self.language.norm.weight.dtype
+        mixed = matrix == torch.bfloat16 != stream
+        return torch.autocast(self.device.type, torch.bfloat16) if mixed else nullcontext()
 
     def train(self, mode: bool = True) -> "VPTModel":
         """As any module, but frozen towers stay in evaluation mode: their features of an image are always the same."""

@@ -132,11 +132,12 @@ class Engine:
                 if self.closed and not self.batch.rows:
                     return
             try:
-                self._leave()
-                self._admit()
-                if self.batch.rows:
-                    self._step()
-                self._leave()
+                with self.model.autocast():
+                    self._leave()
+                    self._admit()
+                    if self.batch.rows:
+                        self._step()
+                    self._leave()
             except Exception:  # whatever it is: those who wait are answered, and the next ones served
                 LOG.exception("a step failed")
                 self._fail()

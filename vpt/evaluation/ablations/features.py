@@ -61,8 +61,9 @@ def whole_image_tokens(parts: ModelBundle, question: EvalQuestion, source: str) 
     image = parts.processor.apply_transform(source, question.folder.resize(full_image(question)))
     images = stack_images(transform, [image])
     images.pixels = images.pixels.to(model.device)
-    features = model.encode_images({transform: images})[transform]
-    return features if source == VISION_TOWER else model.encoder(source).projector.project(features)
+    with model.autocast():
+        features = model.encode_images({transform: images})[transform]
+        return features if source == VISION_TOWER else model.encoder(source).projector.project(features)
 
 
 class FeaturesRepeated(Ablation):
