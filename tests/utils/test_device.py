@@ -51,6 +51,28 @@ def test_threads_share_a_heap():
     assert {how: text.count(b"Arena ") > 1 for how, text in said.items()} == {"share": False, "apart": True}
 
 
+RESIDENT = """
+import torch
+from pathlib import Path
+from vpt.utils.device import free_unreachable, keep_freed_heap
+assert keep_freed_heap()
+size = lambda: int(Path("/proc/self/statm").read_text().split()[1])  # pages in memory
+blocks = [torch.ones(2**20) for _ in range(40)]  # 4 MB each
+full = size()
+del blocks[:-1]  # the last one is above the others in the heap
+kept = size()
+free_unreachable()
+print(*((full - now) * 4096 / 2**20 for now in (kept, size())))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_what_was_kept_is_given_back():
+    said = subprocess.run([sys.executable, "-c", RESIDENT], cwd=ROOT, capture_output=True, check=True).stdout
+    kept, given_back = map(float, said.split())
+    assert kept < 20 and given_back > 120
+
+
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
 def test_freed_blocks_stay():
     grown = {

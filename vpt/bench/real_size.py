@@ -2,21 +2,18 @@
 
 Random folders of the published shapes, then what a project types: convert, estimate, alignment, instruction tuning with
 adapters and masking that is killed and goes on, evaluation, a question, exports, and stock transformers beside them.
-Every part is a program of its own; its time and its peak of memory (as the system counts it) are printed and written.
+Every part is a program of its own; its time and its peak of memory are printed and written.
 """
 
 import argparse
 import json
-import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
 from pathlib import Path
 
 from PIL import Image
@@ -114,9 +111,7 @@ class Life:
     def _folders(self) -> None:
         started = time.perf_counter()
         nothing = ["model.path=null", f"encoder.{self.encoder}.sizes.full.weights=null", "run_name=none"]
-        config = compose_train([*self.sizes, *nothing])
-        with ProcessPoolExecutor(1, get_context("spawn")) as apart:  # a child's peak is at least its parent's
-            found = apart.submit(write_folders, config, self.root).result()
+        found = write_folders(compose_train([*self.sizes, *nothing]), self.root)
         self.paths = [f"{key}={folder}" for key, folder in found.items()]
         self._note("folders", time.perf_counter() - started, 0.0)
 
@@ -142,15 +137,15 @@ class Life:
         log = self.root / "log.txt"
         with log.open("a") as output:
             program = subprocess.Popen([sys.executable, *command], cwd=ROOT, stdout=output, stderr=output)
-        while until is not None and not until.exists() and program.poll() is None:
+        peak = 0
+        while program.poll() is None:
+            peak = max(peak, _own_memory(program.pid))
+            if until is not None and until.exists():
+                program.kill()
             time.sleep(0.05)
-        if until is not None:
-            os.kill(program.pid, signal.SIGKILL)
-        _, status, used = os.wait4(program.pid, 0)
-        program.returncode = status
-        if os.waitstatus_to_exitcode(status) not in (0, *([-signal.SIGKILL] if until else [])):
+        if program.returncode not in (0, *([-signal.SIGKILL] if until else [])):
             raise RuntimeError(f"{name}: {' '.join(command)}\n{log.read_text()[-3000:]}")
-        self._note(name, time.perf_counter() - started, used.ru_maxrss * 1024, estimate)
+        self._note(name, time.perf_counter() - started, peak, estimate)
 
     def _note(self, name: str, seconds: float, peak: float, estimate: list[str] | None = None) -> None:
         disk = sum(path.stat().st_size for path in self.root.rglob("*") if path.is_file() and not path.is_symlink())
@@ -158,6 +153,15 @@ class Life:
             Part(f"{self.model}: {name}", seconds, peak, disk, _estimated(estimate) if estimate else None)
         )
         print(f"{self.parts[-1].name:36}{seconds:8.0f} s{peak / 1e9:8.2f}{disk / 1e9:8.2f}", flush=True)
+
+
+def _own_memory(process: int) -> int:
+    """Bytes that a process holds by itself; pages of mapped files, which the system takes back, are left out."""
+    try:
+        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    except OSError:  # it has just ended
+        return 0
+    return next((int(line.split()[1]) << 10 for line in lines if line.startswith("RssAnon")), 0)
 
 
 def _estimated(overrides: list[str]) -> float:
