@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from vpt.data.sources.base import SourceContext
-from vpt.data.sources.scene_grid import COLUMNS, ROWS
+from vpt.data.sources.scene_cells import COLUMNS, ROWS
 from vpt.data.sources.scene_lessons import SceneLessons
 from vpt.data.sources.scene_rendering import COLOURS
 from vpt.errors import DataError

@@ -2,10 +2,11 @@
 
 import pickle
 import re
+import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 from sklearn.neighbors import KNeighborsClassifier
 
 from conftest import compose_config
@@ -13,15 +14,16 @@ from vpt.checkpoint.load import build_model
 from vpt.data.build import build_sources
 from vpt.data.images import MediaStore
 from vpt.data.records import ImageRef, Record
-from vpt.data.sources.scene_grid import CANVAS, CELLS
+from vpt.data.sources.scene_cells import CELLS, COLUMNS, ROWS
+from vpt.data.sources.scene_grid import CANVAS
 from vpt.data.sources.scene_layout import PLURALS, QUESTIONS, SceneQuestion
-from vpt.data.sources.scene_rendering import Glyph, Scene, render_scene, texture_bank
+from vpt.data.sources.scene_rendering import Frame, Glyph, Scene, render_scene, texture_bank
 from vpt.data.sources.scenes import Scenes, load_digits
 from vpt.errors import DataError
 from vpt.perception.batch import VISION_TOWER
 from vpt.perception.regions import Region
 
-EVERY = "{read:1,compare:1,count:1,there:1,colour:1}"
+EVERY = "{read:1,compare:1,count:1,there:1,colour:1,gaps:1,closed:1,place:1}"
 READ = "{read:1,compare:0,count:0,there:0,colour:0}"
 
 
@@ -62,6 +64,22 @@ def test_the_same_seed_and_number_make_the_same_scene_in_any_order():
         assert np.array_equal(np.asarray(images_too.original(image, where="")), pixels)
     unpickled = pickle.loads(pickle.dumps(images))  # as a data worker may get it
     assert np.array_equal(np.asarray(unpickled.original(order[2], where="")), first[2])
+
+
+def test_scenes_are_those_of_earlier_versions():
+    """Runs that are compared with earlier ones answer the same test."""
+    source, _ = scenes(questions="{read:1,compare:1,count:1,there:1,colour:1}", split="test")
+    drawn = [
+        (posed.question, posed.answer, posed.box, described(posed.scene)) for posed in map(source.question, range(40))
+    ]
+    assert zlib.crc32(repr(drawn).encode()) == 1456915510
+
+
+def described(scene: Scene) -> list:
+    """What is drawn where, in plain values."""
+    glyphs = [value for glyph in scene.glyphs for value in vars(glyph).values()]
+    frames = [value for frame in scene.frames for value in (frame.colour, frame.box, frame.width)]
+    return [scene.side, *vars(scene.ground).values(), *glyphs, *frames]
 
 
 def test_the_scenes_seed_changes_them_and_the_runs_seed_does_not():
@@ -118,6 +136,19 @@ def framed(scene: Scene, colour: str) -> Glyph:
     return glyph
 
 
+def gaps_of(frame: Frame) -> int:
+    """Interruptions along the four sides of a frame, drawn by itself."""
+    (x0, y0, x1, y1), canvas = frame.box, Image.new("L", (frame.box[2] + 1, frame.box[3] + 1))
+    pen = ImageDraw.Draw(canvas)
+    for left, top, right, bottom in frame.strokes:
+        pen.rectangle((left, top, right - 1, bottom - 1), fill=1)
+    drawn, edge = np.asarray(canvas), round(frame.width / 2)
+    near, far = edge + frame.width // 2, edge + (frame.width + 1) // 2  # the middle of a line
+    span = slice(x0 + near, x1 - near), slice(y0 + near, y1 - near)
+    sides = (drawn[y0 + near, span[0]], drawn[y1 - far, span[0]], drawn[span[1], x0 + near], drawn[span[1], x1 - far])
+    return sum(int((np.diff(side.astype(int)) == -1).sum()) for side in sides)
+
+
 def answer_of(posed: SceneQuestion) -> tuple[str, tuple[int, int, int, int]]:
     """Answer and evidence, from nothing but the question's words and what is on the canvas."""
     scene, question = posed.scene, posed.question
@@ -133,6 +164,16 @@ def answer_of(posed: SceneQuestion) -> tuple[str, tuple[int, int, int, int]]:
         edge = [frame.colour for frame in frames if frame.box[axis] == frames[last].box[axis]]
         assert len(edge) == 1
         return edge[0], (0, 0, scene.side, scene.side)
+    if match := re.fullmatch(r"How many gaps has the (\w+) frame\?", question):
+        (frame,) = [frame for frame in scene.frames if frame.colour == match[1]]
+        return str(gaps_of(frame)), frame.box
+    if match := re.fullmatch(r"Where is the (\w+) frame\?", question):
+        x0, y0, x1, y1 = (glyph := framed(scene, match[1])).box
+        column, row = (int((low + high) / 2 / scene.side * 8) for low, high in ((x0, x1), (y0, y1)))
+        return COLUMNS[column] + ROWS[row], glyph.box
+    if question == "Which frame is closed?":
+        (frame,) = [frame for frame in scene.frames if gaps_of(frame) == 0]
+        return frame.colour, frame.box
     if match := re.fullmatch(r"How many (\w+)\?", question):
         boxes = np.array([glyph.box for glyph in scene.glyphs])
         count = sum(glyph.value == PLURALS.index(match[1]) for glyph in scene.glyphs)
@@ -173,7 +214,15 @@ def test_no_answer_can_be_guessed():
         posed = source.question(index)
         answers.setdefault(posed.kind, []).append(posed.answer)
     assert set(answers) == set(QUESTIONS)
-    for kind, expected in {"read": 10, "count": 4, "compare": 2, "there": 2, "colour": 6}.items():
+    for kind, expected in {
+        "read": 10,
+        "count": 4,
+        "compare": 2,
+        "there": 2,
+        "colour": 6,
+        "gaps": 5,
+        "closed": 6,
+    }.items():
         _, counts = np.unique(answers[kind], return_counts=True)
         share = len(answers[kind]) / expected
         assert len(counts) == expected and np.abs(counts - share).max() < 5 * share**0.5

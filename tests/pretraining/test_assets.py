@@ -1,7 +1,10 @@
 """The weights that are installed: of the sizes in conf/, complete, small, and able to do what their cards say."""
 
+import re
+
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModel
 
 from conftest import ROOT, compose_config
@@ -13,7 +16,7 @@ from vpt.config.overrides import ASSETS
 from vpt.data.build import build_sources
 from vpt.data.collate import collate
 from vpt.data.loader import encode_samples
-from vpt.data.sources.scene_grid import COLUMNS, ROWS
+from vpt.data.sources.scene_cells import COLUMNS, ROWS
 from vpt.errors import CheckpointError
 from vpt.pretraining.labels import DIGITS
 
@@ -23,6 +26,14 @@ ENCODERS = [name for name in RECIPES if (ROOT / "conf" / "encoder" / f"{name}.ya
 def test_there_is_one_for_each_recipe_and_all_are_small():
     assert {folder.name for folder in ASSETS.iterdir()} == {*RECIPES}
     assert sum(file.stat().st_size for file in ASSETS.rglob("*") if file.is_file()) <= 8 * 2**20
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_card_tells_how_many_parameters_there_are(name):
+    stored = load_file(ASSETS / name / "model.safetensors")
+    told = re.search(r"- ([\d,]+) parameters", (ASSETS / name / "README.md").read_text())[1]
+    assert sum(tensor.numel() for tensor in stored.values()) == int(told.replace(",", ""))
+    assert {tensor.dtype for tensor in stored.values()} == {torch.bfloat16}
 
 
 @pytest.mark.parametrize("name", ENCODERS)

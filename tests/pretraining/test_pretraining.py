@@ -9,11 +9,11 @@ import torch
 from vpt.checkpoint.load import build_model
 from vpt.cli.pretrain import compose_pretrain, main
 from vpt.config.overrides import ASSETS
-from vpt.data.sources.scene_grid import CELLS
+from vpt.data.sources.scene_cells import CELLS
 from vpt.data.sources.scene_rendering import COLOURS
 from vpt.errors import CheckpointError, ConfigError
 from vpt.pretraining import trainer
-from vpt.pretraining.labels import ALL_COLOURS, CLASSES, PLACES, mark
+from vpt.pretraining.labels import ALL_COLOURS, CLASSES, OUTLINES, PLACES, mark
 from vpt.pretraining.views import KINDS, Views
 
 TINY = (
@@ -56,10 +56,18 @@ def test_a_glance_tells_each_frame_where_it_stands():
     assert (labels["column"][5, 2], labels["row"][5, 2]) == (2, 5)
 
 
+def test_all_patches_of_an_outline_tell_its_gaps():
+    view = Views("train").draw("outlines", np.random.default_rng(1))
+    labels, nothing = view.labels(32), len(OUTLINES["gaps"])
+    assert ((labels["gaps"] < nothing) == (labels["colour"] < len(ALL_COLOURS))).all()
+    cells = labels["gaps"].reshape(CELLS, 4, CELLS, 4).transpose(0, 2, 1, 3).reshape(-1, 16)
+    assert all(len({*cell} - {nothing}) <= 1 for cell in cells.tolist()) and len(np.unique(cells)) == nothing + 1
+
+
 def test_every_kind_of_view_has_labels_of_its_size():
     for kind in KINDS:
         for head, labels in Views("test").draw(kind, np.random.default_rng(0)).labels(4).items():
-            assert labels.shape[:2] == (4, 4) and labels.max() <= len((CLASSES | PLACES)[head])
+            assert labels.shape[:2] == (4, 4) and labels.max() <= len((CLASSES | PLACES | OUTLINES)[head])
 
 
 def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch):
@@ -96,9 +104,10 @@ def test_what_does_not_exist_stops_the_run():
 
 
 @pytest.mark.slow
-def test_a_part_made_anew_scores_as_its_card_says(tmp_path):
-    main(["dino", f"output_dir={tmp_path}", f"to={tmp_path / 'dino'}"])
-    made, kept = (card_scores(folder / "dino") for folder in (tmp_path, ASSETS))
+@pytest.mark.parametrize("name", ["dino", "sam"])
+def test_a_part_made_anew_scores_as_its_card_says(name, tmp_path):
+    main([name, f"output_dir={tmp_path}", f"to={tmp_path / name}"])
+    made, kept = (card_scores(folder / name) for folder in (tmp_path, ASSETS))
     assert made.keys() == kept.keys() and all(abs(made[key] - kept[key]) < 0.03 for key in kept)
 
 

@@ -7,7 +7,8 @@ import numpy as np
 from vpt.data.records import Pixels
 from vpt.data.sources.easy_vqa import COLOURS as SHAPE_COLOURS
 from vpt.data.sources.easy_vqa import SHAPES
-from vpt.data.sources.scene_grid import COLUMNS, ROWS
+from vpt.data.sources.scene_cells import COLUMNS, ROWS
+from vpt.data.sources.scene_outlines import MOST_GAPS, Outline
 from vpt.data.sources.scene_rendering import COLOURS, Scene
 
 # What is told apart; the class after the last of each is "nothing of the kind", and -1 stands where nobody knows
@@ -15,6 +16,7 @@ DIGITS = tuple("0123456789")
 ALL_COLOURS = (*COLOURS, *(colour for colour in SHAPE_COLOURS if colour not in COLOURS))
 CLASSES: dict[str, tuple[str, ...]] = {"digit": DIGITS, "colour": ALL_COLOURS, "shape": SHAPES}
 PLACES: dict[str, tuple[str, ...]] = {"column": COLUMNS, "row": ROWS}
+OUTLINES: dict[str, tuple[str, ...]] = {"gaps": DIGITS[: MOST_GAPS + 1]}
 UNKNOWN = -1
 _SHARE = 0.3  # of an object's width and height that a patch must cover to be said to show it, or half the patch
 
@@ -35,6 +37,14 @@ def scene_labels(scene: Scene, window: Pixels, side: int) -> dict[str, np.ndarra
     for glyph in scene.glyphs:
         mark(digits, glyph.box, window, glyph.value)
     return {"digit": digits, "colour": colours, "shape": nothing("shape", (side, side))}
+
+
+def outline_labels(scene: Scene, outlines: Sequence[Outline], side: int) -> dict[str, np.ndarray]:
+    """Labels of a whole scene whose frames are `outlines`, in their order: patches of a frame tell its gaps."""
+    window, gaps = (0, 0, scene.side, scene.side), np.full((side, side), len(OUTLINES["gaps"]))
+    for frame, outline in zip(scene.frames, outlines, strict=True):
+        mark(gaps, frame.box, window, outline.gaps)
+    return {**scene_labels(scene, window, side), "gaps": gaps}
 
 
 def mark(labels: np.ndarray, box: Pixels, window: Pixels, label: int) -> None:

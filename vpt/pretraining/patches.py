@@ -11,11 +11,12 @@ from torch.nn import functional as F
 
 from vpt.models.build import ModelBundle
 from vpt.perception.batch import VISION_TOWER
-from vpt.pretraining.labels import CLASSES, PLACES, UNKNOWN
+from vpt.pretraining.labels import CLASSES, OUTLINES, PLACES, UNKNOWN
 from vpt.pretraining.views import View
 
 TOWER = "tower"  # of the base model, among the parts that may learn
-WEIGHTS = {"digit": 2.0, "colour": 0.5, "shape": 0.5, "column": 0.5, "row": 0.5}  # of each head's loss
+# of each head's loss
+WEIGHTS = {"digit": 2.0, "colour": 0.5, "shape": 0.5, "column": 0.5, "row": 0.5, "gaps": 2.0}
 
 
 class WordHead(nn.Module):
@@ -52,7 +53,8 @@ class PatchModel(nn.Module):
         for unused in self.encoder.unused_modules():
             unused.requires_grad_(False)
         width = self.encoder.projector.layernorm_feature.normalized_shape[0]
-        self.heads = nn.ModuleDict({head: nn.Linear(width, len(words) + 1) for head, words in CLASSES.items()})
+        told = CLASSES | OUTLINES
+        self.heads = nn.ModuleDict({head: nn.Linear(width, len(words) + 1) for head, words in told.items()})
 
     def features(self, views: Sequence[View]) -> tuple[Tensor, list[int]]:
         """What the encoder makes of images: [positions, D], image after image, and how many lie along each's side."""

@@ -12,19 +12,21 @@ import numpy as np
 from PIL import Image
 
 from vpt.data.sources.easy_vqa import SHAPES, question_type, shape_extent
+from vpt.data.sources.scene_cells import CELLS
 from vpt.data.sources.scene_grid import (
     BRIGHTNESS,
     CELL_PIXELS,
-    CELLS,
     TEXTURE,
     Cell,
     at_a_glance,
     crowded_cells,
+    crowded_outlines,
     grid_scene,
 )
+from vpt.data.sources.scene_outlines import Outline
 from vpt.data.sources.scene_rendering import Scene, render_scene, texture_bank
 from vpt.data.sources.scenes import SPLITS, load_digits
-from vpt.pretraining.labels import ALL_COLOURS, CLASSES, UNKNOWN, mark, nothing, scene_labels
+from vpt.pretraining.labels import ALL_COLOURS, CLASSES, UNKNOWN, mark, nothing, outline_labels, scene_labels
 
 Labels = Mapping[str, np.ndarray]  # head -> [side, side]
 
@@ -50,9 +52,10 @@ class Views:
         return KINDS[kind](self, generator)
 
     def _scene(
-        self, generator: np.random.Generator, cells: Sequence[Cell], *, across: int = CELLS
-    ) -> tuple[Scene, Image.Image]:
-        scene = grid_scene(generator, self.values, cells, across=across)
+        self, generator: np.random.Generator, cells: Sequence[Cell], *, across: int = CELLS,
+        outlines: Sequence[Outline] = (),
+    ) -> tuple[Scene, Image.Image]:  # fmt: skip
+        scene = grid_scene(generator, self.values, cells, across=across, outlines=outlines)
         return scene, render_scene(scene, self.digits, self.tiles)
 
     def whole(self, generator: np.random.Generator) -> View:
@@ -84,6 +87,13 @@ class Views:
 
         return View(at_a_glance(image), labels)
 
+    def outlines(self, generator: np.random.Generator) -> View:
+        """A whole canvas with empty frames and some digits: all patches of a frame tell how many gaps it has."""
+        filled = float(generator.choice([0.9, 0.9, 0.9, 0.2]))
+        cells, outlines = crowded_outlines(generator, filled=filled, framed=0.7)
+        scene, image = self._scene(generator, cells, outlines=outlines)
+        return View(image, partial(outline_labels, scene, outlines))
+
     def shape(self, generator: np.random.Generator) -> View:
         """An image of easy-VQA at 70 px."""
         shown = _shapes(self.split)
@@ -99,7 +109,9 @@ class Views:
         return View(_square(Image.open(path).convert("RGB"), 70), labels)
 
 
-KINDS = {"whole": Views.whole, "cell": Views.cell, "glance": Views.glance, "shape": Views.shape}
+KINDS = {
+    "whole": Views.whole, "cell": Views.cell, "glance": Views.glance, "outlines": Views.outlines, "shape": Views.shape,
+}  # fmt: skip
 
 
 def _square(image: Image.Image, side: int) -> Image.Image:

@@ -11,11 +11,11 @@ import numpy as np
 from PIL import Image
 
 from vpt.data.records import Pixels
+from vpt.data.sources.scene_cells import CELLS
 from vpt.data.sources.scene_layout import grown
+from vpt.data.sources.scene_outlines import MOST_GAPS, Outline, outline_frame
 from vpt.data.sources.scene_rendering import COLOURS, TILE, TILES, Background, Frame, Glyph, Scene
 
-CELLS = 8  # along a side of a whole canvas
-COLUMNS, ROWS = tuple("ABCDEFGH"), tuple("STUVWXYZ")  # what they are called, from the left and from the top
 CELL_PIXELS = 28  # of a cell, in which a digit can be read
 GLANCE, GLANCE_PIXELS = 28, 112  # pixels of a whole canvas at a glance, and what they are enlarged to
 CANVAS = (336, 672)  # pixels along its side
@@ -52,9 +52,23 @@ def crowded_cells(
     return cells
 
 
+def crowded_outlines(
+    generator: np.random.Generator, *, filled: float, framed: float
+) -> tuple[list[Cell], list[Outline]]:  # fmt: skip
+    """Of the cells of a canvas a share is `filled`: a share `framed` of these with empty frames, others with digits."""
+    cells = crowded_cells(generator, filled=filled, framed=0.0)
+    hold = [generator.random() < framed for _ in cells]
+    outlines = [
+        Outline(cell.row, cell.column, str(generator.choice([*COLOURS])), int(generator.integers(MOST_GAPS + 1)))
+        for cell, empty in zip(cells, hold) if empty
+    ]  # fmt: skip
+    return [cell for cell, empty in zip(cells, hold) if not empty], outlines
+
+
 def grid_scene(
-    generator: np.random.Generator, values: np.ndarray, cells: Sequence[Cell], *, across: int = CELLS
-) -> Scene:
+    generator: np.random.Generator, values: np.ndarray, cells: Sequence[Cell], *, across: int = CELLS,
+    outlines: Sequence[Outline] = (),
+) -> Scene:  # fmt: skip
     """A scene of `across` x `across` cells with these digits.
 
     Args:
@@ -62,6 +76,7 @@ def grid_scene(
         values: [n] what each handwritten digit says.
         cells: what is to be seen.
         across: fewer than `CELLS` make a smaller canvas, not larger digits.
+        outlines: empty frames beside them; of a whole canvas only.
     """
     whole = int(generator.integers(CANVAS[0], CANVAS[1] + 1))
     pitch, size = whole / CELLS, round(whole * generator.uniform(*DIGIT))
@@ -73,6 +88,7 @@ def grid_scene(
         if cell.colour is not None:
             outer = grown(box, round((whole * FRAME - size) / 2))
             frames.append(Frame(cell.colour, outer, round(whole * LINE)))
+    frames += [outline_frame(generator, outline, whole) for outline in outlines]
     side = round(across * pitch)
     left, top = (int(place) for place in generator.integers(TILE - side + 1, size=2))
     ground = Background(int(generator.integers(TILES)), left, top, int(generator.integers(8)))

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from vpt.data.records import Pixels
+from vpt.data.sources.scene_cells import CELLS, COLUMNS, ROWS
+from vpt.data.sources.scene_outlines import MOST_GAPS, Outline, outline_frame
 from vpt.data.sources.scene_rendering import COLOURS, TILE, TILES, Background, Frame, Glyph, Scene
 
 PLURALS = ("zeros", "ones", "twos", "threes", "fours", "fives", "sixes", "sevens", "eights", "nines")
@@ -134,6 +136,30 @@ class SceneBuilder:
         side = edges[self._below(len(edges))]
         return f"What colour is the {side} frame?", self._outermost(side)[0].colour, (0, 0, self.side, self.side)
 
+    def gaps(self) -> tuple[str, str, Pixels]:
+        """How many gaps has the red frame? 0 to 4, of empty frames (`scene_outlines`)."""
+        outlines = self._outlines([self._below(MOST_GAPS + 1) for _ in range(self.layout.frames)])
+        return f"How many gaps has the {outlines[0].colour} frame?", str(outlines[0].gaps), self.frames[0].box
+
+    def closed(self) -> tuple[str, str, Pixels]:
+        """Which frame is closed? One is, the others have gaps."""
+        outlines = self._outlines([0, *(1 + self._below(MOST_GAPS) for _ in range(self.layout.frames - 1))])
+        return "Which frame is closed?", outlines[0].colour, self.frames[0].box
+
+    def place(self) -> tuple[str, str, Pixels]:
+        """Where is the red frame? DX, the column and row of its cell, which low resolution tells."""
+        glyph = self._framed(self.layout.frames)
+        column, row = ((glyph.box[axis] + glyph.box[axis + 2]) * CELLS // (2 * self.side) for axis in (0, 1))
+        return f"Where is the {self.colours[0]} frame?", COLUMNS[column] + ROWS[row], glyph.box
+
+    def _outlines(self, gaps: Sequence[int]) -> list[Outline]:
+        """Empty frames of the first colours, each with so many gaps."""
+        places = [divmod(int(place), CELLS) for place in self.generator.permutation(CELLS**2)[: len(gaps)]]
+        outlines = [Outline(*place, colour, count) for place, colour, count in zip(places, self.colours, gaps)]
+        self.frames = [outline_frame(self.generator, outline, self.side) for outline in outlines]
+        self.taken = [frame.box for frame in self.frames]
+        return outlines
+
     def _outermost(self, side: str) -> list[Frame]:
         """The frames that lie furthest to one side; more than one where they are level."""
         axis, sign = OUTERMOST[side]
@@ -202,10 +228,11 @@ class SceneBuilder:
         return int(self.generator.integers(limit))
 
 
-# kind of question -> lays it out; the last two are answered at low resolution
+# kind of question -> lays it out; `there`, `colour` and `place` are answered at low resolution
 QUESTIONS = {
     "read": SceneBuilder.read, "compare": SceneBuilder.compare, "count": SceneBuilder.count,
     "there": SceneBuilder.exists, "colour": SceneBuilder.colour,
+    "gaps": SceneBuilder.gaps, "closed": SceneBuilder.closed, "place": SceneBuilder.place,
 }  # fmt: skip
 
 

@@ -22,13 +22,11 @@ from PIL import Image
 
 from vpt.data.records import ImageRef, Message, Record
 from vpt.data.sources.base import Source, SourceContext, draw_kinds, perceiving_record
+from vpt.data.sources.scene_cells import CELLS, COLUMNS, ROWS
 from vpt.data.sources.scene_grid import (
     BRIGHTNESS,
     CELL_PIXELS,
-    CELLS,
-    COLUMNS,
     GLANCE_PIXELS,
-    ROWS,
     TEXTURE,
     Cell,
     at_a_glance,
@@ -86,7 +84,7 @@ class SceneLessons(Source):
 
     def __getitem__(self, index: int) -> Record:
         generator = self._generator(index)
-        cells = self._cells(generator)
+        cells = self.cells(generator)
         dense, *short = self._lessons([cell for cell in cells if cell.colour is not None], generator)
         record = perceiving_record(
             self.context, self._kinds[index], question=dense[0], answer=dense[1],
@@ -104,13 +102,13 @@ class SceneLessons(Source):
     def scene_of(self, index: int) -> Image.Image:
         """The whole canvas of a lesson."""
         generator = self._generator(index)
-        scene = grid_scene(generator, self.values, self._cells(generator), across=self.across)
+        scene = grid_scene(generator, self.values, self.cells(generator), across=self.across)
         return render_scene(scene, self.digits, self.tiles)
 
     def _generator(self, index: int) -> np.random.Generator:
         return np.random.default_rng((self.seed, SPLITS.index(self.split), index))
 
-    def _cells(self, generator: np.random.Generator) -> list[Cell]:
+    def cells(self, generator: np.random.Generator) -> list[Cell]:
         """Framed digits in the order of `COLOURS`, then others."""
         count = int(generator.integers(self.frames[0], self.frames[1] + 1))
         chosen = {str(colour) for colour in generator.permutation([*COLOURS])[:count]}
@@ -120,12 +118,16 @@ class SceneLessons(Source):
         return [Cell(*place, int(generator.integers(10)), colour) for place, colour in [*framed, *plain]]
 
     def _lessons(self, framed: Sequence[Cell], generator: np.random.Generator) -> list[Lesson]:
-        dense, short = (_places if self.glance else _readings)(framed)
+        dense, short = self.told(framed)
         absent = [colour for colour in COLOURS if colour not in {cell.colour for cell in framed}]
         pool = [*absent, *(str(cell.colour) for cell in framed)] if absent else []
         for colour in generator.permutation(pool)[:1]:
             short.append((f"Is there a {colour} frame?", "no" if colour in absent else "yes"))
         return [dense, *(short[number] for number in generator.permutation(len(short))[: self.questions])]
+
+    def told(self, framed: Sequence[Cell]) -> tuple[Lesson, list[Lesson]]:
+        """The dense lesson about frames, and the short ones."""
+        return (_places if self.glance else _readings)(framed)
 
 
 def _readings(framed: Sequence[Cell]) -> tuple[Lesson, list[Lesson]]:

@@ -29,11 +29,12 @@ class Glyph:
 
 @dataclass(frozen=True)
 class Frame:
-    """A square ring of `width` pixels; `box` is its outer edge."""
+    """A square ring of `width` pixels; `box` is its outer edge. One with gaps is drawn by `strokes`, filled boxes."""
 
     colour: str
     box: Pixels
     width: int
+    strokes: tuple[Pixels, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,11 @@ def render_scene(scene: Scene, digits: np.ndarray, tiles: tuple[Image.Image, ...
     canvas = transposed(tiles[ground.tile].crop(window), ground.turn)
     pen = ImageDraw.Draw(canvas)
     for frame in scene.frames:
-        x0, y0, x1, y1 = frame.box
-        pen.rectangle((x0, y0, x1 - 1, y1 - 1), outline=COLOURS[frame.colour], width=frame.width)
+        colour, (x0, y0, x1, y1) = COLOURS[frame.colour], frame.box
+        if not frame.strokes:
+            pen.rectangle((x0, y0, x1 - 1, y1 - 1), outline=colour, width=frame.width)
+        for x0, y0, x1, y1 in frame.strokes:
+            pen.rectangle((x0, y0, x1 - 1, y1 - 1), fill=colour)
     for glyph in scene.glyphs:
         x0, y0, x1, y1 = glyph.box
         mask = Image.fromarray(digits[glyph.image]).resize((x1 - x0, y1 - y0), Image.Resampling.BICUBIC)

@@ -43,7 +43,7 @@ class Scenes(Source):
         split: which digits and textures.
         count: scenes.
         seed: of the scenes; not the run's, so that runs of several seeds answer the same test.
-        questions: kind of question -> share, of `read`, `compare`, `count`, `there`.
+        questions: kind of question, a name in `QUESTIONS` -> share.
         kinds: kind of question -> the kind of perception that it gets, instead of one drawn from `data.actions`.
         canvas, digit, frame, line, frames, others, crowd, cluster, dark, grid, large, large_digit: difficulty, see
             `SceneConfig`.
