@@ -7,13 +7,9 @@ losses must agree.
 
 import argparse
 import json
-import os
 import random
 import shutil
-import signal
 import statistics
-import subprocess
-import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,11 +17,11 @@ from pathlib import Path
 from PIL import Image
 
 from vpt.bench.models import SMALL
+from vpt.bench.programs import ROOT, run_program
 from vpt.bench.random_folders import write_folders
 from vpt.config.schema import ModelConfig, TrainConfig
 from vpt.utils.table import Table
 
-ROOT = Path(__file__).resolve().parents[2]
 ROWS, BATCH, STEPS = 400, 4, 12  # records, rows of a step, steps before the checkpoint
 SIDES = {"vpt": ("train.py", "metrics.jsonl"), "transformers": ("-m vpt.bench.hf_side", "steps.jsonl")}
 FEW = 0.7  # share of short questions
@@ -97,20 +93,16 @@ def _losses(log: Path) -> list[float]:
     return [line["train/loss"] for line in lines if "train/loss" in line]
 
 
-def _until(command: list[str], log: Path, count: int, root: Path) -> tuple[list[float], float]:
+def _until(command: list[str], log: Path, count: int, root: Path) -> tuple[list[float], int]:
     """Run a program until its log has `count` steps, then kill it; seconds until each new one came, and its peak."""
     before, started, ends = len(_losses(log)), time.perf_counter(), list[float]()
-    with (root / "output.txt").open("a") as output:
-        program = subprocess.Popen([sys.executable, *command], cwd=ROOT, stdout=output, stderr=output)
-    while program.poll() is None and before + len(ends) < count:
-        ends += [time.perf_counter() - started] * (len(_losses(log)) - before - len(ends))
-        time.sleep(0.05)
-    os.kill(program.pid, signal.SIGKILL)
-    _, status, used = os.wait4(program.pid, 0)
-    program.returncode = status
-    if os.waitstatus_to_exitcode(status) != -signal.SIGKILL:
-        raise RuntimeError(f"{' '.join(command)}\n{(root / 'output.txt').read_text()[-3000:]}")
-    return ends, used.ru_maxrss * 1024
+
+    def done() -> bool:
+        ends.extend([time.perf_counter() - started] * (len(_losses(log)) - before - len(ends)))
+        return before + len(ends) >= count
+
+    _, peak = run_program(command, root / "output.txt", until=done)
+    return ends, peak
 
 
 def main() -> None:

@@ -44,7 +44,7 @@ def _write(module: Any, folder: Path) -> None:
         file = f"model-{number:05d}.safetensors"
         save_file({name: _drawn(name, own[name]) for name in names}, folder / file, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(names, file)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
 
 
 def _shards(sizes: Mapping[str, int]) -> list[list[str]]:

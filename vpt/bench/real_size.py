@@ -9,7 +9,6 @@ import argparse
 import json
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -18,12 +17,12 @@ from pathlib import Path
 
 from PIL import Image
 
+from vpt.bench.programs import ROOT, run_program
 from vpt.bench.random_folders import write_folders
 from vpt.checkpoint.format import COMPLETE
 from vpt.config.overrides import compose_train
 from vpt.utils.table import Table
 
-ROOT = Path(__file__).resolve().parents[2]
 LIVES = {"qwen2_vl_2b": ("dino", "detection"), "qwen2_5_vl_3b": ("sam", "seg")}  # model -> re-encoder and its token
 REDUCED = [
     "model.size=tiny", "++model.config.hidden_size=256", "++model.config.intermediate_size=512",
@@ -133,19 +132,8 @@ class Life:
 
     def run(self, name: str, *command: str, until: Path | None = None, estimate: list[str] | None = None) -> None:
         """Run a program to its end, or kill it once a file is there. Raises RuntimeError where it fails."""
-        started = time.perf_counter()
-        log = self.root / "log.txt"
-        with log.open("a") as output:
-            program = subprocess.Popen([sys.executable, *command], cwd=ROOT, stdout=output, stderr=output)
-        peak = 0
-        while program.poll() is None:
-            peak = max(peak, _own_memory(program.pid))
-            if until is not None and until.exists():
-                program.kill()
-            time.sleep(0.05)
-        if program.returncode not in (0, *([-signal.SIGKILL] if until else [])):
-            raise RuntimeError(f"{name}: {' '.join(command)}\n{log.read_text()[-3000:]}")
-        self._note(name, time.perf_counter() - started, peak, estimate)
+        seconds, peak = run_program(command, self.root / "log.txt", until=until.exists if until else None)
+        self._note(name, seconds, peak, estimate)
 
     def _note(self, name: str, seconds: float, peak: float, estimate: list[str] | None = None) -> None:
         disk = sum(path.stat().st_size for path in self.root.rglob("*") if path.is_file() and not path.is_symlink())
@@ -153,15 +141,6 @@ class Life:
             Part(f"{self.model}: {name}", seconds, peak, disk, _estimated(estimate) if estimate else None)
         )
         print(f"{self.parts[-1].name:36}{seconds:8.0f} s{peak / 1e9:8.2f}{disk / 1e9:8.2f}", flush=True)
-
-
-def _own_memory(process: int) -> int:
-    """Bytes that a process holds by itself; pages of mapped files, which the system takes back, are left out."""
-    try:
-        lines = Path(f"/proc/{process}/status").read_text().splitlines()
-    except OSError:  # it has just ended
-        return 0
-    return next((int(line.split()[1]) << 10 for line in lines if line.startswith("RssAnon")), 0)
 
 
 def _estimated(overrides: list[str]) -> float:
