@@ -1,5 +1,6 @@
 """`model.frozen_dtype=bfloat16`: the same run to the last bit, with frozen matrices in half the memory."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from conftest import compose_config, losses
 from helpers.served import ask, serving
 from helpers.weight_folders import write_base
 from vpt.checkpoint.load import build_model, load_pretrained
+from vpt.cli.train import train
 from vpt.config.schema import TrainConfig
 from vpt.distributed.process_group import World, init_process_group
 from vpt.errors import ConfigError
@@ -115,3 +117,11 @@ def test_a_run_goes_on_as_it_was(base, tmp_path):
 def test_products_must_be_rounded():
     with pytest.raises(ConfigError, match=r"type training\.precision=bf16 with it"):
         compose_config(HALF)
+
+
+def test_a_run_answers_at_its_end(base, tmp_path):
+    """Through the whole of train.py, with features of frozen encoders kept between training and answers."""
+    config = settings(base, HALF, "training.steps=1", "training.final_eval_questions=2", "pictures=false", "data=easy_vqa",
+                      f"data.feature_cache={tmp_path}/features")  # fmt: skip
+    train(config, tmp_path / "run")
+    assert json.loads((tmp_path / "run/summary.json").read_text())["questions"] == 2

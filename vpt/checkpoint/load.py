@@ -56,7 +56,7 @@ def load_pretrained(
         tensors = CheckpointTensors(found, FrozenWeights.named_by(found, paths).check(found))
         bundle = build_from_checkpoint(found, load_config(found), tensors.shapes)
         if not exact:
-            cast_frozen(bundle.model.requires_grad_(False), bundle.config.model.frozen_dtype)
+            cast_frozen(bundle.model, bundle.config.model.frozen_dtype, all_frozen=True)
         materialize(bundle.model, target)
         load_state_dict(bundle.model, tensors, tensors.shapes, where=found)
         if bundle.config.model.load_in_4bit:
