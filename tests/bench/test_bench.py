@@ -5,13 +5,14 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from conftest import ROOT
 from vpt.bench import generation, inner_passes, loading, measure, memory, mfu, models, packing, rollouts, vision
 from vpt.bench.__main__ import GROUPS, main
-from vpt.bench.measure import Measurement, median_ratio, worst_of
+from vpt.bench.measure import Measurement, Ratio, time_in_turns, worst_of
 from vpt.bench.memory import peak_bytes
 from vpt.data.synthetic import WORD, SyntheticRow, synthetic_batch
 
@@ -39,7 +40,12 @@ def tiny(monkeypatch):
     monkeypatch.setattr(mfu, "MATMUL", 64)
     monkeypatch.setattr(vision, "IMAGES", 4)
     monkeypatch.setattr(vision, "TOWER", {**vision.TOWER, "depth": 1, "embed_dim": 32})
-    for module, name, value in ((loading, "STEPS", 3), (loading, "WARM_UP", 1), (measure, "ROUNDS", 1)):
+    for module, name, value in (
+        (loading, "STEPS", 3),
+        (loading, "WARM_UP", 1),
+        (measure, "ROUNDS", 1),
+        (measure, "MOST_ROUNDS", 1),
+    ):
         monkeypatch.setattr(module, name, value)
     return small.build()
 
@@ -58,7 +64,7 @@ def test_runs_to_its_end(group, tiny, tmp_path, monkeypatch):
     written = json.loads(out.read_text())
     assert {figure["name"] for figure in written} == FIGURES[group]
     for figure in written:
-        assert set(figure) == {"name", "value", "bound", "better", "ok"}
+        assert set(figure) == {"name", "value", "low", "high", "bound", "better", "ok"}
         assert figure["value"] > 0 or figure["name"] == "loader_wait"
 
 
@@ -67,9 +73,30 @@ def test_figures_know_their_bounds():
     assert not Measurement("a", 1.1, 1.0).ok
     assert Measurement("a", 1.0, 1.0, "higher").ok
     assert not Measurement("a", 0.9, 1.0, "higher").ok
-    whole, *parts = worst_of("a", {"x": 0.9, "y": 1.2}, bound=1.0, better="higher")
-    assert (whole.value, [part.name for part in parts]) == (0.9, ["a.x", "a.y"])
-    assert median_ratio([1.0, 4.0, 9.0], [1.0, 2.0, 3.0]) == 2.0
+    low, high = Ratio(0.9, 0.8, 1.0), Ratio(1.2, 1.1, 1.3)
+    whole, *parts = worst_of("a", {"x": low, "y": high}, bound=1.0, better="higher")
+    assert (whole.value, [part.name for part in parts]) == (low, ["a.x", "a.y"])
+    assert [part.ok for part in parts] == [False, True]
+    assert not Measurement("a", Ratio(0.9, 0.8, 1.1), 1.0).ok  # not all of its interval
+    assert Ratio.of([1.0, 4.0, 9.0], [1.0, 2.0, 3.0]) == Ratio(2.0, 1.0, 3.0)
+
+
+def test_intervals_of_medians_hold_what_they_say():
+    """Of twelve values the third and the tenth: the median of what they come from lies between in 0.961 of all cases."""
+    assert Ratio.median(range(12)) == Ratio(5.5, 2, 9)
+    assert Ratio.median(range(5)) == Ratio(2, 0, 4) and Ratio.median(range(6)) == Ratio(2.5, 0, 5)
+    drawn = np.random.default_rng(0).lognormal(size=(4000, 12))
+    found = [Ratio.median(row) for row in drawn]
+    assert 0.95 < np.mean([each.low <= 1.0 <= each.high for each in found]) < 0.97
+
+
+def test_rounds_end_once_ratios_are_known(monkeypatch):
+    clock = iter([1.0, 2.0] * 7 + [1.0, 3.0, 1.0, 2.0] * 100)
+    monkeypatch.setattr(measure, "timed", lambda side: next(clock))
+    sides = {"a": lambda: None, "b": lambda: None}
+    assert {name: len(times) for name, times in time_in_turns(sides).items()} == {"a": 7, "b": 7}
+    assert len(time_in_turns(sides)["a"]) == measure.MOST_ROUNDS
+    assert len(time_in_turns(sides, rounds=3)["a"]) == 3
 
 
 def test_peak_memory_is_that_of_the_tensors():

@@ -34,7 +34,7 @@ def main() -> None:
         parser.error(f"no group {', '.join(sorted(unknown))}; there are {', '.join(GROUPS)}")
     started = time.perf_counter()
     figures = measure(arguments.groups)
-    print(f"{'':28}  measured   bound")
+    print(f"{'':28}measured and its interval      bound")
     for figure in figures:
         print(figure)
     write(figures, arguments.out)

@@ -1,13 +1,12 @@
 """Time of our generation over transformers' `generate`, and of one perception over a prefill."""
 
 import inspect
-import statistics
 
 import torch
 from transformers import DynamicCache
 
 from vpt.bench import measure as measuring
-from vpt.bench.measure import Measurement, Timed, ratio, timed, worst_of
+from vpt.bench.measure import Measurement, Ratio, Timed, ratio, timed, worst_of
 from vpt.bench.models import ENCODER, SMALL, BenchModel
 from vpt.data.collate import collate
 from vpt.data.synthetic import MEDIA, SyntheticRow, synthetic_records
@@ -102,5 +101,5 @@ def measure() -> list[Measurement]:
     shares = [answering.perceiving()[0] / timed(prefill) for _ in range(measuring.ROUNDS)]
     return [
         *worst_of("decode_vs_transformers", rates, bound=1.0, better="higher"),
-        Measurement("perceive_vs_prefill", statistics.median(shares), 1.1),
+        Measurement("perceive_vs_prefill", Ratio.median(shares), 1.1),
     ]

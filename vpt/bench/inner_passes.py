@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from vpt.bench.measure import Measurement, median_ratio, time_in_turns, training_step
+from vpt.bench.measure import Measurement, Ratio, time_in_turns, training_step
 from vpt.bench.models import SMALL
 from vpt.data.synthetic import synthetic_batch
 
@@ -23,8 +23,8 @@ def measure() -> list[Measurement]:
         {name: training_step(bundle.model, batches["mask_mode" in how], **how) for name, how in PASSES.items()}
     )
     return [
-        Measurement("shared_vs_plain", median_ratio(taken["shared"], taken["plain"]), 1.05),
-        Measurement("full_vs_shared", median_ratio(taken["full"], taken["shared"]), 1.9, "higher"),
-        Measurement("bottleneck_vs_plain", median_ratio(taken["bottleneck"], taken["plain"]), 1.05),
-        Measurement("zero_vs_plain", median_ratio(taken["zero"], taken["plain"]), 1.7),
+        Measurement("shared_vs_plain", Ratio.of(taken["shared"], taken["plain"]), 1.05),
+        Measurement("full_vs_shared", Ratio.of(taken["full"], taken["shared"]), 1.9, "higher"),
+        Measurement("bottleneck_vs_plain", Ratio.of(taken["bottleneck"], taken["plain"]), 1.05),
+        Measurement("zero_vs_plain", Ratio.of(taken["zero"], taken["plain"]), 1.7),
     ]

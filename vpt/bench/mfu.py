@@ -1,12 +1,11 @@
 """Whether a step costs what its arithmetic costs, and grows no faster."""
 
-import statistics
 from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
 
-from vpt.bench.measure import Measurement, median_ratio, time_in_turns, training_step, worst_of
+from vpt.bench.measure import Measurement, Ratio, time_in_turns, training_step, worst_of
 from vpt.bench.models import SMALL
 from vpt.data.synthetic import SyntheticRow, synthetic_batch
 from vpt.flops import FlopCost, FlopMeter
@@ -32,15 +31,15 @@ def measure() -> list[Measurement]:
     work = sum(cost.useful for cost in costs["rows"].values())
     used = [work * time / (2 * MATMUL**3 * step) for step, time in zip(taken["rows"], taken["matmul"], strict=True)]
 
-    def growth(more: str, less: str, *, linear: bool) -> float:
+    def growth(more: str, less: str, *, linear: bool) -> Ratio:
         """Time of a token in one batch over that in another; `linear`: of the work that grows with tokens alone."""
         share, tokens = linear_share if linear else lambda parts: 1.0, {n: len(b.input_ids) for n, b in batches.items()}
         factor = share(costs[more]) / share(costs[less]) * tokens[less] / tokens[more]
-        return factor * median_ratio(taken[more], taken[less])
+        return Ratio.of(taken[more], taken[less]) * factor
 
     grown = {"rows": growth("rows", "once", linear=False), "length": growth("long", "short", linear=True)}
     return [
-        Measurement("step_vs_matmul", statistics.median(used), 0.5, "higher"),
+        Measurement("step_vs_matmul", Ratio.median(used), 0.5, "higher"),
         *worst_of("growth", grown, bound=1.1),
     ]
 
