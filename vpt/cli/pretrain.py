@@ -1,6 +1,6 @@
 """Make the small parts anew that `model=small` starts from.
 
-    vpt pretrain base                        a Qwen2-VL that reads what its own tower sees
+    vpt pretrain base                        a Qwen3-VL that reads what its own tower sees
     vpt pretrain dino                        a DINOv2 whose patches tell digits and the colours of frames
     vpt pretrain sam                         a SAM whose positions tell digits, colours, and gaps in outlines
     vpt pretrain dino training.steps=2400 run_name=longer seed=1
