@@ -246,6 +246,31 @@ def test_the_first_look_shows_no_digit_and_the_crop_does(hard):
     assert first < 0.3 and crop > 0.75
 
 
+def test_the_first_look_shows_a_large_digit():
+    """In `scenes/sizes` all of a large scene is twice as large: at a glance a nearest-neighbour classifier that is told where its
+    digit stands reads it, and a region shows it as large as a small one."""
+    config = compose_config("+experiment=scenes/sizes")
+    glances: dict[str, tuple[list, list]] = {}
+    for split in ("train", "test"):
+        source, folder = (found[0] for found in build_sources(getattr(config.data, split), config, split=split))
+        seen, values = glances[split] = ([], [])
+        for index in range(500):
+            posed, record = source.question(index), source[index]
+            assert record.question_type == ("read large" if posed.large else "read")
+            assert (posed.answer, posed.box) == answer_of(posed)
+            side, cells = posed.scene.side, Region.from_box(posed.box, (posed.scene.side,) * 2, bins=8)
+            assert (cells.x1 - cells.x0, cells.y1 - cells.y0) == ((1, 1) if posed.large else (0, 0))
+            assert (posed.box[2] - posed.box[0]) / side == pytest.approx(0.104 if posed.large else 0.052, rel=0.1)
+            if posed.large:
+                canvas = folder.image(record.images[VISION_TOWER][0], where="").convert("L")
+                glance = canvas.resize((config.data.image.detail,) * 2, Image.Resampling.BICUBIC)
+                box = tuple(place * glance.width / side for place in posed.box)
+                digit = np.asarray(glance.resize((8, 8), Image.Resampling.BICUBIC, box=box), dtype=float).ravel()
+                seen.append((digit - digit.mean()) / digit.std())
+                values.append(posed.answer)
+    assert KNeighborsClassifier(5).fit(*glances["train"]).score(*glances["test"]) > 0.8
+
+
 def evidence(parts, record: Record, folder: MediaStore) -> list[np.ndarray]:
     """The digit as the tower gets it in the whole image and in the crop, each as 64 values, light on dark."""
     features = []
@@ -313,6 +338,7 @@ BAD_OPTIONS = {
     "dark=1.5": "dark=1.5 must be a share",
     "frames=9": "frames=9 must lie between 1 and 5",
     "crowd=40": "no room for crowd=40",
+    "enlarged=8": "enlarged=8 a factor from 1 to 5.56",
 }
 
 

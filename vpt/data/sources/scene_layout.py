@@ -33,8 +33,7 @@ class SceneConfig:
         cluster: side of the square in which they stand, as a share of the canvas.
         dark: share of digits that are darker than the canvas; the others are lighter.
         grid: digits stand in the middle of the cells of so many by so many; 0 lets them stand anywhere.
-        large: share of scenes whose digits are of `large_digit`'s size instead, which the first look can read.
-        large_digit: smallest and largest side of such a digit, as a share of the canvas.
+        large: share of scenes in which all but the canvas is `enlarged` times as large: digits, frames and cells.
     """
 
     canvas: tuple[int, int]
@@ -48,13 +47,13 @@ class SceneConfig:
     dark: float
     grid: int
     large: float = 0.0
-    large_digit: tuple[float, float] = (0.3, 0.34)
+    enlarged: float = 2.0
 
 
 @dataclass(frozen=True)
 class SceneQuestion:
-    """A scene, a question about it, its answer, the box (x0, y0, x1, y1) that holds the evidence, and whether its
-    digits are of `SceneConfig.large_digit`'s size."""
+    """A scene, a question about it, its answer, the box (x0, y0, x1, y1) that holds the evidence, and whether it
+    is an enlarged one."""
 
     scene: Scene
     kind: str
@@ -76,10 +75,11 @@ class SceneBuilder:
         self.generator, self.values, self.layout = generator, values, layout
         self.side = int(generator.integers(layout.canvas[0], layout.canvas[1] + 1))
         self.large = bool(layout.large) and bool(generator.random() < layout.large)
-        sizes = layout.large_digit if self.large else layout.digit
-        self.size = round(self.side * generator.uniform(*sizes))
-        frame = layout.frame if not self.large else layout.large_digit[1] / 0.75
-        self.margin = round((self.side * frame - self.size) / 2)  # from a digit to its frame's outer edge
+        scale = layout.enlarged if self.large else 1.0
+        self.size = round(self.side * generator.uniform(*layout.digit) * scale)
+        self.frame = self.side * layout.frame * scale
+        self.margin = round((self.frame - self.size) / 2)  # from a digit to its frame's outer edge
+        self.grid = round(layout.grid / scale)
         self.colours = [str(colour) for colour in generator.permutation(list(COLOURS))]
         self.taken: list[Pixels] = []
         self.glyphs: list[Glyph] = []
@@ -177,8 +177,8 @@ class SceneBuilder:
     def _beside_a_frame(self, step: tuple[int, int], value: int) -> Glyph:
         """A frame with a digit in it, and the digit asked for beside it; returns that one."""
         reach = self.margin + round(self.size * 1.5)  # from box to box
-        if self.layout.grid:
-            reach = round(self.side / self.layout.grid)
+        if self.grid:
+            reach = round(self.side / self.grid)
         x0, y0, x1, y1 = self._window()
         room = (x0 + reach * (step[0] < 0), y0 + reach * (step[1] < 0),
                 x1 - reach * (step[0] > 0), y1 - reach * (step[1] > 0))  # fmt: skip
@@ -190,9 +190,7 @@ class SceneBuilder:
         return self._glyph((x, y, x + self.size, y + self.size), value)
 
     def _frame(self, colour: str, box: Pixels) -> None:
-        self.frames.append(
-            Frame(colour, grown(box, self.margin), round(self.side * self.layout.frame * self.layout.line))
-        )
+        self.frames.append(Frame(colour, grown(box, self.margin), round(self.frame * self.layout.line)))
 
     def _try_glyph(self, window: Pixels, value: int | None = None, *, margin: int = 1) -> Glyph | None:
         """A digit somewhere inside `window`, `margin` pixels around it free; None where no place was found."""
@@ -206,9 +204,9 @@ class SceneBuilder:
 
     def _settled(self, start: int, stop: int) -> int:
         """Where a digit between two edges begins, along one axis."""
-        if not self.layout.grid:
+        if not self.grid:
             return start + self._below(stop - start - self.size + 1)
-        pitch = self.side / self.layout.grid
+        pitch = self.side / self.grid
         first, last = math.ceil((start + self.size / 2) / pitch - 0.5), int((stop - self.size / 2) / pitch - 0.5)
         cell = first + self._below(max(last - first, 0) + 1)
         return round((cell + 0.5) * pitch - self.size / 2)

@@ -35,8 +35,7 @@ class Scenes(Source):
         canvas: tuple[int, int] = (336, 672), digit: tuple[float, float] = (0.024, 0.028),
         frame: float = 0.09, line: float = 0.15, frames: int = 3, others: int = 2,
         crowd: int = 4, cluster: float = 0.15, dark: float = 0.5, grid: int = 0, texture: float = 20.0,
-        brightness: tuple[float, float] = (105, 150), large: float = 0.0,
-        large_digit: tuple[float, float] = (0.3, 0.34),
+        brightness: tuple[float, float] = (105, 150), large: float = 0.0, enlarged: float = 2.0,
     ) -> None:  # fmt: skip
         """Args:
         context: settings of the run.
@@ -45,7 +44,7 @@ class Scenes(Source):
         seed: of the scenes; not the run's, so that runs of several seeds answer the same test.
         questions: kind of question, a name in `QUESTIONS` -> share.
         kinds: kind of question -> the kind of perception that it gets, instead of one drawn from `data.actions`.
-        canvas, digit, frame, line, frames, others, crowd, cluster, dark, grid, large, large_digit: difficulty, see
+        canvas, digit, frame, line, frames, others, crowd, cluster, dark, grid, large, enlarged: difficulty, see
             `SceneConfig`.
         texture: standard deviation of the canvas in grey levels; more hides digits better.
         brightness: mean grey level of a canvas, from and to; frames of every colour are brighter than a dark one.
@@ -58,7 +57,7 @@ class Scenes(Source):
         self.texture, self.brightness = texture, (brightness[0], brightness[1])
         self.layout = SceneConfig(
             (canvas[0], canvas[1]), (digit[0], digit[1]), frame, line, frames, others, crowd, cluster, dark, grid,
-            large, (large_digit[0], large_digit[1]),
+            large, enlarged,
         )  # fmt: skip
         self.questions = dict(questions or {"read": 1.0})
         check_layout(self.layout)
@@ -143,10 +142,10 @@ def check_layout(layout: SceneConfig) -> None:
         raise DataError(f"scenes: frames={layout.frames} must lie between 1 and {len(COLOURS) - 1}")
     if layout.crowd < 1 or not (layout.crowd * 4 * layout.digit[1] ** 2) ** 0.5 <= layout.cluster <= 1:
         raise DataError(f"scenes: cluster={layout.cluster} is no room for crowd={layout.crowd}; it goes up to 1")
-    if not 0 <= layout.large <= 1 or not layout.digit[1] < layout.large_digit[0] <= layout.large_digit[1] <= 0.5:
+    if not 0 <= layout.large <= 1 or not 1 <= layout.enlarged <= 0.5 / layout.frame:
         raise DataError(
-            f"scenes: large={layout.large} must be a share, large_digit={list(layout.large_digit)} two shares of the "
-            "canvas above those of a digit, up to 0.5, small first"
+            f"scenes: large={layout.large} must be a share, enlarged={layout.enlarged} a factor from 1 to "
+            f"{0.5 / layout.frame:.3g}, with which frame={layout.frame} takes up to half of the canvas"
         )
     if not 0 <= layout.dark <= 1:
         raise DataError(f"scenes: dark={layout.dark} must be a share, from 0 to 1")
