@@ -6,6 +6,7 @@ import statistics
 import pytest
 import torch
 
+from helpers.multiprocess import on_ranks
 from vpt.config.rl import RLConfig
 from vpt.distributed.batch_alignment import GlobalCounts
 from vpt.perception.rollouts import RolloutTokens
@@ -104,6 +105,46 @@ def test_loss_and_gradient_for_any_micro_batches(name, extra, cuts):
     found = torch.cat([lp.grad for lp in whole])
     expected = torch.stack([torch.zeros((), dtype=torch.float64) if g is None else g for g in want_gradients])
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
+SHARES = [slice(0, 4), slice(4, 7), slice(7, 9), slice(9, 9)]  # of nine rollouts, over four processes
+
+
+def losses_on_rank(world, settings):
+    """For each algorithm, this process's part of the loss, and the gradient of its own rollouts' log-probabilities."""
+    found, part = {}, SHARES[world.rank]
+    for name in NAMES:
+        config = RLConfig(algorithm=name, **settings)
+        algorithm = ALGORITHMS[name](config, max_new_tokens=MAX_NEW_TOKENS)
+        advantages = [float(a) for rewards in REWARDS for a in algorithm.advantages(torch.tensor(rewards).double())][part]
+        policy, old, ref = (one[part] for one in drawn())
+        counts = world.all_reduce(torch.tensor([len(policy), sum(map(len, policy))], dtype=torch.float64)).tolist()
+        if not policy:  # as in training, a process without rollouts has no loss, and takes part in what is counted
+            found[name] = [0.0, []]
+            continue
+        leaves = torch.cat(policy).requires_grad_()
+        tokens = tokens_of(advantages, old, ref, beta=config.beta)
+        loss = algorithm(leaves, tokens, GlobalCounts(rollouts=int(counts[0]), labels=int(counts[1]))).loss
+        loss.backward()
+        found[name] = [loss.item(), leaves.grad.tolist()]
+    return found
+
+
+@pytest.mark.slow
+def test_four_processes_have_the_reference_loss_and_gradient(tmp_path):
+    """Added up over processes of four, three, two and no rollouts, to the last digits of float64."""
+    settings = SETTINGS | {"beta": 0.04, "delta": 1.2}
+    ranks = on_ranks(4, losses_on_rank, settings, folder=tmp_path)
+    for name in NAMES:
+        config = RLConfig(algorithm=name, **settings)
+        policy, old, ref = drawn()
+        leaves = [x.requires_grad_() for x in policy]
+        advantages = [a for rewards in REWARDS for a in reference_advantages(name, rewards)]
+        want = reference_loss(name, list(zip(advantages, leaves, old, ref)), config)
+        gradients = torch.autograd.grad(want, leaves)
+        assert math.isclose(sum(rank[name][0] for rank in ranks), want.item(), rel_tol=1e-9, abs_tol=1e-12), name
+        found = torch.tensor([number for rank in ranks for number in rank[name][1]], dtype=torch.float64)
+        torch.testing.assert_close(found, torch.cat(gradients), rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["grpo", "dr_grpo", "dapo", "gspo", "cispo", "rloo"])
