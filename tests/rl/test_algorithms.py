@@ -116,7 +116,9 @@ def losses_on_rank(world, settings):
     for name in NAMES:
         config = RLConfig(algorithm=name, **settings)
         algorithm = ALGORITHMS[name](config, max_new_tokens=MAX_NEW_TOKENS)
-        advantages = [float(a) for rewards in REWARDS for a in algorithm.advantages(torch.tensor(rewards).double())][part]
+        advantages = [float(a) for rewards in REWARDS for a in algorithm.advantages(torch.tensor(rewards).double())][
+            part
+        ]
         policy, old, ref = (one[part] for one in drawn())
         counts = world.all_reduce(torch.tensor([len(policy), sum(map(len, policy))], dtype=torch.float64)).tolist()
         if not policy:  # as in training, a process without rollouts has no loss, and takes part in what is counted
