@@ -33,7 +33,7 @@ class SceneConfig:
         cluster: side of the square in which they stand, as a share of the canvas.
         dark: share of digits that are darker than the canvas; the others are lighter.
         grid: digits stand in the middle of the cells of so many by so many; 0 lets them stand anywhere.
-        large: share of scenes in which all but the canvas is `enlarged` times as large: digits, frames and cells.
+        large: share of scenes in which all but the canvas is `enlarged` times as large: digits, their frames, cells.
     """
 
     canvas: tuple[int, int]
