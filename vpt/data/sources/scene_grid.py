@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image
 
 from vpt.data.records import Pixels
+from vpt.data.sources.scene_boxes import grown
 from vpt.data.sources.scene_cells import CELLS
-from vpt.data.sources.scene_layout import grown
 from vpt.data.sources.scene_outlines import MOST_GAPS, Outline, outline_frame
 from vpt.data.sources.scene_rendering import COLOURS, TILE, TILES, Background, Frame, Glyph, Scene
 
