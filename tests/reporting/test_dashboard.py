@@ -82,6 +82,13 @@ def test_logarithmic_axes_have_plain_numbers(values):
     assert len(labels) >= 2 and all(float(label.replace("\N{MINUS SIGN}", "-")) > 0 for label in labels)
 
 
+def test_what_goes_below_zero_is_not_logarithmic():
+    """The loss of a policy does, and every point of it is to be seen."""
+    loss = [(1, 0.2), (2, -0.1), (3, 0.0)]
+    [drawn] = draw_panel(SECTIONS["train"][0], {"run": {"train/loss": loss}}).axes
+    assert drawn.get_yscale() == "linear" and list(drawn.lines[0].get_ydata()) == [value for _, value in loss]
+
+
 def test_the_workspace_has_the_same_panels():
     pytest.importorskip("wandb_workspaces")
     made = workspace("project", "someone")

@@ -4,6 +4,7 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +44,9 @@ def read_curves(folder: Path) -> Curves:
 
 
 def draw_curves(folder: Path) -> Path:
-    """`curves.png` of a run: losses, rates, accuracies with the right tokens given, and speed."""
+    """`curves.png` of a run: losses, rewards, rates, accuracies with the right tokens given, and speed."""
     runs = {folder.name: read_curves(folder)}
-    panels = [*SECTIONS["train"], *SECTIONS["eval"], *SECTIONS["perf"][:1]]
+    panels = [*SECTIONS["train"], *SECTIONS["rl"], *SECTIONS["eval"], *SECTIONS["perf"][:1]]
     shown = [panel for panel in panels if panel.metrics_of(runs)]
     columns = 3
     rows = max(1, -(-len(shown) // columns))
@@ -90,6 +91,8 @@ def _plot(
 ) -> None:  # fmt: skip
     axis = figure.subplots()
     names = ["mean"] if mean else metrics
+    if any(value < 0 for curves in runs.values() for name in metrics for _, value in curves.get(name, ())):
+        panel = replace(panel, log=False)  # the loss of a policy: on a logarithmic axis half of it would be gaps
     for number, curves in enumerate(runs.values()):
         curves = {"mean": mean_curve(curves, metrics)} if mean else curves
         for place, (style, name) in enumerate(zip(DASHES * len(names), names)):
