@@ -104,7 +104,7 @@ def test_what_does_not_exist_stops_the_run():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["dino", "sam"])
+@pytest.mark.parametrize("name", ["dino", "sam", "siglip"])
 def test_a_part_made_anew_scores_as_its_card_says(name, tmp_path):
     main([name, f"output_dir={tmp_path}", f"to={tmp_path / name}"])
     made, kept = (card_scores(folder / name) for folder in (tmp_path, ASSETS))

@@ -3,6 +3,7 @@
     vpt pretrain base                        a Qwen3-VL that reads what its own tower sees
     vpt pretrain dino                        a DINOv2 whose patches tell digits and the colours of frames
     vpt pretrain sam                         a SAM whose positions tell digits, colours, and gaps in outlines
+    vpt pretrain siglip                      a SigLIP, as DINOv2
     vpt pretrain dino training.steps=2400 run_name=longer seed=1
     vpt pretrain dino to=vpt/assets/dino     where the weights go; OUTPUT_DIR/RUN_NAME/weights by default
 
