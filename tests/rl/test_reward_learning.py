@@ -47,6 +47,7 @@ def test_the_loss_of_a_fresh_policy(whole):
     for line in lines:
         assert line["rl/log_prob_difference/max"] < 1e-4
         assert line["rl/clip_ratio/low"] == line["rl/clip_ratio/high"] == 0
+        assert "rl/kl" not in line, "there is no reference"
         assert line["rl/reward_std"] > 0 and line["train/grad_norm"] > 0
         by_type = [value for name, value in line.items() if name.startswith("rl/look_rate/type/")]
         assert len(by_type) in (0, 2) and min(by_type, default=0) <= line["rl/look_rate"] <= max(by_type, default=1)

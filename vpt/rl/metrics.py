@@ -17,15 +17,15 @@ from vpt.rl.rollouts import Rollout, looked
 class RolloutMetrics:
     """Means since the last logged step, over all processes."""
 
-    def __init__(self, world: World, kinds: Sequence[str], rewards: Sequence[str]) -> None:
-        """`kinds` of perception and names of rewards, so that all processes log the same."""
+    def __init__(self, world: World, kinds: Sequence[str], rewards: Sequence[str], *, reference: bool = False) -> None:
+        """`kinds` of perception, names of rewards, whether there is a `reference`: all processes log the same."""
         self.world = world
         looks = [f"look_rate/{kind}" for kind in kinds]
         per_rollout = ["reward", "reward_squared", *(f"rewards/{name}" for name in rewards), "look_rate", *looks,
                        "perceived_tokens", "completions/length", "completions/clipped_ratio"]  # fmt: skip
         self.kinds, self.names = list(kinds), {
             "rollouts": per_rollout, "groups": ["frac_reward_zero_std"],
-            "tokens": ["clip_ratio/low", "clip_ratio/high", "kl", "entropy", "log_prob_difference"],
+            "tokens": ["clip_ratio/low", "clip_ratio/high", "entropy", "log_prob_difference", *["kl"] * reference],
         }  # fmt: skip
         self._reset()
 

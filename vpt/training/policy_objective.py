@@ -53,7 +53,7 @@ class PolicyObjective(Objective):
         self.group_size, self.groups = self.rl.num_generations, config.training.batch_size // self.rl.num_generations
         kinds = [kind for kind in kinds_of(config) if kind != NONE]
         self._examples: list[dict[str, Any]] = []
-        self.recorded = RolloutMetrics(world, kinds, [*self.rl.rewards])
+        self.recorded = RolloutMetrics(world, kinds, [*self.rl.rewards], reference=bool(self.rl.beta))
 
     def batches(self, start: int) -> Iterator[list[Batch]]:
         steps, period = self.rl.steps_per_generation, self._period
