@@ -16,7 +16,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from vpt.bench.models import SMALL
+from vpt.bench.models import SMALL, TINY_QWEN
 from vpt.bench.programs import ROOT, run_program
 from vpt.bench.random_folders import write_folders
 from vpt.config.schema import ModelConfig, TrainConfig
@@ -111,10 +111,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--lora", type=int, default=0, metavar="RANK", help="adapters, those of peft beside ours")
     parser.add_argument("--root", type=Path, default=ROOT / "outputs" / "hf_trainer")
+    parser.add_argument("--reduced", action="store_true", help="a tiny base, to see that it runs")
     asked = parser.parse_args()
     shutil.rmtree(asked.root, ignore_errors=True)
     asked.root.mkdir(parents=True)
-    model = ModelConfig(config=SMALL.qwen)
+    model = ModelConfig(config=TINY_QWEN if asked.reduced else SMALL.qwen)
     write_folders(TrainConfig("none", model=model), asked.root)
     write_rows(asked.root)
     rounds = [{name: measure_side(name, asked.root, rank=asked.lora) for name in SIDES} for _ in range(asked.rounds)]
