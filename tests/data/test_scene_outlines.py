@@ -82,12 +82,14 @@ def test_the_first_look_shows_no_gaps_and_256_pixels_do():
 
 
 def crops(shown, frames, picture: Image.Image, side: int) -> list[np.ndarray]:
-    """The cell of each outline where the picture has `side` pixels, along its frame's colour."""
+    """The cell of each outline, and half of its neighbours, where the picture has `side` pixels, along its frame's colour."""
     pixels = np.asarray(picture.resize((side, side), Image.Resampling.BICUBIC), dtype=float) / 60 - 1
-    pixels = np.pad(pixels, ((side // 16, side // 16), (side // 16, side // 16), (0, 0)), mode="edge")
+    pixels = np.pad(pixels, ((side // CELLS, side // CELLS), (side // CELLS, side // CELLS), (0, 0)), mode="edge")
     found = []
     for outline in shown:
-        row, column = (round(place * side / CELLS) for place in (outline.row, outline.column))
+        row, column = (
+            round(place * side / CELLS - side / 16) + side // CELLS for place in (outline.row, outline.column)
+        )
         colour = np.array(COLOURS[outline.colour]) / np.linalg.norm(COLOURS[outline.colour])
         found.append((pixels[row : row + side // 4, column : column + side // 4] @ colour).ravel())
     return found
