@@ -326,6 +326,12 @@ def test_kinds_of_perception_may_follow_the_question():
         assert looks == (1 if kind in ("there", "colour") else 2)
 
 
+def test_there_is_always_something_to_count():
+    """In the smallest square that is taken for digits that stand in cells."""
+    source, _ = scenes("grid=8", "cluster=0.17", questions="{read:0,colour:0,count:1}")
+    assert all(source.question(index).scene.glyphs for index in range(300))
+
+
 BAD_OPTIONS = {
     "questions={reed:1}": "questions has 'reed'.*did you mean read",
     "kinds={read:dino}": "kinds has 'dino', it takes none, region",
@@ -338,6 +344,7 @@ BAD_OPTIONS = {
     "dark=1.5": "dark=1.5 must be a share",
     "frames=9": "frames=9 must lie between 1 and 5",
     "crowd=40": "no room for crowd=40",
+    "grid=8": "cluster=0.15 may hold no cell of grid=8.*set it to 0.17 or more",
     "enlarged=8": "enlarged=8 a factor from 1 to 5.56",
 }
 

@@ -5,6 +5,7 @@ coloured frames. The image is limited by `data.image.max_pixels` to a resolution
 no digit can be read; a crop of the original shows it. Nothing is stored: a scene is a function of seed and number.
 """
 
+import math
 import zlib
 from collections.abc import Collection, Iterable, Mapping
 from functools import lru_cache
@@ -62,6 +63,8 @@ class Scenes(Source):
         self.questions = dict(questions or {"read": 1.0})
         check_layout(self.layout)
         check_names("questions", self.questions, QUESTIONS)
+        if self.questions.get("count"):
+            check_crowd(self.layout)
         check_names("kinds", kinds or {}, QUESTIONS)
         check_names("kinds", (kinds or {}).values(), ["none", "region", *context.encoder_tokens])
         self.kinds = dict(kinds or {})
@@ -122,6 +125,15 @@ def check_names(option: str, names: Iterable[str], known: Collection[str]) -> No
             raise DataError(
                 f"scenes: {option} has {name!r}, it takes {', '.join(known)}{did_you_mean(name, list(known))}"
             )
+
+
+def check_crowd(layout: SceneConfig) -> None:
+    """Raise DataError where digits that are counted stand in cells of which their square may hold none."""
+    if layout.grid and layout.cluster < (least := 1 / layout.grid + layout.digit[1] + 0.01):
+        raise DataError(
+            f"scenes: cluster={layout.cluster} may hold no cell of grid={layout.grid}, and so nothing to count; "
+            f"set it to {math.ceil(least * 100) / 100} or more"
+        )
 
 
 def check_layout(layout: SceneConfig) -> None:
