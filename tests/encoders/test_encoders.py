@@ -1,12 +1,15 @@
 """DINOv2 with registers, DINOv3, SAM 2 and SigLIP 2: features of the stock models, alone and all in one model."""
 
+from copy import deepcopy
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from conftest import action_turns, conversation
-from helpers.gradients import MODEST, assert_same, losses_and_gradients
+from helpers.gradients import MODEST, as_double, assert_same, losses_and_gradients
 from vpt.data.collate import collate
 from vpt.data.records import parse_record
 from vpt.data.references import ImageRef
@@ -57,7 +60,8 @@ def test_all_in_one_model(parts, folder):
     turns = [action_turns(token) for token in TOKENS.values()]
     images = {f"{token}_images": ["3.png"] for token in TOKENS.values()}
     record = parse_record(conversation("0.png", *turns, **images), where="", encoder_tokens=TOKENS)
-    batch = collate([parts.processor.encode_conversation(record, folder)])
+    batch = as_double(collate([parts.processor.encode_conversation(record, folder)]))
+    parts = replace(parts, model=deepcopy(parts.model).double())
     shared = losses_and_gradients(parts, batch, "shared")
     assert_same(shared, losses_and_gradients(parts, batch, "full"))
     for name in TOKENS:

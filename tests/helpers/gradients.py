@@ -8,6 +8,12 @@ import torch
 MODEST = ("model.config.initializer_range=0.04", "model.config.vision_config.initializer_range=0.04")
 
 
+def as_double(batch):
+    """A batch with its images in float64, for a model in float64: float32 rounds otherwise on every processor."""
+    images = {name: replace(one, pixels=one.pixels.double()) for name, one in batch.images.items()}
+    return replace(batch, images=images)
+
+
 def losses_and_gradients(parts, batch, inner_forward, **changes):
     model = parts.model
     model.forward_config = replace(model.forward_config, inner_forward=inner_forward, **changes)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from conftest import ALL, samples_of
-from helpers.gradients import MODEST
+from helpers.gradients import MODEST, as_double
 from helpers.scripted_generator import records
 from vpt.evaluation.questions import EvalQuestion
 from vpt.generation.generator import Generator
@@ -50,12 +50,6 @@ def drawn(parts, folder, *, temperature=0.7, action="free", size=4, limit=24):
     generator.scripts = openings(parts.model.vocabulary) if action == "free" else [[]]
     numbers = [range(n * size, (n + 1) * size) for n in range(len(questions))]
     return generator, draw_rollouts(generator, questions, numbers=numbers)
-
-
-def as_double(batch):
-    """A batch with its images in float64."""
-    images = {name: replace(one, pixels=one.pixels.double()) for name, one in batch.images.items()}
-    return replace(batch, images=images)
 
 
 @pytest.mark.parametrize("options", [[], ["model.projector_scale=2"], ["model.inner_forward=full"]], ids=str)
