@@ -76,7 +76,9 @@ class Measurement:
     def __str__(self) -> str:
         ends, sign = self.ends, "≤" if self.better == "lower" else "≥"
         interval = f"[{ends.low:.3f}, {ends.high:.3f}]" if isinstance(self.value, Ratio) else ""
-        return f"{self.name:28}{ends.value:8.3f} {interval:16} {sign} {self.bound:<6g}{'ok' if self.ok else 'NOT KEPT'}"
+        return (
+            f"{self.name:28}{ends.value:8.3f} {interval:16} {sign} {self.bound:<6.3g} {'ok' if self.ok else 'NOT KEPT'}"
+        )
 
     def as_json(self) -> dict[str, object]:
         """The figure as `bench.json` holds it; `low` and `high` are null where it is no ratio of times."""
