@@ -1,6 +1,6 @@
 """What Hugging Face's Trainer costs beside `train.py`, on the same rows: `python -m vpt.bench.hf_trainer`.
 
-A base of 50 M parameters with random weights, rows of 80 to 900 tokens without perception. Each side trains to
+A base of 50 M parameters with random weights, rows of 110 to 1,150 tokens without perception. Each side trains to
 its first checkpoint in a program of its own, is killed a step later, and goes on; the sides take turns. Their first
 losses must agree.
 """
