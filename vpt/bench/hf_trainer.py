@@ -11,6 +11,7 @@ import random
 import shutil
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -105,14 +106,19 @@ def _until(command: list[str], log: Path, count: int, root: Path) -> tuple[list[
     return ends, peak
 
 
-def main() -> None:
-    """Measure, print, write."""
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """What was typed, or `arguments`."""
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--lora", type=int, default=0, metavar="RANK", help="adapters, those of peft beside ours")
     parser.add_argument("--root", type=Path, default=ROOT / "outputs" / "hf_trainer")
     parser.add_argument("--reduced", action="store_true", help="a tiny base, to see that it runs")
-    asked = parser.parse_args()
+    return parser.parse_args(arguments)
+
+
+def main() -> None:
+    """Measure, print, write."""
+    asked = parse_arguments()
     shutil.rmtree(asked.root, ignore_errors=True)
     asked.root.mkdir(parents=True)
     model = ModelConfig(config=TINY_QWEN if asked.reduced else SMALL.qwen)
