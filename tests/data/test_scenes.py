@@ -328,8 +328,12 @@ def test_kinds_of_perception_may_follow_the_question():
 
 def test_there_is_always_something_to_count():
     """In the smallest square that is taken for digits that stand in cells."""
-    source, _ = scenes("grid=8", "cluster=0.17", questions="{read:0,colour:0,count:1}")
-    assert all(source.question(index).scene.glyphs for index in range(300))
+    count = "{read:0,colour:0,count:1}"
+    for options in (["cluster=0.17"], ["cluster=0.32", "large=0.5"]):
+        source, _ = scenes("grid=8", *options, questions=count)
+        assert all(source.question(index).scene.glyphs for index in range(300))
+    with pytest.raises(DataError, match=r"set it to 0\.32 or more"):
+        scenes("grid=8", "cluster=0.17", "large=0.5", questions=count)
 
 
 BAD_OPTIONS = {

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import tarfile
+from functools import lru_cache
 
 import pyarrow
 import pytest
@@ -12,7 +13,10 @@ from PIL import Image
 from pyarrow import parquet
 from torch.utils.data import DataLoader
 
+from vpt.data import tar_index
 from vpt.data.images import MediaStore
+from vpt.data.index_cache import OPEN_FILES
+from vpt.data.parquet import GROUPS, _row_group
 from vpt.data.record_store import RecordStore
 from vpt.data.references import ImageRef
 from vpt.data.sources.base import SourceContext
@@ -105,6 +109,20 @@ def test_rows_without_an_image(tmp_path, files):
     parquet.write_table(table, tmp_path / "a.parquet")
     found = [record["images"] for _, record in RecordStore(tmp_path / "a.parquet")]
     assert found == [["a.parquet/images/0/0"], [], None]
+
+
+def test_what_a_process_holds_of_many_files_is_bounded(tmp_path, files, monkeypatch):
+    """A few row groups of all Parquet files together, and no more open files than a system allows."""
+    for number in range(12):
+        write_tar(tmp_path / f"{number}.tar", files)
+        parquet.write_table(image_table(files, "struct"), tmp_path / f"{number}.parquet", row_group_size=1)
+    monkeypatch.setattr(tar_index, "_indexed", lru_cache(maxsize=3)(tar_index._indexed.__wrapped__))
+    media, before = MediaStore(tmp_path), len(os.listdir("/proc/self/fd"))
+    for number in range(12):
+        assert pixels(media, f"{number}.tar/0.png") == pixels(media, f"{number}.parquet/images/0")
+    assert _row_group.cache_info().currsize == GROUPS
+    assert len(os.listdir("/proc/self/fd")) - before < 12 + 12
+    assert 2 * OPEN_FILES < 1024
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -6,7 +6,6 @@ common; adapters are peft's. Each step is a line of RUN/steps.jsonl.
 
 import json
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +68,7 @@ class InOrder(Trainer):
 
 
 class StepLog(TrainerCallback):
-    """A line of each step: its number, loss, and when it ended."""
+    """A line of each step: its number and loss."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -77,9 +76,7 @@ class StepLog(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         if "loss" in logs:
             with self.file.open("a") as file:
-                file.write(
-                    json.dumps({"step": state.global_step, "train/loss": logs["loss"], "time": time.time()}) + "\n"
-                )
+                file.write(json.dumps({"step": state.global_step, "train/loss": logs["loss"]}) + "\n")
 
 
 def main() -> None:

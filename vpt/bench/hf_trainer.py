@@ -131,16 +131,8 @@ def main() -> None:
     for field in ("samples_per_second", "peak", "first_step", "resume"):
         ours, theirs = ([getattr(sides[name], field) for sides in rounds] for name in SIDES)
         ratios = sorted(a / b for a, b in zip(ours, theirs, strict=True))
-        rows.append(
-            [
-                field,
-                statistics.median(ours),
-                statistics.median(theirs),
-                statistics.median(ratios),
-                ratios[0],
-                ratios[-1],
-            ]
-        )
+        medians = [statistics.median(values) for values in (ours, theirs, ratios)]
+        rows.append([field, *medians, ratios[0], ratios[-1]])
     print(Table(["", "vpt", "transformers", "median ratio", "least", "greatest"], rows).as_text())
     asked.root.with_suffix(".json").write_text(
         json.dumps([{k: asdict(v) for k, v in r.items()} for r in rounds], indent=1)

@@ -9,6 +9,8 @@ import numpy as np
 
 from vpt.utils.files import atomic_file
 
+OPEN_FILES = 256  # of a kind that a process holds open; a mapped index is one, too
+
 
 def cache_folder() -> Path:
     """Where indexes are kept."""

@@ -15,11 +15,12 @@ from typing import Any
 
 from tqdm import tqdm
 
+from vpt.data.index_cache import OPEN_FILES
 from vpt.errors import DataError, shortened
 from vpt.utils.files import atomic_file
 
 ROWS = 100  # read at a time
-GROUPS = 4  # row groups of images that a process holds of a file
+GROUPS = 4  # row groups of images that a process holds
 _IMAGE = {"bytes", "path"}
 
 
@@ -73,7 +74,7 @@ def _placed(cell: Any, place: str) -> Any:
 
 
 class ParquetImages:
-    """The images of one file, read a row group at a time, of which the last few are held."""
+    """The images of one file, read a row group at a time (`_row_group`)."""
 
     def __init__(self, path: Path) -> None:
         from pyarrow import parquet
@@ -81,16 +82,16 @@ class ParquetImages:
         self._file = parquet.ParquetFile(path)
         about = self._file.metadata
         self._ends = list(accumulate(about.row_group(number).num_rows for number in range(about.num_row_groups)))
-        self._groups = lru_cache(maxsize=GROUPS)(self._group)
 
-    def _group(self, number: int, column: str) -> Any:
+    def row_group(self, number: int, column: str) -> Any:
+        """A column of a row group."""
         # The process may be a fork of one in which Arrow had threads
         return self._file.read_row_group(number, columns=[column], use_threads=False).column(column)
 
     def read(self, column: str, row: int, within: Sequence[int]) -> bytes:
         """The bytes of a cell, or of an item of the list that it is. Raises whatever comes where there are none."""
         group = bisect_right(self._ends, row)
-        cell = self._groups(group, column)[row - self._ends[group]].as_py()  # from the end of the group
+        cell = _row_group(self, group, column)[row - self._ends[group]].as_py()  # from the end of the group
         for number in within:
             cell = cell[number]
         found = cell["bytes"] if isinstance(cell, Mapping) else cell
@@ -99,7 +100,12 @@ class ParquetImages:
         return found
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=GROUPS)
+def _row_group(images: ParquetImages, number: int, column: str) -> Any:
+    return images.row_group(number, column)
+
+
+@lru_cache(maxsize=OPEN_FILES)
 def _opened(path: Path, *_state: int) -> ParquetImages:
     return ParquetImages(path)
 

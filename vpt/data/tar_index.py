@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from vpt.data.index_cache import kept_index
+from vpt.data.index_cache import OPEN_FILES, kept_index
 
 FORMAT = "tar 1"  # of what is kept
 LEAST = 1 << 28  # bytes of a file from which on a bar is shown
@@ -45,7 +45,7 @@ def read_member(path: Path, member: str) -> bytes:
     return _indexed(path, state.st_ino, state.st_size, state.st_mtime_ns).read(member)
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=OPEN_FILES)
 def _indexed(path: Path, *_state: int) -> TarIndex:
     return TarIndex(path)
 

@@ -42,7 +42,7 @@ def check_memory(config: TrainConfig, world: World, device: torch.device) -> str
     said = (
         f"{needed.total / GIGA:.1f}e9 bytes are needed (weights {needed.weights / GIGA:.1f}, gradients "
         f"{needed.gradients / GIGA:.1f}, moments {needed.optimizer / GIGA:.1f}), and {free / GIGA:.1f}e9 are free on "
-        f"{device}; {_advice(config, world, free)}"
+        f"{device}; {_advice(config, world, needed.total, free)}"
     )
     if state < free:
         return f"{said}. What samples need is estimated, so the run begins all the same"
@@ -56,8 +56,9 @@ def needed_memory(config: TrainConfig, world: World) -> Memory:
     return Report(described, build_on_meta(described)).predicted_memory()
 
 
-def _advice(config: TrainConfig, world: World, free: float) -> str:
-    keys, total = list[str](), _needed_with(config, world, [])
+def _advice(config: TrainConfig, world: World, total: float, free: float) -> str:
+    """What to type so that a run that needs `total` bytes fits into those that are `free`."""
+    keys = list[str]()
     for key in (*SAVERS, *SAVERS):  # a base that is frozen by a later key can be stored in fewer bits
         if key not in keys and (less := _needed_with(config, world, [*keys, key])) < 0.98 * total:
             keys, total = [*keys, key], less
@@ -67,7 +68,7 @@ def _advice(config: TrainConfig, world: World, free: float) -> str:
         fewer = [other for other in keys if other != key]
         if (less := _needed_with(config, world, fewer)) < FULL * free:
             keys, total = fewer, less
-    typed = " ".join(f"{key}={_typed(SAVERS[key])}" for key in keys)
+    typed = " ".join(f"{key}={str(SAVERS[key]).lower()}" for key in keys)
     if total < FULL * free:
         return f"type {typed} ({total / GIGA:.1f}e9)"
     least = f"with {typed} it is {total / GIGA:.1f}e9; " if keys else ""
@@ -85,7 +86,3 @@ def _needed_with(config: TrainConfig, world: World, keys: Sequence[str]) -> floa
         return needed_memory(found, world).total
     except ConfigError:
         return float("inf")
-
-
-def _typed(value: Any) -> str:
-    return str(value).lower() if value is True else str(value)

@@ -129,7 +129,8 @@ def check_names(option: str, names: Iterable[str], known: Collection[str]) -> No
 
 def check_crowd(layout: SceneConfig) -> None:
     """Raise DataError where digits that are counted stand in cells of which their square may hold none."""
-    if layout.grid and layout.cluster < (least := 1 / layout.grid + layout.digit[1] + 0.01):
+    scale = layout.enlarged if layout.large else 1.0
+    if layout.grid and layout.cluster < (least := 1 / round(layout.grid / scale) + layout.digit[1] * scale + 0.01):
         raise DataError(
             f"scenes: cluster={layout.cluster} may hold no cell of grid={layout.grid}, and so nothing to count; "
             f"set it to {math.ceil(least * 100) / 100} or more"
