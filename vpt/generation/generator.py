@@ -144,39 +144,36 @@ class Generator:
         self._sample_next(list(rows), self.model.logits(hidden[plan.output_index][order]))
         return cache
 
-    def advance(self, rows: Sequence[RowState], outputs: Sequence[Tensor], logits: Tensor | None = None) -> None:
-        """Choose the next input of each row.
-
-        Args:
-            outputs: the hidden states that its last one gave, [n, D].
-            logits: of the last state of each row that has no action pending, [m, vocabulary]; computed where not given.
-        """
+    def advance(self, rows: Sequence[RowState], outputs: Sequence[Tensor]) -> None:
+        """Choose the next input of each row; `outputs` are the hidden states that its last one gave, [n, D]."""
         sampling = [row for row in rows if row.pending_action is None]
         last = [output[-1] for row, output in zip(rows, outputs, strict=True) if row.pending_action is None]
         for row, output in zip(rows, outputs, strict=True):
             if row.pending_action is not None:
                 self._take_control_states(row, output)
         if sampling:
-            self._sample_next(sampling, self.model.logits(torch.stack(last)) if logits is None else logits)
+            self._sample_next(sampling, self.model.logits(torch.stack(last)))
 
     def _sample_next(self, rows: list[RowState], logits: Tensor) -> None:
         """Choose each row's next token from [n, vocabulary], and so its next input."""
         tokens = self._sample(rows, logits)
-        chosen = torch.tensor(tokens, device=logits.device)[:, None]
-        log_probabilities = logits.float().log_softmax(dim=-1).gather(1, chosen)[:, 0].tolist()
         if any(row.recording for row in rows):
-            scaled = (logits / (self.sampling.temperature or 1.0)).log_softmax(dim=-1).gather(1, chosen)[:, 0].tolist()
+            scaled = log_probabilities(logits / (self.sampling.temperature or 1.0), tokens)
             for row, token, log_prob in zip(rows, tokens, scaled, strict=True):
                 row.draws.append(Draw(row.length, token, row.constraint, log_prob))
-        for row, token, log_probability in zip(rows, tokens, log_probabilities, strict=True):
-            if row.perceived_at is not None:
-                seconds, row.perceived_at = time.perf_counter() - row.perceived_at, None
-                for step in row.trace:
-                    step.seconds = step.seconds or seconds * (step.status != IGNORED)
-            row.append(token)
-            row.log_probability += log_probability
-            row.next_input = self._next_input(row, token)
-            self._check_length(row)
+        for row, token, log_probability in zip(rows, tokens, log_probabilities(logits, tokens), strict=True):
+            self.accept(row, token, log_probability)
+
+    def accept(self, row: RowState, token: int, log_probability: float) -> None:
+        """Add the token that was chosen for a row, and choose its next input."""
+        if row.perceived_at is not None:
+            seconds, row.perceived_at = time.perf_counter() - row.perceived_at, None
+            for step in row.trace:
+                step.seconds = step.seconds or seconds * (step.status != IGNORED)
+        row.append(token)
+        row.log_probability += log_probability
+        row.next_input = self._next_input(row, token)
+        self._check_length(row)
 
     def _sample(self, rows: list[RowState], logits: Tensor) -> list[int]:
         """One token for each row, from [n, vocabulary], where forbidden tokens become -inf."""
@@ -232,3 +229,9 @@ class Generator:
         confidence = math.exp(row.log_probability)
         text = self.decode(token_ids).strip()
         return Answer(text, row.output_ids, trace, row.complete, row.control_states, confidence)
+
+
+def log_probabilities(logits: Tensor, tokens: Sequence[int]) -> list[float]:
+    """Log-probability of one token for each row of [n, vocabulary]."""
+    chosen = torch.tensor(tokens, device=logits.device)[:, None]
+    return logits.float().log_softmax(dim=-1).gather(1, chosen)[:, 0].tolist()

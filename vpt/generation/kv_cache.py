@@ -1,5 +1,6 @@
 """Keys and values while generating: padded tensors for each layer, rows of different lengths, grown by doubling."""
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -38,9 +39,9 @@ class KVCache:
         if len(set(self.lengths)) == len(set(counts)) == 1:  # the rows are level
             self._slots = (slice(None), slice(self.lengths[0], self.lengths[0] + counts[0]))
         else:
-            rows = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
-            slots = torch.cat([torch.arange(n, n + c) for n, c in zip(self.lengths, counts, strict=True)])
-            self._slots = (rows.to(self.device), slots.to(self.device))
+            rows = np.repeat(np.arange(len(counts)), counts)
+            slots = np.concatenate([np.arange(n, n + c) for n, c in zip(self.lengths, counts, strict=True)])
+            self._slots = (torch.from_numpy(rows).to(self.device), torch.from_numpy(slots).to(self.device))
         self._visible = max(n + c for n, c in zip(self.lengths, counts, strict=True))
         capacity = next(iter(self.layers.values()))[0].shape[2]
         if self._visible > capacity:

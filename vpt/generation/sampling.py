@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers import LogitsProcessor, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 
 @dataclass(frozen=True)
@@ -35,14 +35,16 @@ class Sampling:
         if not self.temperature:
             return logits.argmax(dim=-1).tolist()
         unused: torch.LongTensor = None  # type: ignore[assignment]  # the tokens so far: these three ignore them
-        cumulative = self._warpers()(unused, logits).double().softmax(dim=-1).cumsum(dim=-1)
+        for warper in self._warpers():  # one after the other: a LogitsProcessorList inspects their signatures each time
+            logits = warper(unused, logits)  # type: ignore[arg-type]
+        cumulative = logits.double().softmax(dim=-1).cumsum(dim=-1)
         # In the order of the vocabulary, so that nearly equal tokens cannot change places. In (0, 1]: a token of
         # probability 0 is never the first to reach a point.
         points = torch.tensor([[1 - one.random()] for one in rngs], dtype=torch.float64, device=logits.device)
         return torch.searchsorted(cumulative, points * cumulative[:, -1:]).flatten().tolist()
 
-    def _warpers(self) -> LogitsProcessorList:
-        warpers = LogitsProcessorList([TemperatureLogitsWarper(self.temperature)])
+    def _warpers(self) -> list[LogitsProcessor]:
+        warpers: list[LogitsProcessor] = [TemperatureLogitsWarper(self.temperature)]
         if self.top_k:
             warpers.append(TopKLogitsWarper(self.top_k))
         if self.top_p < 1:

@@ -1,15 +1,16 @@
 """Continuous batching: rows join and leave the running batch between decoding steps.
 
 One thread runs the model. Of prompts it runs `prefill_tokens` at most in one step, beside the next tokens of
-all who are answering. Rows may differ in all settings; those that share a generator choose their tokens together. A
-row's tokens do not depend on the others.
+all who are answering. Rows may differ in all settings; those whose tokens are drawn alike draw together. A row's tokens
+do not depend on the others. All that rows tell, they tell in that thread.
 """
 
 import logging
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import astuple, replace
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -17,26 +18,27 @@ from torch import Tensor
 
 from vpt.config.schema import GenerationConfig
 from vpt.data.collate import stack_images
-from vpt.generation.generator import Generator
+from vpt.generation.generator import Generator, log_probabilities
 from vpt.generation.intervention import Intervention
 from vpt.generation.kv_cache import KVCache
 from vpt.generation.running_batch import RunningBatch
 from vpt.models.build import ModelBundle
 from vpt.perception.batch import VISION_TOWER
 from vpt.serving.protocol import ApiError
-from vpt.serving.rows import Prompt, ServedRow, ServingGenerator
+from vpt.serving.rows import Prompt, ServedRow
 
 LOG = logging.getLogger(__name__)
 GENERATORS = 64  # kept for settings that come again
 
 
 class Engine:
-    """Runs the model for rows that `submit` brings."""
+    """Runs the model for rows that `submit` brings; calls `after_step` when a step's rows have told what it brought."""
 
     def __init__(self, bundle: ModelBundle, *, max_rows: int, max_queue: int, prefill_tokens: int) -> None:
         """`max_rows` answer together, `max_queue` more may wait; a step runs at most `prefill_tokens` of prompts."""
         self.bundle, self.model = bundle, bundle.model.eval()
         self.max_rows, self.max_queue, self.prefill_tokens = max_rows, max_queue, prefill_tokens
+        self.after_step: Callable[[], None] = lambda: None
         self.draining = self.closed = False
         self.waiting: deque[ServedRow] = deque()
         self.reserved = 0  # rows of requests that are being read
@@ -83,7 +85,7 @@ class Engine:
             found = self._generators.get(key)
         if found is None:
             parts = (self.bundle.model, self.bundle.processor, self.bundle.tokenizer)
-            found = ServingGenerator.from_config(*parts, settings, intervention=make())
+            found = Generator.from_config(*parts, settings, intervention=make())
         with self._changed:
             self._generators[key] = found
             self._generators.move_to_end(key)
@@ -95,9 +97,6 @@ class Engine:
         """Refuse what comes and what waits; finish what runs."""
         with self._changed:
             self.draining = True
-            refused, self.waiting = self.waiting, deque()
-        for row in refused:
-            row.listen("error", ApiError(503, "the server is ending", kind="server_error", code="draining"))
 
     def abandon(self) -> None:
         """Let all rows go as they are."""
@@ -129,7 +128,7 @@ class Engine:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self.waiting or self.batch.rows or self.closed)
-                if self.closed and not self.batch.rows:
+                if self.closed and not self.batch.rows and not self.waiting:
                     return
             try:
                 with self.model.autocast():
@@ -141,6 +140,7 @@ class Engine:
             except Exception:  # whatever it is: those who wait are answered, and the next ones served
                 LOG.exception("a step failed")
                 self._fail()
+            self.after_step()
 
     def _fail(self) -> None:
         """Tell all rows that are running, and begin anew."""
@@ -157,11 +157,14 @@ class Engine:
                     row.listen("done", row.finish())
             self.batch.select(row not in gone for row in self._rows)
         with self._changed:
-            left = [row for row in self.waiting if not row.cancelled]
-            self.waiting = deque(row for row in left if not row.late)
-        for row in left:
-            if row.late:
-                row.listen("error", ApiError(503, "no place came free in time", kind="server_error", code="timeout"))
+            left = {row: self.draining or row.late for row in self.waiting if not row.cancelled}
+            self.waiting = deque(row for row, over in left.items() if not over)
+        told, code = ("no place came free in time", "timeout")
+        if self.draining:
+            told, code = ("the server is ending", "draining")
+        for row, over in left.items():
+            if over:
+                row.listen("error", ApiError(503, told, kind="server_error", code=code))
 
     def _admit(self) -> None:
         """Let waiting rows join, as far as there are places and their prompts fit into this step."""
@@ -178,9 +181,9 @@ class Engine:
             row.next_input, *row.chunks = row.prompt.inputs(self.model, self.prefill_tokens)
             joining.append(row)
         if joining:
-            with self._changed:  # `drain` may have emptied it meanwhile: those rows have been told
-                joining = [row for row in joining if row in self.waiting]
-                self.waiting = deque(row for row in self.waiting if row not in joining)
+            with self._changed:
+                for _ in joining:
+                    self.waiting.popleft()
                 self.batch.join(joining)
 
     def _encode_images(self, rows: Sequence[ServedRow]) -> None:
@@ -203,21 +206,36 @@ class Engine:
 
     def _step(self) -> None:
         """One step of the batch; rows whose prompt has run choose their next token."""
-        outputs: dict[ServedRow, Tensor] = dict(zip(self._rows, self.batch.step(), strict=True))
-        ready: dict[Generator, list[ServedRow]] = {}
-        for row in outputs:
+        choosing: dict[ServedRow, Tensor] = {}
+        for row, output in zip(self._rows, self.batch.step(), strict=True):
             if row.chunks:
                 row.next_input = row.chunks.pop(0)
+            elif row.pending_action is not None:
+                row.generator.advance([row], [output])
             else:
-                ready.setdefault(row.generator, []).append(row)
-        sampling = [row for rows in ready.values() for row in rows if row.pending_action is None]
-        logits = self.model.logits(torch.stack([outputs[row][-1] for row in sampling])) if sampling else None
-        at = 0
-        for generator, rows in ready.items():
-            count = sum(row.pending_action is None for row in rows)
-            own = logits[at : at + count] if logits is not None else None
-            generator.advance(rows, [outputs[row] for row in rows], own)
-            at += count
-        for rows in ready.values():
-            for row in rows:
-                row.report()
+                choosing[row] = output[-1]
+        if choosing:
+            self._choose(choosing)
+        for row in self._rows:
+            row.report()
+
+    def _choose(self, states: dict[ServedRow, Tensor]) -> None:
+        """Choose the next token of rows by their last hidden states, [D]; those of equal `Sampling` draw together."""
+        rows = sorted(states, key=lambda row: (astuple(row.generator.sampling), id(row.generator)))
+        logits = self.model.logits(torch.stack([states[row] for row in rows]))
+        for generator, own in _runs(rows, lambda row: row.generator):
+            generator.constraints.mask_logits(logits[own], rows[own])
+        tokens: list[int] = []
+        for sampling, own in _runs(rows, lambda row: row.generator.sampling):
+            tokens += sampling.sample(logits[own], [row.rng for row in rows[own]])
+        for row, *chosen in zip(rows, tokens, log_probabilities(logits, tokens), logits, strict=True):
+            row.accept(*chosen)
+
+
+def _runs(rows: Sequence[ServedRow], key: Callable[[ServedRow], Any]) -> Iterator[tuple[Any, slice]]:
+    """Neighbours that have the same key, as slices."""
+    start = 0
+    for found, group in groupby(rows, key):
+        stop = start + len([*group])
+        yield found, slice(start, stop)
+        start = stop

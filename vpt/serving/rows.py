@@ -16,8 +16,6 @@ from vpt.generation.row_state import Answer, RowState
 from vpt.models.vpt import VPTModel
 from vpt.perception.batch import VISION_TOWER
 
-MOST_LOGPROBS = 20
-
 
 @dataclass
 class Prompt:
@@ -97,6 +95,14 @@ class ServedRow(RowState):
         """A row that `Generator.start` has made, with what is told of it."""
         return cls(**{item.name: getattr(state, item.name) for item in fields(state) if item.init}, **own)
 
+    def accept(self, token: int, log_probability: float, logits: Tensor) -> None:
+        """Take the token that was chosen by these logits, [vocabulary]."""
+        if self.top_logprobs is not None:
+            values, numbers = logits.float().log_softmax(dim=-1).topk(min(self.top_logprobs, len(logits)))
+            top = [pair for pair in zip(numbers.tolist(), values.tolist()) if pair[1] > -1e30]
+            self.logprobs.append(TokenLogprobs(token, log_probability, top))
+        self.generator.accept(self, token, log_probability)
+
     def report(self) -> None:
         """Tell what the last step brought: a step of perception, a piece of text."""
         if len(self.turn_ids) < self._turn:  # that turn asked for perception
@@ -150,21 +156,6 @@ class ServedRow(RowState):
     def late(self) -> bool:
         """Whether its deadline has passed."""
         return time.monotonic() > self.deadline
-
-
-class ServingGenerator(Generator):
-    """Notes the log-probabilities of the tokens that rows want them of."""
-
-    def _sample(self, rows: list[RowState], logits: Tensor) -> list[int]:
-        self.constraints.mask_logits(logits, rows)
-        tokens = self.sampling.sample(logits, [row.rng for row in rows])
-        for row, token, scores in zip(rows, tokens, logits, strict=True):
-            if isinstance(row, ServedRow) and row.top_logprobs is not None:
-                found = scores.float().log_softmax(dim=-1)
-                values, numbers = found.topk(min(row.top_logprobs, MOST_LOGPROBS, len(found)))
-                top = [pair for pair in zip(numbers.tolist(), values.tolist()) if pair[1] > -1e30]
-                row.logprobs.append(TokenLogprobs(token, found[token].item(), top))
-        return tokens
 
 
 def until(text: str, stops: Sequence[str]) -> str:

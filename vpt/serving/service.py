@@ -4,6 +4,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -70,6 +71,8 @@ class Service:
         self.engine = Engine(
             bundle, max_rows=config.max_rows, max_queue=config.max_queue, prefill_tokens=config.prefill_tokens
         )
+        self.engine.after_step = self._deliver
+        self._told: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Queue[Any], Any]]] = {}
 
     def parse(self, body: bytes) -> ChatRequest:
         """A request within limits. Raises ApiError."""
@@ -129,15 +132,27 @@ class Service:
     def _listener(
         self, row: ServedRow, number: int, events: asyncio.Queue[Any], loop: asyncio.AbstractEventLoop, *, maps: bool
     ) -> Callable[[str, Any], None]:
-        """Puts what a row tells into the queue, a step of its trace as clients read it."""
+        """Keeps what a row tells for its queue until the step is over, a step of its trace as clients read it."""
 
         def listen(kind: str, told: Any) -> None:
             if isinstance(told, PerceptionStep):
                 told = self._entry(row, told, maps=maps)
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(events.put_nowait, (number, kind, told))
+            self._told.setdefault(loop, []).append((events, (number, kind, told)))
 
         return listen
+
+    def _deliver(self) -> None:
+        """Put what rows have told into their queues. Waking a loop for each piece would have the engine wait for it,
+        since Python runs one thread at a time."""
+
+        def put(pieces: list[tuple[asyncio.Queue[Any], Any]]) -> None:
+            for events, piece in pieces:
+                events.put_nowait(piece)
+
+        while self._told:
+            loop, pieces = self._told.popitem()
+            with suppress(RuntimeError):  # the loop is closed: nobody listens
+                loop.call_soon_threadsafe(put, pieces)
 
     def _entry(self, row: ServedRow, step: PerceptionStep, *, maps: bool) -> dict[str, Any]:
         if not maps or step.state_norm is None or row.image is None:

@@ -77,12 +77,12 @@ class _Measuring(Generator):
             rows.append(scores.softmax(dim=-1).mean(dim=(0, 1)))
         self.layers.append(rows)
 
-    def advance(self, rows: Sequence[RowState], outputs: Sequence[Tensor], logits: Tensor | None = None) -> None:
+    def advance(self, rows: Sequence[RowState], outputs: Sequence[Tensor]) -> None:
         for row, attention in zip(rows, zip(*self.layers, strict=True), strict=True):
             if row.trace and row.pending_action is None:
                 self._add(row, torch.stack(attention).mean(dim=0))
         self.layers = []
-        super().advance(rows, outputs, logits)
+        super().advance(rows, outputs)
 
     def _add(self, row: RowState, attention: Tensor) -> None:
         sums = self.found.setdefault(id(row), defaultdict(float))
