@@ -10,6 +10,7 @@ from vpt.errors import UserError, did_you_mean
 
 SMALLEST_TOP_P = 0.001  # of GenerationConfig; 0 means the likeliest token alone, and so does this
 INVALID = "invalid_request_error"
+_encode = json.JSONEncoder(ensure_ascii=True, separators=(",", ":")).encode  # `json.dumps` makes one each time
 Stop = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 
 
@@ -143,4 +144,4 @@ def parse_request(body: bytes) -> ChatRequest:
 
 def event(data: dict[str, Any]) -> bytes:
     """One server-sent event."""
-    return b"data: " + json.dumps(data, ensure_ascii=True, separators=(",", ":")).encode() + b"\n\n"
+    return b"data: " + _encode(data).encode() + b"\n\n"
