@@ -58,7 +58,7 @@ def question(image: Path | None, text: str) -> list[dict]:
 
 def ask(service, image, text, *, key="none", stream=False, **settings):
     """One request through the official client; keys that OpenAI does not have go into `extra_body`."""
-    own = ("action", "max_actions", "crop_margin", "action_prompt", "ablation", "maps", "top_k")
+    own = ("action", "max_actions", "crop_margin", "action_prompt", "ablation", "pictures", "top_k")
     extra = {name: settings.pop(name) for name in own if name in settings}
     messages = text if isinstance(text, list) else question(image, text)
     return client(service, key).chat.completions.create(

@@ -1,5 +1,6 @@
 """The endpoint answers the official client as `vpt ask` answers, alone and among others."""
 
+import base64
 import io
 import json
 import math
@@ -8,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import httpx
+import numpy as np
 import pytest
 import torch
 from openai import BadRequestError, RateLimitError
@@ -15,6 +17,7 @@ from PIL import Image
 
 from conftest import compose_config
 from helpers.served import ask, client, data_url, idle, question, serving, shown
+from vpt.generation.answer_images import answer_images
 from vpt.generation.generator import Generator
 from vpt.generation.kv_cache import KVCache
 from vpt.generation.row_state import GenerationLimits
@@ -188,11 +191,24 @@ def test_logprobs(service, images):
     assert [entry.logprob for entry in found] == pytest.approx([entry.logprob for entry in content], rel=1e-3)
 
 
-def test_maps_and_ablations(service, all_parts, images):
-    plain = ask(service, images[3], TEXT, max_tokens=8, action="dino", maps=True).choices[0].message
-    (step, *_) = plain.vpt["trace"]
-    assert step["map"]["png"].startswith("data:image/png;base64,") and step["map"]["extent"][2] == 200
-    assert (step["map"]["rows"], step["map"]["columns"]) == (4, 4) and step["note"].startswith("dino: control state")
+@pytest.mark.parametrize("action", ["region", "dino"])
+def test_pictures_are_those_of_a_reply(service, all_parts, images, action):
+    """As they come: the regions so far, and what the step showed; the last one has all regions."""
+    reply = all_parts.ask(images[3], TEXT, max_new_tokens=24, action=action)
+    whole, *shown = answer_images(reply.question.image, reply.trace, reply.maps())
+    got = ask(service, images[3], TEXT, max_tokens=24, action=action, pictures=True).choices[0].message.vpt["trace"]
+    pairs = [step["pictures"] for step in got if step["status"] != "ignored"]
+    sent = [pairs[-1][0], *(pair[1] for pair in pairs)]
+    assert [one["caption"] for one in sent] == [one.caption for one in (whole, *shown)]
+    for one, expected in zip(sent, (whole, *shown), strict=True):
+        image = Image.open(io.BytesIO(base64.b64decode(one["png"].partition("base64,")[2])))
+        difference = np.asarray(image, dtype=int) - np.asarray(expected.image, dtype=int)
+        assert np.abs(difference).max() <= 1  # a prompt in parts rounds f·c otherwise
+
+
+def test_ablations(service, all_parts, images):
+    plain = ask(service, images[3], TEXT, max_tokens=8, action="dino").choices[0].message
+    assert "pictures" not in plain.vpt["trace"][0] and plain.vpt["trace"][0]["note"].startswith("dino: control state")
     zeroed = ask(service, images[3], TEXT, max_tokens=8, action="dino", ablation="features_zeroed", logprobs=True)
     assert zeroed.choices[0].message.vpt["confidence"] != plain.vpt["confidence"]
     whole = ask(service, images[3], TEXT, max_tokens=12, action="region").choices[0].message.vpt["trace"][0]

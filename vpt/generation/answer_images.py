@@ -76,7 +76,7 @@ def _step_image(image: Image.Image, step: PerceptionStep, found: SimilarityMap |
     caption = f"{number}: {step.kind}, {step.visual_tokens} tokens"
     if found is None:
         return CaptionedImage(caption, scaled(image))
-    middle, reach = colour_range(found)
+    middle, reach = _colour_range(found)
     partial = (
         found.extent[0] > 0.5
         or found.extent[1] > 0.5
@@ -120,22 +120,22 @@ def _frame(
         pen.text((left + 4, top + 1), label, fill="white", font=font)
 
 
-def colour_range(found: SimilarityMap) -> tuple[float, float]:
+def _colour_range(found: SimilarityMap) -> tuple[float, float]:
     """Median of the values and their greatest distance from it: what was sought stands out both ways."""
     middle = float(np.median(found.values))
     return middle, max(float(np.abs(found.values - middle).max()), 1e-6)
 
 
-def map_colours(found: SimilarityMap) -> np.ndarray:
+def _map_colours(found: SimilarityMap) -> np.ndarray:
     """[rows, columns, 3], from 0 to 1: red above the median, blue below."""
-    middle, reach = colour_range(found)
+    middle, reach = _colour_range(found)
     return matplotlib.colormaps["RdBu_r"]((found.values - middle) / (2 * reach) + 0.5)[..., :3]
 
 
 def _shaded(image: Image.Image, found: SimilarityMap, *, framed: bool) -> Image.Image:
     """The grey image under f·c, red above the median, blue below."""
     drawn = scaled(image).convert("L").convert("RGB")
-    shades = map_colours(found)
+    shades = _map_colours(found)
     x0, y0, x1, y1 = (round(edge * drawn.width / image.width) for edge in found.extent)
     shade = Image.fromarray((shades * 255).astype(np.uint8)).resize((x1 - x0, y1 - y0), Image.Resampling.NEAREST)
     drawn.paste(shade, (x0, y0), Image.new("L", shade.size, 165))

@@ -94,6 +94,10 @@ class Endpoint:
         left = len(asked.rows)
         while left:
             number, kind, told = await asked.events.get()
+            if kind == "step":
+                told, draw = told
+                if draw is not None:  # not in the engine's thread, which others wait for
+                    told["pictures"] = await asyncio.get_running_loop().run_in_executor(self.pool, draw)
             self.metrics.told(asked, number, kind, told)
             if kind == "error":
                 raise told

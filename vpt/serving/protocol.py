@@ -105,7 +105,7 @@ class ChatRequest(_Model):
     crop_margin: int | None = Field(None, ge=0)
     action_prompt: bool | None = None  # whether the sentence that asked for perception in training follows the question
     ablation: Literal["features_zeroed", "region_random"] | None = None
-    maps: bool = False  # f·c of each re-encoding with the trace
+    pictures: bool = False  # of each step of the trace, as `Reply.draw` draws them
 
     @property
     def stops(self) -> tuple[str, ...]:

@@ -8,10 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
-from vpt.generation.answer_images import colour_range, map_colours
+from vpt.generation.answer_images import answer_images
 from vpt.generation.row_state import Answer, PerceptionStep
 from vpt.generation.similarity_map import SimilarityMap
 from vpt.generation.streaming import describe_step
@@ -92,14 +91,26 @@ def finish_reason(answer: Answer) -> str:
     return "stop" if answer.complete else "length"
 
 
-def trace_entry(step: PerceptionStep, found: SimilarityMap | None) -> dict[str, Any]:
-    """A step of the trace: its fields, one line about it, and the similarity map as an image of one pixel a token."""
-    entry = asdict(step) | {"note": describe_step(step)}
-    if found is not None:
-        middle, reach = colour_range(found)
-        buffer = io.BytesIO()
-        Image.fromarray((map_colours(found) * 255).astype(np.uint8)).save(buffer, format="png")
-        png = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-        entry["map"] = {"png": png, "extent": list(found.extent), "low": middle - reach, "high": middle + reach,
-                        "rows": found.values.shape[0], "columns": found.values.shape[1]}  # fmt: skip
-    return entry
+def trace_entry(step: PerceptionStep) -> dict[str, Any]:
+    """A step of the trace: its fields, and one line about it."""
+    return asdict(step) | {"note": describe_step(step)}
+
+
+def step_pictures(
+    image: Image.Image, trace: Sequence[PerceptionStep], found: SimilarityMap | None
+) -> list[dict[str, str]]:
+    """The image with all regions of a trace, and what its last step showed, as `Reply.draw` draws them.
+
+    Args:
+        image: at full resolution.
+        trace: up to a step that was shown.
+        found: f·c of that step.
+    """
+    images = answer_images(image, trace, [*[None] * (len(trace) - 1), found])
+    return [{"caption": each.caption, "png": _png_url(each.image)} for each in (images[0], images[-1])]
+
+
+def _png_url(image: Image.Image) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, format="png")
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"

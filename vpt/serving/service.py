@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from vpt.evaluation.ablations.features import FeaturesZeroed
 from vpt.evaluation.ablations.regions import RegionRandom
 from vpt.generation.intervention import Intervention
 from vpt.generation.pipeline import action_prompt_text
-from vpt.generation.row_state import PerceptionStep
+from vpt.generation.row_state import IGNORED, PerceptionStep
 from vpt.generation.sampling import Sampling
 from vpt.generation.similarity_map import step_map
 from vpt.models.build import ModelBundle
@@ -28,7 +29,7 @@ from vpt.serving.conversation import PromptReader
 from vpt.serving.engine import Engine
 from vpt.serving.fetch import fetcher
 from vpt.serving.protocol import ApiError, ChatRequest, parse_request
-from vpt.serving.replies import ReplyWriter, trace_entry
+from vpt.serving.replies import ReplyWriter, step_pictures, trace_entry
 from vpt.serving.rows import Prompt, ServedRow
 from vpt.serving.settings import ServeConfig
 
@@ -124,19 +125,21 @@ class Service:
                 top_logprobs=(wanted.top_logprobs or 0) if wanted.logprobs else None, deadline=deadline,
             )  # fmt: skip
             row.rng = Sampling(seed=seed).rng_for(number)
-            row.listen = self._listener(row, number, events, loop, maps=wanted.maps)
+            row.listen = self._listener(row, number, events, loop, pictures=wanted.pictures)
             rows.append(row)
         decode: Callable[[list[int]], str] = self.bundle.tokenizer.decode
         return Asked(rows, events, ReplyWriter(self.name, prompt, decode))
 
     def _listener(
-        self, row: ServedRow, number: int, events: asyncio.Queue[Any], loop: asyncio.AbstractEventLoop, *, maps: bool
-    ) -> Callable[[str, Any], None]:
-        """Keeps what a row tells for its queue until the step is over, a step of its trace as clients read it."""
+        self, row: ServedRow, number: int, events: asyncio.Queue[Any], loop: asyncio.AbstractEventLoop, *,
+        pictures: bool,
+    ) -> Callable[[str, Any], None]:  # fmt: skip
+        """Keeps what a row tells for its queue until the step is over; a step of its trace as clients read it, with
+        what draws its pictures, if they are wanted."""
 
         def listen(kind: str, told: Any) -> None:
             if isinstance(told, PerceptionStep):
-                told = self._entry(row, told, maps=maps)
+                told = trace_entry(told), self._draw(row, told) if pictures else None
             self._told.setdefault(loop, []).append((events, (number, kind, told)))
 
         return listen
@@ -154,13 +157,15 @@ class Service:
             with suppress(RuntimeError):  # the loop is closed: nobody listens
                 loop.call_soon_threadsafe(put, pieces)
 
-    def _entry(self, row: ServedRow, step: PerceptionStep, *, maps: bool) -> dict[str, Any]:
-        if not maps or step.state_norm is None or row.image is None:
-            return trace_entry(step, None)
-        encodings = [other for other in row.trace if other.state_norm is not None]
-        states = row.control_states[next(i for i, other in enumerate(encodings) if other is step)]
+    def _draw(self, row: ServedRow, step: PerceptionStep) -> Callable[[], list[dict[str, str]]] | None:
+        """Draws the pictures of a step that was shown. The model runs here and now, in the engine's thread."""
+        if step.status == IGNORED or row.image is None:
+            return None
+        trace = [*takewhile(lambda other: other is not step, row.trace), step]
+        encodings = sum(other.state_norm is not None for other in trace)
+        states = row.control_states[encodings - 1] if step.state_norm is not None else None
         image = row.media.full_resolution(row.image, where=row.sample.record.where)
-        return trace_entry(step, step_map(self.bundle, step, states, row.media, image))
+        return partial(step_pictures, image, trace, step_map(self.bundle, step, states, row.media, image))
 
     def _intervention(self, wanted: ChatRequest) -> Intervention:
         if wanted.ablation is None:

@@ -23,69 +23,23 @@ const loaded = (url) => new Promise((resolve, reject) => {
   image.src = url;
 });
 
-function canvasOf(width, height, alt) {
-  const canvas = make("canvas", { width: Math.max(1, Math.round(width)), height: Math.max(1, Math.round(height)) });
-  canvas.setAttribute("role", "img");
-  canvas.setAttribute("aria-label", alt);
-  return canvas;
-}
+// What the server has drawn; a slider lays f·c over the image
 
-function drawn(image, boxes, { side = 480, grey = 0, alt = "the image" } = {}) {
-  const scale = side / Math.max(image.naturalWidth, image.naturalHeight);
-  const canvas = canvasOf(image.naturalWidth * scale, image.naturalHeight * scale, alt);
-  const pen = canvas.getContext("2d");
-  pen.imageSmoothingEnabled = scale < 1.5;
-  pen.filter = grey ? "grayscale(1)" : "none";
-  pen.drawImage(image, 0, 0, canvas.width, canvas.height);
-  pen.filter = "none";
-  boxes.forEach(([x0, y0, x1, y1], number) => {
-    const at = [x0 * scale, y0 * scale, Math.max(2, (x1 - x0) * scale), Math.max(2, (y1 - y0) * scale)];
-    pen.lineWidth = 6; pen.strokeStyle = "white"; pen.strokeRect(...at);
-    pen.lineWidth = 3; pen.strokeStyle = "#e8590c"; pen.strokeRect(...at);
-    if (boxes.length > 1) {
-      pen.fillStyle = "#e8590c"; pen.fillRect(at[0], at[1], 20, 20);
-      pen.fillStyle = "white"; pen.font = "14px sans-serif"; pen.fillText(String(number + 1), at[0] + 6, at[1] + 15);
-    }
-  });
-  return canvas;
-}
+const picture = ({ png, caption }) => make("img", { src: png, alt: caption });
 
-function cropped(image, [x0, y0, x1, y1]) {
-  const scale = 240 / Math.max(x1 - x0, y1 - y0);
-  const canvas = canvasOf((x1 - x0) * scale, (y1 - y0) * scale, `pixels ${x0}, ${y0}, ${x1}, ${y1} of the image`);
-  const pen = canvas.getContext("2d");
-  pen.imageSmoothingEnabled = scale < 1.5;
-  pen.drawImage(image, x0, y0, x1 - x0, y1 - y0, 0, 0, canvas.width, canvas.height);
-  return canvas;
-}
-
-async function mapped(image, map) {
-  const under = drawn(image, [], { grey: 1 });
-  const colours = await loaded(map.png);
-  const canvas = canvasOf(under.width, under.height, "f·c over the image: red above the median, blue below");
-  const scale = under.width / image.naturalWidth;
-  const [x0, y0, x1, y1] = map.extent.map((edge) => edge * scale);
-  const slider = make("input", { type: "range", min: 0, max: 100, value: 65 });
-  const paint = () => {
-    const pen = canvas.getContext("2d");
-    pen.globalAlpha = 1;
-    pen.drawImage(under, 0, 0);
-    pen.globalAlpha = slider.value / 100;
-    pen.imageSmoothingEnabled = false;
-    pen.drawImage(colours, x0, y0, x1 - x0, y1 - y0);
-  };
-  slider.addEventListener("input", paint);
-  paint();
-  const label = `f·c from ${map.low.toPrecision(3)}, blue, to ${map.high.toPrecision(3)}, red`;
-  return make("div", { className: "whole" }, canvas, make("label", {}, label, slider));
+function faded(whole, seen) {
+  const over = picture(seen);
+  const slider = make("input", { type: "range", min: 0, max: 100, value: 100 });
+  slider.addEventListener("input", () => { over.style.opacity = slider.value / 100; });
+  const both = make("div", { className: "stack" }, picture(whole), over);
+  return make("div", {}, both, make("label", {}, seen.caption, slider));
 }
 
 async function setImage(url) {
   try {
-    const image = await loaded(url);
+    const small = (await loaded(url)).naturalWidth < 240;
     next = url;
-    const stage = drawn(image, [], { alt: "the image of your question" });
-    $("stage").replaceWith(Object.assign(stage, { id: "stage" }));
+    Object.assign($("stage"), { src: url, hidden: false, className: small ? "small" : "" });
     $("hint").hidden = true;
   } catch (error) {
     $("hint").hidden = false;
@@ -140,19 +94,19 @@ async function* pieces(body, signal) {
 async function answer(number, wanted) {
   const own = { settings: wanted, text: "", steps: [], seconds: null, ended: "", error: "" };
   turns[number].answers.push(own);
-  const card = await cardOf(number, own);
+  const card = cardOf(number, own);
   running = new AbortController();
   busy(true);
   const began = performance.now();
   try {
-    const body = { model: about.model, messages: messages(number), stream: true, maps: true, ...wanted };
+    const body = { model: about.model, messages: messages(number), stream: true, pictures: true, ...wanted };
     for await (const piece of pieces(body, running.signal)) {
       if (piece.error) throw new Error(piece.error.message);
       const { delta, finish_reason: ended } = piece.choices[0];
       own.text += delta.content ?? "";
       if (delta.vpt?.step) own.steps.push(delta.vpt.step);
       if (ended) Object.assign(own, { text: delta.vpt.answer, confidence: delta.vpt.confidence, ended });
-      await card.show();
+      card.show();
     }
   } catch (error) {
     own.error = error.name === "AbortError" ? "stopped" : error.message;
@@ -160,7 +114,7 @@ async function answer(number, wanted) {
   own.seconds = (performance.now() - began) / 1000;
   running = null;
   busy(false);
-  await card.show();
+  card.show();
 }
 
 function busy(is) {
@@ -177,20 +131,14 @@ function nameOf({ action, ablation }) {
   return ablation ? `${looks}; ${ABLATIONS[ablation].toLowerCase()}` : looks;
 }
 
-async function stepFigure(step, image) {
-  const seen = [];
-  if (image && step.box) {
-    const alt = "the image with the region";
-    seen.push(make("div", { className: "pair" }, drawn(image, [step.box], { alt }), cropped(image, step.box)));
-  }
-  if (image && step.map) seen.push(await mapped(image, step.map));
+function stepFigure(step) {
+  const [whole, seen] = step.pictures ?? [];
+  const pair = seen && step.box && make("div", { className: "pair" }, picture(whole), picture(seen));
   const caption = make("figcaption", {}, step.note, make("br"), make("code", {}, step.requested));
-  return make("figure", {}, ...seen, caption);
+  return make("figure", {}, pair || (seen ? faded(whole, seen) : ""), caption);
 }
 
-async function cardOf(number, own) {
-  const url = turns.find((turn) => turn.url)?.url; // perception looks at the first image
-  const image = url ? await loaded(url).catch(() => null) : null;
+function cardOf(number, own) {
   const steps = make("div", { className: "answers" }), said = make("p", { className: "said" });
   const note = make("p", { className: "quiet" }), more = make("div", { className: "more" });
   const again = make("select", { title: "Ask again, and compare" }, make("option", { value: "" }, "Compare with …"));
@@ -210,10 +158,8 @@ async function cardOf(number, own) {
   const card = make("article", { className: "answer" }, make("h3", {}, nameOf(own.settings)), steps, said, note);
   if (number === turns.length - 1) card.append(more);
   $(`turn-${number}`).querySelector(".answers").append(card);
-  const show = async () => {
-    while (steps.children.length < own.steps.length) {
-      steps.append(await stepFigure(own.steps[steps.children.length], image));
-    }
+  const show = () => {
+    while (steps.children.length < own.steps.length) steps.append(stepFigure(own.steps[steps.children.length]));
     said.textContent = own.text;
     card.classList.toggle("ended", own.seconds !== null);
     note.className = own.error ? "bad" : "quiet";
@@ -222,7 +168,7 @@ async function cardOf(number, own) {
       `confidence ${(own.confidence * 100).toFixed(0)} %`, own.ended === "length" ? "cut off" : "",
     ].filter(Boolean).join(" · "));
   };
-  await show();
+  show();
   return { show };
 }
 
@@ -251,7 +197,7 @@ async function open(text) {
     for (const turn of read) {
       turns.push(turn);
       showTurn(turns.length - 1);
-      for (const own of turn.answers) await cardOf(turns.length - 1, own);
+      for (const own of turn.answers) cardOf(turns.length - 1, own);
     }
     if (turns[0]?.url) await setImage(turns[0].url);
     next = null;
