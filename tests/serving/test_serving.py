@@ -12,7 +12,7 @@ import httpx
 import numpy as np
 import pytest
 import torch
-from openai import BadRequestError, RateLimitError
+from openai import BadRequestError, InternalServerError, RateLimitError
 from PIL import Image
 
 from conftest import compose_config
@@ -25,6 +25,7 @@ from vpt.generation.running_batch import RunningBatch
 from vpt.generation.sampling import Sampling
 from vpt.serving import rows as rows_module
 from vpt.serving import service as service_module
+from vpt.serving.engine import Engine
 from vpt.serving.examples import example_images
 from vpt.serving.rows import Prompt, held_back, until
 
@@ -257,6 +258,25 @@ def test_draining_finishes_what_runs_and_refuses_the_rest(all_parts, images):
                 refused()
             assert caught.value.status_code == 503
         assert told(running)[2].finish_reason in ("stop", "length")
+
+
+@pytest.mark.parametrize(("owner", "method"), [(Engine, "_encode_images"), (RunningBatch, "step")])
+def test_a_failed_step_is_told_and_the_next_one_served(service, all_parts, images, monkeypatch, owner, method):
+    """Whether a prompt fails before it joins, or a step with it."""
+    broken = ["once"]
+
+    def failing(self, *given):
+        if broken:
+            raise RuntimeError(broken.pop())
+        return own(self, *given)
+
+    own = getattr(owner, method)
+    monkeypatch.setattr(owner, method, failing)
+    with pytest.raises(InternalServerError, match="could not be generated"):
+        ask(service, images[0], TEXT, max_tokens=4)
+    reply = ask(service, images[0], TEXT, max_tokens=4)
+    assert reply.choices[0].message.content == all_parts.ask(images[0], TEXT, max_new_tokens=4).answer.text
+    assert idle(service)
 
 
 def test_a_request_that_takes_too_long_is_cut_off(all_parts, images, monkeypatch):

@@ -123,6 +123,11 @@ class Engine:
     def _rows(self) -> list[ServedRow]:
         return self.batch.rows  # type: ignore[return-value]  # only such rows join
 
+    @property
+    def _candidates(self) -> list[ServedRow]:
+        """Rows that wait, as many as there are places."""
+        return [*self.waiting][: self.max_rows - len(self.batch.rows)]
+
     @torch.inference_mode()
     def _run(self) -> None:
         while True:
@@ -143,8 +148,11 @@ class Engine:
             self.after_step()
 
     def _fail(self) -> None:
-        """Tell all rows that are running, and begin anew."""
-        for row in self._rows:
+        """Tell all rows that are running, and those about to join, whose prompt may be what failed; begin anew."""
+        with self._changed:
+            failed = [*self._rows, *self._candidates]
+            self.waiting = deque([*self.waiting][len(self._candidates) :])
+        for row in failed:
             row.listen("error", ApiError(500, "the answer could not be generated", kind="server_error"))
         self.batch = self._empty_batch()
 
@@ -169,7 +177,7 @@ class Engine:
     def _admit(self) -> None:
         """Let waiting rows join, as far as there are places and their prompts fit into this step."""
         with self._changed:
-            candidates = list(self.waiting)[: self.max_rows - len(self.batch.rows)]
+            candidates = self._candidates
         self._encode_images(candidates)
         room = self.prefill_tokens - sum(len(row.next_input.ids) for row in self._rows if row.chunks and row.next_input)
         joining = []
