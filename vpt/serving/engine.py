@@ -32,13 +32,13 @@ GENERATORS = 64  # kept for settings that come again
 
 
 class Engine:
-    """Runs the model for rows that `submit` brings; calls `after_step` when a step's rows have told what it brought."""
+    """Runs the model for rows that `submit` brings; `deliver` is called when they have told what a step brought."""
 
     def __init__(self, bundle: ModelBundle, *, max_rows: int, max_queue: int, prefill_tokens: int) -> None:
         """`max_rows` answer together, `max_queue` more may wait; a step runs at most `prefill_tokens` of prompts."""
         self.bundle, self.model = bundle, bundle.model.eval()
         self.max_rows, self.max_queue, self.prefill_tokens = max_rows, max_queue, prefill_tokens
-        self.after_step: Callable[[], None] = lambda: None
+        self.deliver: Callable[[], None] = lambda: None
         self.draining = self.closed = False
         self.waiting: deque[ServedRow] = deque()
         self.reserved = 0  # rows of requests that are being read
@@ -138,14 +138,14 @@ class Engine:
             try:
                 with self.model.autocast():
                     self._leave()
+                    self.deliver()
                     self._admit()
                     if self.batch.rows:
                         self._step()
-                    self._leave()
             except Exception:  # whatever it is: those who wait are answered, and the next ones served
                 LOG.exception("a step failed")
                 self._fail()
-            self.after_step()
+                self.deliver()
 
     def _fail(self) -> None:
         """Tell all rows that are running, and those about to join, whose prompt may be what failed; begin anew."""

@@ -72,7 +72,7 @@ class Service:
         self.engine = Engine(
             bundle, max_rows=config.max_rows, max_queue=config.max_queue, prefill_tokens=config.prefill_tokens
         )
-        self.engine.after_step = self._deliver
+        self.engine.deliver = self._deliver
         self._told: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Queue[Any], Any]]] = {}
 
     def parse(self, body: bytes) -> ChatRequest:
