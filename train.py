@@ -1,6 +1,6 @@
 """Train a Visual Perception Token model.
 
-python train.py +experiment=dino                              the built-in data, a tiny model, any computer
+python train.py +experiment=dino                              built-in data, a small pretrained model, any computer
 python train.py +experiment=dino model=qwen2_vl_2b data=vpt data.root=FOLDER
 python train.py +experiment=dino run_name=other seed=1        type the same command again to resume
 """

@@ -56,11 +56,16 @@ def _composed(program: str, schema: type, conf: Path, *overrides: str) -> Any:
         return resolve_config(compose(program, overrides=list(overrides)), schema)
 
 
-def compose_config(*overrides: str, conf: Path = ROOT / "conf") -> TrainConfig:
+def compose_typed(*overrides: str, conf: Path = ROOT / "conf") -> TrainConfig:
     """The checked configuration of `python train.py OVERRIDES`, without pictures: they take longer than a short run."""
     config = deepcopy(_composed("train", TrainConfig, conf, "pictures=false", *overrides))
     validate(config)
     return config
+
+
+def compose_config(*overrides: str, conf: Path = ROOT / "conf") -> TrainConfig:
+    """The same, of the tiny model where no other is typed."""
+    return compose_typed("model=tiny", *overrides, conf=conf)
 
 
 def logged(folder: Path, key: str) -> list[dict]:

@@ -16,7 +16,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from conftest import ROOT, compose_config, compose_eval
+from conftest import ROOT, compose_eval, compose_typed
 from vpt.__main__ import COMMANDS
 from vpt.__main__ import main as vpt_main
 from vpt.bench import hf_trainer
@@ -118,7 +118,7 @@ def test_train(words, in_folder):
     overrides = overrides_in(in_folder(words))
     check_overrides(overrides, TrainConfig)
     for member in members(overrides):
-        compose_config(*member)
+        compose_typed(*member)
 
 
 @pytest.mark.parametrize("words", commands_of("python eval.py"))
@@ -132,7 +132,7 @@ def test_eval(words, in_folder):
 def test_sbatch(words, in_folder):
     script, *overrides = [word for word in in_folder(words) if not word.startswith("--")]
     assert (ROOT / script).is_file()
-    compose_config(*overrides)
+    compose_typed(*overrides)
 
 
 @pytest.mark.parametrize("words", commands_of("python -m vpt.bench "))
@@ -178,7 +178,7 @@ def test_vpt(words, in_folder, help_of, capsys):
         read_serve_arguments(arguments)
     elif command == "launch":
         script = arguments.index("train.py")
-        compose_config(*arguments[script + 1 :])
+        compose_typed(*arguments[script + 1 :])
         arguments = arguments[:script]
     for option in [word for word in arguments if word.startswith("--")]:
         assert re.search(rf"{option}\b", help_of(command, capsys)), f"vpt {command} has no {option}"

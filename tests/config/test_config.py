@@ -6,7 +6,7 @@ from subprocess import CompletedProcess
 
 import pytest
 
-from conftest import ROOT, compose_config, compose_eval
+from conftest import ROOT, compose_config, compose_eval, compose_typed
 from helpers.programs import run_program
 from vpt.cli.evaluate import evaluate_checkpoint
 from vpt.config.evaluation import EvalConfig
@@ -121,6 +121,8 @@ def test_help_and_cfg_are_readable():
 
 
 def test_interpolated_sizes_follow_the_model():
-    assert compose_config("+experiment=dino").encoder["dino"].size == "tiny"
+    small, tiny = compose_typed("+experiment=dino"), compose_typed("+experiment=dino", "model=tiny")
+    assert small.encoder["dino"].size == "small" and small.training.batch_size == 16 and small.data.image.detail == 28
+    assert tiny.encoder["dino"].size == "tiny" and tiny.training.batch_size == 64 and tiny.data.image.detail is None
     full = compose_config("+experiment=dino", "model=qwen2_vl_2b")
     assert full.encoder["dino"].size == "full" and full.optim.lr == 2e-5 and full.training.batch_size == 256

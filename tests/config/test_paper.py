@@ -5,7 +5,7 @@ from functools import cache
 
 import pytest
 
-from conftest import ROOT, compose_config
+from conftest import ROOT, compose_typed
 from vpt.errors import CheckpointError
 from vpt.training.trainer import Trainer
 
@@ -18,7 +18,7 @@ ABLATIONS = [name for name in FILES if name.startswith("table")]
 
 @cache
 def recipe(name: str, *overrides: str, folder=ROOT):
-    return compose_config(f"+experiment=paper/{name}", f"data.root={folder}", *overrides)
+    return compose_typed(f"+experiment=paper/{name}", f"data.root={folder}", *overrides)
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -379,7 +379,7 @@ def test_the_baseline_with_the_same_tokens_looks_twice_at_the_whole(make_parts):
     """As many visual tokens as the crop has, out of which no digit can be read."""
     counts = {}
     for name in ("region", "baseline_same_tokens"):
-        overrides = (f"+experiment=scenes/{name}", f"data.train.scenes.options.questions={READ}")
+        overrides = (f"+experiment=scenes/{name}", "model=small", f"data.train.scenes.options.questions={READ}")
         config, parts = compose_config(*overrides), make_parts(*overrides)
         (source, _), (folder, _) = build_sources(config.data.train, config, split="train")
         samples = [parts.processor.encode_conversation(source[index], folder) for index in range(12)]

@@ -39,7 +39,7 @@ from vpt.training.trainer import Trainer
 
 
 def sizes_of(*overrides: str):
-    return build_on_meta(compose_description(list(overrides))).model
+    return build_on_meta(compose_description(["model=tiny", *overrides])).model
 
 
 def parameters(module) -> int:
@@ -171,7 +171,7 @@ def test_an_example_is_built_as_a_record_is(kind, make_parts, folder):
     [sample] = samples_of(parts, folder, [raw])
     plain = parts.processor.chat_template.plain
     config = compose_description([
-        "encoder=[dino,sam,clip]", "model.projector_scale=2", "assume.image=[200,150]",
+        "model=tiny", "encoder=[dino,sam,clip]", "model.projector_scale=2", "assume.image=[200,150]",
         f"assume.question={len(plain('is it red?'))}", f"assume.answer={len(plain('brown'))}",
         f"assume.actions={{none:0,{kind}:1}}", "masking=none",
     ])  # fmt: skip
@@ -192,7 +192,9 @@ def test_the_chat_format_takes_as_many_tokens_as_in_qwens_own_vocabulary():
 
 
 def test_masked_samples_come_as_often_as_they_are_drawn():
-    config = compose_description(["+experiment=all", "masking=paper", "assume.actions={none:1,dino:2,region:1}"])
+    config = compose_description(
+        ["+experiment=all", "model=tiny", "masking=paper", "assume.actions={none:1,dino:2,region:1}"]
+    )
     found = typical_samples(config, build_on_meta(config).processor)
     shares = {(example.kind, bool(example.row.masked)): example.share for example in found}
     assert shares == {("none", False): 0.25, ("region", False): 0.25, ("dino", False): 0.25, ("dino", True): 0.25}

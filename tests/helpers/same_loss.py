@@ -24,11 +24,11 @@ SHORT = [
     "training.micro_batch_size=4", "data.limit=4", "tracking=none", "strategy=auto", "device=cpu",
 ]  # fmt: skip
 RUNS = {
-    "all": (1, ["+experiment=all"]),
-    "region": (1, ["+experiment=region"]),
+    "all": (1, ["+experiment=all", "model=tiny"]),
+    "region": (1, ["+experiment=region", "model=tiny"]),
     "free choice": (1, ["+experiment=scenes/free_choice", "init_from=null"]),  # no earlier stage, which takes minutes
-    "all, 2 processes": (2, ["+experiment=all"]),
-    "all, 2 processes, FSDP": (2, ["+experiment=all", "strategy=fsdp"]),
+    "all, 2 processes": (2, ["+experiment=all", "model=tiny"]),
+    "all, 2 processes, FSDP": (2, ["+experiment=all", "model=tiny", "strategy=fsdp"]),
 }
 
 

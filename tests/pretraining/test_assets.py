@@ -12,7 +12,7 @@ from vpt.checkpoint.format import find_checkpoint
 from vpt.checkpoint.load import build_model
 from vpt.checkpoint.resume import check_same_config
 from vpt.cli.pretrain import RECIPES
-from vpt.config.overrides import ASSETS
+from vpt.config.weight_folder import ASSETS
 from vpt.data.build import build_sources
 from vpt.data.collate import collate
 from vpt.data.loader import encode_samples

@@ -8,7 +8,7 @@ import torch
 
 from vpt.checkpoint.load import build_model
 from vpt.cli.pretrain import compose_pretrain, main
-from vpt.config.overrides import ASSETS
+from vpt.config.weight_folder import ASSETS
 from vpt.data.sources.scene_cells import CELLS
 from vpt.data.sources.scene_rendering import COLOURS
 from vpt.errors import CheckpointError, ConfigError

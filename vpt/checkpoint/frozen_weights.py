@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from vpt.checkpoint.frozen_part import FROZEN, FrozenPart, read_parts
 from vpt.checkpoint.pretrained import Place, StoredWeights
 from vpt.checkpoint.tensors import LazyStateDict, unique_state_dict
-from vpt.config.overrides import ASSETS
+from vpt.config.weight_folder import ASSETS
 from vpt.distributed.dtensor import shard_like
 from vpt.errors import CheckpointError
 from vpt.models.vpt import VPTModel

@@ -16,11 +16,11 @@ from vpt.config.evaluation import EvalConfig
 from vpt.config.resolve import explain_unknown, key_paths, resolve_config
 from vpt.config.schema import TrainConfig
 from vpt.config.validate import validate
+from vpt.config.weight_folder import ASSETS
 from vpt.errors import ConfigError, did_you_mean
 
 Config = TypeVar("Config", bound=TrainConfig)
 CONF = Path(__file__).resolve().parents[2] / "conf"
-ASSETS = Path(__file__).resolve().parents[1] / "assets"  # weights that are installed with the package
 _OVERRIDE = re.compile(r"^(?P<sign>\+{0,2}|~)(?P<key>[\w./@]+)(=(?P<value>.*))?$", re.DOTALL)
 
 

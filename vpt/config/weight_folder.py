@@ -10,6 +10,7 @@ from vpt.config.schema import ModelConfig, TrainConfig
 from vpt.errors import ConfigError, wrap_read_errors
 
 UPSTREAM = "qwen2_vl_vpt"  # the model type of upstream's checkpoints
+ASSETS = Path(__file__).resolve().parents[1] / "assets"  # weights that are installed with the package
 _GROUPS = Path(__file__).resolve().parents[2] / "conf" / "model"
 
 
@@ -76,8 +77,8 @@ def model_group(folder: Path) -> str | None:
     near: dict[int, str] = {}
     for file in sorted(_GROUPS.glob("*.yaml")):
         settings: Any = OmegaConf.load(file)
-        group = settings.get("model")  # none in those of tiny models
-        if group and group.family == family:
+        group = settings.get("model")  # none in some of those of tiny models
+        if group and group.size == "full" and group.family == family:
             near[abs(_width(group.config) - width)] = file.stem
     return near[min(near)] if near else None
 
@@ -88,10 +89,13 @@ def _width(config: Any) -> int:
 
 
 def check_model_group(model: ModelConfig, typed: Collection[str]) -> None:
-    """Raise ConfigError where `model.path` would be trained with the encoders and rates of tiny models, unasked for."""
-    if model.path is None or model.size != "tiny" or any(text.startswith(("model=", "model.size=")) for text in typed):
+    """Raise ConfigError where a `model.path` of one's own would be trained with the encoders and rates of tiny or small
+    models, unasked for.
+    """
+    asked = any(text.startswith(("model=", "model.size=")) for text in typed)
+    if model.path is None or Path(model.path).is_relative_to(ASSETS) or model.size == "full" or asked:
         return
     raise ConfigError(
-        f"model.path={model.path} alone is trained with the encoders and rates of tiny models; type "
-        f"model={model_group(Path(model.path)) or 'NAME'} with it (model=tiny is what it was)"
+        f"model.path={model.path} alone is trained with the encoders and rates of {model.size} models; type "
+        f"model={model_group(Path(model.path)) or 'NAME'} with it (model={model.size} is what it was)"
     )

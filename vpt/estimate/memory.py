@@ -26,9 +26,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vpt.config.overrides import ASSETS
 from vpt.config.schema import TrainConfig
-from vpt.config.weight_folder import UPSTREAM, read_settings, weight_paths
+from vpt.config.weight_folder import ASSETS, UPSTREAM, read_settings, weight_paths
 from vpt.estimate.gpus import FLOAT32, ShardingPlan, communication_bytes
 from vpt.estimate.workload import Workload
 from vpt.models.output import LOGIT_CHUNK
