@@ -8,12 +8,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from transformers import Dinov2Config
 
 from conftest import TOKENS, action_turns, compose_config, conversation, samples_of
+from helpers.live_tensors import PeakBytes
 from helpers.programs import run_program
 from vpt.__main__ import main
 from vpt.checkpoint.load import build_model
@@ -23,8 +21,9 @@ from vpt.data.collate import collate
 from vpt.data.images import MediaStore
 from vpt.data.synthetic import WORD
 from vpt.errors import ConfigError
+from vpt.estimate.activations import DTypeBytes
 from vpt.estimate.gpus import ShardingPlan, samples_per_second, sharding_plan
-from vpt.estimate.memory import DTypeBytes, predict_memory, state_bytes
+from vpt.estimate.memory import predict_memory, state_bytes
 from vpt.estimate.report import Report
 from vpt.estimate.settings import build_on_meta
 from vpt.estimate.smallest_gpu import smallest_gpu
@@ -265,26 +264,6 @@ class Kept:
         return sum(storage.nbytes() for storage in self.storages.values())
 
 
-class Peak(TorchDispatchMode):
-    """The most bytes that were alive at a time among tensors made meanwhile; weights and pixels are not counted."""
-
-    def __init__(self, model, batch) -> None:
-        super().__init__()
-        there = (*model.parameters(), *(images.pixels for images in batch.images.values()))
-        self.known = {tensor.untyped_storage()._cdata for tensor in there}
-        self.alive, self.bytes = {}, 0
-
-    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        out = operation(*args, **(kwargs or {}))
-        self.alive = {key: entry for key, entry in self.alive.items() if not entry[0].expired()}
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage()._cdata not in self.known:
-                storage = tensor.untyped_storage()
-                self.alive[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
-        self.bytes = max(self.bytes, sum(size for _, size in self.alive.values()))
-        return out
-
-
 FORWARDS = {
     "plain": InnerForwardConfig(num_inner_forward_run=1),
     "shared": InnerForwardConfig(),
@@ -325,8 +304,7 @@ def test_activations_and_peak(prepared, forward, trained, precision):
     if forward != "checkpointing":  # there, most of it exists in the backward pass only
         assert kept.bytes == pytest.approx(expected.activations + expected.copies, rel=0.05)
     loss.backward()  # gradients are there from now on
-    peak = Peak(model, batch)
-    with peak:
+    with PeakBytes([*model.parameters(), *(images.pixels for images in batch.images.values())]) as peak:
         loss_of_batch().backward()
     assert peak.bytes == pytest.approx(
         expected.activations + expected.copies + expected.workspace + expected.logits, rel=0.1

@@ -52,23 +52,29 @@ def sharding_plan(config: EstimateConfig, model: VPTModel) -> ShardingPlan:
     )
 
 
-def communication_bytes(model: VPTModel, plan: ShardingPlan, *, product: int) -> float:
-    """Bytes of a process's buffers for the others; `product`: of a number in products, which units are gathered as.
+def communication_bytes(model: VPTModel, plan: ShardingPlan, *, product: int, kept: float) -> float:
+    """Bytes of a process's buffers for the others.
 
-    `ddp` has buckets as large as the gradients. `fsdp` and `hybrid` have gathered weights (two units, one at work and
-    one on its way; all of them without `reshard`), what is in no unit, whole, with its gradients, and the gradients of
-    one unit on their way back, as they are computed and in float32.
+    `ddp` has buckets as large as the gradients. `fsdp` and `hybrid` have gathered weights (two decoder layers, one at
+    work and one on its way, or a tower, which runs before anything is kept; all of them without `reshard`), what is in
+    no unit, whole, with its gradients, and the gradients of one unit on their way back, as computed and in float32.
+
+    Args:
+        product: bytes of a number in products, which units are gathered as.
+        kept: bytes of activations, which are not there yet while towers run.
     """
     if plan.kind == "ddp":
         return float(sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad))
     if not plan.sharded:
         return 0.0
     units = model.shard_units
-    sizes = sorted((sum(p.numel() for p in unit.parameters()) for unit in units), reverse=True)
+    sizes = [product * sum(p.numel() for p in unit.parameters()) for unit in units]
+    layers = len(model.language.layers)  # which come first
     inside = {id(parameter) for unit in units for parameter in unit.parameters()}
     rest = [parameter for parameter in model.parameters() if id(parameter) not in inside]
     leaving = max(sum(p.numel() for p in unit.parameters() if p.requires_grad) for unit in units)
-    gathered = sum(sizes[:2] if plan.reshard else sizes) * product
+    at_once = max(sum(sorted(sizes[:layers])[-2:]), max(sizes[layers:]) - kept)
+    gathered = at_once if plan.reshard else sum(sizes)
     return gathered + sum(p.nbytes * (1 + p.requires_grad) for p in rest) + leaving * (product + FLOAT32)
 
 

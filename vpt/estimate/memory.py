@@ -12,29 +12,31 @@
     workspace     inside one layer's MLP: the gate, the other half and their product, or the gradients of these, in the
                   largest stage that keeps anything, or in a larger one that runs while nothing is kept yet; keys and
                   values of stages that keep nothing else, while later stages run; one weight that 4 bits stand for
-    logits        of one chunk of labelled positions: as computed, in float32, their log-softmax, its gradient
+    logits        of one chunk of labelled positions: as computed, in float32, their log-softmax, its gradient; and
+                  lm_head's gradient, which comes first, when all activations are still there: as computed, as stored
+    waiting       what a weight's gradient adds that waits for its other uses, beyond activations and all that are gone
+                  by then: of the decoder's as computed, whole, once the last stage's backward pass is done and another
+                  is to come; of a tied embedding the head's, the stage's own, and their sum
 
 Frozen towers keep nothing. Of trained ones (random weights) every matrix is taken to keep its input and output. The sum
 is reached from the second micro-batch of a step on, when the first one's gradients are there. The allocator's
 fragments, the driver's own memory and NCCL's come on top.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from vpt.config.schema import TrainConfig
 from vpt.config.weight_folder import ASSETS, UPSTREAM, read_settings, weight_paths
+from vpt.estimate.activations import BFLOAT16, DTypeBytes, cached_by_layer, kept_activations, matrices
 from vpt.estimate.gpus import FLOAT32, ShardingPlan, communication_bytes
 from vpt.estimate.workload import Workload
 from vpt.models.output import LOGIT_CHUNK
 from vpt.models.quantization import BYTES, base_weights
-from vpt.models.vpt import VPTModel, is_trained
-
-BFLOAT16 = 2
+from vpt.models.vpt import VPTModel
 
 
 @dataclass(frozen=True)
@@ -49,29 +51,12 @@ class Memory:
     activations: float = 0.0
     workspace: float = 0.0
     logits: float = 0.0
+    waiting: float = 0.0
 
     @property
     def total(self) -> float:
         """Bytes of all parts together."""
         return sum(asdict(self).values())
-
-
-@dataclass(frozen=True)
-class DTypeBytes:
-    """Bytes of numbers: `stored` in weights, and so between layers; in `products`.
-
-    `packed`: whether attention runs packed, as on a GPU in half precision, or padded (`vpt.models.attention`).
-    """
-
-    stored: int
-    products: int
-    packed: bool
-
-    @classmethod
-    def of(cls, model: VPTModel, *, autocast: bool, packed: bool) -> "DTypeBytes":
-        """Bytes a number of a model takes; `autocast`: bf16 products whatever is stored (`training.precision=bf16`)."""
-        stored: int = model.language.embed_tokens.weight.element_size()
-        return cls(stored, BFLOAT16 if autocast else stored, packed)
 
 
 def predict_memory(
@@ -95,21 +80,46 @@ def predict_memory(
     saved = sum(weight.nbytes - BYTES * weight.numel() for weight in packed)
     layers = model.language.layers
     inner = layers[0].mlp.gate_proj.out_features
-    activations = _activations(model, load, types)
+    activations = kept_activations(model, load, types)
     gated = 3 * inner * types.products
+    workspace = max(gated * load.max_grad_stage, gated * load.max_stage - activations)
     logits = min(load.labels, LOGIT_CHUNK) * model.qwen.lm_head.out_features
+    logits = logits * (3 * FLOAT32 + (types.products if types.products < FLOAT32 else 0))
+    logits += _head_gradient(model, spread, types)
+    gone = activations * load.last_stage / max(load.positions, 1.0) + workspace + logits
     return Memory(
         weights=(held - saved) * here,
         gradients=trained * here,
         optimizer=moment_bytes(model, optimizer) * here,
         copies=_copies(model, load, spread, packed) if types.products < types.stored else 0.0,
-        exchange=communication_bytes(model, spread, product=types.products),
+        exchange=communication_bytes(model, spread, product=types.products, kept=activations),
         activations=activations,
-        workspace=max(gated * load.max_grad_stage, gated * load.max_stage - activations)
-        + len(layers) * load.no_grad_positions * _cached_by_layer(layers[0], types)
+        workspace=workspace
+        + len(layers) * load.no_grad_positions * cached_by_layer(layers[0], types)
         + max((weight.nbytes + weight.numel() * types.products for weight in packed), default=0.0),
-        logits=logits * (3 * FLOAT32 + (types.products if types.products < FLOAT32 else 0)),
+        logits=logits,
+        waiting=max(0.0, _waiting_gradients(model, load, spread, types) - gone),
     )
+
+
+def _head_gradient(model: VPTModel, spread: ShardingPlan, types: DTypeBytes) -> float:
+    """Bytes of lm_head's gradient on its way to where gradients are gathered; sharded, that one is in `exchange`."""
+    weight = model.qwen.lm_head.weight
+    if not weight.requires_grad:
+        return 0.0
+    stored = 0 if spread.sharded else weight.nbytes
+    return stored + (weight.numel() * types.products if types.products < weight.element_size() else 0)
+
+
+def _waiting_gradients(model: VPTModel, load: Workload, spread: ShardingPlan, types: DTypeBytes) -> float:
+    """Bytes of gradients that wait while the last stage's embeddings get theirs; sharded, one is in `exchange`."""
+    embedding = model.language.embed_tokens.weight
+    tied = model.qwen.lm_head.weight is embedding
+    waiting = embedding.requires_grad * embedding.nbytes * (3 - spread.sharded if tied else load.stages > 1)
+    if load.stages > 1:
+        trained = [weight for weight in model.language.layers.parameters() if weight.requires_grad]
+        waiting += sum(weight.numel() * min(types.products, weight.element_size()) for weight in trained)
+    return waiting
 
 
 def moment_bytes(model: VPTModel, optimizer: str) -> float:
@@ -146,78 +156,12 @@ def _named_prefixes(config: TrainConfig) -> tuple[str, ...]:
     return (*(["qwen."] if "model.path" in paths else []), *encoders)
 
 
-def kept_by_layer(layer: Any, load: Workload, types: DTypeBytes, *, read: float) -> float:
-    """Bytes that one of transformers' decoder layers keeps for its backward pass, its MLP of `read` positions.
-
-    Of a stream D wide, queries H, keys and values K wide, an MLP I wide; p bytes in products, s in the stream:
-
-        two norms      their input in float32, and normalised, where their weight is trained: 2 D (4 + s); those of
-                       queries and keys, where there are any, likewise: (H + K) (4 + p)
-        matrices       their input, where they or their adapters are trained, cast once for each where the stream is
-                       wider than products: 2 D s, or 5 D p; adapters of rank r also keep r p
-        attention      queries and output 2 H p; of each key that a segment sees, 2 K p; padded calls expand them to
-                       the query heads, 2 H p, and keep a mask of p for each pair
-        MLP            gate, its activation, the other half, and where the last matrix is trained their product: 4 I p
-    """
-    attention, mlp, p, s = layer.self_attn, layer.mlp, types.products, types.stored
-    width, inner, query = attention.q_proj.in_features, mlp.gate_proj.out_features, attention.q_proj.out_features
-
-    def fed(norm: nn.Module, *matrices: nn.Module) -> int:
-        trained = [is_trained(matrix) for matrix in matrices]
-        inputs = any(trained) * s if s == p else sum(trained) * p
-        return width * (FLOAT32 + s * is_trained(norm) + inputs)
-
-    mixed = fed(layer.input_layernorm, attention.q_proj, attention.k_proj, attention.v_proj)
-    mixed += p * (2 * query + _ranks(attention))
-    for norm, matrix in ((getattr(attention, f"{x}_norm", None), getattr(attention, f"{x}_proj")) for x in "qk"):
-        mixed += 0 if norm is None else matrix.out_features * (FLOAT32 + p * is_trained(norm))
-    gated = fed(layer.post_attention_layernorm, mlp.gate_proj, mlp.up_proj)
-    gated += p * ((3 + is_trained(mlp.down_proj)) * inner + _ranks(mlp))
-    seen = 2 * attention.k_proj.out_features if types.packed else 2 * query
-    pairs = 0 if types.packed else load.masked * p
-    return load.positions * mixed + read * gated + load.keys * seen * p + pairs
-
-
-def _ranks(module: nn.Module) -> int:
-    return sum(matrix.out_features for name, matrix in module.named_modules() if name.endswith("lora_A.default"))
-
-
-def _cached_by_layer(layer: Any, types: DTypeBytes) -> int:
-    """Bytes of a position's key, as the rotary embedding leaves it, and value."""
-    attention = layer.self_attn
-    return attention.k_proj.out_features * types.stored + attention.v_proj.out_features * types.products
-
-
-def _activations(model: VPTModel, load: Workload, types: DTypeBytes) -> float:
-    layers, width = model.language.layers, model.language.config.hidden_size
-    one = kept_by_layer(layers[0], load, types, read=load.positions)
-    kept = load.asked * width * (FLOAT32 + types.stored)  # the last norm
-    kept += load.positions * 2 * layers[0].self_attn.head_dim * FLOAT32  # cosines and sines
-    if model.forward_config.checkpointing:
-        kept += len(layers) * load.positions * (width * types.stored + _cached_by_layer(layers[0], types))
-        kept += one * load.max_grad_stage / max(load.positions, 1.0)
-    else:
-        kept += (len(layers) - 1) * one + kept_by_layer(layers[-1], load, types, read=load.asked)
-    kept += types.stored * sum(
-        tokens * (2 * model.encoder(name).projector.linear_feature.in_features + 3 * width)
-        for name, tokens in load.perceived.items()
-    )
-    if is_trained(model.tower):
-        widths = sum(m.in_features + m.out_features for m in _matrices(model.tower.blocks))
-        kept += load.patches * types.products * widths
-    return kept
-
-
 def _copies(model: VPTModel, load: Workload, spread: ShardingPlan, packed: Sequence[Tensor]) -> float:
     copied = model.qwen.lm_head.weight.numel()
     if not spread.sharded:  # else units are gathered as bfloat16
-        weights = [matrix.weight for matrix in _matrices(model.language.layers)]
+        weights = [matrix.weight for matrix in matrices(model.language.layers)]
         stages = 0 if model.forward_config.checkpointing else load.stages
         apart = {id(weight) for weight in packed}
         wide = [weight for weight in weights if weight.element_size() > BFLOAT16 and id(weight) not in apart]
         copied += sum(weight.numel() * (1 if weight.requires_grad else stages) for weight in wide)
     return BFLOAT16 * copied
-
-
-def _matrices(module: nn.Module) -> Iterable[nn.Linear]:
-    return (layer for layer in module.modules() if isinstance(layer, nn.Linear))

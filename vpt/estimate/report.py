@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
+from vpt.estimate.activations import DTypeBytes
 from vpt.estimate.gpus import GIGA, memory_of_a_gpu, micro_batch, peak_flops, samples_per_second, sharding_plan
-from vpt.estimate.memory import DTypeBytes, Memory, predict_memory, state_bytes
+from vpt.estimate.memory import Memory, predict_memory, state_bytes
 from vpt.estimate.settings import EstimateConfig
 from vpt.estimate.typical_samples import image_size, typical_samples
 from vpt.estimate.workload import workload_of

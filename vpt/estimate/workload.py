@@ -23,6 +23,7 @@ class Workload:
         asked: positions whose last hidden states are read.
         labels: labelled positions.
         stages: how many there are.
+        last_stage: positions of the last one that keeps something, the first of which the backward pass is done.
         max_grad_stage: positions of the largest one that keeps something; layers run stage by stage.
         max_stage: the same among all stages.
         patches: of the tower.
@@ -36,6 +37,7 @@ class Workload:
     asked: float
     labels: float
     stages: int
+    last_stage: float
     max_grad_stage: float
     max_stage: float
     patches: float
@@ -65,8 +67,9 @@ def workload_of(meter: FlopMeter, examples: list[TypicalSample], rows: int) -> W
                 total["keys"] += weight * keys
                 total["masked"] += weight * own * keys * (keys > own)
                 total["asked"] += weight * run.outputs
+    last = kept_stages.get(max(kept_stages, default=0), 0.0)
     return Workload(
         total["positions"], total["no_grad_positions"], total["keys"], total["masked"], total["asked"],
-        total["labels"], len(kept_stages), max(kept_stages.values(), default=0.0), max(stages.values(), default=0.0),
-        total["patches"], {name: perceived[name] for name in meter.model.encoders},
+        total["labels"], len(kept_stages), last, max(kept_stages.values(), default=0.0),
+        max(stages.values(), default=0.0), total["patches"], {name: perceived[name] for name in meter.model.encoders},
     )  # fmt: skip
