@@ -60,3 +60,15 @@ def test_how_many_and_what_is_said(monkeypatch, asked, processes, load, chosen, 
         assert ("threads=N" in said) == (asked is None) and ("try threads=1" in said) == busy
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("cpus", "chosen"), [(4.0, 3), (2.0, 1), (1.0, 1)])
+def test_some_are_spared_for_others(monkeypatch, cpus, chosen):
+    monkeypatch.setattr(threads, "usable_cpus", lambda: cpus)
+    monkeypatch.setattr(threads, "_torch_default", lambda: 8)
+    before = torch.get_num_threads()
+    try:
+        set_threads(None, spare=1)
+        assert torch.get_num_threads() == chosen
+    finally:
+        torch.set_num_threads(before)

@@ -30,6 +30,7 @@ from vpt.serving.examples import ExampleImage, example_images
 from vpt.serving.service import Service
 from vpt.serving.settings import ServeConfig
 from vpt.utils.device import share_heap
+from vpt.utils.threads import set_threads
 
 
 class Server(uvicorn.Server):
@@ -55,6 +56,7 @@ def main(arguments: Sequence[str]) -> None:
         return
     config = read_arguments(arguments)
     share_heap()
+    threads = set_threads(config.threads, spare=1)  # the event loop and the reading of prompts take a core
     paths = moved_paths(config.model, config.encoder)
     trained = load_any_config(config.checkpoint, paths)
     generation_settings(trained, config.generation)  # before the weights
@@ -63,7 +65,7 @@ def main(arguments: Sequence[str]) -> None:
     server = build_server(service, config, example_images(trained))
     service.engine.start()
     host, port = listening.getsockname()[:2]
-    print(f"{service.name}: page http://{host}:{port}/, endpoint http://{host}:{port}/v1", flush=True)
+    print(f"{service.name}: page http://{host}:{port}/, endpoint http://{host}:{port}/v1\n{threads}", flush=True)
     try:
         server.run(sockets=[listening])
     finally:

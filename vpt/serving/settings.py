@@ -17,6 +17,7 @@ class ServeConfig:
     api_key: str | None = None  # what requests must carry; null: the environment's VPT_API_KEY, or nothing
     name: str | None = None  # of the model, as clients ask for it; null: the checkpoint's folder
     device: str = choice("auto", "cpu", "cuda")  # auto: cuda where there is one
+    threads: int | None = bounded(None, low=1)  # of the model, on the CPU; null: all cores but one, which requests get
     max_rows: int = bounded(32, low=1)  # answers that are generated together
     max_queue: int = bounded(64)  # answers that wait; one more is refused with 429
     prefill_tokens: int = bounded(512, low=16)  # of prompts, in one decoding step

@@ -10,14 +10,15 @@ import torch
 from vpt.utils.control_groups import control_groups
 
 
-def set_threads(asked: int | None, *, processes: int = 1) -> str:
+def set_threads(asked: int | None, *, processes: int = 1, spare: int = 0) -> str:
     """Set with how many threads this process computes, and say how many, why, and by which key.
 
     By default as torch would (OMP_NUM_THREADS included), but no more than the CPUs that this process may use and that
-    `processes` on this node share. The number is not found by trying: with another one, sums are rounded in another
-    way, and a resumed run would not be the same to the last bit.
+    `processes` on this node share, `spare` of which are left to other threads where there are so many. The number is
+    not found by trying: with another one, sums are rounded in another way, and a resumed run would not be the same to
+    the last bit.
     """
-    threads = asked or max(1, min(_torch_default(), int(usable_cpus()) // processes))
+    threads = asked or max(1, min(_torch_default(), int(usable_cpus()) // processes - spare))
     torch.set_num_threads(threads)
     said = f"threads: {threads}" + ("" if asked else " (threads=N sets another number)")
     load, cores = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0, os.cpu_count() or 1
