@@ -34,6 +34,19 @@ WRONG = {
     "a type": (["training.steps=many"], "training.steps", "Integer"),
     "a choice": (["masking.mode=zeros"], "masking.mode=zeros is not one of zero, bottleneck", "did you mean zero"),
     "a range": (["masking.para_mask_ratio=1.5"], "masking.para_mask_ratio=1.5 must lie between 0 and 1", ""),
+    "a choice of an encoder": (["encoder.dino.options.view=full"], "options.view=full is not one of centre, whole", ""),
+    "a choice of a source": (["data=easy_vqa", "data.test.easy_vqa.options.split=val"], "split=val is not one of train, test", ""),
+    "a prefix that cannot be spelt": (
+        ["encoder.dino.token_prefix=my_dino"], "token_prefix=my_dino must be small letters and digits", "token_prefix=dino",
+    ),
+    "a prefix of two": (
+        ["encoder=[dino,sam]", "encoder.sam.token_prefix=detection"], "is that of encoder.dino too", "token_prefix=sam",
+    ),
+    "a thinking edition that is none": (["model.thinking=true"], "Qwen2-VL, which has no thinking edition", "leave it out"),
+    "a weight that gives nothing": (
+        ["data=easy_vqa", "+data.train.rare={target:vpt.data.sources.easy_vqa.EasyVQA,weight:0.0003,options:{split:train}}"],
+        "weight 0.0003 of data.train is less than a 1000th", "make it 0.002 or more",
+    ),
     "a kind of perception": (["data.actions.sam=1"], "data.actions.sam asks for a kind", "none, region, dino"),
     "an action": (["generation.action=dnio"], "generation.action=dnio is nothing that this model can do", "did you mean dino"),
     "an action without its encoder": (["generation.action=sam"], "it knows free, none, region, dino", ""),

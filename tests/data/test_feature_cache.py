@@ -103,6 +103,7 @@ def test_what_an_entry_is_named_by(parts, folder, tmp_path):
         store.key(view, ImageRef("1.png", (0, 0, 20, 20)), folder),
         store.key(view, ImageRef("1.png", transpose=1), folder),
         store.key(view, ImageRef("1.png"), replace(folder, max_side=32)),
+        store.key(view, ImageRef("1.png"), replace(folder, crop_max_side=32)),
         store.key(view, ImageRef("1.png"), replace(folder, resample="bicubic")),
         store.key(replace(view, side=view.side // 2), ImageRef("1.png"), folder),
         store.key(parts.processor.transforms["sam"], ImageRef("1.png"), folder),

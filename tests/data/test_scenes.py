@@ -293,7 +293,7 @@ def test_crops_come_from_the_canvas_itself():
     record = source[3]
     image, crop = record.images[VISION_TOWER]
     side = source.question(3).scene.side
-    region = Region.from_text(record.messages[2].content)
+    region = Region.find(record.messages[2].content)[0][1]
     assert crop == ImageRef(image.path, region.to_box((side, side), bins=8))
     assert inside(record.box, crop.crop)
     assert np.array_equal(folder.image(crop, where=""), np.asarray(folder.original(image, where=""))[

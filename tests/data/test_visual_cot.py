@@ -18,7 +18,7 @@ from vpt.perception.regions import Box, Region
 
 
 def region_of(record: dict[str, Any]) -> Region:
-    region = Region.from_text(record["messages"][1]["content"])
+    region = Region.find(record["messages"][1]["content"])[0][1]
     assert region is not None
     return region
 

@@ -55,6 +55,21 @@ def test_generating_step_by_step_equals_one_forward(make_parts, folder, family, 
     assert all(answer.complete for answer in answers)
 
 
+def test_nothing_is_looked_at_that_no_token_is_left_to_speak_of(all_parts, folder):
+    """At the limit, an answer that ends with a request is cut off; one that ends without is complete."""
+    samples = samples_of(all_parts, folder, records()[:4])
+    for sample, asks in zip(samples, (True, True, True, False), strict=True):
+        first = next(place for place, label in enumerate(sample.labels) if label != -100)
+        last = sample.labels.tolist().index(all_parts.model.vocabulary.im_end)
+        said = sample.ids[first : last + 1].tolist()
+        generator = Scripted(all_parts, [sample], GenerationLimits(len(said), 5))
+        [answer] = generator.generate([all_parts.processor.encode_prompt(sample.record, folder)], [folder])
+        assert answer.ids == said and answer.complete != asks
+        assert [step.status for step in answer.trace] == ["ignored"] * asks and all(
+            step.visual_tokens == 0 for step in answer.trace
+        )
+
+
 class Opening(Generator):
     """Begins each row with a script, then answers freely."""
 

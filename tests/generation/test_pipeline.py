@@ -36,8 +36,8 @@ def image(folder):
 
 
 VIEWS = {
-    "whole": SquareTransform("v", 56, 16, (0.0,) * 3, (1.0,) * 3, "whole"),
-    "centre": SquareTransform("v", 56, 16, (0.0,) * 3, (1.0,) * 3, "centre", 64),
+    "whole": SquareTransform("v", 56, 16, mean=(0.0,) * 3, std=(1.0,) * 3),
+    "centre": SquareTransform("v", 56, 16, mean=(0.0,) * 3, std=(1.0,) * 3, view="centre", resize_to=64),
     "padded": ResizeLongestSide("v", 64, 16),
 }
 

@@ -9,12 +9,11 @@ from dataclasses import replace
 
 import torch
 
-from vpt.data.chat_template import EncodedConversation
 from vpt.data.collate import collate
 from vpt.data.records import Message
 from vpt.generation.sampling import Sampling
 from vpt.models.inner_forward import StagedKVCache
-from vpt.perception.batch import VISION_TOWER, Action
+from vpt.perception.batch import VISION_TOWER, Action, RowBuilder
 from vpt.perception.requests import PerceptionParser
 
 
@@ -33,7 +32,7 @@ class FromScratch:
         self.images = {
             VISION_TOWER: list(parts.processor.process_images({VISION_TOWER: (first,)}, folder, where="")[VISION_TOWER])
         }
-        self.conversation = EncodedConversation()
+        self.conversation = RowBuilder()
         parts.processor.chat_template.encode(self.conversation, record.messages[: users[0] + 1], self.tokens())
         parts.processor.chat_template.add_generation_prompt(self.conversation)
 

@@ -24,7 +24,7 @@ from helpers.gradients import MODEST, assert_same, losses_and_gradients
 from helpers.multiprocess import on_ranks
 from vpt.cli.evaluate import evaluate_checkpoint
 from vpt.config.schema import GenerationConfig
-from vpt.data.chat_template import THINK, EncodedConversation
+from vpt.data.chat_template import THINK
 from vpt.data.collate import collate
 from vpt.data.records import Message
 from vpt.distributed.process_group import World
@@ -36,6 +36,7 @@ from vpt.generation.kv_cache import KVCache
 from vpt.generation.row_state import GenerationLimits, RowState
 from vpt.generation.running_batch import RunningBatch
 from vpt.models.inner_forward import StagedKVCache
+from vpt.perception.batch import RowBuilder
 from vpt.perception.masking import Masking
 from vpt.serving.rows import Prompt
 from vpt.training.trainer import Trainer
@@ -142,7 +143,7 @@ def test_a_model_that_thinks_opens_its_turns_with_a_thought(make_parts, folder):
     assert text_of(parts, plain).endswith("assistant\n<think>\n\n</think>\n\nyes<|im_end|>")
     labels = parts.tokenizer.decode(plain.labels[plain.labels >= 0].tolist())
     assert labels == "\n</think>\n\nyes<|im_end|>"
-    thought = EncodedConversation()
+    thought = RowBuilder()
     template.encode(thought, (Message("assistant", "<think>\nred, so\n</think>\n\nyes"),), {})
     assert parts.tokenizer.decode(thought.ids) == "<|im_start|>assistant\n<think>\nred, so\n</think>\n\nyes<|im_end|>"
     generator = Generator.from_config(

@@ -13,8 +13,9 @@ from transformers import Qwen2Tokenizer
 from transformers.convert_slow_tokenizer import TikTokenConverter
 
 from conftest import ROOT
-from vpt.data.chat_template import ChatTemplate, EncodedConversation
+from vpt.data.chat_template import ChatTemplate
 from vpt.data.records import parse_record
+from vpt.perception.batch import RowBuilder
 from vpt.perception.tokens import PerceptionVocabulary, action_tokens, add_perception_tokens, pad_token, region_tokens
 
 # In the order of Qwen2-VL's ids, from 151643 on.
@@ -91,7 +92,7 @@ def written(template: ChatTemplate, messages: list[dict], lengths: list[int], *,
         "videos": [{"frames": ["a.png"], "fps": 1}] * kinds["video"],
     }
     turns = parse_record(raw, where="", encoder_tokens={"dino": "detection"}).messages
-    draft = EncodedConversation()
+    draft = RowBuilder()
     template.encode(draft, turns[:-1] if prompt else turns, {"image": [[("", length)] for length in lengths]})
     if prompt:
         template.add_generation_prompt(draft)

@@ -10,7 +10,7 @@ from vpt.models.architecture import Architecture
 
 QWEN = "qwen"  # the file of the language model's configuration; encoders' files carry their names
 FIX = "copy the checkpoint again, or use an older one"
-MOST = 1 << 31  # no size, id or position of a model is larger
+MAX_SIZE = 1 << 31  # no size, id or position of a model is larger
 _NO_COUNTS = ("max_window_layers",)  # a number of a layer, which need not exist
 # transformers would fetch or run what they name
 _NOT_SIZES = ("auto_map", "attn_implementation", "_attn_implementation", "_attn_implementation_internal",
@@ -43,7 +43,7 @@ def check_architecture(architecture: Architecture, *, where: Path, tensors: int)
         for key, value in _entries(config):
             if key in _NOT_SIZES:
                 raise CheckpointError(f"{where}, {part}: {key} says what code to run, not a size; remove it")
-            limit = tensors if "layers" in key or key == "depth" else MOST
+            limit = tensors if "layers" in key or key == "depth" else MAX_SIZE
             if isinstance(value, int | float) and key not in _NO_COUNTS and not abs(value) <= limit:
                 raise CheckpointError(f"{where}, {part}: {key}={value:.3g} is beyond {limit:,}; {FIX}")
 

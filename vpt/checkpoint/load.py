@@ -5,7 +5,7 @@ from pathlib import Path
 
 from transformers import Qwen2Tokenizer
 
-from vpt.checkpoint.architecture_files import MOST, check_architecture, load_architecture
+from vpt.checkpoint.architecture_files import MAX_SIZE, check_architecture, load_architecture
 from vpt.checkpoint.checksums import sha256, verify
 from vpt.checkpoint.format import find_checkpoint, load_config, load_tokenizer
 from vpt.checkpoint.frozen_part import read_parts
@@ -118,7 +118,7 @@ def build_new(config: TrainConfig) -> tuple[ModelBundle, list[StoredWeights]]:
         for prefix, key in keys.items()
         if key in paths
     }
-    check_architecture(sizes, where=Path("config.json"), tensors=max(map(len, tensors.values()), default=MOST))
+    check_architecture(sizes, where=Path("config.json"), tensors=max(map(len, tensors.values()), default=MAX_SIZE))
     if path is not None:
         if sizes.qwen.get("tie_word_embeddings"):
             sizes.qwen["tie_word_embeddings"] = is_tied(tensors["qwen."])

@@ -3,7 +3,7 @@
 import importlib
 import inspect
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 from vpt.config.evaluation import AblationConfig
 from vpt.config.former_names import FORMER_TARGETS
@@ -21,15 +21,24 @@ def check_arguments(
     path: str, node: EncoderConfig | SourceConfig | AblationConfig | RewardConfig, contract: str, *,
     given: tuple[str, ...], more: Mapping[str, Any] | None = None, method: str | None = None,
 ) -> None:  # fmt: skip
-    """Bind a node's `options` to what its `target` takes, so that a typo in them is found before anything is built."""
+    """Bind a node's `options` to what its `target` takes, so that a typo in them is found before anything is built.
+
+    A value must be among those of its parameter's annotation where that is a `Literal`; null chooses nothing.
+    """
     target = locate(node.target, f"{path}.target", contract)
     parameters = inspect.signature(getattr(target, method) if method else target).parameters
     allowed = [name for name in parameters if name not in given]
-    for key in {**node.options, **(more or {})}:
+    for key, value in [*node.options.items(), *(more or {}).items()]:
         if key not in allowed:
             raise ConfigError(
                 f"{path}.options.{key} is not an option of {node.target}; it takes {', '.join(allowed) or 'none'}"
                 f"{did_you_mean(key, allowed)}"
+            )
+        choices = get_args(parameters[key].annotation) if get_origin(parameters[key].annotation) is Literal else ()
+        if choices and value is not None and value not in choices:
+            raise ConfigError(
+                f"{path}.options.{key}={value} is not one of {', '.join(map(str, choices))}"
+                f"{did_you_mean(str(value), [*map(str, choices)])}"
             )
 
 

@@ -1,5 +1,6 @@
 """Checks of a configuration across fields; `vpt.config.resolve` checks each field alone."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import fields
 from importlib.util import find_spec
@@ -39,6 +40,7 @@ def validate(config: TrainConfig) -> None:
     check_rl(config)
     for name, encoder in config.encoder.items():
         _check_encoder(name, encoder)
+    _check_token_prefixes(config.encoder)
     for split in ("train", "test"):
         for name, source in getattr(config.data, split).items():
             check_arguments(f"data.{split}.{name}", source, SOURCE, given=("context",))
@@ -166,6 +168,18 @@ def _is_folder(path: str) -> bool:
         return Path(path).is_dir()
     except (OSError, ValueError):  # a name too long, or with a NUL
         return False
+
+
+def _check_token_prefixes(encoders: Mapping[str, EncoderConfig]) -> None:
+    """A re-encoder is found by what its tokens and placeholders (`<detection_image>`) begin with."""
+    owners: dict[str, str] = {}
+    for name, encoder in encoders.items():
+        prefix = encoder.token_prefix
+        instead = f"type encoder.{name}.token_prefix={re.sub('[^a-z0-9]', '', name.lower()) or 'other'}"
+        if not re.fullmatch("[a-z0-9]+", prefix):
+            raise ConfigError(f"encoder.{name}.token_prefix={prefix} must be small letters and digits; {instead}")
+        if (owner := owners.setdefault(prefix, name)) != name:
+            raise ConfigError(f"encoder.{name}.token_prefix={prefix} is that of encoder.{owner} too; {instead}")
 
 
 def _check_encoder(name: str, encoder: EncoderConfig) -> None:

@@ -1,6 +1,7 @@
 """From the `data` and `masking` groups of a configuration to sources, where their images lie, and masking."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ def build_sources(
         root=_root(data),
         encoder_tokens={name: encoder.token_prefix for name, encoder in config.encoder.items()}, actions=data.actions,
         action_prompt=data.action_prompt, perception=data.perception, token_matched_images=data.token_matched_images,
-        region_bins=config.model.region_bins, seed=config.seed,
+        region_bins=config.model.region_bins, seed=config.seed, media=partial(media_store, data=data),
     )  # fmt: skip
     if not nodes:
         raise DataError(f"data.{split} names no source; type data=easy_vqa or data=vpt")
@@ -61,8 +62,8 @@ def media_store(root: Path, data: DataConfig, draw: Callable[[str], Image.Image]
     image, video = data.image, data.video
     sampling = FrameSampling(video.fps, video.max_frames)
     return MediaStore(
-        root, image.max_side, image.resample, image.max_file_pixels, sampling, draw, image.apply_exif_rotation,
-        image.sizing, image.crop_max_side,
+        root, max_side=image.max_side, crop_max_side=image.crop_max_side, resample=image.resample, sizing=image.sizing,
+        max_pixels=image.max_file_pixels, apply_exif_rotation=image.apply_exif_rotation, sampling=sampling, render=draw,
     )  # fmt: skip
 
 

@@ -51,10 +51,6 @@ class NoSpecialTokens:
         return ids
 
 
-class EncodedConversation(RowBuilder):
-    """A conversation while it is written, turn by turn."""
-
-
 class ChatTemplate:
     """Writes conversations as token ids. `control_kinds`: control token -> the re-encoder that it asks for."""
 
@@ -91,7 +87,7 @@ class ChatTemplate:
         return dict(zip(texts, ids, strict=True))
 
     def encode(
-        self, conversation: EncodedConversation, messages: tuple[Message, ...], runs: Mapping[str, list[list[TokenRun]]]
+        self, conversation: RowBuilder, messages: tuple[Message, ...], runs: Mapping[str, list[list[TokenRun]]]
     ) -> None:
         """Append whole turns to `conversation`.
 
@@ -102,7 +98,7 @@ class ChatTemplate:
         for message in messages:
             if message.role == "system" and not message.content:
                 if self.system_prompt is None:
-                    conversation.no_paragraph()
+                    conversation.begin_paragraph()  # an empty one: 0 is the system prompt, which this model lacks
                     continue
                 message = Message("system", self.system_prompt)
             if conversation.ids:
@@ -114,7 +110,7 @@ class ChatTemplate:
                 self._user(conversation, message, runs)
             self.end_turn(conversation, loss=message.role == "assistant")
 
-    def begin_turn(self, conversation: EncodedConversation, role: str) -> None:
+    def begin_turn(self, conversation: RowBuilder, role: str) -> None:
         """`<|im_start|>`, and for an assistant the role; a user's role is encoded with what follows it."""
         conversation.add([self.vocabulary.im_start])
         conversation.begin_paragraph()
@@ -123,12 +119,12 @@ class ChatTemplate:
             if self.thinking:
                 conversation.add([*self._mark(THINK[0]), *self.plain("\n")])
 
-    def end_turn(self, conversation: EncodedConversation, *, loss: bool) -> None:
+    def end_turn(self, conversation: RowBuilder, *, loss: bool) -> None:
         """`<|im_end|>`."""
         conversation.end_paragraph()
         conversation.add([self.vocabulary.im_end], loss=loss)
 
-    def add_generation_prompt(self, conversation: EncodedConversation) -> None:
+    def add_generation_prompt(self, conversation: RowBuilder) -> None:
         """Everything up to where the assistant answers."""
         conversation.add(self.plain("\n"))
         self.begin_turn(conversation, "assistant")
@@ -142,9 +138,7 @@ class ChatTemplate:
         token = self._marks[text]
         return self.plain(text) if token is None else [token]
 
-    def _user(
-        self, conversation: EncodedConversation, message: Message, runs: Mapping[str, list[list[TokenRun]]]
-    ) -> None:
+    def _user(self, conversation: RowBuilder, message: Message, runs: Mapping[str, list[list[TokenRun]]]) -> None:
         """A system or user turn: text, images and videos."""
         text, cursor = f"{message.role}\n", 0
         for match in PLACEHOLDER.finditer(message.content) if message.role == "user" else ():
@@ -171,7 +165,7 @@ class ChatTemplate:
         content = in_numbers(content) if self.vocabulary.text_bins else content
         return [token for token in _PERCEPTION_TOKEN.findall(content) if token not in self._acting]
 
-    def _assistant(self, conversation: EncodedConversation, content: str) -> None:
+    def _assistant(self, conversation: RowBuilder, content: str) -> None:
         """An assistant turn: text and perception tokens."""
         cursor = 0
         if self.vocabulary.text_bins:
@@ -192,7 +186,7 @@ class ChatTemplate:
         conversation.add(self.plain(content[cursor:]), loss=True)
 
 
-def truncate(conversation: EncodedConversation, limit: int, *, where: str, overflow: Overflow) -> None:
+def truncate(conversation: RowBuilder, limit: int, *, where: str, overflow: Overflow) -> None:
     """Keep a row within `limit` tokens: refuse it, or cut its end off, never inside a run of image tokens."""
     if len(conversation.ids) <= limit:
         return

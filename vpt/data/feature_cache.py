@@ -30,11 +30,11 @@ from vpt.errors import DataError
 from vpt.perception.batch import Grid, ImageInputs
 from vpt.utils.files import atomic_file
 
-FORMAT = "3"  # of the entries, and of how their names are made
+FORMAT = "4"  # of the entries, and of how their names are made
 SUFFIX = ".safetensors"
-STALE = 3600  # seconds after which an unfinished file has been given up by its writer
-LOOSE = 16  # the folder is measured once a process has written a LOOSE-th of its limit
-WAITING = 64  # entries that may wait to be written; further ones are not kept
+STALE_SECONDS = 3600  # seconds after which an unfinished file has been given up by its writer
+PRUNE_FRACTION = 16  # the folder is measured once a process has written this fraction of its limit
+MAX_PENDING = 64  # entries that may wait to be written; further ones are not kept
 
 
 @dataclass
@@ -64,7 +64,8 @@ class FeatureCache:
         except (OSError, DataError):
             return None  # opening the image will say what is wrong
         done = (FORMAT, self.fingerprints[transform.name], transform.description, reference.crop, reference.transpose,
-                reference.size, media.max_side, media.resample, media.sizing, media.apply_exif_rotation)  # fmt: skip
+                reference.size, media.max_side, media.crop_max_side, media.resample, media.sizing,
+                media.apply_exif_rotation)  # fmt: skip
         return blake2b(repr(done).encode() + content, digest_size=20).hexdigest()
 
     def get(self, key: str) -> ProcessedImage | None:
@@ -93,7 +94,7 @@ class FeatureCache:
 
     def _submit(self, key: str, features: Tensor, tokens: int, grid: Grid | None) -> None:
         """Write an entry while the caller goes on."""
-        if self._broken or self._waiting >= WAITING:
+        if self._broken or self._waiting >= MAX_PENDING:
             return
         self._waiting += 1
         if self._writer is None:
@@ -123,7 +124,7 @@ class FeatureCache:
             self._broken = True
             return
         self._unmeasured += features.nbytes
-        if self._unmeasured * LOOSE > self.limit:
+        if self._unmeasured * PRUNE_FRACTION > self.limit:
             self._prune()
 
     def _prune(self) -> None:
@@ -134,7 +135,7 @@ class FeatureCache:
                 about = path.stat()
                 if path.suffix == SUFFIX:
                     entries.append((about.st_mtime, about.st_size, path))
-                elif about.st_mtime < time.time() - STALE:
+                elif about.st_mtime < time.time() - STALE_SECONDS:
                     path.unlink()
         held = sum(size for _, size, _ in entries)
         for _, size, path in sorted(entries):

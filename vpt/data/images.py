@@ -21,8 +21,9 @@ Image.init()
 FORMATS = {"AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP"} & Image.OPEN.keys()
 # Pillow's own limit, which warns at one number of pixels and refuses at another, makes way for MediaStore.max_pixels.
 Image.MAX_IMAGE_PIXELS = None
-FLATTEST = 200  # times as long as wide: what Qwen's image processor still takes
-FLAT, LEAST_SIDE = 180, 28  # upstream: the ratio of what is flatter than FLATTEST, and the least side
+MAX_ASPECT_RATIO = 200  # times as long as wide: what Qwen's image processor still takes
+# What the upstream code makes of images beyond MAX_ASPECT_RATIO, and of sides that are shorter
+UPSTREAM_ASPECT_RATIO, UPSTREAM_MIN_SIDE = 180, 28
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ class MediaStore:
         elif self.render is None:
             image = reference.frame
             file = self.file(image, where)
-            if file.suffix in SUFFIXES:
+            if isinstance(reference, VideoRef) or file.suffix in SUFFIXES:
                 self._video_file(file, where)
                 return
             size = self.size(image, where=where)
@@ -165,7 +166,7 @@ class MediaStore:
             return self._resize_as_upstream(image, most)
         longest = min(max(image.size), most)
         scale = longest / max(image.size)
-        width, height = (max(round(extent * scale), math.ceil(longest / FLATTEST)) for extent in image.size)
+        width, height = (max(round(extent * scale), math.ceil(longest / MAX_ASPECT_RATIO)) for extent in image.size)
         return image if (width, height) == image.size else image.resize((width, height), RESAMPLING[self.resample])
 
     def _resize_as_upstream(self, image: Image.Image, most: int) -> Image.Image:
@@ -174,10 +175,13 @@ class MediaStore:
             scale = most / max(image.size)  # a factor, whose product may be a hair below a whole number
             width, height = (max(int(extent * scale), 1) for extent in image.size)
             image = image.resize((width, height), RESAMPLING[self.resample])
-        width, height = (max(extent, LEAST_SIDE) for extent in image.size)
+        width, height = (max(extent, UPSTREAM_MIN_SIDE) for extent in image.size)
         image = image.resize((width, height), Image.Resampling.NEAREST)
-        longest = [other * FLAT if own / other > FLATTEST else own for own, other in ((width, height), (height, width))]
-        return image.resize((longest[0], longest[1]), Image.Resampling.NEAREST)
+        limited = [
+            other * UPSTREAM_ASPECT_RATIO if own / other > MAX_ASPECT_RATIO else own
+            for own, other in ((width, height), (height, width))
+        ]
+        return image.resize((limited[0], limited[1]), Image.Resampling.NEAREST)
 
 
 @contextmanager

@@ -71,7 +71,7 @@ class StepDataset(Dataset[list[Batch]]):
 
     def _cost(self, cost: SampleCost, place: SampleRef) -> float:
         try:
-            record = self.mixture.sources[place.source][place.index]
+            record = self.mixture.sources[place.source].draft(place.index)
         except DataError:
             return 0.0  # the process that gets it says so
         return cost(record, masked=self.masking.mode == "zero" and self._masked(place))

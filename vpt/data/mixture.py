@@ -70,6 +70,12 @@ class WeightedMixture(Mixture):
         counts = np.floor(shares).astype(int)
         short = CYCLE - counts.sum()
         counts[np.argsort(counts - shares)[:short]] += 1  # the largest remainders get what flooring left over
+        if lost := [number for number, share in enumerate(shares) if share and not counts[number]]:
+            raise ConfigError(
+                f"weight {weights[lost[0]]} of data.train is less than a {CYCLE}th of all weights, {list(weights)}: "
+                f"its source would give no sample; make it {sum(weights) / CYCLE:.3g} or more, or type "
+                "data.mixing=exhaust with weights of 1"
+            )
         self.counts: list[int] = counts.tolist()
         self._orders: dict[int, tuple[int, Sequence[int]]] = {}
         self._cycle: tuple[int, np.ndarray] | None = None

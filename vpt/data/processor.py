@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vpt.data.chat_template import ChatTemplate, EncodedConversation, Overflow, truncate
+from vpt.data.chat_template import ChatTemplate, Overflow, truncate
 from vpt.data.feature_cache import FeatureCache
 from vpt.data.image_cache import ImageCache, ImageKey
 from vpt.data.images import MediaStore
@@ -22,7 +22,7 @@ from vpt.data.sources.base import Source
 from vpt.data.transforms import ImageTransform, ProcessedImage, TokenRun
 from vpt.data.videos import MIDDLE, SUFFIXES, chosen_frames
 from vpt.errors import DataError
-from vpt.perception.batch import VISION_TOWER, Row
+from vpt.perception.batch import VISION_TOWER, Row, RowBuilder
 from vpt.perception.mrope import row_positions
 
 ProcessedImages = dict[
@@ -85,7 +85,7 @@ class Processor:
         """A whole conversation, for training. Raises DataError with the record's name."""
         self._check_messages(record.messages, record.where)
         images = self.process_images(record.images, media, where=record.where)
-        conversation = EncodedConversation()
+        conversation = RowBuilder()
         self.chat_template.encode(conversation, record.messages, _runs(images))
         truncate(conversation, self.max_length, where=record.where, overflow=self.overflow)
         return self.build_sample(conversation, images, record)
@@ -96,7 +96,7 @@ class Processor:
         messages = record.messages[: users[turns - 1] + 1]
         self._check_messages(messages, record.where)
         images = self.process_images(self._images_within(record, messages), media, where=record.where)
-        conversation = EncodedConversation()
+        conversation = RowBuilder()
         self.chat_template.encode(conversation, messages, _runs(images))
         self.chat_template.add_generation_prompt(conversation)
         if len(conversation.ids) > self.max_length:
@@ -188,7 +188,7 @@ class Processor:
         within = {source: images[: counts[token[source]]] for source, images in record.images.items()}
         return {source: images for source, images in within.items() if images}
 
-    def build_sample(self, conversation: EncodedConversation, images: ProcessedImages, record: Record) -> Sample:
+    def build_sample(self, conversation: RowBuilder, images: ProcessedImages, record: Record) -> Sample:
         """The sample of an encoded conversation."""
         grids = [
             self.position_scheme.grid_span(block, images[block.source][block.image][1]) for block in conversation.blocks

@@ -8,7 +8,7 @@ from vpt.data.crops import check_region, clip_to_image
 from vpt.data.images import MediaStore
 from vpt.data.records import Message, Record
 from vpt.data.references import ImageRef, Size
-from vpt.data.turns import Turn, TurnRequest, cut, read_turns, requests_in, write_turns
+from vpt.data.turns import Turn, TurnRequest, read_turns, remove_spans, requests_in, write_turns
 from vpt.errors import DataError
 from vpt.perception.regions import Box, Region
 
@@ -75,7 +75,7 @@ class _Grids:
             return
         if crops and len(crops) != len(requests):
             raise DataError(f"{where} names {len(requests)} region(s), the next shows {len(crops)}; show each of them")
-        rest = cut(turns[0].message.content, [(request.start, request.stop) for request in requests])
+        rest = remove_spans(turns[0].message.content, [(request.start, request.stop) for request in requests])
         if turns[0].message.role == "assistant" and (part := _PART.search(rest)):
             raise DataError(
                 f"{where} holds {part[0]} outside a whole region, which has no place in another grid; mend it, or type "

@@ -103,7 +103,7 @@ def _spans_of_lines(path: Path, name: Path) -> Iterator[tuple[int, int, int]]:
 
 
 def _spans_of_list(path: Path) -> Iterator[tuple[int, int, int]]:
-    """Parse `[{...}, {...}, ...]` without holding more than a chunk and a record of it."""
+    """Parse `[{...}, {...}, ...]` holding a chunk and a record of it, or all that follows a syntax error."""
     with path.open("rb") as file, _bar(path) as bar:
         reader = _ListReader(path, file)
         reader.skip_byte_order_mark()

@@ -22,7 +22,7 @@ SYSTEM_PROMPT = "You are a helpful assistant."  # Qwen2-VL's and Qwen2.5-VL's, i
 DEFAULT_SYSTEM = ""  # the content of a system turn that the base model's own prompt, if it has one, takes the place of
 ROLES = ("system", "user", "assistant")
 VIDEO = "<video>"
-MOST = 1 << 31  # pixels along a side
+MAX_SIDE = 1 << 31  # pixels along a side
 # The group is the spelling of a re-encoder; images and videos that Qwen's tower sees have none.
 PLACEHOLDER = re.compile(r"<(?:(?:([a-z0-9]+)_)?image|video)>")
 
@@ -96,12 +96,12 @@ def parse_record(raw: Any, *, where: str, encoder_tokens: Mapping[str, str]) -> 
     turns = [message.role for message in messages[1:]]
     if turns[::2] != ["user"] * len(turns[::2]) or turns[1::2] != ["assistant"] * len(turns[1::2]):
         raise DataError(f"{where}: after the system prompt, user and assistant take turns; found {', '.join(turns)}")
-    if turns[-1] != "assistant":
+    if turns[-1:] != ["assistant"]:
         raise DataError(f"{where}: the last turn must be the assistant's answer")
     images = _with_size(_images(raw, messages, where, encoder_tokens), raw.get("image_size"), where)
     question = strip_prompts(PLACEHOLDER.sub("", messages[1].content)).strip()
     return Record(
-        messages, images, where, question, messages[-1].content, str(raw.get("dataset", "all")),
+        messages, images, where, question, messages[-1].content, str(raw.get("dataset") or "all"),
         box=_box(raw.get("box"), where), accepted=_accepted(raw.get("answers"), where),
     )  # fmt: skip
 
@@ -123,7 +123,7 @@ def _with_size(images: Images, size: Any, where: str) -> Images:
     """The images, those of the first image's file with the size that the record says this has."""
     if size is None or not images.get(VISION_TOWER):
         return images
-    if not isinstance(size, list) or len(size) != 2 or not all(type(n) is int and 0 < n < MOST for n in size):
+    if not isinstance(size, list) or len(size) != 2 or not all(type(n) is int and 0 < n < MAX_SIDE for n in size):
         raise DataError(f"{where}: `image_size` must be [width, height] of the first image, not {shortened(str(size))}")
     path = images[VISION_TOWER][0].frame.path
 
@@ -139,7 +139,7 @@ def _box(box: Any, where: str) -> Pixels | None:
     if box is None:
         return None
     numbers = isinstance(box, list) and len(box) == 4 and all(type(edge) in (int, float) for edge in box)
-    if not numbers or not (0 <= box[0] < box[2] < MOST and 0 <= box[1] < box[3] < MOST):
+    if not numbers or not (0 <= box[0] < box[2] < MAX_SIDE and 0 <= box[1] < box[3] < MAX_SIDE):
         raise DataError(
             f"{where}: `box` must be [x0, y0, x1, y1] in pixels, x0 < x1 and y0 < y1, not {shortened(str(box))}"
         )

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from vpt.data.records import PLACEHOLDER, Message, Record, strip_prompts
 from vpt.data.references import ImageRef, Reference
-from vpt.data.turns import Turn, checked, cut, read_turns, requests_in, shown_images, write_turns
+from vpt.data.turns import Turn, check_placeholders, read_turns, remove_spans, requests_in, shown_images, write_turns
 from vpt.errors import DataError
 from vpt.perception.batch import VISION_TOWER
 
@@ -33,7 +33,7 @@ def without_prompts(record: Record) -> Record:
         replace(message, content=strip_prompts(message.content)) if message.role == "user" else message
         for message in record.messages
     )
-    return checked(replace(record, messages=tuple(messages)))
+    return check_placeholders(replace(record, messages=tuple(messages)))
 
 
 def without_perception(
@@ -62,7 +62,7 @@ def without_perception(
         requests = requests_in(turns, number)
         shown = shown_images(requests, turns[number + 1]) if requests and number + 1 < len(turns) else []
         if shown:
-            words = cut(turn.message.content, [(request.start, request.stop) for request in requests])
+            words = remove_spans(turn.message.content, [(request.start, request.stop) for request in requests])
             left = Turn(Message("assistant", words.strip()))
             if requests_in([left], 0):
                 raise DataError(

@@ -1,4 +1,4 @@
-"""Records that cannot be used: how many `data.on_error=skip` leaves out, and how they are told."""
+"""Records that cannot be used: how many `data.on_error=skip` leaves out, and how they are format_skipped."""
 
 import math
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ def too_many(skipped: int, rows: int, share: float, *, complete: bool = False) -
     return skipped > allowed or (0 < skipped == rows and (complete or rows > 1))
 
 
-def told(reasons: Sequence[str], rows: int, what: str) -> str:
+def format_skipped(reasons: Sequence[str], rows: int, what: str) -> str:
     """How many of `rows` records cannot be used, with the first reasons, each on a line of its own."""
     more = [f"and {len(reasons) - SHOWN:,} more"] if len(reasons) > SHOWN else []
     return "\n    ".join([f"{len(reasons):,} of {rows:,} {what} cannot be used:", *reasons[:SHOWN], *more])
@@ -31,6 +31,6 @@ def check_skipped(reasons: Sequence[str], rows: int, share: float, *, what: str,
     """Raise DataError where so many are too many."""
     if too_many(len(reasons), rows, share, complete=complete):
         raise DataError(
-            f"{told(reasons, rows, what)}\nthat is more than data.max_skipped_fraction={share} allows; mend or remove "
-            "them, or allow more"
+            f"{format_skipped(reasons, rows, what)}\nthat is more than data.max_skipped_fraction={share} allows; mend "
+            "or remove them, or allow more"
         )

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from vpt.data.index_cache import OPEN_FILES, kept_index
 
 FORMAT = "tar 1"  # of what is kept
-LEAST = 1 << 28  # bytes of a file from which on a bar is shown
+PROGRESS_BAR_BYTES = 1 << 28  # bytes of a file from which on a bar is shown
 
 
 class TarIndex:
@@ -74,7 +74,9 @@ def _members(path: Path) -> Iterator[tarfile.TarInfo]:
             raise tarfile.ReadError("it ends within a block")
         with (
             tarfile.open(path, "r:") as file,
-            tqdm(total=size, unit="B", unit_scale=True, desc=f"indexing {path.name}", disable=size < LEAST) as bar,
+            tqdm(
+                total=size, unit="B", unit_scale=True, desc=f"indexing {path.name}", disable=size < PROGRESS_BAR_BYTES
+            ) as bar,
         ):
             while (info := file.next()) is not None:
                 file.members = []  # type: ignore[attr-defined]  # else all of them are held

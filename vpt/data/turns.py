@@ -80,11 +80,11 @@ def write_turns(record: Record, turns: Sequence[Turn]) -> Record:
     for turn in turns:
         for source, reference in turn.images:
             images[source] = (*images.get(source, ()), reference)
-    return checked(replace(record, messages=tuple(turn.message for turn in turns), images=images))
+    return check_placeholders(replace(record, messages=tuple(turn.message for turn in turns), images=images))
 
 
-def checked(record: Record) -> Record:
-    """A record whose text has been rewritten. Raises DataError where what was cut out has left another placeholder."""
+def check_placeholders(record: Record) -> Record:
+    """A record whose text has been rewritten. Raises DataError where what was cut out has left another one."""
     users = [message.content for message in record.messages if message.role == "user"]
     found = [match[0] for content in users for match in PLACEHOLDER.finditer(content)]
     if len(found) != sum(map(len, record.images.values())):
@@ -109,7 +109,7 @@ def requests_in(turns: Sequence[Turn], number: int) -> list[TurnRequest]:
     crops = answer.crops(beside_text=bool(answer.text))
     regions = {match.span(): region for match, region in Region.find(content)}
     if not regions and (numeric := Region.find(content, numbers=True)):
-        words = cut(content, [match.span() for match, _ in numeric])
+        words = remove_spans(content, [match.span() for match, _ in numeric])
         crops = answer.crops(beside_text=bool(answer.text or words.strip()))
         if len(crops) == len(numeric):
             regions = {match.span(): region for match, region in numeric}
@@ -128,7 +128,7 @@ def shown_images(requests: Sequence[TurnRequest], answer: Turn) -> list[int]:
     return sorted(request.image for request in requests if request.image is not None)
 
 
-def cut(text: str, spans: Sequence[tuple[int, int]]) -> str:
+def remove_spans(text: str, spans: Sequence[tuple[int, int]]) -> str:
     """`text` without ascending spans."""
     edges = zip([0, *(stop for _, stop in spans)], [*(start for start, _ in spans), len(text)], strict=True)
     return "".join(text[start:stop] for start, stop in edges)

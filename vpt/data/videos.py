@@ -11,7 +11,9 @@ from PIL import Image
 from vpt.errors import DataError
 
 # Opened as an image, a file with one of these endings is its middle frame.
-SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"})
+SUFFIXES = frozenset(
+    {".3gp", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".wmv"}
+)
 
 
 @dataclass(frozen=True)

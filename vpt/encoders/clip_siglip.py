@@ -30,16 +30,14 @@ class CLIPEncoder(ReEncoder):
 
     @classmethod
     def build(
-        cls, context: BuildContext, *, config: dict[str, Any], family: str = "siglip",
-        resample: Literal["bicubic", "bilinear"] = "bicubic",
+        cls, context: BuildContext, *, config: dict[str, Any],
+        family: Literal["clip", "siglip"] = "siglip", resample: Literal["bicubic", "bilinear"] = "bicubic",
     ) -> "CLIPEncoder":  # fmt: skip
-        if family not in _FAMILIES:
-            raise ValueError(f"family {family!r} is not one of {sorted(_FAMILIES)}")
         config_class, model_class, leading, mean, std = _FAMILIES[family]
         vision = context.build_vision(model_class, config_class(**config))
         side, patch = vision.config.image_size, vision.config.patch_size
         encoder = cls(
-            transform=SquareTransform(context.name, side, (side // patch) ** 2, mean, std, resample=resample),
+            transform=SquareTransform(context.name, side, (side // patch) ** 2, mean=mean, std=std, resample=resample),
             vision=vision,
             projector=LinearProjector(
                 vision.config.hidden_size, context.hidden_size, num_control_tokens=context.num_control_tokens

@@ -37,10 +37,13 @@ class DinoEncoder(ReEncoder):
 
     @classmethod
     def build(
-        cls, context: BuildContext, *, config: dict[str, Any], family: str = "dinov2",
+        cls, context: BuildContext, *, config: dict[str, Any],
+        family: Literal["dinov2", "dinov2_with_registers", "dinov3_vit"] = "dinov2",
         side: int = 224, view: Literal["centre", "whole"] = "centre",
         resample: Literal["bicubic", "bilinear"] = "bicubic", resize_floats: bool = False,
     ) -> "DinoEncoder":  # fmt: skip
+        if resize_floats and view == "centre":
+            raise ValueError("options.resize_floats=true resizes the whole image; type view=whole with it")
         config_class, model_class = _FAMILIES[family]
         vision = context.build_vision(model_class, config_class(**config))
         for name in _AUGMENTATIONS:
@@ -49,7 +52,15 @@ class DinoEncoder(ReEncoder):
         patches = (side // vision.config.patch_size) ** 2
         # DINOv2's published processor resizes the short side to 256 and cuts 224 out of it.
         square = SquareTransform(
-            context.name, side, patches, IMAGENET_MEAN, IMAGENET_STD, view, side * 256 // 224, resample, resize_floats
+            context.name,
+            side,
+            patches,
+            mean=IMAGENET_MEAN,
+            std=IMAGENET_STD,
+            view=view,
+            resize_to=side * 256 // 224,
+            resample=resample,
+            resize_floats=resize_floats,
         )
         projector = LinearProjector(
             vision.config.hidden_size, context.hidden_size, num_control_tokens=context.num_control_tokens

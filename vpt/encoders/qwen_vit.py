@@ -3,7 +3,7 @@
 For OpenAI's CLIP or SigLIP see `vpt/encoders/clip_siglip.py`.
 """
 
-from typing import Any, get_args
+from typing import Any
 
 from vpt.encoders.base import BuildContext, ReEncoder
 from vpt.encoders.projectors import Deep, IdentityProjector
@@ -18,7 +18,5 @@ class QwenViTEncoder(ReEncoder):
     def build(cls, context: BuildContext, *, config: dict[str, Any], deep: Deep = "none") -> "QwenViTEncoder":
         if config:
             raise ValueError("it is Qwen's own tower and takes no sizes of its own")
-        if deep not in get_args(Deep):
-            raise ValueError(f"options.deep={deep} is not one of {', '.join(get_args(Deep))}")
         projector = IdentityProjector(context.hidden_size, num_control_tokens=context.num_control_tokens, deep=deep)
         return cls(transform=context.tower_transform, vision=None, projector=projector)

@@ -30,7 +30,9 @@ class Sam2Encoder(ReEncoder):
             num_control_tokens=context.num_control_tokens,
         )  # fmt: skip
         side = settings.backbone_config.image_size[0]
-        transform = SquareTransform(context.name, side, grid * grid, IMAGENET_MEAN, IMAGENET_STD, resample="bilinear")
+        transform = SquareTransform(
+            context.name, side, grid * grid, mean=IMAGENET_MEAN, std=IMAGENET_STD, resample="bilinear"
+        )
         encoder = cls(transform=transform, vision=vision, projector=projector)
         encoder.level = level
         return encoder

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -27,24 +27,24 @@ def normalised(image: Image.Image, mean: tuple[float, ...], std: tuple[float, ..
     return ((values - torch.tensor(mean)) / torch.tensor(std)).permute(2, 0, 1).contiguous()
 
 
-@dataclass
+@dataclass(kw_only=True)
 class SquareTransform(ImageTransform):
     """A square of `side` pixels.
 
     Attributes:
-        crop: `centre` resizes the short side to `resize_to` and cuts the centre out, so that borders go unseen (the
+        view: `centre` resizes the short side to `resize_to` and cuts the centre out, so that borders go unseen (the
             upstream DINO view); `whole` resizes the image to the square.
         tokens: what one image becomes after the projector.
         resample: how it is resized.
         resize_floats: resize real numbers, without rounding to 256 levels (the published DINOv3 view, whole only).
     """
 
-    name: str
-    side: int
-    tokens: int
+    name: str = field(kw_only=False)
+    side: int = field(kw_only=False)
+    tokens: int = field(kw_only=False)
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    crop: Literal["centre", "whole"] = "whole"
+    view: Literal["centre", "whole"] = "whole"
     resize_to: int | None = None
     resample: Literal["bicubic", "bilinear"] = "bicubic"
     resize_floats: bool = False
@@ -55,14 +55,14 @@ class SquareTransform(ImageTransform):
             size = (self.side, self.side)
             resized = torch.nn.functional.interpolate(values, size, mode=self.resample, antialias=True)
             return ProcessedImage(resized[0].contiguous(), self.tokens)
-        if self.crop == "whole":
+        if self.view == "whole":
             square = image.resize((self.side, self.side), RESAMPLING[self.resample])
         else:
             square = self._centre(image)
         return ProcessedImage(normalised(square, self.mean, self.std), self.tokens)
 
     def coverage(self, size: tuple[int, int]) -> Extent:
-        if self.crop == "whole":
+        if self.view == "whole":
             return super().coverage(size)
         width, height = self._resized(size)
         across, down = size[0] / width, size[1] / height

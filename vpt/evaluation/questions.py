@@ -7,7 +7,7 @@ from vpt.config.schema import TrainConfig
 from vpt.data.build import build_sources
 from vpt.data.images import MediaStore
 from vpt.data.records import Record
-from vpt.data.skipping import check_skipped, told
+from vpt.data.skipping import check_skipped, format_skipped
 from vpt.data.sources.base import Source
 from vpt.data.turns import read_turns, requests_in, shown_images
 from vpt.errors import DataError
@@ -78,7 +78,7 @@ def check_test_records(config: TrainConfig, *, limit: int | None) -> str:
         reasons += _unusable(source, folder, count, data.on_error)
         rows += count
     check_skipped(reasons, rows, data.max_skipped_fraction, what="test records", complete=True)
-    return told(reasons, rows, "test records") if reasons else ""
+    return format_skipped(reasons, rows, "test records") if reasons else ""
 
 
 def _unusable(source: Source, folder: MediaStore, count: int, on_error: str) -> list[str]:

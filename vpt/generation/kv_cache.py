@@ -69,7 +69,7 @@ class KVCache:
             if isinstance(rows, slice):
                 cached[:, :, slots] = new.unflatten(1, (len(cached), -1)).transpose(0, 1)
             else:
-                cached[rows, :, slots] = new.transpose(0, 1)
+                cached[rows, :, slots] = new.transpose(0, 1).to(cached.dtype)  # as the slice does by itself
         return keys[:, :, : self._visible], values[:, :, : self._visible]
 
     def commit(self, counts: list[int]) -> None:

@@ -7,14 +7,13 @@ from functools import partial
 from PIL import Image
 from torch import Tensor
 
-from vpt.data.chat_template import EncodedConversation
 from vpt.data.processor import Processor
 from vpt.data.records import Message
 from vpt.data.transforms import ProcessedImage, TokenRun
 from vpt.generation.decode_step import RowInput, VisualInput
 from vpt.generation.intervention import Intervention
 from vpt.generation.row_state import DONE, IGNORED, REPAIRED, GenerationLimits, PerceptionStep, RowState
-from vpt.perception.batch import VISION_TOWER
+from vpt.perception.batch import VISION_TOWER, RowBuilder
 from vpt.perception.regions import Region
 from vpt.perception.requests import FREE, REGION, PerceptionParser, Request
 
@@ -42,8 +41,8 @@ class Perceiver:
 
     def perceive(self, row: RowState) -> RowInput | None:
         """The user turn that shows what the turn just ended requested; None where it shows nothing."""
-        requests = [(request, self._allowed(row, request)) for request in self.parser.parse(row.turn_ids)]
-        if row.image is None or not any(allowed for _, allowed in requests):
+        requests = self.requests(row)
+        if row.image is None or not requests:
             return None
         row.perceived_at = time.perf_counter()
         record = row.sample.record
@@ -58,6 +57,11 @@ class Perceiver:
                 images.append(self._region(row, image, request.region, step))
         row.turn_ids, row.turn_states, row.log_probability = [], [], 0.0
         return self._user_turn(row, images)
+
+    def requests(self, row: RowState) -> list[tuple[Request, bool]]:
+        """The requests of the turn just ended, and whether each is shown; none where nothing is."""
+        requests = [(request, self._allowed(row, request)) for request in self.parser.parse(row.turn_ids)]
+        return requests if row.image is not None and any(allowed for _, allowed in requests) else []
 
     def ignored(self, row: RowState) -> list[PerceptionStep]:
         """The requests of a last turn, which was shown nothing."""
@@ -102,7 +106,7 @@ class Perceiver:
         for source, processed, _, step in images:
             step.visual_tokens = processed.tokens if self.intervention.perceives else 0
             runs.setdefault(source, []).append([("", step.visual_tokens)])
-        conversation = EncodedConversation(ids=[self.parser.vocabulary.im_end], labels=[0])
+        conversation = RowBuilder(ids=[self.parser.vocabulary.im_end], labels=[0])
         placeholders = (template.placeholder(source) for source, *_ in images)
         template.encode(conversation, (Message("user", "".join(placeholders)),), runs)
         template.add_generation_prompt(conversation)

@@ -5,14 +5,13 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from vpt.data.collate import stack_images
 from vpt.data.positions import PositionScheme
 from vpt.generation.decode_step import RowInput, VisualInput, pack_inputs
 from vpt.generation.kv_cache import KVCache
 from vpt.generation.row_state import RowState
+from vpt.models.image_tokens import image_tokens
 from vpt.models.inner_forward import extend
 from vpt.models.vpt import VPTModel
-from vpt.perception.batch import VISION_TOWER
 from vpt.perception.mrope import row_positions
 
 
@@ -56,12 +55,8 @@ class RunningBatch:
         """Projected tokens of the images that rows see in this step: source -> [tokens, D]."""
         tokens = {}
         for source, inputs in visuals.items():
-            transform = self.model.transform_of(source)
-            images = stack_images(transform, [visual.image for visual in inputs])
-            images.pixels = images.pixels.to(self.model.device)
-            features = self.model.encode_images({transform: images})[transform]
-            projected = features if source == VISION_TOWER else self.model.encoder(source).projector.project(features)
-            parts = projected.split([visual.image.tokens for visual in inputs])
+            images = [visual.image for visual in inputs]
+            parts = image_tokens(self.model, source, images).split([image.tokens for image in images])
             tokens[source] = torch.cat([visual.alter(part) for part, visual in zip(parts, inputs, strict=True)])
         return tokens
 

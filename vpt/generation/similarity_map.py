@@ -7,11 +7,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vpt.data.collate import stack_images
 from vpt.data.images import MediaStore
 from vpt.data.processor import Processor
 from vpt.generation.row_state import Answer, PerceptionStep
 from vpt.models.build import ModelBundle
+from vpt.models.image_tokens import image_tokens
 from vpt.models.vpt import VPTModel
 
 
@@ -40,18 +40,16 @@ def similarity_map(
 
     Args:
         model, processor: as they answered.
-        kind: the re-processor.
+        kind: the re-encoder.
         image: as it was re-encoded, limited in size.
         states: [s, D], the control states of the action.
     """
     transform = processor.transforms[kind]
     processed = transform(image)
-    images = stack_images(transform.name, [processed])
-    images.pixels = images.pixels.to(model.device)
     projector = model.encoder(kind).projector
     with model.autocast():
-        features = model.encode_images({model.transform_of(kind): images})[model.transform_of(kind)]
-        tokens, direction = projector.project(features), projector.condition_vector(states[None].to(model.device))[0]
+        tokens = image_tokens(model, kind, [processed])
+        direction = projector.condition_vector(states[None].to(model.device))[0]
     rows, columns = processor.position_scheme.grid_shape(processed)
     values = (tokens[:, : len(direction)].float() * direction.float()).sum(-1).view(rows, columns).cpu().numpy()
     return SimilarityMap(values, transform.coverage(image.size))

@@ -55,6 +55,10 @@ def build_bundle(
     with torch.device("meta"):
         qwen = build_qwen(config.model, sizes.qwen)
         family, vision = family_of(config.model.family), qwen.config.vision_config
+        if config.model.thinking and not family.thinks:
+            raise ConfigError(
+                f"model.thinking=true is not for {family.title}, which has no thinking edition; leave it out"
+            )
         adopt_base_files(config, family, vision, tokenizer, folder)
         transform = family.transform(vision, config.data.image, config.data.video)
         encoders = {

@@ -48,7 +48,7 @@ def freeze_base(language: nn.Module) -> None:
     if not any(name.endswith(LORA_A) for name in named):
         return
     for name, parameter in named.items():
-        parameter.requires_grad_(name.endswith((LORA_A, LORA_B)) or name.startswith("embed_tokens."))
+        parameter.requires_grad_(is_adapter(name) or name.startswith("embed_tokens."))
 
 
 def is_adapter(name: str) -> bool:
@@ -90,7 +90,7 @@ def merged(tensors: Mapping[str, Tensor], config: LoraConfig) -> dict[str, Tenso
         tensors: of a model or a checkpoint; not changed.
         config: `model.lora` of the run that they come from.
     """
-    plain = {plain_name(name): value for name, value in tensors.items() if not name.endswith((LORA_A, LORA_B))}
+    plain = {plain_name(name): value for name, value in tensors.items() if not is_adapter(name)}
     for name, down in tensors.items():
         if name.endswith(LORA_A):
             layer = name.removesuffix(LORA_A)

@@ -132,21 +132,11 @@ def local_folder(path: str, key: str, *, weights: bool = False) -> Path:
         ) from None
 
 
-def resize_token_embeddings(model: PreTrainedModel, vocabulary_size: int, *, multiple_of: int = 64) -> None:
-    """Make room in the embedding table for `vocabulary_size` ids.
+def resize_token_embeddings(model: PreTrainedModel, vocabulary_size: int) -> None:
+    """Make room in the embedding table for `vocabulary_size` ids; what its new rows hold is left to whoever loads it.
 
     Qwen's tables have spare rows after the last id, so new ids usually fit and nothing changes. A table that is too
-    short grows to the next multiple of `multiple_of`, its new rows at the mean of the old ones; it never shrinks, and
-    tied weights stay tied.
+    short grows to the next multiple of 64; it never shrinks, and tied weights stay tied.
     """
-    table = model.get_input_embeddings()
-    rows = table.weight.shape[0]
-    if vocabulary_size <= rows:
-        return
-    model.resize_token_embeddings(vocabulary_size, pad_to_multiple_of=multiple_of, mean_resizing=False)
-    heads: list[Any] = [model.get_input_embeddings()]
-    if not model.config.tie_word_embeddings:
-        heads.append(model.get_output_embeddings())
-    with torch.no_grad():
-        for head in heads:
-            head.weight[rows:] = head.weight[:rows].mean(dim=0)
+    if vocabulary_size > len(model.get_input_embeddings().weight):
+        model.resize_token_embeddings(vocabulary_size, pad_to_multiple_of=64, mean_resizing=False)

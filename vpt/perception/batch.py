@@ -55,7 +55,7 @@ class Row:
     Attributes:
         start: its first token in the packed batch.
         length: how many tokens it has.
-        paragraphs: spans strictly inside `<|im_start|>` ... `<|im_end|>`, in order (section 1 of the paper's masking).
+        paragraphs: spans strictly inside `<|im_start|>` ... `<|im_end|>`, in order (paper section 3.4).
         masked: spans hidden between the inner passes; empty for a row that is not masked.
         dummy: written to make the calls of all processes match; it counts in no metric.
         prefix: the number of an earlier row of the batch, without actions, that this one goes on from: its tokens see
@@ -111,10 +111,6 @@ class RowBuilder:
 
     def begin_paragraph(self) -> None:
         """Let a paragraph begin with the next token."""
-        self.paragraphs.append((len(self.ids), len(self.ids)))
-
-    def no_paragraph(self) -> None:
-        """Count a paragraph that is not written: 0 is the system prompt, with which not every model begins."""
         self.paragraphs.append((len(self.ids), len(self.ids)))
 
     def end_paragraph(self) -> None:

@@ -37,11 +37,6 @@ class Region:
         return cls(cell(x0, width), cell(y0, height), cell(x1, width), cell(y1, height))
 
     @classmethod
-    def from_text(cls, text: str) -> "Region | None":
-        """The first well-formed run of region tokens in `text`, or None."""
-        return next((region for _, region in cls.find(text)), None)
-
-    @classmethod
     def find(cls, text: str, *, numbers: bool = False) -> "list[tuple[re.Match[str], Region]]":
         """Every well-formed run of region tokens in `text`, or every `[x0, y0, x1, y1]`. Swapped corners are put in
         order."""

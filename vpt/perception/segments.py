@@ -22,7 +22,7 @@ MaskMode = Literal["zero", "bottleneck"]
 
 @dataclass(frozen=True)
 class CachedSpan:
-    """Keys of positions [start, stop) of a row, as its segment number `step` left them."""
+    """Keys of positions [start, stop) of a row, as segment number `segment` left them."""
 
     segment: int
     start: int

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from vpt.data.chat_template import EncodedConversation
 from vpt.data.collate import collate
 from vpt.data.processor import ProcessedImages, Processor, Sample
 from vpt.evaluation.evaluator import prediction
@@ -18,7 +17,7 @@ from vpt.evaluation.predictions import Prediction
 from vpt.evaluation.questions import EvalQuestion
 from vpt.generation.generator import Generator
 from vpt.generation.row_state import Draw, RowState
-from vpt.perception.batch import IGNORE_INDEX, Batch
+from vpt.perception.batch import IGNORE_INDEX, Batch, RowBuilder
 from vpt.perception.rollouts import RolloutTokens
 
 
@@ -110,7 +109,7 @@ def training_sample(row: RowState, processor: Processor, *, single: set[int]) ->
         single: constraints that leave one permitted token only.
     """
     prompt, kinds = row.sample, processor.chat_template.control_kinds
-    conversation = EncodedConversation(
+    conversation = RowBuilder(
         prompt.ids.tolist(), [IGNORE_INDEX] * len(prompt.ids), list(prompt.row.blocks), list(prompt.row.actions)
     )
     images: ProcessedImages = {source: list(entries) for source, entries in prompt.images.items()}

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from vpt.config.schema import GenerationConfig
-from vpt.data.collate import stack_images
 from vpt.generation.generator import Generator, log_probabilities
 from vpt.generation.intervention import Intervention
 from vpt.generation.kv_cache import KVCache
 from vpt.generation.running_batch import RunningBatch
 from vpt.models.build import ModelBundle
+from vpt.models.image_tokens import image_tokens
 from vpt.perception.batch import VISION_TOWER
 from vpt.serving.protocol import ApiError
 from vpt.serving.rows import Prompt, ServedRow
@@ -206,9 +206,7 @@ class Engine:
             chosen.append((prompt, image))
         if not chosen:
             return
-        images = stack_images(VISION_TOWER, [image for _, image in chosen])
-        images.pixels = images.pixels.to(self.model.device)
-        features = self.model.encode_images({VISION_TOWER: images})[VISION_TOWER]
+        features = image_tokens(self.model, VISION_TOWER, [image for _, image in chosen])
         for (prompt, _), own in zip(chosen, features.split([image.tokens for _, image in chosen]), strict=True):
             prompt.features.append(own)
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from vpt.data.images import MediaStore
 from vpt.data.records import DEFAULT_SYSTEM, REENCODE_PROMPT, REGION_PROMPT, ImageRef, Message, Pixels, Record
 from vpt.data.same_data import without_perception, without_prompts
 from vpt.errors import DataError
@@ -30,6 +31,7 @@ class SourceContext:
         token_matched_images: puts an image of as many tokens in place of each perception that is removed.
         region_bins: cells of the region grid along a side.
         seed: of the run.
+        media: folder -> its images, with the run's limits.
     """
 
     root: Path | None
@@ -40,6 +42,7 @@ class SourceContext:
     region_bins: int
     seed: int
     token_matched_images: bool = False
+    media: Callable[[Path], MediaStore] = MediaStore
 
     def apply_run_options(self, record: Record) -> Record:
         """A record as this run wants it: without prompts, without perception."""
@@ -71,6 +74,10 @@ class Source(ABC):
     @abstractmethod
     def __getitem__(self, index: int) -> Record:
         """Record number `index`. Raises DataError that names it where it cannot be used."""
+
+    def draft(self, index: int) -> Record:
+        """Record number `index` as far as it is known without a look at its images: enough to tell what it costs."""
+        return self[index]
 
 
 def draw_kinds(actions: Mapping[str, float], count: int, *, seed: int) -> list[str]:

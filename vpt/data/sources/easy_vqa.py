@@ -38,6 +38,8 @@ class EasyVQA(Source):
             DataError: without the package, or with an unknown type.
         """
         self.check(context.root)
+        if not 1 <= turns <= 8:
+            raise ValueError(f"turns={turns} must be from 1 to 8")
         if unknown := set(types) - set(QUESTION_TYPES):
             raise DataError(f"easy-VQA has no questions of type {', '.join(sorted(unknown))}; types: {QUESTION_TYPES}")
         self.context, self.split = context, split

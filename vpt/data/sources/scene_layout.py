@@ -15,7 +15,7 @@ from vpt.data.sources.scene_rendering import COLOURS, TILE, TILES, Background, F
 PLURALS = ("zeros", "ones", "twos", "threes", "fours", "fives", "sixes", "sevens", "eights", "nines")
 BESIDE = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}
 OUTERMOST = {"leftmost": (0, -1), "rightmost": (0, 1), "topmost": (1, -1), "lowest": (1, 1)}  # axis, sign
-MOST = 3  # the highest count that is asked for
+MAX_COUNT = 3  # the highest count that is asked for
 _TRIES = 50
 
 
@@ -114,7 +114,7 @@ class SceneBuilder:
 
     def count(self) -> tuple[str, str, Pixels]:
         """How many sevens? The box holds all digits of the scene."""
-        asked, count = self._below(10), self._below(min(MOST, self.layout.crowd) + 1)
+        asked, count = self._below(10), self._below(min(MAX_COUNT, self.layout.crowd) + 1)
         others = [int(value) for value in self.generator.choice(np.delete(np.arange(10), asked), self.layout.crowd)]
         extent = round(self.side * self.layout.cluster)
         left, top = self._below(self.side - extent + 1), self._below(self.side - extent + 1)

@@ -55,7 +55,7 @@ def convert_file(
     source: Path, target: Path, *, converter: Callable[..., dict[str, Any]], limit: int | None = None,
     skip: bool = False,
 ) -> str:  # fmt: skip
-    """Convert a file, by `convert` with its options bound; return a line that says what was done.
+    """Convert a file, by `converter` (`convert_record` with its options bound); return a line that says what was done.
 
     With `skip`, records that cannot be converted are left out; each is named, with its reason, in a file beside
     `target`, and printed are counts.

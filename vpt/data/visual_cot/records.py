@@ -1,5 +1,6 @@
 """Visual-CoT records, of metadata and of benchmark files, to VPT records."""
 
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from itertools import cycle
@@ -44,7 +45,8 @@ def convert_record(
     image = joined(prefix, path)
     shown, turns, prompt, evidence = [image], [], REENCODE_PROMPT, {}
     if kind == "region":
-        size = None if images is None else MediaStore(images).size(ImageRef.read(image, where), where=where)
+        media = None if images is None else MediaStore(images, max_pixels=sys.maxsize)  # none of them is decoded
+        size = None if media is None else media.size(ImageRef.read(image, where), where=where)
         readings = (_benchmark_box if "conversations" in raw else _metadata_box)(raw, where, notes, size)
         region, crop = choose_region(readings, notes, bins=bins, crop_margin=crop_margin)
         shown.append(str(ImageRef(image, crop)))

@@ -4,12 +4,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vpt.data.collate import stack_images
 from vpt.data.records import Record
 from vpt.evaluation.ablations.base import Ablation, AblationContext, distinct_images, full_image, image_key
 from vpt.evaluation.predictions import Prediction
 from vpt.evaluation.questions import EvalQuestion
 from vpt.models.build import ModelBundle
+from vpt.models.image_tokens import image_tokens
 from vpt.perception.batch import VISION_TOWER
 
 GREY = (128, 128, 128)
@@ -56,14 +56,9 @@ class FeaturesNoise(Ablation):
 
 def whole_image_tokens(parts: ModelBundle, question: EvalQuestion, source: str) -> Tensor:
     """[T, D] unconditioned tokens of a question's whole image through the tower or a re-encoder."""
-    model = parts.model
-    transform = model.transform_of(source)
     image = parts.processor.apply_transform(source, question.folder.resize(full_image(question)))
-    images = stack_images(transform, [image])
-    images.pixels = images.pixels.to(model.device)
-    with model.autocast():
-        features = model.encode_images({transform: images})[transform]
-        return features if source == VISION_TOWER else model.encoder(source).projector.project(features)
+    with parts.model.autocast():
+        return image_tokens(parts.model, source, [image])
 
 
 class FeaturesRepeated(Ablation):

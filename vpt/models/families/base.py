@@ -1,7 +1,7 @@
 """`Family`, the contract of base models: all that differs between Qwen2-VL and its successors.
 
-To add one: a file beside this one, its name in `vpt/models/families/__init__.py`, and `conf/model/NAME.yaml`. Nothing
-else asks which family a model is of.
+To add one: a file beside this one, its name in `vpt/models/families/__init__.py`, and `conf/model/NAME.yaml`. Besides,
+only the check of `model.path` (`vpt/config/validate.py`) asks which family a model is of.
 """
 
 from collections.abc import Container
