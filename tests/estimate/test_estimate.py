@@ -291,7 +291,7 @@ def test_activations_and_peak(prepared, forward, trained, precision):
     model.forward_config = FORWARDS[forward]
     batch, example = micro_batch(parts, samples, masked=forward in ("zero", "bottleneck"))
     autocast = precision == "bf16"
-    types = DTypeBytes.of(model, autocast=autocast, packed=False)
+    types = DTypeBytes.of(model, autocast=autocast, on_gpu=False)
     expected = predict_memory(model, workload_of(FlopMeter(model), [example], len(samples)), ShardingPlan(), types)
 
     def loss_of_batch():
@@ -320,7 +320,7 @@ def test_weights_gradients_and_optimizer_states(prepared):
     model(batch).loss_sum.backward()
     optimizer = build_optimizer(model, OptimConfig())
     optimizer.step()
-    types = DTypeBytes.of(model, autocast=False, packed=False)
+    types = DTypeBytes.of(model, autocast=False, on_gpu=False)
     expected = predict_memory(model, workload_of(FlopMeter(model), [example], len(samples)), ShardingPlan(), types)
     moments = [
         state[key] for state in optimizer.state.values() for key in ("exp_avg", "exp_avg_sq")
@@ -357,7 +357,7 @@ def test_shards_divide_the_state():
     processor = build_on_meta(config).processor
     load, types = (
         workload_of(FlopMeter(model), typical_samples(config, processor), 8),
-        DTypeBytes.of(model, autocast=True, packed=True),
+        DTypeBytes.of(model, autocast=True, on_gpu=True),
     )
     alone = predict_memory(model, load, ShardingPlan(), types)
     for overrides, shards in ((["strategy=fsdp"], 64), (["strategy=hybrid"], 8), (["strategy=ddp"], 1)):

@@ -35,7 +35,7 @@ def test_enough(free):
 
 def test_what_samples_need_is_a_warning(free):
     config = compose_config(*BIG)
-    needed = needed_memory(config, World())
+    needed = needed_memory(config, World(), CPU)
     state = needed.weights + needed.gradients + needed.optimizer
     free((state + needed.total) / 2)
     said = check_memory(config, World(), CPU)
@@ -47,18 +47,18 @@ def test_what_samples_need_is_a_warning(free):
 
 @pytest.mark.parametrize("share", [0.4, 0.3])
 def test_the_keys_make_it_fit_and_none_is_idle(free, share):
-    amount = share * needed_memory(compose_config(*BIG), World()).total
+    amount = share * needed_memory(compose_config(*BIG), World(), CPU).total
     free(amount)
     with pytest.raises(ConfigError) as caught:
         check_memory(compose_config(*BIG), World(), CPU)
     told = re.search(r"type ((?:[\w.]+=\S+ )+)\(([\d.]+)e9\)$", str(caught.value))
     assert told, caught.value
     keys = told[1].split()
-    total = needed_memory(compose_config(*BIG, *keys), World()).total
+    total = needed_memory(compose_config(*BIG, *keys), World(), CPU).total
     assert total < FULL * amount and f"{total / 1e9:.1f}" == told[2]
     for key in keys:
         fewer = [other for other in keys if other != key]
-        assert needed_memory(compose_config(*BIG, *fewer), World()).total >= FULL * amount, key
+        assert needed_memory(compose_config(*BIG, *fewer), World(), CPU).total >= FULL * amount, key
 
 
 def test_nothing_helps(free):
@@ -72,3 +72,16 @@ def test_a_run_ends_before_it_begins(free, tmp_path):
     with pytest.raises(ConfigError, match=r"moments \S+\), and 1\.0e9 are free"):
         train.train(compose_config(*BIG), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_of_many_gpus_is_counted_as_it_will_run(monkeypatch):
+    """`auto` asks the GPUs that there are, and groups of `hybrid` are a node's processes."""
+    node, gpu = World(size=12, local_size=4), torch.device("cuda")
+    memory = {
+        name: needed_memory(compose_config(*BIG, f"strategy={name}"), node, gpu) for name in ("ddp", "fsdp", "hybrid")
+    }
+    assert memory["fsdp"].total < memory["hybrid"].total < memory["ddp"].total
+    for free, chosen in ((1e9, "fsdp"), (1e12, "ddp")):
+        properties = type("Properties", (), {"total_memory": free})
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device, found=properties: found)
+        assert needed_memory(compose_config(*BIG), node, gpu) == memory[chosen]

@@ -19,7 +19,7 @@ def peak_bytes(model: nn.Module, side: Timed) -> int:
     On a CPU as torch's profiler counts every allocation, so that what an allocator keeps for later does not matter.
     """
     model.zero_grad(set_to_none=True)  # else the call begins with freeing what another one has left
-    if torch.cuda.is_available():
+    if next(model.parameters()).is_cuda:
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         side()

@@ -46,10 +46,6 @@ class Saver:
         """`folder` is cleared of what killed processes left behind; `keep` checkpoints stay, besides the best one."""
         self.folder, self.world, self.keep = folder, world, keep
         self._group = dist.new_group(backend="gloo") if world.size > 1 else None  # apart from training's collectives
-        on_gpu = torch.cuda.is_available()
-        self._stager = DefaultStager(StagingOptions(
-            use_pinned_memory=on_gpu, use_shared_memory=False, use_async_staging=False, use_non_blocking_copy=on_gpu
-        ))  # fmt: skip
         warnings.filterwarnings("ignore", "torch.distributed is disabled")
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
@@ -72,7 +68,7 @@ class Saver:
         """
         started = time.perf_counter()
         self.wait()
-        staged: Any = self._stager.stage({file: dict(named) for file, named in tensors.items()})
+        staged: Any = _stager().stage({file: dict(named) for file, named in tensors.items()})
         self._pending = self._thread.submit(self._write, staged, replace(state), save_metadata)
         return time.perf_counter() - started
 
@@ -146,6 +142,14 @@ class Saver:
             if old.name != best:
                 dropped = old.rename(old.with_name(f"{_DROPPING}{old.name}"))
                 shutil.rmtree(dropped)
+
+
+def _stager() -> DefaultStager:
+    """What copies tensors to the CPU, for one checkpoint: before torch 2.13 a stager serves once."""
+    on_gpu = torch.cuda.is_available()
+    return DefaultStager(StagingOptions(
+        use_pinned_memory=on_gpu, use_shared_memory=False, use_async_staging=False, use_non_blocking_copy=on_gpu
+    ))  # fmt: skip
 
 
 def _flatten(draft: Path, file: str) -> None:

@@ -25,10 +25,11 @@ class DTypeBytes:
     packed: bool
 
     @classmethod
-    def of(cls, model: VPTModel, *, autocast: bool, packed: bool) -> "DTypeBytes":
+    def of(cls, model: VPTModel, *, autocast: bool, on_gpu: bool) -> "DTypeBytes":
         """Bytes a number of a model takes; `autocast`: bf16 products whatever is stored (`training.precision=bf16`)."""
         stored: int = model.language.embed_tokens.weight.element_size()
-        return cls(stored, BFLOAT16 if autocast else stored, packed)
+        products = BFLOAT16 if autocast else stored
+        return cls(stored, products, packed=on_gpu and products == BFLOAT16)
 
 
 def kept_by_layer(layer: Any, load: Workload, types: DTypeBytes, *, read: float) -> float:

@@ -97,10 +97,10 @@ class Report:
         if self.config.data.feature_cache:
             yield "  frozen encoders run once for each image, and then no more: data.feature_cache is set"
 
-    def predicted_memory(self) -> Memory:
-        """Bytes on each GPU."""
+    def predicted_memory(self, *, on_gpu: bool = True) -> Memory:
+        """Bytes on each GPU, or in each process on a CPU."""
         config, how = self.config, sharding_plan(self.config, self.model)
-        types = DTypeBytes.of(self.model, autocast=config.training.precision == "bf16", packed=True)
+        types = DTypeBytes.of(self.model, autocast=config.training.precision == "bf16", on_gpu=on_gpu)
         load = workload_of(self.meter, self.examples, micro_batch(config))
         return predict_memory(
             self.model, load, how, types, optimizer=config.optim.name, in_4bit=config.model.load_in_4bit
