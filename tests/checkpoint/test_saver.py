@@ -1,5 +1,8 @@
 """Checkpoints: resharded, written while training goes on, the best kept, signals, no pickles."""
 
+import gc
+import math
+import multiprocessing
 import os
 import pickle
 import signal
@@ -19,9 +22,10 @@ from helpers.stopped import fit_until
 from vpt.checkpoint.format import COMPLETE, LATEST, find_checkpoint, list_checkpoints
 from vpt.checkpoint.load import load_pretrained
 from vpt.checkpoint.tensors import LazyStateDict, unique_state_dict
-from vpt.checkpoint.train_state import optimizer_tensors
+from vpt.checkpoint.train_state import TrainState, optimizer_tensors
 from vpt.distributed.process_group import World
 from vpt.errors import PREEMPTED, WRONG_INPUT, ConfigError
+from vpt.training.preemption import PreemptionHandler
 from vpt.training.trainer import Trainer
 
 SMALL = (
@@ -132,9 +136,9 @@ def test_an_evaluation_that_was_due_where_a_run_was_stopped_comes_first(tmp_path
 
     def fit(folder: Path, stop: int = 0) -> None:
         trainer = trainer_at(folder, "training.steps=5", "training.eval_every=2", "training.keep_checkpoints=1",
-                             "training.best_metric=eval/score")  # fmt: skip
+                             "training.best_metric=eval/token_accuracy")  # fmt: skip
         evaluate = trainer.evaluate
-        trainer.evaluate = lambda: evaluate() | {"eval/score": float(trainer.state.step % 5)}
+        trainer.evaluate = lambda: evaluate() | {"eval/token_accuracy": float(trainer.state.step % 5)}
         fit_until(trainer, stop)
 
     fit(tmp_path / "whole")
@@ -154,11 +158,60 @@ def test_the_last_step_may_be_the_best(tmp_path):
 
 
 def test_a_metric_that_does_not_exist_is_named(tmp_path):
-    trainer = trainer_at(tmp_path / "run", "training.eval_every=1", "training.steps=2", "training.best_metric=eval/los")
+    """Before anything is trained."""
+    trainer_at(tmp_path / "known", "training.best_metric=eval/perception/dino_start")
     with pytest.raises(
-        ConfigError, match=r"training.best_metric=eval/los is not a metric of the evaluation: eval/loss"
+        ConfigError,
+        match=r"training\.best_metric=eval/los is not a metric of the evaluation; .* did you mean eval/loss",
     ):
+        trainer_at(tmp_path / "run", "training.best_metric=eval/los")
+
+
+def test_a_score_that_is_no_number_is_never_the_best():
+    state, scores = TrainState(), [math.nan, 2.0, math.nan, 3.0, 1.0]
+    assert [state.is_best({"eval/loss": score}, by="eval/loss") for score in scores] == [
+        False,
+        True,
+        False,
+        False,
+        True,
+    ]
+    assert state.best == 1.0
+
+
+def test_a_signal_to_the_whole_group_leaves_data_workers_to_the_run(tmp_path):
+    """As `timeout` and systemd send it: the run saves, and its workers end with it."""
+    trainer = trainer_at(tmp_path / "run", "training.steps=50", "training.checkpoint_every=1000", "data.workers=2")
+    step, workers = trainer.train_step, []
+
+    def told(batches, at):
+        if at == 1:
+            workers.extend(multiprocessing.active_children())
+            pids = [os.getpid(), *(worker.pid for worker in workers)]
+            subprocess.run(["kill", "-TERM", *map(str, pids)], check=True)  # not from their parent
+            assert not any(worker.join(0.5) or worker.exitcode is not None for worker in workers)
+        return step(batches, at)
+
+    trainer.train_step = told
+    with pytest.raises(SystemExit) as left:
         trainer.fit()
+    assert left.value.code == PREEMPTED and find_checkpoint(tmp_path / "run").name == "step_00000002"
+    del left  # its traceback holds the loader
+    gc.collect()
+    for worker in workers:
+        worker.join(PATIENCE)
+    assert [worker.exitcode for worker in workers] == [0, 0]
+
+
+def test_a_signal_during_the_final_answers_is_handed_on_too(monkeypatch):
+    seen = []
+    before = signal.signal(signal.SIGUSR1, lambda *_: seen.append("queued again"))
+    try:
+        with pytest.raises(SystemExit) as left, PreemptionHandler(deferred=False):
+            os.kill(os.getpid(), signal.SIGUSR1)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert left.value.code == PREEMPTED and seen == ["queued again"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])

@@ -50,7 +50,7 @@ class OneRecord(RecordFile):
     """A file that holds one decoded record."""
 
     def __init__(self, context: SourceContext, raw: object) -> None:
-        self.context, self.root, self._folder, self._serving = context, context.root, MediaStore(context.root), None
+        self.context, self.root, self._media, self._serving = context, context.root, MediaStore(context.root), None
         self._stores, self._ends, self._count = [[("train.json: record 7", raw)]], [1], 1
 
 

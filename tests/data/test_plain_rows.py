@@ -31,7 +31,7 @@ class OneRecord(RecordFile):
     """A record as if a file held it."""
 
     def __init__(self, context, raw):
-        self.context, self.root, self._folder, self._serving = context, context.root, MediaStore(context.root), None
+        self.context, self.root, self._media, self._serving = context, context.root, MediaStore(context.root), None
         self._stores, self._ends, self._count = [[("train.json: record 7", raw)]], [1], 1
 
 

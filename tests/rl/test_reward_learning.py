@@ -1,6 +1,7 @@
 """Runs that learn by reward: one loop, exact resuming, any split over micro-batches and processes, early refusals."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch
 from conftest import compose_config, logged, losses
 from helpers.multiprocess import on_ranks
 from vpt.checkpoint.load import load_pretrained
-from vpt.errors import ConfigError, TrainingError
+from vpt.errors import CheckpointError, ConfigError, TrainingError
 from vpt.rl.rewards import RewardSum
 from vpt.training.trainer import Trainer
 
@@ -130,6 +131,16 @@ def test_several_steps_of_one_draw(tmp_path, trained_run):
     assert differences[2] < 1e-4 < differences[3]
     steps = sorted(path.name for path in (trainer.folder / "checkpoints").glob("step_*"))
     assert steps == ["step_00000002", "step_00000004"]
+
+
+def test_what_rollouts_hang_on_may_not_change(tmp_path, trained_run):
+    fitted(tmp_path / "run", trained_run, "rl.beta=0.1")
+    configuration = configured(trained_run, "rl.beta=0.1", "generation.batch_size=3")
+    assert Trainer(configuration, tmp_path / "run").state.step
+    elsewhere = shutil.copytree(trained_run, tmp_path / "elsewhere", symlinks=True)
+    for change in ("generation.max_new_tokens=7", f"init_from={elsewhere}"):
+        with pytest.raises(CheckpointError, match=change.partition("=")[0]):
+            Trainer(configured(trained_run, "rl.beta=0.1", change), tmp_path / "run")
 
 
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("gspo", "cispo", "rloo", "rft", "dapo")]

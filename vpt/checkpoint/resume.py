@@ -13,6 +13,7 @@ from vpt.checkpoint.checksums import find_damage, verify
 from vpt.checkpoint.format import STEP_FOLDER, find_checkpoint, list_checkpoints, load_config
 from vpt.checkpoint.frozen_weights import CheckpointTensors, FrozenWeights
 from vpt.checkpoint.tensors import shape_mismatches, shortened
+from vpt.config.rl import RLConfig
 from vpt.config.schema import EncoderConfig, TrainConfig
 from vpt.config.weight_folder import weight_paths
 from vpt.distributed.dtensor import shard_like
@@ -60,19 +61,28 @@ def check_same_config(found: Path, config: TrainConfig) -> None:
     stops = config.generation.stop
     config.generation.stop = [*stops, *(stop for stop in recorded.generation.stop if stop not in stops)]
     before, now = (dict(_leaves(asdict(tree))) for tree in (recorded, config))
-    irrelevant = [*_other_sizes(config.encoder, recorded.encoder)]
+    irrelevant, relevant = [*MAY_CHANGE, *_other_sizes(config.encoder, recorded.encoder)], [*_of_rollouts(config.rl)]
     if recorded.rl.algorithm == config.rl.algorithm == "none":
         irrelevant.append("rl.")
     changed = [
         f"  {key}: {before.get(key)} -> {now.get(key)}"
         for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and not key.startswith((*MAY_CHANGE, *irrelevant))
+        if before.get(key) != now.get(key) and (key in relevant or not key.startswith(tuple(irrelevant)))
     ]
     if changed:
         raise CheckpointError(
             f"{found} was trained with another configuration:\n" + "\n".join(changed) + "\n"
             "take these changes back to go on, or start a new run with run_name=OTHER_NAME"
         )
+
+
+def _of_rollouts(rl: RLConfig) -> Iterator[str]:
+    """Keys among MAY_CHANGE that change results of reward learning: limits of rollouts, and the reference policy."""
+    if rl.algorithm != "none":
+        names = ("action", "crop_margin", "max_actions", "max_new_tokens", "stop")
+        yield from (f"generation.{name}" for name in names)
+    if rl.beta:
+        yield from ("init_from", "init_exclude")
 
 
 def _other_sizes(*trees: Mapping[str, EncoderConfig]) -> Iterator[str]:

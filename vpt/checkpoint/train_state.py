@@ -1,6 +1,7 @@
 """`TrainState` and the optimizer state of a checkpoint: everything besides weights that a run resumes from."""
 
 import json
+import math
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
@@ -18,7 +19,7 @@ from vpt.checkpoint.format import STEP_FOLDER
 from vpt.checkpoint.frozen_weights import FrozenWeights
 from vpt.checkpoint.tensors import LazyStateDict, check_state_dict, unique_state_dict
 from vpt.config.former_names import FORMER_STATE
-from vpt.errors import ConfigError, wrap_read_errors
+from vpt.errors import wrap_read_errors
 
 _ADAMW = {"step", "exp_avg", "exp_avg_sq"}
 _SMALL = {"step", "state1", "state2"}  # bitsandbytes, of a tensor with few numbers
@@ -43,14 +44,9 @@ class TrainState:
     consecutive_nonfinite: int = 0
 
     def is_best(self, metrics: Mapping[str, float], *, by: str | None) -> bool:
-        """Record a metric if it is better than ever before (a loss: lower), and return True then.
-
-        Raises ConfigError where there is no such metric.
-        """
-        if by is None or not metrics:
+        """Record a metric if it is better than ever before (a loss: lower), and return True then."""
+        if by is None or not math.isfinite(metrics.get(by, math.nan)):
             return False
-        if by not in metrics:
-            raise ConfigError(f"training.best_metric={by} is not a metric of the evaluation: {', '.join(metrics)}")
         sign = -1 if by.endswith("loss") else 1
         if self.best is not None and sign * metrics[by] <= sign * self.best:
             return False

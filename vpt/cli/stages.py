@@ -3,7 +3,6 @@
 A run names the experiment that it goes on from (`init_experiment`), and where that one's run is (`init_from`).
 """
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from vpt.checkpoint.load import trained_steps
 from vpt.cli.train import train
 from vpt.config.overrides import compose_train
 from vpt.config.schema import TrainConfig
+from vpt.distributed.process_group import World
 from vpt.errors import CheckpointError, ConfigError
 
 # What an earlier stage has in common with the run that asks for it; all else is its own experiment's
@@ -38,7 +38,7 @@ def _train_before(config: TrainConfig, shared: Sequence[str]) -> None:
     folder = Path(stage.output_dir) / stage.run_name
     if config.init_from is None or Path(config.init_from) != folder or _steps(folder) >= stage.training.steps:
         return
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if World.from_environment().size > 1:
         raise ConfigError(f"{folder} is not there; train +experiment={config.init_experiment} first")
     print(f"{folder} comes first: +experiment={config.init_experiment}")
     train_stages(stage, folder, shared)

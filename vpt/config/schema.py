@@ -162,7 +162,7 @@ class TrainingConfig:
 @dataclass
 class StrategyConfig:
     kind: str = choice("auto", "single", "ddp", "fsdp", "hybrid")  # auto: see vpt/distributed/strategy.py
-    shard_size: int | None = None  # hybrid: processes that share one copy of the weights; null: those of a node
+    shard_size: int | None = bounded(None, low=1)  # hybrid: processes that share a copy of the weights; null: a node's
     reshard_after_forward: bool = True  # fsdp, hybrid: free a layer's weights after its forward; False: gather once
     cpu_offload: bool = False  # fsdp, hybrid: weights, gradients and optimizer states wait in the CPU's memory
 
@@ -193,7 +193,7 @@ class TrackingConfig:
 class TrainConfig:
     run_name: str = MISSING  # names the folder OUTPUT_DIR/RUN_NAME
     output_dir: str = "outputs"  # where runs are
-    seed: int = 0  # of everything that is drawn
+    seed: int = bounded(0)  # of everything that is drawn
     device: str = choice("auto", "cpu", "cuda")  # auto: cuda where there is one
     threads: int | None = bounded(None, low=1)  # of a process, on the CPU; null: one for each core that it may use
     pictures: bool = True  # curves.png, samples.png and report.html at the end

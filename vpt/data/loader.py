@@ -1,7 +1,9 @@
 """From sample numbers to the batches of a step, in worker processes."""
 
 import math
+import os
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -129,8 +131,19 @@ def build_dataloader(batches: StepDataset, *, start: int, workers: int, pin: boo
 
 
 def _worker_init(_: int) -> None:
+    """Leave signals to the run, which decides when to stop: Ctrl-C, `timeout` and systemd reach the whole group."""
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the run itself decides when to stop
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_exit_when_told, args=(os.getppid(),), daemon=True).start()
+
+
+def _exit_when_told(parent: int) -> None:
+    """End a worker on its parent's SIGTERM, as torch ends workers, and on nobody else's."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
 
 
 def eval_batches(

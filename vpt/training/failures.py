@@ -76,8 +76,8 @@ class FailureLog:
         return TrainingError(
             f"the last {self.state.consecutive_nonfinite} steps in a row had no finite loss and gradient "
             f"(training.max_nonfinite_steps={self.config.training.max_nonfinite_steps}); {self.path} names their "
-            f"records. The checkpoint of step {self.last_good.step} is from before them. Mend the records and type the "
-            "same command, or start another run from it: init_from=THIS_RUN run_name=OTHER optim.lr=LOWER"
+            "records. All checkpoints are from before them. Mend the records and type the same command to go on from "
+            "the last one, or start another run from it: init_from=THIS_RUN run_name=OTHER optim.lr=LOWER"
         )
 
     def _gather(self, names: list[str]) -> list[str]:

@@ -33,12 +33,14 @@ def open_feature_cache(config: DataConfig, model: VPTModel, *, precision: str) -
 
 @contextmanager
 def shared_features(bundle: ModelBundle, config: TrainConfig) -> Iterator[None]:
-    """Let a loaded model of a run answer (in float32) with cached features of its frozen encoders, and add to them.
+    """Let a loaded model of a run answer with cached features of its frozen encoders, and add to them.
 
-    Sets `requires_grad` as the run does, by which encoders are told to be frozen.
+    It answers in float32, but under `model.frozen_dtype` as it was trained. Sets `requires_grad` as the run does, by
+    which encoders are told to be frozen.
     """
+    precision = config.training.precision if config.model.frozen_dtype else "fp32"
     set_trainable(bundle.model, config.optim, tower_pretrained=config.model.path is not None)
-    cache = open_feature_cache(config.data, bundle.model, precision="fp32")
+    cache = open_feature_cache(config.data, bundle.model, precision=precision)
     processor = bundle.processor
     bundle.model.feature_cache, bundle.processor = cache, processor.with_feature_cache(cache)
     try:

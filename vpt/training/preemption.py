@@ -44,11 +44,10 @@ class PreemptionHandler:
         sys.exit(code)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        code = EXIT_CODES[signal.Signals(number)]
-        if not self.deferred:
-            sys.exit(code)
-        if self.code and number == signal.SIGINT:
+        if self.deferred and self.code and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.code, self._number = code, number
+        self.code, self._number = EXIT_CODES[signal.Signals(number)], number
+        if not self.deferred:
+            self.exit(self.code)
         again = "; Ctrl-C again stops at once" if number == signal.SIGINT else ""
         tqdm.write(f"{signal.Signals(number).name}: stopping after this step{again}", file=sys.stderr)

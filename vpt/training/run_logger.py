@@ -40,7 +40,7 @@ class RunLogger:
             self.config.tracking, name=self.config.run_name, folder=self.folder, run_id=state.wandb_id,
             settings=asdict(self.config),
         )  # fmt: skip
-        state.wandb_id = tracker.id
+        state.wandb_id = tracker.id or state.wandb_id  # a resumed run may be without W&B for a while
         self.loggers = JSONLLogger(self.folder / "metrics.jsonl", resumed_at=step), tracker
         if self.config.rl.algorithm != "none":
             self._rollouts = JSONLLogger(self.folder / "rollouts.jsonl", resumed_at=step)

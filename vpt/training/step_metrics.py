@@ -29,7 +29,7 @@ class StepMetrics:
         for group in optimizer.param_groups:
             for name, parameter in zip(group["names"], group["params"], strict=True):
                 self._modules.setdefault(module_of(name), []).append(parameter)
-        self._names = model.vocabulary.perception_ids()
+        self._device, self._names = model.device, model.vocabulary.perception_ids()
         rows = model.qwen.lm_head.weight.shape[0]
         self._place = torch.full((rows,), len(self._names))  # token -> its index among the names, or their number
         self._place[list(self._names)] = torch.arange(len(self._names))
@@ -41,7 +41,7 @@ class StepMetrics:
         self._seen.append((out.targets, out.correct, out.control_states.detach()[self._real_rows(batch)]))
 
     def _real_rows(self, batch: Batch) -> list[bool]:
-        """For each of `Output.control_states`: its row has an id (dummy rows have none)."""
+        """For each of `Output.control_states`: whether its row is no dummy."""
         cuts = list(map(by_stage, batch.rows, self.meter.model.split_segments(batch.rows)))
         return [
             not batch.rows[row].dummy
@@ -109,12 +109,12 @@ class StepMetrics:
             "perf/seconds_per_step": took,
             "perf/data_wait_fraction": waited / took,
             "perf/mfu": self._flops / (took * self.peak * self.world.size),
-            "perf/peak_memory_gib": peak_memory() / 2**30,
+            "perf/peak_memory_gib": peak_memory(self._device) / 2**30,
         }
 
 
-def peak_memory() -> int:
-    """Peak bytes that this process has held so far: on its GPU, or in memory where it has none."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
+def peak_memory(device: torch.device) -> int:
+    """Peak bytes that this process has held so far: on its GPU, or in memory where it computes on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -131,7 +131,7 @@ class Trainer:
             self.run_logger.log_rollouts(self.objective.examples(), step=self.state.step)
 
     def _close_feature_cache(self) -> None:
-        """Wait until all features are written; whoever evaluates this model does so in fp32, with other features."""
+        """Wait until all features are written; `shared_features` opens the cache anew for the final answers."""
         if self.model.feature_cache is not None:
             self.model.feature_cache.flush()
             self.model.feature_cache = None
@@ -188,7 +188,8 @@ class Trainer:
         self.state = self.failures.last_good
         self.saver.wait()
         there = self.folder / "checkpoints" / STEP_FOLDER.format(self.state.step)
-        if self.state.step and not self.world.broadcast(there.is_dir()):
+        resumable = self.state.step and self.objective.resumable(self.state.step)
+        if resumable and not self.world.broadcast(there.is_dir()):
             self.save()
         raise error
 

@@ -7,6 +7,7 @@ from vpt.data.build import build_masking, build_sources
 from vpt.data.loader import eval_batches
 from vpt.data.processor import Processor
 from vpt.distributed.batch_alignment import BatchAligner
+from vpt.errors import ConfigError, did_you_mean
 from vpt.evaluation.teacher_forced import teacher_forced_metrics
 from vpt.models.vpt import VPTModel
 
@@ -15,7 +16,16 @@ class Validator:
     """The first `training.eval_rows` test records, of which every process takes a share."""
 
     def __init__(self, config: TrainConfig, processor: Processor, aligner: BatchAligner, device: torch.device) -> None:
+        """Raises ConfigError where `training.best_metric` is no metric of `validate`."""
         self.config, self.processor, self.aligner, self.device = config, processor, aligner, device
+        vocabulary = processor.chat_template.vocabulary
+        names = ["loss", "token_accuracy", *(f"perception/{name}" for name in vocabulary.perception_ids().values())]
+        best, known = config.training.best_metric, [f"eval/{name}" for name in names]
+        if best not in (None, *known):
+            raise ConfigError(
+                f"training.best_metric={best} is not a metric of the evaluation; it has {', '.join(known[:2])} and "
+                f"eval/perception/TOKEN{did_you_mean(str(best), known)}"
+            )
         self.sources, self.folders = build_sources(config.data.test, config, split="test")
 
     def validate(self, model: VPTModel) -> dict[str, float]:
