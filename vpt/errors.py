@@ -16,8 +16,19 @@ QUOTED = 200  # characters of an input that is quoted
 LONGEST = 400  # characters of what another library has to say
 
 
+def printable(text: str) -> str:
+    r"""Text that can be encoded: JSON's \ud800 and bytes of file names that are no UTF-8 are spelt out."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 class UserError(Exception):
-    """Something about the input; shown without a traceback by the command-line programs."""
+    """Something about the input; shown without a traceback by the command-line programs.
+
+    Whatever of the input it quotes, it can be printed: half a character becomes its number.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
 
 
 class ConfigError(UserError):
@@ -47,7 +58,7 @@ def wrap_read_errors(path: Path, fix: str) -> Iterator[None]:
     except CheckpointError:
         raise
     except Exception as error:
-        words = " ".join(str(error).encode("utf-8", "backslashreplace").decode().split())
+        words = " ".join(printable(str(error)).split())
         said = words[:LONGEST] or type(error).__name__
         raise CheckpointError(f"{path} cannot be read: {said}; {fix}") from error
 

@@ -1,5 +1,6 @@
 """A damaged or hostile checkpoint loads with the very same weights, or an error of ours names what is wrong with it."""
 
+import logging
 import resource
 import shutil
 import sys
@@ -48,6 +49,14 @@ def resumed(folder: Path) -> torch.nn.Module:
 
 def loaded(folder: Path) -> torch.nn.Module:
     return load_pretrained(folder, device="cpu").model
+
+
+@pytest.fixture(autouse=True)
+def nothing_logged():
+    """What libraries say about damaged files may be text that no test report can hold."""
+    logging.disable(logging.CRITICAL)
+    yield
+    logging.disable(logging.NOTSET)
 
 
 @examples(12, 1_500)

@@ -139,3 +139,7 @@ def test_interpolated_sizes_follow_the_model():
     assert tiny.encoder["dino"].size == "tiny" and tiny.training.batch_size == 64 and tiny.data.image.detail is None
     full = compose_config("+experiment=dino", "model=qwen2_vl_2b")
     assert full.encoder["dino"].size == "full" and full.optim.lr == 2e-5 and full.training.batch_size == 256
+
+
+def test_an_error_can_be_printed_whatever_it_quotes():
+    assert str(ConfigError("key=\ud800 and \udcff")) == r"key=\ud800 and \udcff"
