@@ -24,7 +24,8 @@ from vpt.checkpoint.train_state import TrainState, _read_state
 from vpt.config.former_names import present_metric
 from vpt.errors import CheckpointError
 from vpt.evaluation.evaluator import answer_settings
-from vpt.evaluation.predictions import PREDICTIONS, PredictionLog, read_predictions
+from vpt.evaluation.prediction_log import PredictionLog
+from vpt.evaluation.predictions import PREDICTIONS, read_predictions
 from vpt.reporting.compare_runs import compare_runs
 from vpt.reporting.dashboard import read_curves
 from vpt.reporting.figures import draw_sheet

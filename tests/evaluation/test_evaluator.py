@@ -21,7 +21,8 @@ from vpt.data.records import parse_record
 from vpt.data.same_data import without_perception
 from vpt.errors import ConfigError, DataError
 from vpt.evaluation.paired import pair
-from vpt.evaluation.predictions import Prediction, PredictionLog, read_predictions
+from vpt.evaluation.prediction_log import PredictionLog
+from vpt.evaluation.predictions import Prediction, read_predictions
 from vpt.evaluation.questions import expected_actions
 from vpt.evaluation.summary import image_clusters
 
@@ -80,7 +81,7 @@ def test_what_was_answered_is_not_asked_again(runs, monkeypatch):
     ask = [f"checkpoint={run}", "name=twice", "data.limit=6", "pictures=false"]
     evaluate_checkpoint(compose_eval(*ask))
     first = told(run / "eval" / "twice")
-    monkeypatch.setattr("vpt.evaluation.evaluator.answer_batch", None)  # an answer would end in an error
+    monkeypatch.setattr("vpt.evaluation.evaluator.answer_or_skip", None)  # an answer would end in an error
     evaluate_checkpoint(compose_eval(*ask, "generation.batch_size=1", "data.metrics=[anls]"))
     assert told(run / "eval" / "twice") == first
     summary = json.loads((run / "eval" / "twice" / "summary.json").read_text())
@@ -133,6 +134,21 @@ def test_other_questions_begin_anew(tmp_path):
     assert PredictionLog(tmp_path, {"weights": "x"}, ["2", "1"]).done == []
     assert (tmp_path / "earlier_predictions.jsonl").read_text().count("\n") == 1
     assert not (tmp_path / "predictions.jsonl").exists()
+
+
+def test_no_earlier_answers_are_lost(tmp_path):
+    """Under settings a, b, a, b: all are kept, each with the settings and the summary that they had."""
+    for number, settings in enumerate("abab"):
+        with PredictionLog(tmp_path, {"weights": settings}, ["1"]) as log:
+            assert log.done == []
+            log.add([line(f"{settings}{number}")])
+        (tmp_path / "summary.json").write_text(str(number))
+    for number, suffix in enumerate(("", "_2", "_3")):
+        (kept,) = read_predictions(tmp_path / f"earlier_predictions{suffix}.jsonl")
+        assert kept.record == f"{'abab'[number]}{number}"
+        assert json.loads((tmp_path / f"earlier_settings{suffix}.json").read_text()) == {"weights": "abab"[number]}
+        assert (tmp_path / f"earlier_summary{suffix}.json").read_text() == str(number)
+    assert read_predictions(tmp_path / "predictions.jsonl") == [line("b3")]
 
 
 def test_an_image_that_breaks_in_the_middle(runs, monkeypatch):

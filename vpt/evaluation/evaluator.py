@@ -17,7 +17,8 @@ from vpt.data.skipping import check_skipped
 from vpt.distributed.process_group import World
 from vpt.errors import DataError
 from vpt.evaluation.metrics.exact_match import exact_match
-from vpt.evaluation.predictions import Prediction, answered, open_log, that_matters
+from vpt.evaluation.prediction_log import open_log, that_matters
+from vpt.evaluation.predictions import Prediction, answered
 from vpt.evaluation.questions import EvalQuestion, expected_actions, questions
 from vpt.evaluation.summary import Metrics, metrics_of, summarise
 from vpt.evaluation.teacher_forced import teacher_forced_metrics

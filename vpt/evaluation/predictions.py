@@ -1,20 +1,15 @@
-"""`predictions.jsonl`: what was answered, appended as answers come, so that an interrupted evaluation goes on."""
+"""`predictions.jsonl`: what was answered, one question a line."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-from vpt.config.former_names import with_present_names
 from vpt.data.references import ImageRef, Pixels, VideoRef
-from vpt.distributed.process_group import World
 from vpt.errors import DataError
 from vpt.generation.row_state import IGNORED, PerceptionStep
 from vpt.perception.batch import VISION_TOWER
-from vpt.utils.files import atomic_write
 
 PREDICTIONS, SETTINGS = "predictions.jsonl", "settings.json"
 # What files of version 0.1 call them
@@ -120,123 +115,6 @@ def read_log(path: Path) -> list[Prediction]:
         return [Prediction.parse(line) for line in lines]
     except (ValueError, TypeError) as error:
         raise DataError(f"{path} holds what is no prediction ({error}); remove the file to answer anew") from None
-
-
-# Keys of `data` that change no answer: an evaluation goes on under others
-NO_MATTER = (
-    "root", "train", "metrics", "limit", "workers", "image_cache_mb", "max_length", "overflow", "on_error",
-    "max_skipped_fraction",
-)  # fmt: skip
-
-
-def that_matters(data: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of `data` that change an answer."""
-    return {key: value for key, value in data.items() if key not in NO_MATTER}
-
-
-class PredictionLog:
-    """The predictions of one evaluation, those of an earlier process included. Used as a context."""
-
-    def __init__(self, folder: Path, settings: dict[str, Any], records: Sequence[str]) -> None:
-        """Take up what `folder` holds, if it answers the same questions under the same settings.
-
-        Otherwise what is there is kept under another name, and all begins anew.
-
-        Args:
-            folder: where the files are.
-            settings: whatever changes an answer.
-            records: names of the questions' records, in order.
-        """
-        self.path, self._settings = folder / PREDICTIONS, folder / SETTINGS
-        self.done: list[Prediction] = []
-        folder.mkdir(parents=True, exist_ok=True)
-        settings = json.loads(json.dumps(settings))  # as they will be read
-        if self.path.exists():
-            why = self._differs(settings, records)
-            if why:
-                kept = self.path.rename(folder / f"earlier_{PREDICTIONS}")
-                print(f"{self.path} answers {why}: kept as {kept.name}; begins anew", flush=True)
-            else:
-                self.done = read_log(self.path)
-                _truncate_partial_line(self.path)
-        atomic_write(self._settings, json.dumps(settings, indent=1))
-
-    def _differs(self, settings: dict[str, Any], records: Sequence[str]) -> str | None:
-        """Name the first difference from the evaluation in the folder; None where it is the same one."""
-        stored = json.loads(self._settings.read_text(encoding="utf-8")) if self._settings.exists() else {}
-        if "control" in stored:
-            stored["ablation"] = stored.pop("control")  # as version 0.1 called it
-        before = with_present_names(stored)
-        if "data" in before:
-            before["data"] = that_matters(before["data"])
-        changed = [key for key in sorted({*before, *settings}) if not _agree(before.get(key), settings.get(key))]
-        if changed:
-            return f"with other settings ({', '.join(changed)})"
-        names = [item.record for item in read_log(self.path)]
-        return None if all(a == b for a, b in zip(names, records, strict=False)) else "other questions"
-
-    def add(self, items: Sequence[Prediction]) -> None:
-        """Append lines; they are on their way to the disk when this returns."""
-        self._file.write("".join(f"{_line(item)}\n" for item in items))
-        self._file.flush()
-        self.done.extend(items)
-
-    def __enter__(self) -> "PredictionLog":
-        self._file = self.path.open("a", encoding="utf-8")
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._file.close()
-
-
-class SharedLog:
-    """The log of several processes, each of which adds its part in turn. Rank 0 writes; all hold all."""
-
-    def __init__(self, log: PredictionLog | None, world: World) -> None:
-        """`log`: rank 0's, None elsewhere."""
-        self._log, self._world = log, world
-        self.done = self._gather(log.done if log else [])[0]
-
-    def _gather(self, items: Sequence[Prediction]) -> list[list[Prediction]]:
-        texts = self._world.all_gather_text("".join(f"{_line(item)}\n" for item in items))
-        return [[Prediction.parse(line) for line in text.splitlines()] for text in texts]
-
-    def add(self, items: Sequence[Prediction]) -> None:
-        """Append the predictions of every process, those of rank 0 first. A collective."""
-        everyone = [item for part in self._gather(items) for item in part]
-        self.done.extend(everyone)
-        if self._log:
-            self._log.add(everyone)
-
-
-@contextmanager
-def open_log(
-    folder: Path, settings: dict[str, Any], records: Sequence[str], world: World
-) -> Iterator[PredictionLog | SharedLog]:
-    """The log of an evaluation, shared where there are several processes."""
-    with PredictionLog(folder, settings, records) if world.is_main else nullcontext() as log:
-        yield log if log is not None and world.size == 1 else SharedLog(log, world)
-
-
-def _agree(before: Any, now: Any, *, groups: Sequence[str] = ("image", "video")) -> bool:
-    """Whether settings are the same, but for keys that another version lacks, which then stood for their defaults."""
-    if not isinstance(before, dict) or not isinstance(now, dict):
-        return before == now
-    return all(
-        _agree(before[key], now[key], groups=()) if key in groups else before[key] == now[key]
-        for key in before.keys() & now.keys()
-    )
-
-
-def _truncate_partial_line(path: Path) -> None:
-    with path.open("r+b") as file:
-        file.truncate(file.read().rfind(b"\n") + 1)
-
-
-def _line(item: Prediction) -> str:
-    return json.dumps(asdict(item))
 
 
 def by_source(items: Sequence[Prediction]) -> Iterator[tuple[str, list[int]]]:
