@@ -216,10 +216,31 @@ def test_ablations_beside_a_baseline(runs, capsys):
         assert found["questions"] == 12 and found["reference"] == summary["accuracy"]
         assert found["difference"]["low"] <= found["difference"]["value"] <= found["difference"]["high"]
         assert found["difference"]["value"] == pytest.approx(found["ablated"] - found["reference"])
-    other = json.loads((runs / "seed_1" / "eval" / "controlled" / "summary.json").read_text())
-    assert summary["ablations"]["baseline"]["ablated"] == other["accuracy"]
+    other = runs / "seed_1" / "eval" / "controlled"
+    right = [item.correct for item in read_predictions(other / "predictions.jsonl")]
+    assert summary["ablations"]["baseline"]["ablated"] == sum(right) / 12
+    assert {path.name for path in other.iterdir()} == {"predictions.jsonl", "settings.json"}, (
+        "its own report is its own"
+    )
     assert (folder / "ablations.png").stat().st_size > 10_000
     assert "perceived features zeroed" in capsys.readouterr().out
+
+
+def test_an_earlier_checkpoint_of_the_run_as_baseline(runs):
+    """It answers in a folder of its own, and what was answered here stays."""
+    run = runs / "seed_0"
+    ask = [f"checkpoint={run}", "name=steps", "data.limit=4", "pictures=false"]
+    evaluate_checkpoint(compose_eval(*ask))
+    first = told(run / "eval" / "steps")
+    evaluate_checkpoint(compose_eval(*ask, f"baseline={run / 'checkpoints' / 'step_00000001'}"))
+    folders = run / "eval" / "steps", run / "eval" / "steps_baseline"
+    assert told(folders[0]) == first and not list(folders[0].glob("earlier*"))
+    weights = [json.loads((folder / "settings.json").read_text())["weights"] for folder in folders]
+    assert weights == [weights_digest(run), weights_digest(run / "checkpoints" / "step_00000001")]
+    summary = json.loads((folders[0] / "summary.json").read_text())
+    assert summary["step"] == 2 and summary["questions"] == 4
+    right = [item.correct for item in read_predictions(folders[1] / "predictions.jsonl")]
+    assert summary["ablations"]["baseline"]["ablated"] == sum(right) / 4
 
 
 def test_another_test_split_is_no_baseline(runs, monkeypatch):

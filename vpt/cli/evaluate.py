@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from vpt.evaluation.metrics.llm_judge import Judge
 from vpt.evaluation.predictions import SETTINGS, Prediction, answered
 from vpt.evaluation.questions import EvalQuestion, check_test_records, questions, repeated
 from vpt.evaluation.summary import Metrics, headline, metrics_of, metrics_table
+from vpt.models.build import ModelBundle
 from vpt.reporting.charts import draw_ablations
 from vpt.reporting.examples import save_examples
 from vpt.reporting.figures import draw_sheet
@@ -82,24 +84,44 @@ class Evaluation:
         """The questions that are asked, each as often as `data.repeats` says."""
         return repeated(questions(self.config, limit=self.limit), self.repeats)
 
-    def run(self, asked: EvalConfig) -> tuple[list[Prediction], dict[str, Any], dict[str, Comparison]]:
-        """Answer, once more under every ablation, and write predictions and `summary.json`.
+    @cached_property
+    def weights(self) -> str:
+        """The digest of the checkpoint."""
+        return weights_digest(self.checkpoint)
 
-        Returns the answers without ablation, the summary, and the comparison with each ablation by name.
-        """
+    def beside(self, other: "Evaluation") -> "Evaluation":
+        """This one, in a folder of its own where the other one, of the same run, has the same."""
+        if self.folder.resolve() != other.folder.resolve():
+            return self
+        return replace(self, folder=self.folder.with_name(f"{self.folder.name}_baseline"))
+
+    def load(self, asked: EvalConfig) -> ModelBundle:
+        """The model, ready to answer."""
         paths = moved_paths(asked.model, asked.encoder)
         bundle = load_pretrained(self.checkpoint, device=asked.device, paths=paths)
         if bundle.model.device.type == "cpu":
             keep_freed_heap()
         bundle.processor.max_length = self.config.data.max_length
-        weights, chosen = weights_digest(self.checkpoint), self.questions()
-        log = answer_questions(bundle, self.config, chosen, self.folder, weights=weights)
+        return bundle
+
+    def answer(self, bundle: ModelBundle) -> tuple[list[EvalQuestion], list[Prediction]]:
+        """Write `predictions.jsonl`. Returns the questions and their answers, skipped ones among them."""
+        chosen = self.questions()
+        return chosen, answer_questions(bundle, self.config, chosen, self.folder, weights=self.weights)
+
+    def run(self, asked: EvalConfig) -> tuple[list[Prediction], dict[str, Any], dict[str, Comparison]]:
+        """Answer, once more under every ablation, and write predictions and `summary.json`.
+
+        Returns the answers without ablation, the summary, and the comparison with each ablation by name.
+        """
+        bundle = self.load(asked)
+        chosen, log = self.answer(bundle)
         summary = write_summary(bundle, self.config, self.folder, log, self.metrics)
         summary["step"] = trained_steps(self.checkpoint)
         chosen, plain = [q for q, item in zip(chosen, log, strict=True) if not item.skipped], answered(log)
         compared = run_ablations(
             bundle, self.config, chosen, plain, self.folder / "ablations", nodes=asked.ablations, metrics=self.metrics,
-            weights=weights,
+            weights=self.weights,
         )  # fmt: skip
         if asked.pictures:
             save_examples(bundle, self.config, self.folder, limit=self.limit)
@@ -112,7 +134,7 @@ def evaluate_checkpoint(config: EvalConfig) -> None:
     evaluation = Evaluation.plan(config, config.checkpoint)
     if said := check_test_records(evaluation.config, limit=evaluation.limit):
         print(said)
-    baseline = Evaluation.plan(config, config.baseline) if config.baseline is not None else None
+    baseline = Evaluation.plan(config, config.baseline).beside(evaluation) if config.baseline is not None else None
     folder, about = evaluation.folder, f"baseline: {config.baseline}"
     if baseline is not None:
         names, others = ([question.record.where for question in one.questions()] for one in (evaluation, baseline))
@@ -120,8 +142,8 @@ def evaluate_checkpoint(config: EvalConfig) -> None:
     print(f"  {set_threads(config.threads)}")
     plain, summary, compared = evaluation.run(config)
     if baseline is not None:
-        other, _, _ = baseline.run(replace(config, ablations={}))
-        compared["baseline"] = compare_answers(about, plain, other, evaluation.metrics)
+        _, other = baseline.answer(baseline.load(config))
+        compared["baseline"] = compare_answers(about, plain, answered(other), evaluation.metrics)
     print(f"{headline(summary)}; see {folder}/summary.json")
     print(metrics_table(summary).as_text())
     if compared:
