@@ -14,9 +14,9 @@ from vpt.evaluation.metrics import METRICS, build_metrics
 from vpt.evaluation.metrics.captions import treebank_words
 from vpt.evaluation.metrics.perception import PERCEPTION, ActionChoice, RegionQuality, confusion, iogt, iou
 from vpt.evaluation.metrics.vqa import normalise as vqa_normalise
-from vpt.evaluation.predictions import Prediction
+from vpt.evaluation.predictions import Prediction, repeat_name
 from vpt.evaluation.statistics import Ratio, difference, estimates, holm, paired_p, smallest_difference
-from vpt.evaluation.summary import headline, metrics_table, summarise
+from vpt.evaluation.summary import headline, image_clusters, metrics_table, summarise
 from vpt.generation.row_state import IGNORED, REPAIRED, PerceptionStep
 
 
@@ -293,6 +293,19 @@ def test_questions_about_one_image_count_as_one():
     assert paired_p(*many, images) == pytest.approx(paired_p(one, two), abs=0.02)
     assert smallest_difference(*many, images) == pytest.approx(smallest_difference(one, two))
     assert difference(*many).high < difference(*many, images).high
+
+
+def test_what_is_a_cluster():
+    """The first look's images; without any, the question, however often it is asked."""
+    items = [
+        said("", "x", images={"image": ["a.png"]}), said("", "x", images={"image": ["a.png"], "dino": ["b.png"]}),
+        said("", "x", images={"image": ["b.png"]}), said("", "x", images={"dino": ["b.png"]}), said("", "x"),
+        said("", "x", images={"image": []}), said("", "x", source="other", images={"image": ["a.png"]}),
+    ]  # fmt: skip
+    items = [replace(item, record=f"file: record {n}") for n, item in enumerate(items)]
+    assert image_clusters(items).tolist() == [0, 0, 1, 2, 3, 4, 5]
+    again = [replace(item, record=repeat_name(item.record, time)) for time in (2, 11) for item in items]
+    assert image_clusters([*items, *again]).tolist() == [0, 0, 1, 2, 3, 4, 5] * 3
 
 
 def test_the_smallest_difference_is_found_in_80_of_100():

@@ -1,6 +1,7 @@
 """`predictions.jsonl`: what was answered, one question a line."""
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -96,6 +97,16 @@ def _known(kind: type, raw: dict[str, Any]) -> dict[str, Any]:
     if "status" in raw:
         raw["status"] = FORMER_STATUS.get(raw["status"], raw["status"])
     return {key: tuple(value) if key == "box" and value else value for key, value in raw.items() if key in names}
+
+
+def repeat_name(record: str, time: int) -> str:
+    """The name under which a record is asked for the second, third ... time."""
+    return f"{record} (answer {time})"
+
+
+def without_repeat(record: str) -> str:
+    """The name of the record that is asked several times."""
+    return re.sub(r" \(answer \d+\)$", "", record)
 
 
 def answered(items: Sequence[Prediction]) -> list[Prediction]:

@@ -11,6 +11,7 @@ from vpt.data.skipping import check_skipped, format_skipped
 from vpt.data.sources.base import Source
 from vpt.data.turns import read_turns, requests_in, shown_images
 from vpt.errors import DataError
+from vpt.evaluation.predictions import repeat_name
 from vpt.perception.batch import VISION_TOWER
 from vpt.perception.requests import REGION
 
@@ -45,7 +46,7 @@ def repeated(asked: Sequence[EvalQuestion], count: int) -> list[EvalQuestion]:
     again = [
         replace(
             question,
-            record=replace(question.record, where=f"{question.record.where} (answer {time})"),
+            record=replace(question.record, where=repeat_name(question.record.where, time)),
             number=question.number + (time - 1) * len(asked),
         )
         for time in range(2, count + 1)

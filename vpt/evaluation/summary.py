@@ -10,7 +10,7 @@ import numpy as np
 from vpt.config.schema import DataConfig
 from vpt.evaluation.metrics import Metric, build_metrics
 from vpt.evaluation.metrics.perception import PERCEPTION, action_label, confusion
-from vpt.evaluation.predictions import Prediction, answered, by_source
+from vpt.evaluation.predictions import Prediction, answered, by_source, without_repeat
 from vpt.evaluation.statistics import Ratio, estimates
 from vpt.generation.row_state import IGNORED, REPAIRED
 from vpt.perception.batch import VISION_TOWER
@@ -80,8 +80,8 @@ def headline(summary: Mapping[str, Any]) -> str:
 
 
 def image_clusters(items: Sequence[Prediction]) -> np.ndarray:
-    """[items] equal numbers for questions about the same image of a data set; what has no image is alone."""
-    keys = [(item.source, str(item.images.get(VISION_TOWER)) if item.images else item.record) for item in items]
+    """[items] equal numbers for questions about the same image of a data set; without one, for the same question."""
+    keys = [(item.source, str(item.images.get(VISION_TOWER) or without_repeat(item.record))) for item in items]
     numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
     return np.array([numbers[key] for key in keys], dtype=int)
 
