@@ -59,6 +59,10 @@ def body(**changes):
     return {"messages": question(None, "what is it?"), **changes}
 
 
+def part(data):
+    return {"type": "image_url", "image_url": {"url": url_of(data)}}
+
+
 def image(url):
     return body(messages=[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "what?"}]}])  # fmt: skip
 
@@ -82,7 +86,8 @@ def refused(reply):
 
 BOMB = png(60_000, 60_000, b"\x00" * 1000)
 WRONG = {
-    "a bomb": (image(url_of(BOMB)), "has 60000x60000 pixels, allowed are 1 to 100000"),
+    "a bomb": (image(url_of(BOMB)), "has 60000x60000 pixels; the images of a request may have 100000 more"),
+    "many large images": (user([part(small(size=(200, 200 + n))) for n in range(3)]), "image 2 has 200x202 pixels; the images of a request may have 19800 more"),
     "no pixels": (image(url_of(png(0, 9))), "image"),
     "a lying header": (image(url_of(png(200, 200, b"\x00" * 50))), "cannot be read"),
     "half an image": (image(url_of(small()[:70])), "cannot be read"),
@@ -152,6 +157,13 @@ def test_bodies_that_are_too_large_or_never_end(service):
         slow.settimeout(20)
         assert slow.recv(4096).startswith(b"HTTP/1.1 408")
     assert idle(service)
+
+
+def test_an_image_counts_once_however_often_it_is_shown(service):
+    """Three times 200x200 pixels are 40,000 of the 100,000 that a request may have."""
+    told = {"type": "text", "text": "what?"}
+    messages = [{"role": "user", "content": [*[part(small(size=(200, 200)))] * 3, told]}]
+    assert post(service, body(messages=messages, max_tokens=2)).status_code == 200
 
 
 @pytest.mark.parametrize("path", ["/examples/..%2f..%2fetc/passwd", "/static/app.py", "/examples/99.png",

@@ -33,7 +33,7 @@ class PromptReader:
     Attributes:
         config: of the trained model.
         special: matches every token of the chat format and of perception, none of which a text may hold.
-        max_images, max_pixels: what a request may have.
+        max_images, max_pixels: what a request may have in all.
         fetch: the bytes at a URL; None: no URL is followed.
     """
 
@@ -120,7 +120,8 @@ class PromptReader:
         name = hashlib.sha256(data).hexdigest()
         if name not in images:
             media = media_store(Path(), self.config.data)
-            images[name] = decode_image(data, media, self.max_pixels, where=f"{param}: image {number}")
+            left = self.max_pixels - sum(image.width * image.height for image in images.values())
+            images[name] = decode_image(data, media, left, where=f"{param}: image {number}")
         return ImageRef(name)
 
     def _bytes(self, url: str, param: str) -> bytes:
@@ -144,7 +145,8 @@ def decode_image(data: bytes, media: MediaStore, max_pixels: int, *, where: str)
     try:
         with Image.open(io.BytesIO(data), formats=[*FORMATS]) as image:
             if not 0 < image.width * image.height <= max_pixels:
-                raise DataError(f"{where} has {image.width}x{image.height} pixels, allowed are 1 to {max_pixels}")
+                size = f"{image.width}x{image.height} pixels"
+                raise DataError(f"{where} has {size}; the images of a request may have {max_pixels} more")
             return media.decode(image, where)
     except DataError:
         raise

@@ -26,7 +26,7 @@ class ServeConfig:
     max_choices: int = bounded(8, low=1)  # n of a request
     max_body_mb: float = bounded(32.0, low=0.001)  # of a request
     max_images: int = bounded(16)  # of a request
-    max_pixels: int = bounded(40_000_000, low=1)  # of an image, before it is decoded
+    max_pixels: int = bounded(40_000_000, low=1)  # of a request's images together, before they are decoded
     timeout: float = bounded(300.0, low=0.1)  # seconds of a request; then its answer is cut off
     body_timeout: float = bounded(30.0, low=0.1)  # seconds that a request may take to arrive
     image_hosts: list[str] = field(default_factory=list)  # hosts that images may be fetched from by https; none
