@@ -15,11 +15,13 @@ from random import Random
 import httpx
 import numpy as np
 import pytest
+from fastapi import Request
 from PIL import Image
 
 from helpers.fuzzing import damaged, scramble
 from helpers.served import ask, idle, question, serving
 from vpt.serving.fetch import fetcher
+from vpt.serving.guard import Guard
 from vpt.serving.protocol import ApiError
 from vpt.serving.settings import ServeConfig
 
@@ -170,6 +172,16 @@ def test_an_image_counts_once_however_often_it_is_shown(service):
                                   "/examples/-1.png", "/v1/models/..%2f", "/v1/nothing", "/%00", "/docs", "/openapi.json"])  # fmt: skip
 def test_paths(service, path):
     refused(HTTP.get(service.url + path))
+
+
+@pytest.mark.parametrize("host", ["x/health?", "x/?", "x/examples/", "x#", "a@b/about?c="])
+def test_no_host_opens_a_path_that_needs_the_key(host):
+    """A path is what was asked for, whatever the header Host says it is."""
+    guard = Guard(None, ServeConfig(checkpoint="x", host="0.0.0.0"), api_key="secret")
+    scope = {"type": "http", "method": "GET", "scheme": "http", "path": "/v1/models", "query_string": b"", "headers": [(b"host", host.encode())]}  # fmt: skip
+    with pytest.raises(ApiError, match="Authorization"):
+        guard.check(Request(scope))
+    guard.check(Request(scope | {"path": "/health"}))
 
 
 def test_lying_headers(service):
