@@ -32,6 +32,7 @@ from vpt.reporting.figures import draw_sheet
 from vpt.reporting.report import write_report
 from vpt.reporting.report_sections import results
 from vpt.reporting.run_artifacts import REPORT
+from vpt.reporting.runs import read_answers
 
 NASTY = "<script>alert('x')</script><img src=http://evil.example/a.png onerror=alert(1)> $x_1$ & \"'"
 
@@ -109,6 +110,24 @@ def test_a_sheet_has_questions_of_any_script_and_without_an_image(run, tmp_path)
         sheet = draw_sheet(tmp_path, load_any_config(run), columns=4, rows=3)
     with Image.open(sheet) as image:
         assert image.width > 1000
+
+
+def test_it_shows_the_answers_that_its_summary_is_about(run, tmp_path, monkeypatch):
+    """Of a smaller data.limit than before: the log keeps 12 lines, and the first four of them were asked again."""
+    items = read_predictions(run / "predictions" / "predictions.jsonl")
+    items[1] = replace(items[1], skipped="its image is broken")
+    (tmp_path / "predictions.jsonl").write_text("".join(json.dumps(asdict(item)) + "\n" for item in items))
+    assert len(read_answers(tmp_path)) == len(items) - 1 == 11, "without a summary, all that were answered"
+    summary = json.loads((run / "summary.json").read_text()) | {"questions": 3, "skipped_questions": 1}
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    assert read_answers(tmp_path) == [items[0], *items[2:4]]
+    assert "Answers to 3 questions of" in Reader(write_report(tmp_path, config=load_any_config(run)).read_text()).text
+    drawn = []
+    monkeypatch.setattr(
+        "vpt.reporting.figures.draw_grid", lambda path, shown, **options: drawn.append((shown, options))
+    )
+    draw_sheet(tmp_path, load_any_config(run))
+    assert len(drawn[0][0]) == 3 and "of 3 test questions right" in drawn[0][1]["title"]
 
 
 def test_it_is_the_same_rebuilt_from_what_is_on_disk(run, tmp_path, capsys):

@@ -9,10 +9,11 @@ from PIL import Image
 from vpt.config.schema import TrainConfig
 from vpt.data.build import build_sources
 from vpt.errors import DataError
-from vpt.evaluation.predictions import PREDICTIONS, Prediction, read_predictions
+from vpt.evaluation.predictions import Prediction
 from vpt.generation.answer_images import CaptionedImage, answer_images, draw_grid, step_note
 from vpt.generation.row_state import IGNORED
 from vpt.reporting.curves import draw_curves
+from vpt.reporting.runs import read_answers
 
 RIGHT, WRONG = "#1b7f3b", "#c0392b"
 
@@ -48,10 +49,10 @@ def draw_run(folder: Path, *, config: TrainConfig) -> list[Path]:
 def draw_sheet(
     folder: Path, config: TrainConfig, *, to: Path | None = None, columns: int = 6, rows: int = 4
 ) -> Path | None:  # fmt: skip
-    """Questions, what was perceived, answers: spread evenly over right and wrong ones of `predictions.jsonl`; None
-    where that is empty.
+    """Questions, what was perceived, answers: spread evenly over right and wrong ones of a folder's answers; None
+    where there are none.
     """
-    items = read_predictions(folder / PREDICTIONS)
+    items = read_answers(folder)
     if not items:
         return None
     opened, right = question_images(config), sum(item.correct for item in items)

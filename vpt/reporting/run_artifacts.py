@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from vpt.errors import CheckpointError
-from vpt.evaluation.predictions import PREDICTIONS, Prediction, read_predictions
+from vpt.evaluation.predictions import PREDICTIONS, Prediction
 from vpt.reporting.curves import Curves, read_curves
 from vpt.reporting.examples import ExampleAnswer, read_examples
-from vpt.reporting.runs import read_summary
+from vpt.reporting.runs import read_answers, read_summary
 
 REPORT = "report.html"
 
@@ -56,7 +56,7 @@ class RunArtifacts:
             page=folder / REPORT,
             curves=read_curves(run) if (run / "metrics.jsonl").is_file() else {},
             summary=read_summary(answers) | read_summary(folder),
-            predictions=read_predictions(answers / PREDICTIONS) if (answers / PREDICTIONS).is_file() else [],
+            predictions=read_answers(answers),
             examples=read_examples(answers),
         )
 

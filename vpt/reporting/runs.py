@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 
 from vpt.config.former_names import with_present_names, with_present_results
 from vpt.errors import CheckpointError
+from vpt.evaluation.predictions import PREDICTIONS, Prediction, answered, read_log
 
 # Keys in which two runs of one experiment may differ
 _NO_DIFFERENCE = (
@@ -51,6 +52,17 @@ def read_summary(folder: Path) -> dict[str, Any]:
     file = folder / "summary.json"
     found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     return with_present_results(found)
+
+
+def read_answers(folder: Path) -> list[Prediction]:
+    """The answers in a folder, those that its summary is about: of fewer questions, the log keeps what was answered
+    before.
+    """
+    if not (folder / PREDICTIONS).is_file():
+        return []
+    summary = read_summary(folder)
+    asked = summary["questions"] + summary.get("skipped_questions", 0) if "questions" in summary else None
+    return answered(read_log(folder / PREDICTIONS)[:asked])
 
 
 def run_summaries(run: Path) -> dict[Path, dict[str, Any]]:
