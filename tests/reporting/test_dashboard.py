@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +13,7 @@ from vpt.errors import CheckpointError
 from vpt.reporting.curves import draw_panel, mean_curve, panel_sections, read_curves
 from vpt.reporting.dashboard import _regex, workspace, write_page
 from vpt.reporting.panels import SECTIONS, Panel
+from vpt.reporting.runs import run_names
 
 
 @pytest.fixture(scope="module")
@@ -27,11 +29,26 @@ def test_a_page_holds_its_pictures_and_every_metric(runs):
     text = page.read_text()
     assert not re.search(r'(src|href)="(?!data:image/|#)', text)  # nothing is fetched from elsewhere
     summary = json.loads((runs[0] / "summary.json").read_text())
-    assert "<td>all</td>" in text and str(summary["questions"]) in text
+    assert f"<td>{runs[0].parent.name}/all</td>" in text and str(summary["questions"]) in text
     metrics = {name for run in runs for name in read_curves(run)}
     panels = [panel for section in SECTIONS.values() for panel in section]
     assert metrics == {name for panel in panels for name in panel.shown(metrics)}  # no metric without a panel
     assert text.count("<svg") == sum(bool(panel.shown(metrics)) * (1 + panel.mean) for panel in panels)
+
+
+def test_runs_of_the_same_name_are_told_apart(tmp_path, monkeypatch):
+    """By their paths below the folder that all are in."""
+    folders = [tmp_path / place for place in ("lr/seed_0", "batch/seed_0", "batch")]
+    for number, folder in enumerate(folders):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "metrics.jsonl").write_text(f'{{"step": 1, "train/loss": {number + 1}.0}}\n')
+        (folder / "summary.json").write_text(json.dumps({"accuracy": (number + 1) / 4, "questions": number}))
+    text = write_page(folders).read_text()
+    for number, name in enumerate(("lr/seed_0", "batch/seed_0", "batch")):
+        assert f"<td>{name}</td><td>{(number + 1) / 4}" in re.sub(r"\s*(</?t[dr])[^>]*>\s*", r"\1>", text)
+    assert run_names(folders[:1]) == ["seed_0"] and run_names(folders[1:]) == ["batch/seed_0", "batch"]
+    monkeypatch.chdir(folders[0])
+    assert run_names([Path("."), Path("../../batch")]) == ["lr/seed_0", "batch"]
 
 
 def test_curves_are_those_of_the_file(runs):

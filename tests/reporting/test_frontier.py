@@ -52,6 +52,7 @@ def test_points_of_a_run(run):
         "always": (0.9, 256), "always: early": (0.7, 200), "always: early, no perception": (0.5, 0),
         "always: late": (0.9, 256), "always: late, no perception": (0.6, 0), "always: sparing": (0.88, 40),
     }  # fmt: skip
+    assert frontier_points(run, name="sweep/always")[1].label == "sweep/always: early"
     best = [(point.accuracy.value, point.visual_tokens.value) for point in pareto(frontier_points(run))]
     assert best == [(0.6, 0), (0.88, 40), (0.9, 256)]
     assert pareto([]) == [] and pareto([FrontierPoint("a", estimate(0.5), estimate(1))])[0].label == "a"

@@ -20,7 +20,7 @@ from vpt.evaluation.paired import compare_predictions, comparison_table, find_pr
 from vpt.evaluation.predictions import read_predictions
 from vpt.reporting.compare_runs import compare_runs, draw_runs, runs_table
 from vpt.reporting.frontier import draw_frontier, frontier_points
-from vpt.reporting.runs import failures, find_runs, unfinished_runs
+from vpt.reporting.runs import failures, find_runs, run_names, unfinished_runs
 from vpt.utils.drawing import save
 
 
@@ -58,7 +58,8 @@ def _compare_runs(folders: Sequence[Path], metrics: Sequence[str], to: Path) -> 
     ]
     (to / "compare.json").write_text(json.dumps(written, indent=1))
     pictures = [draw_runs(groups, metrics, to / "compare.png")]
-    points = [point for run in runs for point in frontier_points(run.folder)]
+    names = run_names([run.folder for run in runs])
+    points = [point for name, run in zip(names, runs) for point in frontier_points(run.folder, name=name)]
     if len({point.visual_tokens.value for point in points}) > 1:
         pictures.append(to / "frontier.png")
         save(draw_frontier(points, {}), pictures[-1])

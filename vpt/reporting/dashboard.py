@@ -1,7 +1,6 @@
 """Curves of runs as one self-contained page, or as a workspace at W&B."""
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,27 +10,27 @@ from vpt.errors import ConfigError
 from vpt.reporting import html
 from vpt.reporting.curves import panel_sections, read_curves
 from vpt.reporting.panels import SECTIONS, Panel
+from vpt.reporting.runs import read_summary, run_names
 from vpt.utils.table import Table
 
 
 def write_page(folders: Sequence[Path]) -> Path:
     """All panels of some runs as one self-contained page in the first of them."""
-    runs = {folder.name: read_curves(folder) for folder in folders}
+    names = run_names(folders)
+    runs = {name: read_curves(folder) for name, folder in zip(names, folders, strict=True)}
     sections = [(name, html.fragments.panels(drawn)) for name, drawn in panel_sections(runs).items()]
-    sections.append(("results", _results(folders)))
+    sections.append(("results", _results(dict(zip(names, folders, strict=True)))))
     page = folders[0] / "dashboard.html"
     page.write_text(html.page(", ".join(runs), sections, lead="Metrics of each run over its steps."), encoding="utf-8")
     return page
 
 
-def _results(folders: Sequence[Path]) -> Markup:
-    """A table of what the runs reached; a run that has not ended has none."""
-    rows: list[list[Any]] = []
-    for folder in folders:
-        summary = folder / "summary.json"
-        reached = json.loads(summary.read_text()) if summary.is_file() else {}
-        rows.append([folder.name, *(reached.get(key, "-") for key in ("accuracy", "questions", "steps"))])
-    return Table(["run", "accuracy", "questions", "steps"], rows).as_html()
+def _results(runs: Mapping[str, Path]) -> Markup:
+    """A table of what the runs reached, by name; a run that has not ended has none."""
+    columns = ("accuracy", "questions", "steps")
+    reached = {name: read_summary(folder) for name, folder in runs.items()}
+    rows = [[name, *(summary.get(key, "-") for key in columns)] for name, summary in reached.items()]
+    return Table(["run", *columns], rows).as_html()
 
 
 def workspace(project: str, entity: str, name: str = "vpt") -> Any:

@@ -24,11 +24,14 @@ class FrontierPoint:
     visual_tokens: Estimate
 
 
-def frontier_points(run: Path) -> list[FrontierPoint]:
-    """A point for each evaluation of a run; those whose answers without perception are known have that one, too."""
-    points = []
+def frontier_points(run: Path, *, name: str = "") -> list[FrontierPoint]:
+    """A point for each evaluation of a run; those whose answers without perception are known have that one, too.
+
+    `name`: of the run among others (`run_names`); by default its folder's.
+    """
+    points, name = [], name or run.name
     for folder, summary in run_summaries(run).items():
-        label = run.name if folder == run else f"{run.name}: {folder.name}"
+        label = name if folder == run else f"{name}: {folder.name}"
         tokens = summary.get("perception", {}).get("extra_visual_tokens")
         score: dict[str, Any] = next(
             (found for metrics in summary.get("metrics", {}).values() for found in metrics.values()), {}

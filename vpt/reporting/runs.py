@@ -1,6 +1,7 @@
 """Runs on the disk: their settings, what they reached, in what they differ, and which have not ended."""
 
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,13 @@ def find_runs(folders: Iterable[Path]) -> list[RunSummary]:
             raise CheckpointError(f"{folder} holds no run (config.yaml and metrics.jsonl); give outputs/RUN_NAME")
         runs.extend(read_run(path) for path in found)
     return runs
+
+
+def run_names(folders: Sequence[Path]) -> list[str]:
+    """A name for each run that no other one has: its path below the folder that all are in."""
+    paths = [os.path.abspath(folder) for folder in folders]
+    shared = os.path.commonpath([os.path.dirname(path) for path in paths])
+    return [Path(path).relative_to(shared).as_posix() for path in paths]
 
 
 def read_run(folder: Path) -> RunSummary:
