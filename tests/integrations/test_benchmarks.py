@@ -53,6 +53,9 @@ def test_the_preset_and_its_table():
 @pytest.mark.parametrize(("arguments", "said"), [
     (["checkpoint=a", "benchmarks=[vstr]"], "is not one of vstar"), (["limit=3"], "give one of checkpoint"),
     (["checkpoint=a", "url=b"], "give one of"), (["chekpoint=a"], "did you mean checkpoint"),
+    (["url=b", "action=region"], "action=region is of a checkpoint; .*generation.action=region"),
+    (["url=b", "device=cuda"], "device=cuda is of a checkpoint"), (["checkpoint=a", "name=b"], "name=b is of a server"),
+    (["url=b", "max_side=9"], "max_side"),
 ])  # fmt: skip
 def test_wrong_arguments(arguments, said):
     with pytest.raises(ConfigError, match=said):

@@ -8,11 +8,13 @@ The table has each score with its interval, and the smallest difference between 
 can show. vpt/integrations/benchmarks.yaml says what each benchmark needs; lmms-eval fetches its data.
 
     checkpoint               as of eval.py
-    url, name                a server of the OpenAI chat format in place of a checkpoint, and what it calls the model
+    url, name                a server of the OpenAI chat format in place of a checkpoint, and what it calls the model;
+                             action and the sizes of images and prompts are its own
     benchmarks               some of them; all by default
-    action                   free; none; region or a re-encoder's name: what answers begin with
+    action                   of a checkpoint: free; none; region or a re-encoder's name: what answers begin with
     limit                    the first questions of each task only
-    batch_size, device       of a checkpoint
+    batch_size               questions that are asked together
+    device                   of a checkpoint
     tasks                    a folder of task files in place of lmms-eval's own
     out                      the scores of all questions; outputs/benchmarks.json by default
 """
@@ -37,7 +39,22 @@ def read_arguments(arguments: Sequence[str]) -> BenchmarksConfig:
             raise ConfigError(f"benchmarks={name} is not one of {', '.join(known)}{did_you_mean(name, known)}")
     if (config.checkpoint is None) == (config.url is None):
         raise ConfigError("give one of checkpoint=RUN and url=http://HOST:PORT/v1")
+    _check_who(config)
     return config
+
+
+def _check_who(config: BenchmarksConfig) -> None:
+    """Raises ConfigError for a setting of a checkpoint where a server answers, or the other way round."""
+    usual = BenchmarksConfig()
+    if config.url is not None and config.action is not None:
+        raise ConfigError(
+            f"action={config.action} is of a checkpoint; start the server with it: vpt serve "
+            f"generation.action={config.action}"
+        )
+    if config.url is not None and config.device != usual.device:
+        raise ConfigError(f"device={config.device} is of a checkpoint; start the server with it: vpt serve device=...")
+    if config.checkpoint is not None and config.name != usual.name:
+        raise ConfigError(f"name={config.name} is of a server; leave it out, or give url= in place of checkpoint=")
 
 
 def main(arguments: Sequence[str]) -> None:
