@@ -15,7 +15,7 @@ from vpt.cli.benchmarks import read_arguments
 from vpt.errors import ConfigError
 from vpt.evaluation.statistics import smallest_difference_unpaired
 from vpt.integrations import benchmarks
-from vpt.integrations.benchmarks import preset, run, score_of, table
+from vpt.integrations.benchmarks import Scored, clusters_of, preset, run, score_of, table
 
 SCHEMAS = {  # benchmark -> the task file of lmms-eval, and a row of its data
     "vstar": ("vstar_bench/vstar_bench", {"text": "What colour is it? (A) red (B) blue", "label": "A",
@@ -38,9 +38,11 @@ def test_the_preset_and_its_table():
     known = preset()
     assert [*known] == [*SCHEMAS]
     scores = {"vstar": [1.0] * 96 + [0.0] * 95, "pope": [1.0, 1.0]}
-    text = table(scores).as_text()
+    text = table({name: Scored(found, [*range(len(found))]) for name, found in scores.items()}).as_text()
     assert "0.5026" in text and "0.4346 to 0.5759" in text and "191" in text and "0.1433" in text
     assert smallest_difference_unpaired([1.0, 0.0] * 500) == pytest.approx(2.8 * (0.5 / 1000) ** 0.5)
+    for right in (0.0, 1.0):  # two of two: as if three of four, not surely all
+        assert smallest_difference_unpaired([right] * 2) == pytest.approx(2.8 * (2 * 3 / 16 / 2) ** 0.5)
     assert (
         score_of({"m": 1.0}, "m")
         == score_of({"m": {"is_correct": True}}, "m")
@@ -48,6 +50,18 @@ def test_the_preset_and_its_table():
     )
     with pytest.raises(ConfigError, match="gives no score called m"):
         score_of({"m": "yes"}, "m")
+
+
+def test_four_orders_of_a_question_are_no_four_questions():
+    """HR-Bench has every image four times: where the answers to them agree, intervals are those of the images."""
+    alone = Scored([1.0] * 120 + [0.0] * 80, [*range(200)])
+    rows = [{"doc": {"image": f"image {number % 200}", "index": number}} for number in range(800)]
+    every = Scored(alone.scores * 4, clusters_of(rows, preset()["hrbench_4k"].cluster))
+    one, four = (table({"hrbench_4k": found}).rows[0] for found in (alone, every))
+    assert one[2:4] == four[2:4] and four[4] == 800 and four[6] == pytest.approx(one[6])
+    assert clusters_of(rows[:3], preset()["vstar"].cluster) == clusters_of([{}] * 3, "image") == [0, 1, 2]
+    graded = smallest_difference_unpaired([0.0, 1.0] * 400, np.repeat(np.arange(400), 2))
+    assert graded < smallest_difference_unpaired([0.0, 1.0] * 400) / 5, "images that are all half right are much alike"
 
 
 @pytest.mark.parametrize(("arguments", "said"), [
@@ -98,7 +112,7 @@ def test_every_benchmark_runs_and_a_server_scores_alike(all_parts, tmp_path, mon
     (tmp_path / "model").mkdir()
     save_weights(tmp_path / "model", all_parts)
     scores = run(read_arguments([f"checkpoint={tmp_path / 'model'}", f"tasks={tasks}", "device=cpu", "limit=3"]))
-    assert {name: len(found) for name, found in scores.items()} == dict.fromkeys(SCHEMAS, 3)
+    assert {name: len(found.scores) for name, found in scores.items()} == dict.fromkeys(SCHEMAS, 3)
     said = {}
 
     def noted(sample, metric, score=score_of):

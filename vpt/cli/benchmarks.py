@@ -5,7 +5,8 @@
     vpt benchmarks url=http://127.0.0.1:8000/v1 name=dino
 
 The table has each score with its interval, and the smallest difference between two models that the number of questions
-can show. vpt/integrations/benchmarks.yaml says what each benchmark needs; lmms-eval fetches its data.
+can show; questions about one image, of which HR-Bench and POPE have several, count together.
+vpt/integrations/benchmarks.yaml says what each benchmark needs; lmms-eval fetches its data.
 
     checkpoint               as of eval.py
     url, name                a server of the OpenAI chat format in place of a checkpoint, and what it calls the model;
@@ -63,9 +64,9 @@ def main(arguments: Sequence[str]) -> None:
         print(__doc__)
         return
     config = read_arguments(arguments)
-    scores = run(config)
+    scored = run(config)
     out = Path(config.out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(scores))
-    print(table(scores).as_text())
+    out.write_text(json.dumps({name: found.scores for name, found in scored.items()}))
+    print(table(scored).as_text())
     print(f"wrote {out}")

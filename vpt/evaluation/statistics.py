@@ -149,10 +149,17 @@ def smallest_difference(one: Ratio, two: Ratio, clusters: np.ndarray | None = No
     return min(max(POWER * error, _FEWEST) / one.questions, 1.0)
 
 
-def smallest_difference_unpaired(scores: Sequence[float]) -> float:
-    """As `smallest_difference`, of two models of about this accuracy whose answers are independent of each other."""
-    share = sum(scores) / len(scores)
-    return POWER * math.sqrt(2 * max(share * (1 - share), 1e-12) / len(scores))
+def smallest_difference_unpaired(scores: Sequence[float], clusters: np.ndarray | None = None) -> float:
+    """As `smallest_difference`, of two models of about this accuracy whose answers are independent of each other.
+
+    A cluster that is all right and one that is all wrong are added, so that of a few questions that are all right it is
+    not 0.
+    """
+    sums, sizes = _cluster_sums(np.stack([np.array(scores, dtype=float), np.ones(len(scores))], axis=1), clusters).T
+    count, size = len(sizes), sizes.mean()
+    sums, sizes = np.append(sums, [size, 0.0]), np.append(sizes, [size, size])
+    variance = np.square(sums - sums.sum() / sizes.sum() * sizes).mean() / size**2
+    return POWER * math.sqrt(2 * variance / count)
 
 
 def _cluster_sums(columns: np.ndarray, clusters: np.ndarray | None) -> np.ndarray:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from omegaconf import OmegaConf
 
 from vpt.errors import ConfigError, require
@@ -31,6 +32,15 @@ class Benchmark:
     max_new_tokens: int
     answer: str
     note: str
+    cluster: str = ""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The score of every question of a benchmark; `clusters` numbers those that are not independent alike."""
+
+    scores: list[float]
+    clusters: list[int]
 
 
 @dataclass
@@ -55,11 +65,11 @@ def preset(path: Path = PRESET) -> dict[str, Benchmark]:
     return {name: Benchmark(**values) for name, values in read.items()}
 
 
-def run(config: BenchmarksConfig) -> dict[str, list[float]]:
+def run(config: BenchmarksConfig) -> dict[str, Scored]:
     """The score of every question of each benchmark, answered through lmms-eval's own runner."""
     evaluator = require("lmms_eval.evaluator", "lmms", "running benchmarks")
     tasks = require("lmms_eval.tasks", "lmms", "running benchmarks")
-    known, scores = preset(), {}
+    known, scored = preset(), {}
     for name in config.benchmarks or [*known]:
         chosen = known[name]
         manager = tasks.TaskManager(
@@ -71,8 +81,10 @@ def run(config: BenchmarksConfig) -> dict[str, list[float]]:
             gen_kwargs=f"max_new_tokens={chosen.max_new_tokens}",
         )  # fmt: skip
         samples = [sample for found in results["samples"].values() for sample in found]
-        scores[name] = [score_of(sample, chosen.metric) for sample in samples]
-    return scores
+        scored[name] = Scored(
+            [score_of(sample, chosen.metric) for sample in samples], clusters_of(samples, chosen.cluster)
+        )
+    return scored
 
 
 def _answerer(config: BenchmarksConfig, chosen: Benchmark) -> dict[str, str]:
@@ -94,12 +106,20 @@ def score_of(sample: Mapping[str, Any], metric: str) -> float:
     return float(found)
 
 
-def table(scores: Mapping[str, Sequence[float]]) -> Table:
+def clusters_of(samples: Sequence[Mapping[str, Any]], field: str) -> list[int]:
+    """Equal numbers for questions whose row of the data has the same in this field; without it each is alone."""
+    keys = [sample.get("doc", {}).get(field, number) for number, sample in enumerate(samples)]
+    numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+    return [numbers[key] for key in keys]
+
+
+def table(scored: Mapping[str, Scored]) -> Table:
     """A row for each benchmark."""
     known, rows = preset(), []
-    for name, found in scores.items():
-        (estimate,) = estimates({name: Ratio.mean(found)}).values()
-        rows.append((name, known[name].metric, estimate.value, Range(estimate.low, estimate.high), len(found),
-                     known[name].questions, smallest_difference_unpaired(found)))  # fmt: skip
+    for name, found in scored.items():
+        scores, clusters = found.scores, np.array(found.clusters)
+        (estimate,) = estimates({name: Ratio.mean(scores)}, clusters).values()
+        rows.append((name, known[name].metric, estimate.value, Range(estimate.low, estimate.high), len(scores),
+                     known[name].questions, smallest_difference_unpaired(scores, clusters)))  # fmt: skip
     columns = ["benchmark", "metric", "score", "95% interval", "asked", "of", "smallest difference"]
     return Table(columns, rows, {"score": ".4f", "95% interval": ".4f", "smallest difference": ".4f"})
