@@ -73,6 +73,8 @@ def test_a_server_that_stays_away_leaves_what_it_said_before(serve, tmp_path):
 
 @pytest.mark.parametrize(("reply", "score"), [
     ("score: 0.7", 0.7), ("Score:1", 1.0), ("score: 1.0", 1.0), ("score: .5", 0.5), ("score: 0", 0.0),
+    ("score: <0.8>", 0.8), ("**Score**: 0.8", 0.8), ("**Score:** 0.8", 0.8), ("score: **0.8**", 0.8), ("`score: 0.8`", 0.8),
+    ('{"score": 0.8}', 0.8), ("score: <score>\nScore: <1>", 1.0), ("__Score__ = 0.8", 0.8), ("score: -0.8", None),
     ("score: 7", None), ("score: 10", None), ("score: 1.5", None), ("0.7", None), ("", None),
 ])  # fmt: skip
 def test_scores_in_replies(reply, score):

@@ -32,7 +32,7 @@ Standard answer: {target}
 Model's answer: {answer}
 
 Reply with one line: score: <score>"""
-_SCORE = re.compile(r"score\s*:\s*\**\s*(\d*\.?\d+)", re.IGNORECASE)
+_SCORE = re.compile(r"score[*_\"'`\s]*[:=][*_\"'`<\s]*(\d*\.?\d+)", re.IGNORECASE)  # marked up as chat models do
 
 
 def read_score(reply: str) -> float | None:
