@@ -126,10 +126,19 @@ def test_save_and_open(page, tmp_path, folder):
     page.set_input_files("#file", str(kept))
     ended(page, 1)
     assert page.locator(".said").inner_text() == said
-    for wrong in ("{}", '{"turns": 7}', '{"turns": [{"question": "<img src=x onerror=alert(1)>", "answers": []}]}'):
+    for wrong in (
+        "{}",
+        '{"turns": 7}',
+        '{"turns": [{"question": "a", "answers": []}, {"question": "b", "answers": [{}]}]}',
+    ):
         kept.write_text(wrong)
         page.set_input_files("#file", str(kept))
         page.wait_for_timeout(100)
+        assert page.locator("#hint").inner_text() == "this file holds no saved conversation"
+        assert page.locator(".turn").count() == 1 and page.locator(".said").inner_text() == said
+    kept.write_text('{"turns": [{"question": "<img src=x onerror=alert(1)>", "answers": []}]}')
+    page.set_input_files("#file", str(kept))
+    page.wait_for_timeout(100)
     assert page.locator(".turn h2").inner_text() == "<img src=x onerror=alert(1)>"
 
 

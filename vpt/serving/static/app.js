@@ -189,20 +189,26 @@ function clear() {
   $("save").disabled = true;
 }
 
+function restore(saved) {
+  clear();
+  for (const turn of saved) {
+    turns.push(turn);
+    showTurn(turns.length - 1);
+    for (const own of turn.answers) cardOf(turns.length - 1, own);
+  }
+  busy(false);
+}
+
 async function open(text) {
+  const before = turns;
   try {
     const read = JSON.parse(text).turns;
     if (!read.every((turn) => typeof turn.question === "string" && Array.isArray(turn.answers))) throw new Error();
-    clear();
-    for (const turn of read) {
-      turns.push(turn);
-      showTurn(turns.length - 1);
-      for (const own of turn.answers) cardOf(turns.length - 1, own);
-    }
+    restore(read);
     if (turns[0]?.url) await setImage(turns[0].url);
     next = null;
-    busy(false);
   } catch {
+    if (turns !== before) restore(before); // what was opened cannot be shown
     $("hint").hidden = false;
     $("hint").textContent = "this file holds no saved conversation";
   }
