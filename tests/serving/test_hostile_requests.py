@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import os
+import re
 import socket
 import struct
 import threading
@@ -177,7 +178,7 @@ def test_paths(service, path):
 @pytest.mark.parametrize("host", ["x/health?", "x/?", "x/examples/", "x#", "a@b/about?c="])
 def test_no_host_opens_a_path_that_needs_the_key(host):
     """A path is what was asked for, whatever the header Host says it is."""
-    guard = Guard(None, ServeConfig(checkpoint="x", host="0.0.0.0"), api_key="secret")
+    guard = Guard(None, ServeConfig(checkpoint="x", host="0.0.0.0"), api_key="secret", refused=lambda status: None)
     scope = {"type": "http", "method": "GET", "scheme": "http", "path": "/v1/models", "query_string": b"", "headers": [(b"host", host.encode())]}  # fmt: skip
     with pytest.raises(ApiError, match="Authorization"):
         guard.check(Request(scope))
@@ -334,6 +335,27 @@ def test_a_fetched_image(all_parts, monkeypatch):
             assert "answers 302" in refused(post(fetching, image(f"https://{host}/b.png")))
             assert "nothing is fetched" in refused(post(fetching, image(f"http://{host}/a.png")))
         pictures.shutdown()
+
+
+def test_what_is_refused_is_counted(all_parts, monkeypatch):
+    """By its status, wherever it is refused: by the guard, for want of a path, of a limit, of sense, or by a fault."""
+    with serving(all_parts, api_key="secret", max_body_mb=0.001) as counting:
+        key, url = {"Authorization": "Bearer secret"}, f"{counting.url}/v1/chat/completions"
+        monkeypatch.setattr(counting, "model_card", lambda: 1 / 0)
+        got = [
+            HTTP.get(f"{counting.url}/v1/models"), HTTP.get(counting.url, headers={"Host": "evil.example"}),
+            HTTP.post(url, content="a", headers=key), HTTP.get(f"{counting.url}/v1/nothing", headers=key),
+            HTTP.get(f"{counting.url}/examples/a.png"), HTTP.get(url, headers=key),
+            post(counting, body(max_tokens=0), **key), post(counting, b" " * 2000, **key),
+            HTTP.get(f"{counting.url}/v1/models", headers=key),
+        ]  # fmt: skip
+        wanted = [401, 403, 415, 404, 404, 405, 400, 413, 500]
+        assert [reply.status_code for reply in got] == wanted
+        told = HTTP.get(f"{counting.url}/metrics", headers=key).text
+    counted = {
+        int(status): float(count) for status, count in re.findall(r'refused_requests_total{status="(\d+)"} (.+)', told)
+    }
+    assert counted == {status: wanted.count(status) for status in wanted}
 
 
 def test_time_is_bounded(service):

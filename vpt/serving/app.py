@@ -142,8 +142,8 @@ def build_app(
 ) -> FastAPI:
     """The application; its engine is started and ended by `vpt.cli.serve`. `examples`: the page's, else drawn ones."""
     app = FastAPI(title="vpt", docs_url=None, redoc_url=None, openapi_url=None)
-    app.add_middleware(Guard, config=config, api_key=api_key)
     metrics = Metrics(service.engine)
+    app.add_middleware(Guard, config=config, api_key=api_key, refused=metrics.refused)
     endpoint = Endpoint(service, config, metrics)
     app.post("/v1/chat/completions")(endpoint.chat)
 
@@ -197,26 +197,27 @@ def _add_page(
 
 
 def _add_errors(app: FastAPI, metrics: Metrics) -> None:
-    """Every error in OpenAI's shape."""
+    """Every error in OpenAI's shape, and counted."""
 
-    async def ours(_: Request, error: Exception) -> Response:
-        if not isinstance(error, ApiError):
-            error = ApiError(400, str(error))
+    def refusal(error: ApiError) -> Response:
         metrics.refused(error.status)
         return error.response()
 
+    async def ours(_: Request, error: Exception) -> Response:
+        return refusal(error if isinstance(error, ApiError) else ApiError(400, str(error)))
+
     async def others(_: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        return ApiError(error.status_code, str(error.detail)).response()
+        return refusal(ApiError(error.status_code, str(error.detail)))
 
     async def no_number(_: Request, error: Exception) -> Response:
-        return ApiError(404, "there is no such path").response()
+        return refusal(ApiError(404, "there is no such path"))
 
     async def gone(_: Request, error: Exception) -> Response:
         return Response(status_code=499)
 
     async def broken(_: Request, error: Exception) -> Response:
-        return ApiError(500, "the server failed at this request", kind="server_error").response()
+        return refusal(ApiError(500, "the server failed at this request", kind="server_error"))
 
     app.add_exception_handler(UserError, ours)
     app.add_exception_handler(HTTPException, others)

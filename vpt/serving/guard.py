@@ -2,6 +2,7 @@
 
 import asyncio
 import hmac
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from fastapi import Request
@@ -16,11 +17,14 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 @dataclass
 class Guard:
-    """Refuses requests before they are read: for another host than ours, of another site's page, without the key."""
+    """Refuses requests before they are read: for another host than ours, of another site's page, without the key. Tells
+    `refused` the status.
+    """
 
     app: ASGIApp
     config: ServeConfig
     api_key: str | None
+    refused: Callable[[int], None]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -28,6 +32,7 @@ class Guard:
         try:
             self.check(Request(scope))
         except ApiError as error:
+            self.refused(error.status)
             return await error.response()(scope, receive, send)
         return await self.app(scope, receive, send)
 
