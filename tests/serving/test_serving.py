@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import math
+import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ from PIL import Image
 
 from conftest import compose_config
 from helpers.served import ask, client, data_url, idle, question, serving, shown
+from vpt.cli.serve import listen, url_of
 from vpt.generation.answer_images import answer_images
 from vpt.generation.generator import Generator
 from vpt.generation.kv_cache import KVCache
@@ -27,7 +29,9 @@ from vpt.serving import rows as rows_module
 from vpt.serving import service as service_module
 from vpt.serving.engine import Engine
 from vpt.serving.examples import example_images
+from vpt.serving.replies import ReplyWriter
 from vpt.serving.rows import Prompt, held_back, until
+from vpt.serving.settings import ServeConfig
 
 TEXT = "what is the red shape?"
 WAYS = [
@@ -190,6 +194,21 @@ def test_logprobs(service, images):
     pieces = ask(service, images[0], TEXT, max_tokens=9, action="none", logprobs=True, top_logprobs=3, stream=True)
     found = [entry for piece in pieces for c in piece.choices if c.logprobs for entry in c.logprobs.content]
     assert [entry.logprob for entry in found] == pytest.approx([entry.logprob for entry in content], rel=1e-3)
+
+
+def test_bytes_of_a_character_in_parts_are_not_told(all_parts):
+    """Tokens of a byte-level vocabulary may be parts of a character; together they are one."""
+    tokens = all_parts.tokenizer.encode("\u00fc\U0001f600")
+    writer = ReplyWriter("tiny", None, all_parts.tokenizer.decode)
+    told = [writer._logprob(token, -1.0) for token in tokens]
+    assert len(tokens) > 2 and all(one["bytes"] is None and one["token"] for one in told)
+    assert writer._logprob(all_parts.tokenizer.encode("a")[0], -1.0) == {"token": "a", "logprob": -1.0, "bytes": [97]}
+
+
+@pytest.mark.parametrize(("host", "url"), [("127.0.0.1", r"http://127\.0\.0\.1:\d+"), ("::1", r"http://\[::1\]:\d+")])
+def test_where_it_listens_is_a_url(host, url):
+    with listen(ServeConfig(checkpoint="x", host=host, port=0)) as listening:
+        assert re.fullmatch(url, url_of(listening)) and httpx.URL(url_of(listening)).port > 0
 
 
 @pytest.mark.parametrize("action", ["region", "dino"])

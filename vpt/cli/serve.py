@@ -64,8 +64,8 @@ def main(arguments: Sequence[str]) -> None:
     service = Service(load_pretrained(config.checkpoint, device=config.device, paths=paths), config)
     server = build_server(service, config, example_images(trained))
     service.engine.start()
-    host, port = listening.getsockname()[:2]
-    print(f"{service.name}: page http://{host}:{port}/, endpoint http://{host}:{port}/v1\n{threads}", flush=True)
+    address = url_of(listening)
+    print(f"{service.name}: page {address}/, endpoint {address}/v1\n{threads}", flush=True)
     try:
         server.run(sockets=[listening])
     finally:
@@ -93,6 +93,12 @@ def listen(config: ServeConfig) -> socket.socket:
     except OSError as error:
         raise ConfigError(f"host={config.host} port={config.port}: {error.strerror}; give another port=N") from None
     return listening
+
+
+def url_of(listening: socket.socket) -> str:
+    """What clients call the address at which a socket listens."""
+    host, port = listening.getsockname()[:2]
+    return f"http://[{host}]:{port}" if listening.family == socket.AF_INET6 else f"http://{host}:{port}"
 
 
 def read_arguments(arguments: Sequence[str]) -> ServeConfig:

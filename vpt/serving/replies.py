@@ -82,8 +82,9 @@ class ReplyWriter:
         ]
 
     def _logprob(self, token: int, logprob: float) -> dict[str, Any]:
+        """A token that is a part of a character has no text, and no bytes of one are told."""
         text = self.decode([token])
-        return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+        return {"token": text, "logprob": logprob, "bytes": None if "\ufffd" in text else list(text.encode())}
 
 
 def finish_reason(answer: Answer) -> str:
