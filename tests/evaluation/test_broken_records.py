@@ -11,6 +11,7 @@ from vpt.cli.train import train
 from vpt.data.skipping import too_many
 from vpt.errors import DataError
 from vpt.evaluation.predictions import read_predictions
+from vpt.reporting.report import write_report
 
 
 def record(*images: str, messages: list[dict] | None = None) -> dict:
@@ -93,6 +94,22 @@ def test_another_test_file(run, capsys):
     capsys.readouterr()
     evaluate_checkpoint(compose_eval(f"checkpoint={run}", "name=mixed", "pictures=false", "data.limit=3"))
     assert "2 questions; 1 left out" in capsys.readouterr().out
+
+
+def test_a_report_written_anew_finds_the_images_of_another_data_set(run, root, tmp_path):
+    """Another test set, under another name, in another folder of data, all of which the run was not trained with."""
+    (tmp_path / "own.jsonl").write_text(json.dumps(record("c.png")) + "\n")
+    (tmp_path / "c.png").write_bytes((root / "a.png").read_bytes())
+    own = "data.test={mine:{options:{path:own.jsonl}}}"
+    evaluate_checkpoint(compose_eval(f"checkpoint={run}", f"data.root={tmp_path}", own, "name=own"))
+    page = run / "eval" / "own" / "report.html"
+    before = page.read_text()
+    assert "no picture" not in before and before.count("data:image/") >= 1
+    write_report(page.parent)
+    assert page.read_text() == before
+    again = compose_eval(f"checkpoint={run}", f"data.root={tmp_path}/.", own, "name=own", "pictures=false")
+    evaluate_checkpoint(again)
+    assert not list(page.parent.glob("earlier*")), "the folder of data changes no answer"
 
 
 @pytest.mark.parametrize(("skipped", "rows", "share", "refused"), [

@@ -108,8 +108,8 @@ def answer_questions(
 
 
 def answer_settings(config: TrainConfig, weights: str) -> dict[str, Any]:
-    """Settings that change an answer; earlier answers under other settings are not taken up."""
-    data = that_matters(asdict(config.data))
+    """Settings that change an answer; earlier answers under other settings are not taken up. And where images are."""
+    data = that_matters(asdict(config.data)) | {"root": config.data.root}
     data["test"] = {name: node | {"metrics": None} for name, node in data["test"].items()}
     generation = asdict(config.generation)
     del generation["batch_size"]

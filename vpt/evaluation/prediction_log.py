@@ -27,6 +27,15 @@ def that_matters(data: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in data.items() if key not in NO_MATTER}
 
 
+def read_settings(folder: Path) -> dict[str, Any]:
+    """`settings.json` beside the answers of a folder: what they were given under; empty where there is none."""
+    file = folder / SETTINGS
+    stored = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if "control" in stored:
+        stored["ablation"] = stored.pop("control")  # as version 0.1 called it
+    return with_present_names(stored)
+
+
 class PredictionLog:
     """The predictions of one evaluation, those of an earlier process included. Used as a context."""
 
@@ -37,7 +46,7 @@ class PredictionLog:
 
         Args:
             folder: where the files are.
-            settings: whatever changes an answer.
+            settings: whatever changes an answer; of `data` other keys, too, which are noted.
             records: names of the questions' records, in order.
         """
         self.path, self._settings = folder / PREDICTIONS, folder / SETTINGS
@@ -55,13 +64,11 @@ class PredictionLog:
 
     def _differs(self, settings: dict[str, Any], records: Sequence[str]) -> str | None:
         """Name the first difference from the evaluation in the folder; None where it is the same one."""
-        stored = json.loads(self._settings.read_text(encoding="utf-8")) if self._settings.exists() else {}
-        if "control" in stored:
-            stored["ablation"] = stored.pop("control")  # as version 0.1 called it
-        before = with_present_names(stored)
-        if "data" in before:
-            before["data"] = that_matters(before["data"])
-        changed = [key for key in sorted({*before, *settings}) if not _agree(before.get(key), settings.get(key))]
+        before, now = (
+            one | ({"data": that_matters(one["data"])} if "data" in one else {})
+            for one in (read_settings(self.path.parent), settings)
+        )
+        changed = [key for key in sorted({*before, *now}) if not _agree(before.get(key), now.get(key))]
         if changed:
             return f"with other settings ({', '.join(changed)})"
         names = [item.record for item in read_log(self.path)]

@@ -8,8 +8,9 @@ from urllib.parse import quote
 from markupsafe import Markup
 
 from vpt.checkpoint.load import load_any_config
-from vpt.config.schema import TrainConfig
+from vpt.config.schema import SourceConfig, TrainConfig
 from vpt.errors import UserError
+from vpt.evaluation.prediction_log import read_settings
 from vpt.generation.answer_images import CaptionedImage, answer_images
 from vpt.reporting import html
 from vpt.reporting.examples import ExampleAnswer
@@ -24,7 +25,7 @@ def write_report(folder: Path, *, config: TrainConfig | None = None) -> Path:
 
     Args:
         folder: `outputs/RUN_NAME`, or a folder of `predictions.jsonl`.
-        config: where the test images come from; by default as the run was trained.
+        config: where the test images come from; by default as the answers' own settings say.
 
     Raises:
         CheckpointError: where the folder holds neither a run nor answers.
@@ -55,7 +56,7 @@ def image_loader(
     if not found.examples:
         return lambda example: ""
     try:
-        opened = question_images(config or load_any_config(found.run))
+        opened = question_images(config or _config_of(found))
     except UserError as error:
         reason = f"no pictures: {error}"
         return lambda example: reason
@@ -66,6 +67,15 @@ def image_loader(
         return image if isinstance(image, str) else answer_images(image, item.trace, example.maps, evidence=item.box)
 
     return images_of
+
+
+def _config_of(found: RunArtifacts) -> TrainConfig:
+    """The run's configuration, with the test sets and the folder of data that its answers are about."""
+    config, data = load_any_config(found.run), read_settings(found.answers).get("data", {})
+    if "test" in data:
+        config.data.test = {name: SourceConfig(**node) for name, node in data["test"].items()}
+    config.data.root = data.get("root", config.data.root)
+    return config
 
 
 def _lead(found: RunArtifacts) -> str:
