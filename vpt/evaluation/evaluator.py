@@ -38,7 +38,7 @@ def evaluate(
     Args:
         parts, config: the model, and how it was trained and is to answer.
         folder: for results; answers that it holds of an interrupted evaluation are kept.
-        weights: a digest of the checkpoint (`checkpoint.digest`).
+        weights: a digest of the checkpoint (`vpt.checkpoint.load.weights_digest`).
         limit: the first n questions only.
         world: where several processes, all of which hold the whole model, share the work. Rank 0 writes.
 

@@ -64,7 +64,7 @@ class Engine:
             self.reserved += rows
 
     def release(self, rows: int) -> None:
-        """Free places in the batch."""
+        """Give back places that were reserved for rows which do not come."""
         with self._changed:
             self.reserved -= rows
 

@@ -16,7 +16,7 @@ from vpt.perception.requests import REGION
 
 
 class EvidenceAblation(Ablation):
-    """Re-encoders are shown the true box alone, where the record knows it."""
+    """Changes what is re-encoded to tell of the true box alone, where the record knows it."""
 
     def applies_to(self, plain: Prediction) -> bool:
         return bool(plain.actions) and REGION not in plain.actions and plain.box is not None

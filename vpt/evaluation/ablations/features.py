@@ -16,7 +16,7 @@ GREY = (128, 128, 128)
 
 
 class FeaturesZeroed(Ablation):
-    """Every re-encoded token is zero. Conditioning adds nothing: (0 . c) c = 0."""
+    """Every perceived token is zero, those of crops, too. Conditioning adds nothing: (0 . c) c = 0."""
 
     description = "perceived features zeroed"
 
