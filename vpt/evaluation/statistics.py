@@ -18,6 +18,7 @@ from vpt.errors import require
 
 RESAMPLES = 2000
 LEVEL = 0.95
+SEED = 0  # of all that is drawn here, so that the same answers have the same intervals
 POWER = 1.96 + 0.84  # standard errors: two-sided, at 5 %, found in 80 of 100 comparisons
 FLIPS = 10_000  # random draws of signs, where all of them would be more
 _FEWEST = 6  # questions answered otherwise, all for the better, that an exact test at 5 % takes for a difference
@@ -50,15 +51,6 @@ class Ratio:
         """Number of questions with a denominator other than 0."""
         return int((self.denominator != 0).sum())
 
-    @property
-    def scores(self) -> np.ndarray:
-        """[questions that count] the score of each, where the ratio is a mean."""
-        return self.numerator[self.denominator != 0]
-
-    def select(self, index: Sequence[int]) -> "Ratio":
-        """The ratio over the questions at these indices."""
-        return Ratio(self.numerator[list(index)], self.denominator[list(index)])
-
 
 @dataclass(frozen=True)
 class Estimate:
@@ -70,15 +62,13 @@ class Estimate:
     questions: int
 
 
-def estimates(
-    ratios: Mapping[str, Ratio], clusters: np.ndarray | None = None, *, seed: int = 0
-) -> dict[str, Estimate]:  # fmt: skip
+def estimates(ratios: Mapping[str, Ratio], clusters: np.ndarray | None = None) -> dict[str, Estimate]:
     """Each ratio that counts a question at all, with its interval. Clusters are drawn anew, all ratios together."""
     counted = {name: ratio for name, ratio in ratios.items() if ratio.questions}
     if not counted:
         return {}
     columns = [column for ratio in counted.values() for column in (ratio.numerator, ratio.denominator)]
-    sums = _resampled_sums(_cluster_sums(np.stack(columns, axis=1), clusters), seed=seed)
+    sums = _resampled_sums(_cluster_sums(np.stack(columns, axis=1), clusters))
     with np.errstate(invalid="ignore", divide="ignore"):
         values = sums[:, 0::2] / sums[:, 1::2]
     return {
@@ -87,10 +77,10 @@ def estimates(
     }
 
 
-def difference(one: Ratio, two: Ratio, clusters: np.ndarray | None = None, *, seed: int = 0) -> Estimate:
+def difference(one: Ratio, two: Ratio, clusters: np.ndarray | None = None) -> Estimate:
     """`two` less `one`, paired: the same questions in the same order, and drawn together."""
     columns = np.stack([one.numerator, one.denominator, two.numerator, two.denominator], axis=1)
-    sums = _resampled_sums(_cluster_sums(columns, clusters), seed=seed)
+    sums = _resampled_sums(_cluster_sums(columns, clusters))
     with np.errstate(invalid="ignore", divide="ignore"):
         values = sums[:, 2] / sums[:, 3] - sums[:, 0] / sums[:, 1]
     return Estimate(two.value - one.value, *_percentiles(values), one.questions)
@@ -117,7 +107,7 @@ def paired_p(one: Ratio, two: Ratio, clusters: np.ndarray | None = None) -> floa
     return _sign_flip_p(change)
 
 
-def _sign_flip_p(change: np.ndarray, *, seed: int = 0) -> float:
+def _sign_flip_p(change: np.ndarray) -> float:
     """Share of the assignments of signs whose sum is as far from 0 as the one that was found; of a sample of them where
     there are many, in which that one counts, too.
     """
@@ -125,7 +115,7 @@ def _sign_flip_p(change: np.ndarray, *, seed: int = 0) -> float:
     if 2**count <= FLIPS:
         signs = 1 - 2 * (np.arange(2**count)[:, None] >> np.arange(count) & 1)
         return float((abs(signs @ change) >= found).mean())
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(SEED)
     sums = [generator.choice((-1.0, 1.0), (FLIPS // 20, count)) @ change for _ in range(20)]
     return float(((abs(np.concatenate(sums)) >= found).sum() + 1) / (FLIPS + 1))
 
@@ -172,9 +162,9 @@ def _cluster_sums(columns: np.ndarray, clusters: np.ndarray | None) -> np.ndarra
     return sums
 
 
-def _resampled_sums(columns: np.ndarray, *, seed: int) -> np.ndarray:
+def _resampled_sums(columns: np.ndarray) -> np.ndarray:
     """Sums of [n, k] over n clusters drawn with replacement, `RESAMPLES` times."""
-    generator, count = np.random.default_rng(seed), len(columns)
+    generator, count = np.random.default_rng(SEED), len(columns)
     draws = (np.bincount(generator.integers(count, size=count), minlength=count) for _ in range(RESAMPLES))
     return np.stack([draw @ columns for draw in draws])
 

@@ -30,8 +30,6 @@ class Benchmark:
     max_side: int
     max_length: int
     max_new_tokens: int
-    answer: str
-    note: str
     cluster: str = ""
 
 

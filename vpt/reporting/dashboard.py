@@ -33,7 +33,7 @@ def _results(runs: Mapping[str, Path]) -> Markup:
     return Table(["run", *columns], rows).as_html()
 
 
-def workspace(project: str, entity: str, name: str = "vpt") -> Any:
+def workspace(project: str, entity: str) -> Any:
     """The panels as a W&B workspace, not saved yet. Raises ConfigError where the package is missing."""
     try:
         from wandb_workspaces import workspaces
@@ -55,7 +55,7 @@ def workspace(project: str, entity: str, name: str = "vpt") -> Any:
         )
         for section, panels in SECTIONS.items()
     ]  # fmt: skip
-    return workspaces.Workspace(entity=entity, project=project, name=name, sections=sections)
+    return workspaces.Workspace(entity=entity, project=project, name="vpt", sections=sections)
 
 
 def _regex(panel: Panel) -> str:

@@ -38,17 +38,17 @@ class ExampleAnswer:
     maps: list[SimilarityMap | None]
 
 
-def select_examples(items: Sequence[Prediction], scores: Sequence[float], *, each: int = EACH) -> list[tuple[str, int]]:
+def select_examples(items: Sequence[Prediction], scores: Sequence[float]) -> list[tuple[str, int]]:
     """Why an answer is shown, and its number: first some at random, then the worst, then the best, none of them twice.
 
     The best and the worst are those with the highest and the lowest score; among equals, those that the model was
     surest of. What has a perfect score is never among the worst, what has none never among the best.
     """
     sure = sorted(range(len(items)), key=lambda n: -items[n].confidence)
-    drawn = random.Random(0).sample(range(len(items)), min(each, len(items)))
+    drawn = random.Random(0).sample(range(len(items)), min(EACH, len(items)))
     rest = [n for n in sure if n not in drawn]
-    worst = sorted((n for n in rest if scores[n] < 1), key=lambda n: scores[n])[:each]
-    best = sorted((n for n in rest if scores[n] > 0 and n not in worst), key=lambda n: -scores[n])[:each]
+    worst = sorted((n for n in rest if scores[n] < 1), key=lambda n: scores[n])[:EACH]
+    best = sorted((n for n in rest if scores[n] > 0 and n not in worst), key=lambda n: -scores[n])[:EACH]
     return [(why, n) for why, chosen in ((RANDOM, drawn), (WORST, worst), (BEST, best)) for n in chosen]
 
 

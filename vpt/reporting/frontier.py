@@ -37,7 +37,7 @@ def frontier_points(run: Path, *, name: str = "") -> list[FrontierPoint]:
             (found for metrics in summary.get("metrics", {}).values() for found in metrics.values()), {}
         )
         if tokens and score.get("value") is not None and len(summary["metrics"]) == 1:
-            points.append(FrontierPoint(label, _estimate(score), _estimate(tokens)))
+            points.append(FrontierPoint(label, Estimate(**score), Estimate(**tokens)))
         if gain := _gain(summary):
             without, none = gain["without_perception"], Estimate(0.0, 0.0, 0.0, 0)
             points.append(FrontierPoint(f"{label}, no perception", without, none))
@@ -95,7 +95,3 @@ def draw_gains(found: Sequence[tuple[int, Gain]], theme: dict[Any, Any]) -> Figu
 
 def _gain(summary: Mapping[str, Any]) -> Gain:
     return gain_of(from_json(summary.get("ablations", {})))
-
-
-def _estimate(raw: Mapping[str, Any]) -> Estimate:
-    return Estimate(raw["value"], raw["low"], raw["high"], raw["questions"])

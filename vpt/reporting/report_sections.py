@@ -1,13 +1,15 @@
 """The sections of a report. Each gives HTML, or nothing where there is no data for it."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from markupsafe import Markup
 
 from vpt.evaluation.ablations.requests import gain_table
 from vpt.evaluation.ablations.runner import ablation_table, details_table, from_json, gain_of
+from vpt.evaluation.metrics.perception import action_label
 from vpt.evaluation.predictions import Prediction
 from vpt.evaluation.summary import metrics_table
 from vpt.generation.answer_images import CaptionedImage, step_note
@@ -35,22 +37,16 @@ def results(found: RunArtifacts) -> Markup:
     parts = [table.insert(4, "from 0 to 1", drawn).as_html()]
     for key, what in (("accuracy_by_type", "type of question"), ("accuracy_by_perception", "what the model did")):
         if len(summary.get(key, {})) > 1:
-            groups = _counted(found.predictions, key)
+            labels = (p.type if key == "accuracy_by_type" else action_label(p.actions) for p in found.predictions)
+            groups = Counter(labels)
             rates = summary.get("look_rate_by_type", {}) if key == "accuracy_by_type" else {}
             counted = [
-                (name, groups.get(name, "-"), value, *([rates.get(name, "-")] if rates else []))
+                (name, groups[name] or "-", value, *([rates.get(name, "-")] if rates else []))
                 for name, value in summary[key].items()
             ]
-            parts.append(_table([what, "questions", "accuracy", *(["look rate"] if rates else [])], counted))
+            columns = [what, "questions", "accuracy", *(["look rate"] if rates else [])]
+            parts.append(Table(columns, counted).as_html())
     return Markup().join([*parts, fragments.note(_odd(summary))])
-
-
-def _counted(items: list[Prediction], key: str) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for item in items:
-        name = item.type if key == "accuracy_by_type" else " + ".join(item.actions) or "none"
-        counts[name] = counts.get(name, 0) + 1
-    return counts
 
 
 def _odd(summary: Mapping[str, Any]) -> str:
@@ -113,9 +109,8 @@ def regions(found: RunArtifacts) -> Markup:
         ("less", [right for _, share, right in pairs if share < SEEN_AT]),
     )
     rows = [(name, len(group), sum(group) / len(group) if group else math.nan) for name, group in groups if group]
-    return html.figure(draw_overlaps(pairs, html.theme()), width=900) + _table(
-        ["of the first region", "answers", "accuracy"], rows
-    )
+    table = Table(["of the first region", "answers", "accuracy"], rows)
+    return html.figure(draw_overlaps(pairs, html.theme()), width=900) + table.as_html()
 
 
 def curves(found: RunArtifacts) -> Markup:
@@ -129,15 +124,11 @@ def curves(found: RunArtifacts) -> Markup:
     return fragments.panels(first) + folded
 
 
-def _table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Markup:
-    return Table(columns, rows).as_html()
-
-
 def tokens(found: RunArtifacts) -> Markup:
     """How often each perception token is the likeliest where it should be said, the right ones before it given."""
     scores = found.summary.get("teacher_forced", {})
     rows = [(name.rpartition("/")[2], value) for name, value in scores.items() if name.startswith("perception/")]
-    return _table(["perception token", "accuracy"], rows) if rows else Markup()
+    return Table(["perception token", "accuracy"], rows).as_html() if rows else Markup()
 
 
 def settings(found: RunArtifacts) -> Markup:

@@ -10,6 +10,7 @@ from PIL import Image
 
 from vpt.config.schema import TrainConfig
 from vpt.evaluation.ablations.runner import ablation_table, from_json
+from vpt.evaluation.metrics.perception import action_label
 from vpt.evaluation.summary import metrics_table
 from vpt.reporting.charts import draw_overlaps, overlaps
 from vpt.reporting.report import image_loader
@@ -49,7 +50,7 @@ def _answers(found: RunArtifacts, config: TrainConfig | None) -> Table:
         item, seen = found.predictions[example.number], images_of(example)
         pictures = [each.image for each in seen] if not isinstance(seen, str) else []
         first, second = (*pictures, None, None)[:2]
-        did = " + ".join(item.actions) or "none"
+        did = action_label(item.actions)
         rows.append((example.why, item.question, item.answer, item.target, item.confidence, did, first, second))
     columns = ["why", "question", "answer", "target", "probability", "perceived by", "image", "perceived"]
     return Table(columns, rows)

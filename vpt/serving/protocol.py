@@ -116,17 +116,13 @@ class ChatRequest(_Model):
         """What it asks of `generation`; None where it leaves things as trained."""
         return {
             "max_new_tokens": self.max_completion_tokens or self.max_tokens,
-            "temperature": _number(self.temperature),
-            "top_p": None if self.top_p is None else max(float(self.top_p), SMALLEST_TOP_P),
+            "temperature": self.temperature,
+            "top_p": None if self.top_p is None else max(self.top_p, SMALLEST_TOP_P),
             "top_k": self.top_k,
             "action": self.action,
             "max_actions": self.max_actions,
             "crop_margin": self.crop_margin,
         }
-
-
-def _number(value: float | None) -> float | None:
-    return None if value is None else float(value)
 
 
 def parse_request(body: bytes) -> ChatRequest:
