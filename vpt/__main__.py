@@ -21,6 +21,8 @@ COMMANDS = {
     "report": "write a run's reports anew",
     "serve": "an endpoint of the OpenAI chat format, and a page to watch the model look again",
 }
+# of these, whose arguments are KEY=VALUE and no options, the docstring is the help
+DOCSTRING_HELP = ("ask", "benchmarks", "export", "pretrain", "serve")
 USAGE = "usage: vpt COMMAND ...    (vpt COMMAND --help says more)\n\n" + "\n".join(
     f"  {name:10} {text}" for name, text in COMMANDS.items()
 ) + "\n\nTraining and evaluation: python train.py --help, python eval.py --help"  # fmt: skip
@@ -38,7 +40,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if name not in COMMANDS:
             print(f"error: {name} is no command of vpt{did_you_mean(name, [*COMMANDS])}\n\n{USAGE}", file=sys.stderr)
             return WRONG_INPUT
-        return importlib.import_module(f"vpt.cli.{name}").main(arguments[1:]) or 0
+        command, rest = importlib.import_module(f"vpt.cli.{name}"), arguments[1:]
+        if name in DOCSTRING_HELP and (not rest or {"-h", "--help"} & {*rest}):
+            print(f"{command.__doc__}{command.help_text() if hasattr(command, 'help_text') else ''}")
+            return 0
+        return command.main(rest) or 0
     except UserError as error:
         exit_with(error)
     except KeyboardInterrupt:

@@ -30,8 +30,9 @@ from vpt.serving import service as service_module
 from vpt.serving.engine import Engine
 from vpt.serving.examples import example_images
 from vpt.serving.replies import ReplyWriter
-from vpt.serving.rows import Prompt, held_back, until
+from vpt.serving.rows import Prompt, held_back
 from vpt.serving.settings import ServeConfig
+from vpt.utils.text import until
 
 TEXT = "what is the red shape?"
 WAYS = [
@@ -180,7 +181,7 @@ def test_stops(service, all_parts, images):
 
 def test_parts_of_a_stop_wait():
     assert held_back("abc en", "end") == 2 and held_back("abc", "end") == 0 and held_back("end", "end") == 0
-    assert until(" a b. c ", ["x", ". "]) == "a b" and until(" a ", []) == "a"
+    assert until(" a b. c ", ["x", ". "]) == "a b" and until(" a ", []) == until(" a ", [""]) == "a"
 
 
 def test_logprobs(service, images):

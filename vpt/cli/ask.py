@@ -49,9 +49,6 @@ SETTING = re.compile(r"^[\w.]+=")
 
 def main(arguments: Sequence[str]) -> None:
     """`vpt ask`."""
-    if {"-h", "--help"} & {*arguments} or not arguments:
-        print(__doc__)
-        return
     image, question, config = read_arguments(arguments)
     paths = moved_paths(config.model, config.encoder)
     trained = load_any_config(config.checkpoint, paths)

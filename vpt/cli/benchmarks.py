@@ -60,9 +60,6 @@ def _check_who(config: BenchmarksConfig) -> None:
 
 def main(arguments: Sequence[str]) -> None:
     """`vpt benchmarks`."""
-    if {"-h", "--help"} & {*arguments} or not arguments:
-        print(__doc__)
-        return
     config = read_arguments(arguments)
     scored = run(config)
     out = Path(config.out)

@@ -47,9 +47,6 @@ def parse(arguments: Sequence[str]) -> Export:
 
 def main(arguments: Sequence[str]) -> None:
     """`vpt export`."""
-    if {"-h", "--help"} & {*arguments}:
-        print(__doc__)
-        return
     wanted = parse(arguments)
 
     def card(folder: Path, config: TrainConfig) -> None:

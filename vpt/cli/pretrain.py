@@ -66,9 +66,6 @@ def parse(arguments: Sequence[str]) -> tuple[PretrainConfig, Path, str]:
 
 def main(arguments: Sequence[str]) -> None:
     """`vpt pretrain`."""
-    if not arguments or {"-h", "--help"} & {*arguments}:
-        print(__doc__)
-        return
     config, target, command = parse(arguments)
     if target.exists():
         raise ConfigError(f"{target} exists already; give another folder in to=FOLDER, or remove it")

@@ -51,9 +51,6 @@ class Server(uvicorn.Server):
 
 def main(arguments: Sequence[str]) -> None:
     """`vpt serve`."""
-    if {"-h", "--help"} & {*arguments} or not arguments:
-        print(__doc__ + help_text())
-        return
     config = read_arguments(arguments)
     share_heap()
     threads = set_threads(config.threads, spare=1)  # the event loop and the reading of prompts take a core

@@ -110,11 +110,15 @@ def mean_by(pairs: Iterable[tuple[str, float]]) -> dict[str, float]:
 
 def metrics_table(summary: Mapping[str, Any]) -> Table:
     """Every metric of every data set, and of perceiving, with its interval."""
-    named = [(source, name, e) for source, found in summary.get("metrics", {}).items() for name, e in found.items()]
-    named += [("all", name, e) for name, e in summary.get("perception", {}).items() if name != "confusion"]
-    rows = [
-        (source, name, e["value"], e.get("reason") or Range(e["low"], e["high"]), e["questions"])
-        for source, name, e in named
-    ]
-    form = {"value": ".4f", "95% interval": ".4f"}
-    return Table(["data", "metric", "value", "95% interval", "questions"], rows, form)
+    named = [((source, name), e) for source, found in summary.get("metrics", {}).items() for name, e in found.items()]
+    named += [(("all", name), e) for name, e in summary.get("perception", {}).items() if name != "confusion"]
+    return estimates_table(("data", "metric"), named)
+
+
+def estimates_table(columns: Sequence[str], named: Iterable[tuple[Sequence[str], Mapping[str, Any]]]) -> Table:
+    """A row for each estimate (its fields): its names under `columns`, and its value with its interval, or the reason
+    why there is none.
+    """
+    rows = [(*names, e["value"], e.get("reason") or Range(e["low"], e["high"]), e["questions"]) for names, e in named]
+    form = dict.fromkeys(("value", "95% interval"), ".4f")
+    return Table([*columns, "value", "95% interval", "questions"], rows, form)

@@ -15,6 +15,7 @@ from lmms_eval.models.registry_v2 import ModelManifest
 from tqdm import tqdm
 
 from vpt.integrations.in_memory import Responder
+from vpt.utils.text import until
 
 # a task's generation setting -> our name for it
 _SETTINGS = {"max_new_tokens": "max_new_tokens", "temperature": "temperature", "top_p": "top_p", "top_k": "top_k"}
@@ -58,7 +59,7 @@ class VPTForLmmsEval(lmms):
         if any(setting != settings[0] for setting in settings):
             return [answer for request in batch for answer in self._answer([request])]
         answers = self.responder.respond(questions, **settings[0])
-        return [_until(text, stop) for text, stop in zip(answers, stops)]
+        return [until(text, stop) for text, stop in zip(answers, stops)]
 
     def _question(self, request: Instance) -> tuple[tuple[list[Any], str], dict[str, Any], list[str]]:
         """Images and text, settings, and strings that end the answer."""
@@ -77,11 +78,3 @@ class VPTForLmmsEval(lmms):
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
         """Not supported: raises NotImplementedError."""
         raise NotImplementedError("vpt answers single-round tasks only; choose such a task")
-
-
-def _until(text: str, stops: list[str]) -> str:
-    """The text up to the first of the strings that end it."""
-    for stop in stops:
-        if stop:
-            text = text.split(stop)[0]
-    return text.strip()

@@ -73,21 +73,16 @@ class Endpoint:
             await asyncio.wait({gone, done}, return_when=asyncio.FIRST_COMPLETED)
             if not done.done():
                 return Response(status_code=499)
-            return JSONResponse(asked.writer.whole(asked.rows, *done.result()))
+            traces = [asked.traces[number] for number in range(len(asked.rows))]
+            return JSONResponse(asked.writer.whole(asked.rows, done.result(), traces))
         finally:
             asked.cancel()
             for task in (gone, done):
                 task.cancel()
 
-    async def _collect(self, asked: Asked) -> tuple[list[Answer], list[list[Any]]]:
-        answers: dict[int, Answer] = {}
-        traces: list[list[Any]] = [[] for _ in asked.rows]
-        async for number, kind, told in self._events(asked):
-            if kind == "step":
-                traces[number].append(told)
-            elif kind == "done":
-                answers[number] = told
-        return [answers[number] for number in range(len(asked.rows))], traces
+    async def _collect(self, asked: Asked) -> list[Answer]:
+        answers = {number: told async for number, kind, told in self._events(asked) if kind == "done"}
+        return [answers[number] for number in range(len(asked.rows))]
 
     async def _events(self, asked: Asked) -> AsyncIterator[tuple[int, str, Any]]:
         """What the rows tell, until all have ended. Raises ApiError where one failed."""
@@ -98,6 +93,7 @@ class Endpoint:
                 told, draw = told
                 if draw is not None:  # not in the engine's thread, which others wait for
                     told["pictures"] = await asyncio.get_running_loop().run_in_executor(self.pool, draw)
+                asked.traces[number].append(told)
             self.metrics.told(asked, number, kind, told)
             if kind == "error":
                 raise told
@@ -107,7 +103,6 @@ class Endpoint:
     async def stream(self, asked: Asked, *, counted: bool) -> AsyncIterator[bytes]:
         """Pieces as they come; rows whose client has gone are let go."""
         writer, answers = asked.writer, {}
-        traces: list[list[Any]] = [[] for _ in asked.rows]
         try:
             for number in range(len(asked.rows)):
                 yield event(writer.piece(number, {"role": "assistant", "content": ""}))
@@ -118,11 +113,12 @@ class Endpoint:
                     logprobs = None if row.top_logprobs is None else {"content": writer.logprobs(found, row)}
                     yield event(writer.piece(number, {"content": text}, logprobs=logprobs))
                 elif kind == "step":
-                    traces[number].append(told)
                     yield event(writer.piece(number, {"vpt": {"step": told}}))
                 elif kind == "done":
                     answers[number] = told
-                    yield event(writer.piece(number, writer.extra(told, traces[number]), finish=finish_reason(told)))
+                    yield event(
+                        writer.piece(number, writer.extra(told, asked.traces[number]), finish=finish_reason(told))
+                    )
             if counted:
                 yield event(writer.counts([*answers.values()]))
             yield b"data: [DONE]\n\n"

@@ -1,8 +1,7 @@
 """A row that answers a request: what its listener is told of its text, its perception and its end."""
 
-import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -15,6 +14,7 @@ from vpt.generation.generator import Generator
 from vpt.generation.row_state import Answer, RowState
 from vpt.models.vpt import VPTModel
 from vpt.perception.batch import VISION_TOWER
+from vpt.utils.text import until
 
 
 @dataclass
@@ -156,11 +156,6 @@ class ServedRow(RowState):
     def late(self) -> bool:
         """Whether its deadline has passed."""
         return time.monotonic() > self.deadline
-
-
-def until(text: str, stops: Sequence[str]) -> str:
-    """The text up to the first of the texts that end it, without white space around it."""
-    return re.split("|".join(map(re.escape, stops)), text, maxsplit=1)[0].strip() if stops else text.strip()
 
 
 def held_back(text: str, stop: str) -> int:

@@ -3,6 +3,7 @@
 import asyncio
 import secrets
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -39,13 +40,16 @@ IMAGE_CACHE_MB = 8  # an image is looked at again within its request, hardly eve
 
 @dataclass
 class Asked:
-    """A request that is being answered: its rows, and what they tell, (number of the row, kind, what)."""
+    """A request that is being answered: its rows, what they tell, (number of the row, kind, what), and the traces that
+    have been told of.
+    """
 
     rows: list[ServedRow]
     events: asyncio.Queue[tuple[int, str, Any]]
     writer: ReplyWriter
     since: float = field(default_factory=time.monotonic)
     begun: set[int] = field(default_factory=set)
+    traces: defaultdict[int, list[Any]] = field(default_factory=lambda: defaultdict(list))
 
     def cancel(self) -> None:
         """Cancel the rows of the request."""

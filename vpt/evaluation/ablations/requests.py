@@ -7,8 +7,8 @@ import numpy as np
 from vpt.evaluation.ablations.base import Ablation
 from vpt.evaluation.predictions import Prediction
 from vpt.evaluation.statistics import Estimate, Ratio, estimates
-from vpt.evaluation.summary import Metrics, image_clusters, score
-from vpt.utils.table import Range, Table
+from vpt.evaluation.summary import Metrics, estimates_table, image_clusters, score
+from vpt.utils.table import Table
 
 
 class NoPerception(Ablation):
@@ -61,9 +61,4 @@ def perception_gain(
 
 def gain_table(gain: Mapping[str, Estimate]) -> Table:
     """The split with its intervals."""
-    rows = [(name.replace("_", " "), e.value, Range(e.low, e.high), e.questions) for name, e in gain.items()]
-    return Table(
-        ["what perception gains", "value", "95% interval", "questions"],
-        rows,
-        dict.fromkeys(("value", "95% interval"), ".4f"),
-    )
+    return estimates_table(["what perception gains"], [([name.replace("_", " ")], vars(e)) for name, e in gain.items()])

@@ -17,7 +17,7 @@ from vpt.evaluation.evaluator import answer_questions
 from vpt.evaluation.predictions import Prediction
 from vpt.evaluation.questions import EvalQuestion
 from vpt.evaluation.statistics import Estimate, difference, holm, paired_p, smallest_difference
-from vpt.evaluation.summary import Metrics, image_clusters, score
+from vpt.evaluation.summary import Metrics, estimates_table, image_clusters, score
 from vpt.models.build import ModelBundle
 from vpt.utils.table import Range, Table
 
@@ -151,14 +151,13 @@ def gain_of(compared: Mapping[str, Comparison]) -> Mapping[str, Estimate]:
 
 def details_table(compared: Mapping[str, Comparison]) -> Table | None:
     """What ablations tell besides accuracy and the split of the gain; None where that is nothing."""
-    rows = [
-        (f"{name.replace('_', ' ')} ({ablation})", e.value, Range(e.low, e.high), e.questions)
+    named = [
+        ([f"{name.replace('_', ' ')} ({ablation})"], vars(e))
         for ablation, item in compared.items()
         for name, e in item.details.items()
         if "gain" not in item.details
     ]
-    form = dict.fromkeys(("value", "95% interval"), ".4f")
-    return Table(["also measured", "value", "95% interval", "questions"], rows, form) if rows else None
+    return estimates_table(["also measured"], named) if named else None
 
 
 def ablation_table(compared: Mapping[str, Comparison]) -> Table:
