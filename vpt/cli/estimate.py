@@ -70,11 +70,11 @@ def main(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     parser.add_argument("--smallest-gpu", action="store_true", help="a table of the published models instead")
-    asked = parser.parse_args(arguments)
-    if asked.smallest_gpu:
-        lines: Iterable[str] = smallest_gpu_table(compose_description, asked.overrides)
+    options = parser.parse_args(arguments)
+    if options.smallest_gpu:
+        lines: Iterable[str] = smallest_gpu_table(compose_description, options.overrides)
     else:
-        config = compose_description(asked.overrides)
+        config = compose_description(options.overrides)
         lines = Report(config, build_on_meta(config))
     for line in lines:
         print(line)

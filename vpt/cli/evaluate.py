@@ -57,28 +57,28 @@ class Evaluation:
     repeats: int = 1
 
     @classmethod
-    def plan(cls, asked: EvalConfig, path: str) -> "Evaluation":
+    def plan(cls, config: EvalConfig, path: str) -> "Evaluation":
         """The evaluation of `path` that is asked for. Loads no weights; raises UserError for what cannot run."""
-        trained = load_any_config(path, moved_paths(asked.model, asked.encoder))
-        config = replace(trained, generation=generation_settings(trained, asked.generation))
-        config.data.test = chosen_test_sets(trained, asked.data.test)
+        trained = load_any_config(path, moved_paths(config.model, config.encoder))
+        own = replace(trained, generation=generation_settings(trained, config.generation))
+        own.data.test = chosen_test_sets(trained, config.data.test)
         for key in ("root", "max_length", "on_error", "max_skipped_fraction"):
-            if (value := getattr(asked.data, key)) is not None:
-                setattr(config.data, key, value)
-        if asked.data.metrics is not None:
-            config.data.metrics = asked.data.metrics
-            config.data.test = {name: replace(node, metrics=None) for name, node in config.data.test.items()}
-        if config.data.root is not None and not Path(config.data.root).is_dir():
-            raise ConfigError(f"data.root={config.data.root} is not a folder; type data.root=FOLDER")
-        check_sources(config, "test")
-        metrics = metrics_of(config.data)
-        if asked.judge.url is not None:
-            judge = Judge(asked.judge)
+            if (value := getattr(config.data, key)) is not None:
+                setattr(own.data, key, value)
+        if config.data.metrics is not None:
+            own.data.metrics = config.data.metrics
+            own.data.test = {name: replace(node, metrics=None) for name, node in own.data.test.items()}
+        if own.data.root is not None and not Path(own.data.root).is_dir():
+            raise ConfigError(f"data.root={own.data.root} is not a folder; type data.root=FOLDER")
+        check_sources(own, "test")
+        metrics = metrics_of(own.data)
+        if config.judge.url is not None:
+            judge = Judge(config.judge)
             metrics = {name: [*own, judge] for name, own in metrics.items()}
-        limit = asked.data.limit if asked.data.limit is not None else trained.data.limit
-        if asked.data.repeats > 1 and not config.generation.temperature:
+        limit = config.data.limit if config.data.limit is not None else trained.data.limit
+        if config.data.repeats > 1 and not own.generation.temperature:
             raise ConfigError("data.repeats draws several answers; greedy ones are the same: generation.temperature=1")
-        return cls(path, config, run_folder(path) / "eval" / asked.name, limit, metrics, asked.data.repeats)
+        return cls(path, own, run_folder(path) / "eval" / config.name, limit, metrics, config.data.repeats)
 
     def questions(self) -> list[EvalQuestion]:
         """The questions that are asked, each as often as `data.repeats` says."""
@@ -95,10 +95,10 @@ class Evaluation:
             return self
         return replace(self, folder=self.folder.with_name(f"{self.folder.name}_baseline"))
 
-    def load(self, asked: EvalConfig) -> ModelBundle:
+    def load(self, config: EvalConfig) -> ModelBundle:
         """The model, ready to answer."""
-        paths = moved_paths(asked.model, asked.encoder)
-        bundle = load_pretrained(self.checkpoint, device=asked.device, paths=paths)
+        paths = moved_paths(config.model, config.encoder)
+        bundle = load_pretrained(self.checkpoint, device=config.device, paths=paths)
         if bundle.model.device.type == "cpu":
             keep_freed_heap()
         bundle.processor.max_length = self.config.data.max_length
@@ -109,21 +109,21 @@ class Evaluation:
         chosen = self.questions()
         return chosen, answer_questions(bundle, self.config, chosen, self.folder, weights=self.weights)
 
-    def run(self, asked: EvalConfig) -> tuple[list[Prediction], dict[str, Any], dict[str, Comparison]]:
+    def run(self, config: EvalConfig) -> tuple[list[Prediction], dict[str, Any], dict[str, Comparison]]:
         """Answer, once more under every ablation, and write predictions and `summary.json`.
 
         Returns the answers without ablation, the summary, and the comparison with each ablation by name.
         """
-        bundle = self.load(asked)
+        bundle = self.load(config)
         chosen, log = self.answer(bundle)
         summary = write_summary(bundle, self.config, self.folder, log, self.metrics)
         summary["step"] = trained_steps(self.checkpoint)
         chosen, plain = [q for q, item in zip(chosen, log, strict=True) if not item.skipped], answered(log)
         compared = run_ablations(
-            bundle, self.config, chosen, plain, self.folder / "ablations", nodes=asked.ablations, metrics=self.metrics,
+            bundle, self.config, chosen, plain, self.folder / "ablations", nodes=config.ablations, metrics=self.metrics,
             weights=self.weights,
         )  # fmt: skip
-        if asked.pictures:
+        if config.pictures:
             save_examples(bundle, self.config, self.folder, limit=self.limit)
         return plain, summary, compared
 

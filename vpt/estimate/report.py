@@ -23,12 +23,12 @@ class Report:
 
     Args:
         config: of the run, and what is assumed.
-        parts: on the meta device (`build_on_meta`).
+        bundle: on the meta device (`build_on_meta`).
     """
 
-    def __init__(self, config: EstimateConfig, parts: ModelBundle) -> None:
-        self.config, self.model = config, parts.model
-        self.examples = typical_samples(config, parts.processor)
+    def __init__(self, config: EstimateConfig, bundle: ModelBundle) -> None:
+        self.config, self.model = config, bundle.model
+        self.examples = typical_samples(config, bundle.processor)
         self.meter = FlopMeter(self.model)
         self.costs = [self.meter.step(example.batch) for example in self.examples]
 

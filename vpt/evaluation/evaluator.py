@@ -30,13 +30,13 @@ from vpt.utils.files import atomic_write
 
 
 def evaluate(
-    parts: ModelBundle, config: TrainConfig, folder: Path, *, weights: str, limit: int | None = None,
+    bundle: ModelBundle, config: TrainConfig, folder: Path, *, weights: str, limit: int | None = None,
     world: World | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Answer the test split and write `predictions.jsonl` and `summary.json` into `folder`.
 
     Args:
-        parts, config: the model, and how it was trained and is to answer.
+        bundle, config: the model, and how it was trained and is to answer.
         folder: for results; answers that it holds of an interrupted evaluation are kept.
         weights: a digest of the checkpoint (`vpt.checkpoint.load.weights_digest`).
         limit: the first n questions only.
@@ -50,31 +50,31 @@ def evaluate(
     metrics = metrics_of(config.data)
     asked = questions(config, limit=limit)
     world = world or World()
-    predictions = answer_questions(parts, config, asked, folder, weights=weights, world=world)
-    return write_summary(parts, config, folder, predictions, metrics, world=world)
+    predictions = answer_questions(bundle, config, asked, folder, weights=weights, world=world)
+    return write_summary(bundle, config, folder, predictions, metrics, world=world)
 
 
 def write_summary(
-    parts: ModelBundle, config: TrainConfig, folder: Path, predictions: Sequence[Prediction], metrics: Metrics, *,
+    bundle: ModelBundle, config: TrainConfig, folder: Path, predictions: Sequence[Prediction], metrics: Metrics, *,
     world: World | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Write `summary.json` and return what it holds."""
     world = world or World()
     summary = summarise(predictions, metrics)
-    summary |= {"teacher_forced": _teacher_forced(parts, config, len(predictions), world)}
+    summary |= {"teacher_forced": _teacher_forced(bundle, config, len(predictions), world)}
     if world.is_main:
         atomic_write(folder / "summary.json", json.dumps(summary, indent=1))
     return summary
 
 
 def answer_questions(
-    parts: ModelBundle, config: TrainConfig, asked: Sequence[EvalQuestion], folder: Path, *, weights: str,
+    bundle: ModelBundle, config: TrainConfig, asked: Sequence[EvalQuestion], folder: Path, *, weights: str,
     ablation: str = "", intervention: Intervention | None = None, world: World | None = None,
 ) -> list[Prediction]:  # fmt: skip
     """Answer questions and log the answers in `folder`; those that it holds already are not asked again.
 
     Args:
-        parts, config, weights: as in `evaluate`.
+        bundle, config, weights: as in `evaluate`.
         asked: the questions.
         folder: of the log.
         ablation: what to call the intervention, with its settings.
@@ -83,10 +83,10 @@ def answer_questions(
     """
     world = world or World()
     generator = Generator.from_config(
-        parts.model, parts.processor, parts.tokenizer, config.generation, intervention=intervention
+        bundle.model, bundle.processor, bundle.tokenizer, config.generation, intervention=intervention
     )
     chosen = answer_settings(config, weights) | {"ablation": ablation}
-    tokens, size = parts.processor.chat_template.encoder_tokens, config.generation.batch_size
+    tokens, size = bundle.processor.chat_template.encoder_tokens, config.generation.batch_size
     with open_log(folder, chosen, [question.record.where for question in asked], world) as log:
         waiting, name = asked[len(log.done) :], folder.name if ablation else "answering"
         with _bar(len(asked), done=len(asked) - len(waiting), name=name, quiet=not world.is_main) as bar:
@@ -172,17 +172,17 @@ def prediction(
     )
 
 
-def _teacher_forced(parts: ModelBundle, config: TrainConfig, rows: int, world: World) -> dict[str, float]:
+def _teacher_forced(bundle: ModelBundle, config: TrainConfig, rows: int, world: World) -> dict[str, float]:
     sources, folders = build_sources(config.data.test, config, split="test")
     rows, size = min(rows, config.training.eval_rows), config.training.micro_batch_size
     batches = (
-        batch.to(parts.model.device)
+        batch.to(bundle.model.device)
         for source, folder in zip(sources, folders, strict=True)
         for batch in eval_batches(
-            source, folder, parts.processor, build_masking(config), rows=rows, batch_size=size, seed=config.seed,
+            source, folder, bundle.processor, build_masking(config), rows=rows, batch_size=size, seed=config.seed,
             on_error=config.data.on_error, rank=world.rank, ranks=world.size,  # type: ignore[arg-type]
         )
     )  # fmt: skip
     total = sum(-(-min(rows, len(source)) // (size * world.size)) for source in sources)
     bar = tqdm(batches, total=total, unit="batch", dynamic_ncols=True, desc="scoring", disable=not world.is_main)
-    return teacher_forced_metrics(parts.model, (batch for batch in bar if batch.rows), world)
+    return teacher_forced_metrics(bundle.model, (batch for batch in bar if batch.rows), world)

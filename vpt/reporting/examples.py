@@ -52,12 +52,12 @@ def select_examples(items: Sequence[Prediction], scores: Sequence[float]) -> lis
     return [(why, n) for why, chosen in ((RANDOM, drawn), (WORST, worst), (BEST, best)) for n in chosen]
 
 
-def save_examples(parts: ModelBundle, config: TrainConfig, folder: Path, *, limit: int | None) -> None:
+def save_examples(bundle: ModelBundle, config: TrainConfig, folder: Path, *, limit: int | None) -> None:
     """Choose examples and write them beside the answers; those that re-encoded are answered again for their control
     states.
 
     Args:
-        parts, config, limit: what answered, how, and how many questions.
+        bundle, config, limit: what answered, how, and how many questions.
         folder: of the answers.
     """
     log = read_log(folder / PREDICTIONS)
@@ -65,21 +65,21 @@ def save_examples(parts: ModelBundle, config: TrainConfig, folder: Path, *, limi
     items = answered(log)[: len(asked)]
     chosen = select_examples(items, score(items, metrics_of(config.data)).numerator.tolist())
     again = [n for _, n in chosen if any(step.kind != REGION for step in items[n].perceived)]
-    maps = dict(zip(again, _maps(parts, config, [asked[n] for n in again]), strict=True))
+    maps = dict(zip(again, _maps(bundle, config, [asked[n] for n in again]), strict=True))
     examples = [ExampleAnswer(why, n, maps.get(n, [])) for why, n in chosen]
     atomic_write(folder / EXAMPLES, json.dumps([_as_json(example) for example in examples]))
 
 
-def _maps(parts: ModelBundle, config: TrainConfig, asked: Sequence[EvalQuestion]) -> list[list[SimilarityMap | None]]:
+def _maps(bundle: ModelBundle, config: TrainConfig, asked: Sequence[EvalQuestion]) -> list[list[SimilarityMap | None]]:
     if not asked:
         return []
-    generator = Generator.from_config(parts.model, parts.processor, parts.tokenizer, config.generation)
+    generator = Generator.from_config(bundle.model, bundle.processor, bundle.tokenizer, config.generation)
     found = []
     for question, said in zip(asked, answer_batch(generator, asked), strict=True):
         reference = question.record.image
         assert reference is not None, "only what has an image is re-encoded"
         image = question.folder.full_resolution(reference, where=question.record.where)
-        found.append(similarity_maps(parts, said, question.folder, image))
+        found.append(similarity_maps(bundle, said, question.folder, image))
     return found
 
 

@@ -21,7 +21,7 @@ from vpt.serving.guard import Guard, read_body
 from vpt.serving.metrics import Metrics
 from vpt.serving.protocol import ApiError, event
 from vpt.serving.replies import finish_reason
-from vpt.serving.service import Asked, Service
+from vpt.serving.service import PendingRequest, Service
 from vpt.serving.settings import ServeConfig
 
 STATIC = Path(__file__).parent / "static"
@@ -53,61 +53,61 @@ class Endpoint:
             more = (wanted.n or 1) - 1
             engine.reserve(more)
             reserved += more
-            asked = await loop.run_in_executor(self.pool, self.service.read, wanted, loop)
-            engine.submit(asked.rows)
+            pending = await loop.run_in_executor(self.pool, self.service.read, wanted, loop)
+            engine.submit(pending.rows)
             reserved = 0
         finally:
             engine.release(reserved)
-        self.metrics.asked(asked)
+        self.metrics.accepted(pending)
         if wanted.stream:
             counted = bool(wanted.stream_options and wanted.stream_options.include_usage)
-            pieces = self.stream(asked, counted=counted)
+            pieces = self.stream(pending, counted=counted)
             return StreamingResponse(pieces, media_type="text/event-stream", headers=HEADERS)
-        return await self.whole(request, asked)
+        return await self.whole(request, pending)
 
-    async def whole(self, request: Request, asked: Asked) -> Response:
+    async def whole(self, request: Request, pending: PendingRequest) -> Response:
         """All answers at once; rows whose client has gone are let go."""
         gone = asyncio.create_task(_disconnected(request))
-        done = asyncio.create_task(self._collect(asked))
+        done = asyncio.create_task(self._collect(pending))
         try:
             await asyncio.wait({gone, done}, return_when=asyncio.FIRST_COMPLETED)
             if not done.done():
                 return Response(status_code=499)
-            traces = [asked.traces[number] for number in range(len(asked.rows))]
-            return JSONResponse(asked.writer.whole(asked.rows, done.result(), traces))
+            traces = [pending.traces[number] for number in range(len(pending.rows))]
+            return JSONResponse(pending.writer.whole(pending.rows, done.result(), traces))
         finally:
-            asked.cancel()
+            pending.cancel()
             for task in (gone, done):
                 task.cancel()
 
-    async def _collect(self, asked: Asked) -> list[Answer]:
-        answers = {number: told async for number, kind, told in self._events(asked) if kind == "done"}
-        return [answers[number] for number in range(len(asked.rows))]
+    async def _collect(self, pending: PendingRequest) -> list[Answer]:
+        answers = {number: told async for number, kind, told in self._events(pending) if kind == "done"}
+        return [answers[number] for number in range(len(pending.rows))]
 
-    async def _events(self, asked: Asked) -> AsyncIterator[tuple[int, str, Any]]:
+    async def _events(self, pending: PendingRequest) -> AsyncIterator[tuple[int, str, Any]]:
         """What the rows tell, until all have ended. Raises ApiError where one failed."""
-        left = len(asked.rows)
+        left = len(pending.rows)
         while left:
-            number, kind, told = await asked.events.get()
+            number, kind, told = await pending.events.get()
             if kind == "step":
                 told, draw = told
                 if draw is not None:  # not in the engine's thread, which others wait for
                     told["pictures"] = await asyncio.get_running_loop().run_in_executor(self.pool, draw)
-                asked.traces[number].append(told)
-            self.metrics.told(asked, number, kind, told)
+                pending.traces[number].append(told)
+            self.metrics.told(pending, number, kind, told)
             if kind == "error":
                 raise told
             yield number, kind, told
             left -= kind == "done"
 
-    async def stream(self, asked: Asked, *, counted: bool) -> AsyncIterator[bytes]:
+    async def stream(self, pending: PendingRequest, *, counted: bool) -> AsyncIterator[bytes]:
         """Pieces as they come; rows whose client has gone are let go."""
-        writer, answers = asked.writer, {}
+        writer, answers = pending.writer, {}
         try:
-            for number in range(len(asked.rows)):
+            for number in range(len(pending.rows)):
                 yield event(writer.piece(number, {"role": "assistant", "content": ""}))
-            async for number, kind, told in self._events(asked):
-                row = asked.rows[number]
+            async for number, kind, told in self._events(pending):
+                row = pending.rows[number]
                 if kind == "text":
                     text, found = told
                     logprobs = None if row.top_logprobs is None else {"content": writer.logprobs(found, row)}
@@ -117,7 +117,7 @@ class Endpoint:
                 elif kind == "done":
                     answers[number] = told
                     yield event(
-                        writer.piece(number, writer.extra(told, asked.traces[number]), finish=finish_reason(told))
+                        writer.piece(number, writer.extra(told, pending.traces[number]), finish=finish_reason(told))
                     )
             if counted:
                 yield event(writer.counts([*answers.values()]))
@@ -125,7 +125,7 @@ class Endpoint:
         except ApiError as error:
             yield event({"error": error.error})
         finally:
-            asked.cancel()
+            pending.cancel()
 
 
 async def _disconnected(request: Request) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from vpt.serving.engine import Engine
-from vpt.serving.service import Asked
+from vpt.serving.service import PendingRequest
 
 SECONDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60)
 
@@ -29,25 +29,25 @@ class Metrics:
             lambda: len(engine.batch.rows) * next(iter(engine.batch.cache.layers.values()))[0].shape[2]
         )
 
-    def asked(self, asked: Asked) -> None:
+    def accepted(self, pending: PendingRequest) -> None:
         """Count a request that was accepted."""
-        usage = asked.writer.usage([])["prompt_tokens_details"]
+        usage = pending.writer.usage([])["prompt_tokens_details"]
         self.tokens.labels("text").inc(usage["text_tokens"])
         self.tokens.labels("visual").inc(usage["image_tokens"])
 
-    def told(self, asked: Asked, number: int, kind: str, what: Any) -> None:
+    def told(self, pending: PendingRequest, number: int, kind: str, what: Any) -> None:
         """Count an event of a row."""
         now = time.monotonic()
-        if kind in ("text", "step", "done") and number not in asked.begun:
-            asked.begun.add(number)
-            self.first.observe(now - asked.since)
+        if kind in ("text", "step", "done") and number not in pending.begun:
+            pending.begun.add(number)
+            self.first.observe(now - pending.since)
         if kind == "step":
             self.perception.labels(what["kind"], what["status"]).inc()
             self.tokens.labels("perceived").inc(what["visual_tokens"])
         elif kind == "done":
             self.answers.labels("stop" if what.complete else "length").inc()
             self.tokens.labels("said").inc(len(what.ids))
-            self.whole.observe(now - asked.since)
+            self.whole.observe(now - pending.since)
         elif kind == "error":
             self.answers.labels("error").inc()
 

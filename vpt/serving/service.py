@@ -39,7 +39,7 @@ IMAGE_CACHE_MB = 8  # an image is looked at again within its request, hardly eve
 
 
 @dataclass
-class Asked:
+class PendingRequest:
     """A request that is being answered: its rows, what they tell, (number of the row, kind, what), and the traces that
     have been told of.
     """
@@ -103,7 +103,7 @@ class Service:
         settings = generation_settings(self.trained, dict(chosen))
         return replace(settings, max_new_tokens=min(settings.max_new_tokens, self.config.max_tokens))
 
-    def read(self, wanted: ChatRequest, loop: asyncio.AbstractEventLoop) -> Asked:
+    def read(self, wanted: ChatRequest, loop: asyncio.AbstractEventLoop) -> PendingRequest:
         """The rows of a request; they tell what they have to tell in `loop`. Raises ApiError."""
         try:
             settings = self._settings(tuple(wanted.settings().items()))
@@ -132,7 +132,7 @@ class Service:
             row.listen = self._listener(row, number, events, loop, pictures=wanted.pictures)
             rows.append(row)
         decode: Callable[[list[int]], str] = self.bundle.tokenizer.decode
-        return Asked(rows, events, ReplyWriter(self.name, prompt, decode))
+        return PendingRequest(rows, events, ReplyWriter(self.name, prompt, decode))
 
     def _listener(
         self, row: ServedRow, number: int, events: asyncio.Queue[Any], loop: asyncio.AbstractEventLoop, *,

@@ -27,10 +27,10 @@ class AttentionMeasured(Ablation):
 
     description = "nothing: attention is measured"
 
-    def __init__(self, setting: AblationContext, *, seed: int = 0, questions: int = 64) -> None:
+    def __init__(self, context: AblationContext, *, seed: int = 0, questions: int = 64) -> None:
         """`questions`: how many of those that perceive something are measured."""
-        super().__init__(setting, seed=seed)
-        pairs = zip(setting.asked, setting.plain, strict=True)
+        super().__init__(context, seed=seed)
+        pairs = zip(context.asked, context.plain, strict=True)
         self.measured = [question for question, item in pairs if item.actions][:questions]
         self._names = {question.record.where for question in self.measured}
 
@@ -40,9 +40,9 @@ class AttentionMeasured(Ablation):
     def details(
         self, plain: Sequence[Prediction], changed: Sequence[Prediction], metrics: Metrics
     ) -> dict[str, Estimate]:
-        parts = self.context.parts
+        bundle = self.context.bundle
         generator = _Measuring.from_config(
-            parts.model, parts.processor, parts.tokenizer, self.context.config.generation
+            bundle.model, bundle.processor, bundle.tokenizer, self.context.config.generation
         )
         with observed_attention(generator.observe):
             answer_batch(generator, self.measured)

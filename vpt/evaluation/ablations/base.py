@@ -25,7 +25,7 @@ from vpt.models.build import ModelBundle
 class AblationContext:
     """Inputs of an ablation: the model, all questions, and their answers without it, in the same order."""
 
-    parts: ModelBundle
+    bundle: ModelBundle
     config: TrainConfig
     asked: Sequence[EvalQuestion]
     plain: Sequence[Prediction]
@@ -36,9 +36,9 @@ class Ablation(Intervention):
 
     description: ClassVar[str]
 
-    def __init__(self, setting: AblationContext, *, seed: int = 0) -> None:
-        self.context, self.seed = setting, seed
-        self.question_of = {question.record.where: question for question in setting.asked}
+    def __init__(self, context: AblationContext, *, seed: int = 0) -> None:
+        self.context, self.seed = context, seed
+        self.question_of = {question.record.where: question for question in context.asked}
 
     def applies_to(self, plain: Prediction) -> bool:
         """Whether a question whose answer without it is `plain` may be answered otherwise."""

@@ -41,15 +41,15 @@ class TokensOfEvidence(EvidenceAblation):
 
     description = "re-encoded tokens zeroed but for those of the true box"
 
-    def __init__(self, setting: AblationContext, *, seed: int = 0) -> None:
-        super().__init__(setting, seed=seed)
+    def __init__(self, context: AblationContext, *, seed: int = 0) -> None:
+        super().__init__(context, seed=seed)
         self._size = cache(lambda where: full_image(self.question_of[where]).size)
 
     def tokens(self, tokens: Tensor, *, source: str, record: Record) -> Tensor:
         side = isqrt(len(tokens))
         if source == VISION_TOWER or record.box is None or side * side != len(tokens):
             return tokens
-        left, top, right, bottom = self.context.parts.processor.transforms[source].coverage(self._size(record.where))
+        left, top, right, bottom = self.context.bundle.processor.transforms[source].coverage(self._size(record.where))
         x0, y0, x1, y1 = record.box
         across, down, step = (right - left) / side, (bottom - top) / side, torch.arange(side, device=tokens.device)
         columns = (left + step * across < x1) & (left + (step + 1) * across > x0)

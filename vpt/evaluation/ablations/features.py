@@ -33,9 +33,9 @@ class FeaturesNoise(Ablation):
 
     description = "perceived features replaced by noise of the same moments"
 
-    def __init__(self, setting: AblationContext, *, seed: int = 0, images: int = 64) -> None:
-        super().__init__(setting, seed=seed)
-        self.questions = list(distinct_images(setting.asked).values())[:images]
+    def __init__(self, context: AblationContext, *, seed: int = 0, images: int = 64) -> None:
+        super().__init__(context, seed=seed)
+        self.questions = list(distinct_images(context.asked).values())[:images]
         self._moments: dict[str, tuple[Tensor, Tensor]] = {}
 
     def tokens(self, tokens: Tensor, *, source: str, record: Record) -> Tensor:
@@ -50,15 +50,15 @@ class FeaturesNoise(Ablation):
     def _features(self, source: str) -> Tensor:
         """[T, D] unconditioned tokens of the reference images, image by image."""
         return torch.cat(
-            [whole_image_tokens(self.context.parts, question, source) for question in self.questions]
+            [whole_image_tokens(self.context.bundle, question, source) for question in self.questions]
         ).float()
 
 
-def whole_image_tokens(parts: ModelBundle, question: EvalQuestion, source: str) -> Tensor:
+def whole_image_tokens(bundle: ModelBundle, question: EvalQuestion, source: str) -> Tensor:
     """[T, D] unconditioned tokens of a question's whole image through the tower or a re-encoder."""
-    image = parts.processor.apply_transform(source, question.folder.resize(full_image(question)))
-    with parts.model.autocast():
-        return image_tokens(parts.model, source, [image])
+    image = bundle.processor.apply_transform(source, question.folder.resize(full_image(question)))
+    with bundle.model.autocast():
+        return image_tokens(bundle.model, source, [image])
 
 
 class FeaturesRepeated(Ablation):
@@ -69,7 +69,7 @@ class FeaturesRepeated(Ablation):
     description = "perceived features replaced by those of the first look"
 
     def tokens(self, tokens: Tensor, *, source: str, record: Record) -> Tensor:
-        first = whole_image_tokens(self.context.parts, self.question_of[record.where], VISION_TOWER)
+        first = whole_image_tokens(self.context.bundle, self.question_of[record.where], VISION_TOWER)
         return first.to(tokens)[torch.arange(len(tokens), device=tokens.device) % len(first)]
 
 
@@ -87,12 +87,12 @@ class FeaturesSwapped(Ablation):
 
     description = "perceived features taken from another image"
 
-    def __init__(self, setting: AblationContext, *, seed: int = 0) -> None:
-        super().__init__(setting, seed=seed)
-        distinct = distinct_images(setting.asked)
+    def __init__(self, context: AblationContext, *, seed: int = 0) -> None:
+        super().__init__(context, seed=seed)
+        distinct = distinct_images(context.asked)
         places = {key: place for place, key in enumerate(distinct)}
         self.images = list(distinct.values())
-        self._own = {q.record.where: places.get(image_key(q)) for q in setting.asked}
+        self._own = {q.record.where: places.get(image_key(q)) for q in context.asked}
 
     def applies_to(self, plain: Prediction) -> bool:
         return bool(plain.actions) and len(self.images) > 1

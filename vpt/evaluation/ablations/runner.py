@@ -67,28 +67,28 @@ def check_ablations(nodes: Mapping[str, AblationConfig]) -> None:
     """Find what is wrong with them before a model is loaded. Raises ConfigError."""
     for name, node in nodes.items():
         key = f"ablations.{name}"
-        check_arguments(key, node, ABLATION, given=("setting",))
+        check_arguments(key, node, ABLATION, given=("context",))
     if nodes:
         require("scipy.stats", "metrics", "comparing with ablations")
 
 
 def run_ablations(
-    parts: ModelBundle, config: TrainConfig, asked: Sequence[EvalQuestion], plain: Sequence[Prediction],
+    bundle: ModelBundle, config: TrainConfig, asked: Sequence[EvalQuestion], plain: Sequence[Prediction],
     folder: Path, *, nodes: Mapping[str, AblationConfig], metrics: Metrics, weights: str,
 ) -> dict[str, Comparison]:  # fmt: skip
     """Answer under each ablation the questions that it may change; answers go to `folder`/NAME.
 
     Args:
-        parts, config, weights: as for `evaluate`.
+        bundle, config, weights: as for `evaluate`.
         asked, plain: questions and their answers without ablation.
         folder: for predictions; an interrupted ablation goes on.
         nodes: the ablations.
         metrics: of every data set; the first gives the score.
     """
-    setting = AblationContext(parts, config, asked, plain)
+    context = AblationContext(bundle, config, asked, plain)
     compared, answers = {}, {}
     for name, node in nodes.items():
-        ablation: Ablation = locate(node.target, name, ABLATION)(setting, **node.options)
+        ablation: Ablation = locate(node.target, name, ABLATION)(context, **node.options)
         places = [place for place, item in enumerate(plain) if ablation.applies_to(item)]
         if not places:
             compared[name] = Comparison(ablation.description, 0)
@@ -96,7 +96,7 @@ def run_ablations(
         what = json.dumps(asdict(node) | {"questions": len(asked)})
         chosen, concerned = [asked[place] for place in places], [plain[place] for place in places]
         changed = answer_questions(
-            parts, config, chosen, folder / name, weights=weights, ablation=what, intervention=ablation
+            bundle, config, chosen, folder / name, weights=weights, ablation=what, intervention=ablation
         )
         answers[type(ablation)] = changed
         found = Comparison.of(ablation.description, concerned, changed, metrics)

@@ -38,15 +38,17 @@ class StateShuffled(Ablation):
 
     description = "control state of another question"
 
-    def __init__(self, setting: AblationContext, *, seed: int = 0, compared: int = 64) -> None:
+    def __init__(self, context: AblationContext, *, seed: int = 0, compared: int = 64) -> None:
         """`compared`: how many questions' states are compared with each other (`details`)."""
-        super().__init__(setting, seed=seed)
-        parts = setting.parts
-        self.generator = Generator.from_config(parts.model, parts.processor, parts.tokenizer, setting.config.generation)
+        super().__init__(context, seed=seed)
+        bundle = context.bundle
+        self.generator = Generator.from_config(
+            bundle.model, bundle.processor, bundle.tokenizer, context.config.generation
+        )
         self.compared = compared
         self.states_of: dict[tuple[int, str], Tensor] = {}  # of the current batch's donors: (question, kind)
         self.pools: dict[tuple[str, Hashable], list[int]] = {}  # questions whose answers ask for a kind, by `pool`
-        for number, (question, item) in enumerate(zip(setting.asked, setting.plain, strict=True)):
+        for number, (question, item) in enumerate(zip(context.asked, context.plain, strict=True)):
             for kind in dict.fromkeys(item.actions):
                 if kind != REGION:
                     self.pools.setdefault((kind, self.pool(question)), []).append(number)
