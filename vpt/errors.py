@@ -4,7 +4,7 @@ import difflib
 import importlib
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +12,7 @@ from types import ModuleType
 WRONG_INPUT = 2  # exit code for a UserError
 INTERRUPTED = 130  # exit code after Ctrl-C, as shells have it
 PREEMPTED = 75  # exit code after SIGTERM, SIGUSR1 or SIGUSR2: saved, to be started again (EX_TEMPFAIL)
+LISTED = 5  # names in a message
 QUOTED = 200  # characters of an input that is quoted
 LONGEST = 400  # characters of what another library has to say
 
@@ -86,6 +87,17 @@ def did_you_mean(path: str, known: list[str]) -> str:
     leaves = {name.rpartition(".")[2]: name for name in known}
     close += [leaves[match] for match in difflib.get_close_matches(leaf, leaves, n=1, cutoff=0.7)]
     return f"; did you mean {' or '.join(dict.fromkeys(close))}?" if close else ""
+
+
+def first_line(error: BaseException) -> str:
+    """What another library says in its first line; its name where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def listed(names: Sequence[str], *, separator: str = ", ") -> str:
+    """The first few of `names` for a message, and how many more there are."""
+    more = [f"and {len(names) - LISTED:,} more"] if len(names) > LISTED else []
+    return separator.join([*names[:LISTED], *more])
 
 
 def shortened(text: str) -> str:

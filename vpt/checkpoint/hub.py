@@ -6,7 +6,7 @@ from pathlib import Path
 from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-from vpt.errors import CheckpointError, ConfigError
+from vpt.errors import CheckpointError, ConfigError, first_line
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # A checkpoint's own files, and an upstream one's: nothing else of a repository is fetched, above all no code.
@@ -27,10 +27,9 @@ def fetched(path: str | Path) -> Path:
         # Regular files: checkpoints may hold no links, which the hub's shared cache is made of.
         snapshot_download(str(path), local_dir=folder, allow_patterns=FILES)
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
-        words = str(error).strip().splitlines() or [type(error).__name__]
         raise CheckpointError(
-            f"{path} is no folder here, and the hub does not give it ({words[0]}); give a run (outputs/RUN_NAME), a "
-            "folder, or a hub's OWNER/NAME"
+            f"{path} is no folder here, and the hub does not give it ({first_line(error)}); give a run "
+            "(outputs/RUN_NAME), a folder, or a hub's OWNER/NAME"
         ) from None
     return folder
 
@@ -48,8 +47,8 @@ def push(folder: Path, name: str) -> str:
         api.create_repo(name, private=True, exist_ok=True)
         api.upload_folder(repo_id=name, folder_path=folder, commit_message="Upload by vpt export")
     except (HfHubHTTPError, OSError, ValueError) as error:
-        words = str(error).strip().splitlines() or [type(error).__name__]
         raise CheckpointError(
-            f"push={name}: {words[0]}; {folder} is written. Type hf auth login, or set HF_TOKEN, and push again"
+            f"push={name}: {first_line(error)}; {folder} is written. Type hf auth login, or set HF_TOKEN, and push "
+            "again"
         ) from None
     return f"{api.endpoint}/{name}"

@@ -12,13 +12,13 @@ from torch import Tensor
 from vpt.checkpoint.checksums import find_damage, verify
 from vpt.checkpoint.format import STEP_FOLDER, find_checkpoint, list_checkpoints, load_config
 from vpt.checkpoint.frozen_weights import CheckpointTensors, FrozenWeights
-from vpt.checkpoint.tensors import shape_mismatches, shortened
+from vpt.checkpoint.tensors import shape_mismatches
 from vpt.config.rl import RLConfig
 from vpt.config.schema import EncoderConfig, TrainConfig
 from vpt.config.weight_folder import weight_paths
 from vpt.distributed.dtensor import shard_like
 from vpt.distributed.process_group import World
-from vpt.errors import CheckpointError
+from vpt.errors import CheckpointError, listed
 from vpt.models.lora import has_adapters, merged, plain_name
 from vpt.models.vpt import VPTModel
 
@@ -167,7 +167,7 @@ class WarmStart:
                 own[name].copy_(shard_like(tensors[name], own[name].detach()))
         if not quiet:
             left = sorted({name.rpartition(".")[0] for name in own.keys() - tensors.keys() if "lm_head" not in name})
-            print(f"  starts from {self.checkpoint}" + (f"; newly built: {shortened(left)}" if left else ""))
+            print(f"  starts from {self.checkpoint}" + (f"; newly built: {listed(left)}" if left else ""))
         return frozen.without(copied)
 
     def named_as(self, model: VPTModel) -> Mapping[str, Tensor]:

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from vpt.distributed.dtensor import shard_like
-from vpt.errors import CheckpointError, wrap_read_errors
+from vpt.errors import CheckpointError, listed, wrap_read_errors
 
 # `weights_only` reads tensors alone
 _CONVERT = (
@@ -21,7 +21,6 @@ _CONVERT = (
     "torch.load(f, weights_only=True).items()}, f.with_name(f.stem.replace('pytorch_model', 'model') + "
     "'.safetensors')) for f in pathlib.Path('%s').glob('pytorch_model*.bin')]\""
 )
-SHOWN = 6  # names in a message
 
 
 class LazyStateDict(Mapping[str, Tensor]):
@@ -165,18 +164,12 @@ def check_state_dict(
     unexpected = [names[name] if names else name for name in stored if name not in own]
     shapes = shape_mismatches({name: shape for name, shape in stored.items() if name in own}, own)
     problems = [
-        f"{kind}: {shortened(sorted(found))}"
+        f"{kind}: {listed(sorted(found))}"
         for kind, found in (("missing", missing), ("unexpected", unexpected), ("other shape", shapes))
         if found
     ]
     if problems:
         raise CheckpointError(f"{where} does not fit the model; " + "; ".join(problems))
-
-
-def shortened(names: Sequence[str]) -> str:
-    """The first few names, and how many more there are."""
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
 
 
 def shape_mismatches(stored: Mapping[str, Sequence[int]], own: Mapping[str, Tensor]) -> list[str]:

@@ -15,16 +15,12 @@ import argparse
 from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
 
-from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
-from vpt.config.overrides import CONF, check_overrides, register_schemas
-from vpt.config.resolve import resolve_config
+from vpt.config.overrides import check_overrides, compose_as
 from vpt.config.schema import TrainConfig
 from vpt.config.validate import validate
 from vpt.config.weight_folder import check_model_group
-from vpt.errors import ConfigError
 from vpt.estimate.report import Report
 from vpt.estimate.settings import EstimateConfig, build_on_meta
 from vpt.estimate.smallest_gpu import smallest_gpu_table
@@ -35,18 +31,11 @@ OWN_KEYS = [item.name for item in fields(EstimateConfig) if item.name not in _TR
 
 def compose_description(overrides: list[str]) -> EstimateConfig:
     """The configuration that overrides of `train.py` and of this program describe. Raises ConfigError as those do."""
-    register_schemas()
     check_overrides(overrides, EstimateConfig)
-    ours = [_ours(text) for text in overrides]
-    try:
-        with initialize_config_dir(str(CONF), version_base=None):
-            composed = compose("train", overrides=ours)
-    except HydraException as error:
-        raise ConfigError(str(error).splitlines()[0]) from None
-    config = resolve_config(composed, EstimateConfig)
+    config = compose_as(EstimateConfig, [_ours(text) for text in overrides])
     if config.assume.actions:
         config = replace(config, data=replace(config.data, actions=config.assume.actions))
-    validate(config)
+        validate(config)
     check_model_group(config.model, overrides)
     return config
 

@@ -16,8 +16,6 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from hydra.errors import HydraException
-
 from vpt.checkpoint.load import build_model, load_pretrained
 from vpt.cli.train import train
 from vpt.config.overrides import CONF, check_overrides, compose_as, compose_train
@@ -41,10 +39,7 @@ def compose_pretrain(name: str, overrides: Sequence[str]) -> PretrainConfig:
         )
     check_overrides([*overrides], PretrainConfig)
     ours = [f"++{text}" if text.startswith(OWN_KEYS) else text for text in overrides]
-    try:
-        config = compose_as(PretrainConfig, [f"+pretrain={name}", *ours])
-    except HydraException as error:
-        raise ConfigError(str(error).splitlines()[0]) from None
+    config = compose_as(PretrainConfig, [f"+pretrain={name}", *ours])
     if config.patches.part not in (TOWER, *config.encoder):
         raise ConfigError(
             f"patches.part={config.patches.part} is not {TOWER}{''.join(f' or {n}' for n in config.encoder)}"

@@ -10,6 +10,7 @@ from hydra import compose, initialize_config_dir
 from hydra.conf import HydraConf, RunDir, SweepDir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from vpt.config.evaluation import EvalConfig
@@ -17,7 +18,7 @@ from vpt.config.resolve import explain_unknown, key_paths, resolve_config
 from vpt.config.schema import TrainConfig
 from vpt.config.validate import validate
 from vpt.config.weight_folder import ASSETS
-from vpt.errors import ConfigError, did_you_mean
+from vpt.errors import ConfigError, did_you_mean, first_line
 
 Config = TypeVar("Config", bound=TrainConfig)
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -62,12 +63,16 @@ def compose_train(overrides: Sequence[str]) -> TrainConfig:
 
 
 def compose_as(schema: type[Config], overrides: Sequence[str]) -> Config:
-    """The same in a schema that may have further keys."""
+    """The same in a schema that may have further keys. Raises ConfigError for what does not exist."""
     register_schemas()
     with ExitStack() as stack:
         if not GlobalHydra.instance().is_initialized():  # eval.py has done so
             stack.enter_context(initialize_config_dir(str(CONF), version_base=None))
-        config = resolve_config(compose("train", overrides=[*overrides]), schema)
+        try:
+            composed = compose("train", overrides=[*overrides])
+        except HydraException as error:
+            raise ConfigError(first_line(error)) from None
+        config = resolve_config(composed, schema)
     validate(config)
     return config
 

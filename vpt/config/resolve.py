@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from vpt.config.former_names import present_name
-from vpt.errors import ConfigError, did_you_mean
+from vpt.errors import ConfigError, did_you_mean, first_line
 
 Schema = TypeVar("Schema")
 
@@ -33,7 +33,7 @@ def resolve_config(composed: DictConfig, schema: type[Schema]) -> Schema:
         merged = OmegaConf.merge(OmegaConf.structured(schema), plain)
         config: Schema = OmegaConf.to_object(merged)  # type: ignore[assignment]
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{error.full_key or 'configuration'}: {str(error).splitlines()[0]}") from None
+        raise ConfigError(f"{error.full_key or 'configuration'}: {first_line(error)}") from None
     check_values(config, "")
     return config
 

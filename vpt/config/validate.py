@@ -15,7 +15,7 @@ from vpt.config.schema import EncoderConfig, GenerationConfig, SourceConfig, Tra
 from vpt.config.targets import RE_ENCODER, SOURCE, check_arguments, locate
 from vpt.config.validate_rl import check_rl
 from vpt.config.weight_folder import UPSTREAM, check_weight_folder
-from vpt.errors import ConfigError, did_you_mean
+from vpt.errors import ConfigError, did_you_mean, first_line
 
 Settings = TypeVar("Settings")
 
@@ -121,7 +121,7 @@ def overlaid(settings: Settings, chosen: Mapping[str, Any], prefix: str) -> Sett
     try:
         merged: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(settings), given))
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{prefix}{error.full_key}: {str(error).splitlines()[0]}") from None
+        raise ConfigError(f"{prefix}{error.full_key}: {first_line(error)}") from None
     check_values(merged, prefix)
     return merged
 

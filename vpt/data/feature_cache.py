@@ -33,7 +33,7 @@ from vpt.utils.files import atomic_file
 FORMAT = "4"  # of the entries, and of how their names are made
 SUFFIX = ".safetensors"
 STALE_SECONDS = 3600  # seconds after which an unfinished file has been given up by its writer
-PRUNE_FRACTION = 16  # the folder is measured once a process has written this fraction of its limit
+PRUNE_FRACTION = 1 / 16  # the folder is measured once a process has written this share of its limit
 MAX_PENDING = 64  # entries that may wait to be written; further ones are not kept
 
 
@@ -124,7 +124,7 @@ class FeatureCache:
             self._broken = True
             return
         self._unmeasured += features.nbytes
-        if self._unmeasured * PRUNE_FRACTION > self.limit:
+        if self._unmeasured > self.limit * PRUNE_FRACTION:
             self._prune()
 
     def _prune(self) -> None:

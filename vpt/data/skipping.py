@@ -1,11 +1,9 @@
-"""Records that cannot be used: how many `data.on_error=skip` leaves out, and how they are format_skipped."""
+"""Records that cannot be used: how many `data.on_error=skip` leaves out, and how they are told."""
 
 import math
 from collections.abc import Sequence
 
-from vpt.errors import DataError
-
-SHOWN = 5  # reasons in a message
+from vpt.errors import DataError, listed
 
 
 def too_many(skipped: int, rows: int, share: float, *, complete: bool = False) -> bool:
@@ -23,8 +21,8 @@ def too_many(skipped: int, rows: int, share: float, *, complete: bool = False) -
 
 def format_skipped(reasons: Sequence[str], rows: int, what: str) -> str:
     """How many of `rows` records cannot be used, with the first reasons, each on a line of its own."""
-    more = [f"and {len(reasons) - SHOWN:,} more"] if len(reasons) > SHOWN else []
-    return "\n    ".join([f"{len(reasons):,} of {rows:,} {what} cannot be used:", *reasons[:SHOWN], *more])
+    separator = "\n    "
+    return f"{len(reasons):,} of {rows:,} {what} cannot be used:{separator}{listed(reasons, separator=separator)}"
 
 
 def check_skipped(reasons: Sequence[str], rows: int, share: float, *, what: str, complete: bool = False) -> None:

@@ -18,7 +18,7 @@ from transformers import (
 
 from vpt.config.schema import ModelConfig
 from vpt.config.weight_folder import check_weight_folder
-from vpt.errors import ConfigError, wrap_read_errors
+from vpt.errors import ConfigError, first_line, wrap_read_errors
 from vpt.models.attention import SEGMENT_ATTENTION
 from vpt.models.families import family_of
 from vpt.models.tiny_tokenizer import LESSONS, tiny_tokenizer
@@ -33,10 +33,9 @@ def build_tokenizer(config: ModelConfig, kind: Any = AutoTokenizer) -> PreTraine
     try:
         return kind.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # whatever its files hold
-        said = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConfigError(
-            f"the tokenizer in model.path={config.path} cannot be read: {said}; copy its files again (tokenizer.json, "
-            "or vocab.json and merges.txt)"
+            f"the tokenizer in model.path={config.path} cannot be read: {first_line(error)}; copy its files "
+            "again (tokenizer.json, or vocab.json and merges.txt)"
         ) from None
 
 
@@ -125,10 +124,9 @@ def local_folder(path: str, key: str, *, weights: bool = False) -> Path:
     try:
         return Path(snapshot_download(path, allow_patterns=["*.json", "*.txt", *["model*.safetensors"] * weights]))
     except (OSError, ValueError) as error:
-        said = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConfigError(
-            f"{key}={path} could not be fetched from the hub ({said}); without a network, download it elsewhere and "
-            f"type {key}=FOLDER"
+            f"{key}={path} could not be fetched from the hub ({first_line(error)}); without a network, download it "
+            f"elsewhere and type {key}=FOLDER"
         ) from None
 
 

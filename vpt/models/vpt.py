@@ -57,12 +57,13 @@ class VPTModel(nn.Module):
 
     def __init__(
         self, qwen: PreTrainedModel, encoders: dict[str, ReEncoder], *, vocabulary: PerceptionVocabulary,
-        forward_config: InnerForwardConfig, feature_cache: FeatureCache | None = None,
+        forward_config: InnerForwardConfig,
     ) -> None:  # fmt: skip
         super().__init__()
         self.qwen: Any = qwen
         self.family = family_of(qwen.config.model_type)
-        self.vocabulary, self.forward_config, self.feature_cache = vocabulary, forward_config, feature_cache
+        self.vocabulary, self.forward_config = vocabulary, forward_config
+        self.feature_cache: FeatureCache | None = None
         self.encoders = nn.ModuleDict(encoders)
         self.qwen.model.visual = VisionTower(self.tower, self.family)
         if len(self.family.deep_mergers(self.tower)) >= len(self.language.layers):

@@ -15,11 +15,9 @@ from vpt.config.schema import TrainConfig
 from vpt.data.skipping import too_many
 from vpt.distributed.batch_alignment import GlobalCounts
 from vpt.distributed.process_group import World
-from vpt.errors import DataError, TrainingError
+from vpt.errors import DataError, TrainingError, listed
 from vpt.perception.batch import Batch
 from vpt.tracking import JSONLLogger
-
-SHOWN = 5  # names in a message
 
 
 class FailureLog:
@@ -63,8 +61,8 @@ class FailureLog:
         names = self._gather([name for batch in batches for name in batch.ids])
         self._write([{"lost": {"loss": str(loss), "grad_norm": str(norm)}, "records": names}])
         if self.world.is_main:
-            shown = ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
-            tqdm.write(f"step {self.state.step + 1} is skipped: loss {loss}, gradient norm {norm}; records {shown}")
+            step = f"step {self.state.step + 1}"
+            tqdm.write(f"{step} is skipped: loss {loss}, gradient norm {norm}; records {listed(names)}")
 
     @property
     def limit_exceeded(self) -> bool:

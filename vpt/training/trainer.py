@@ -39,14 +39,13 @@ class StepResult:
     """Loss and gradient of one optimizer step, as all processes agree on them, and what there is to log of it.
 
     Attributes:
-        loss, grad_norm: over the global batch; NaN where the step was skipped because either is not finite.
+        loss: over the global batch; NaN where the step was skipped because it or the gradient is not finite.
         tokens: of the global batch.
         exit_code: for which a process has been asked to stop; 0 while none has.
         metrics: for `metrics.jsonl`; on most steps those of the loss and the gradient alone.
     """
 
     loss: float
-    grad_norm: float
     tokens: int
     exit_code: int
     metrics: dict[str, float]
@@ -72,9 +71,10 @@ class Trainer:
         self.model = self.bundle.model
         self.optimizer = build_optimizer(self.model, config.optim)
         self.state = restore(found, self.model, self.optimizer, frozen) if found else TrainState()
-        self.named = FrozenWeights() if config.training.save_frozen_weights else frozen  # in checkpoints, not copied
+        # What checkpoints name instead of copying it
+        self.frozen_weights = FrozenWeights() if config.training.save_frozen_weights else frozen
         if self.world.is_main:
-            self.named.start_hashing()
+            self.frozen_weights.start_hashing()
         self.model.feature_cache = open_feature_cache(config.data, self.model, precision=config.training.precision)
         # In any order from here on, but for collectives: all processes make the saver's group at the same point.
         processor = self.bundle.processor.with_feature_cache(self.model.feature_cache)
@@ -168,8 +168,8 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         metrics = {"train/loss": reached, "train/grad_norm": norm, **norms} if finite else {}
         metrics |= self._details(own, totals) if logged else {}
-        found = (reached, norm) if finite else (math.nan, math.nan)
-        return StepResult(*found, tokens=totals.tokens, exit_code=totals.exit_code, metrics=metrics)
+        reached = reached if finite else math.nan
+        return StepResult(reached, tokens=totals.tokens, exit_code=totals.exit_code, metrics=metrics)
 
     def _details(self, own: list[Batch], totals: GlobalCounts) -> dict[str, float]:
         """Metrics of a logged step besides its loss and its gradient."""
@@ -230,14 +230,14 @@ class Trainer:
     def save(self) -> float:
         """Begin to write a checkpoint of this moment. Returns the seconds for which that held the loop."""
         own = unique_state_dict(self.model)
-        tensors = {"model": {name: tensor for name, tensor in own.items() if name not in self.named}}
+        tensors = {"model": {name: tensor for name, tensor in own.items() if name not in self.frozen_weights}}
         if states := optimizer_tensors(self.optimizer):  # none where every step so far was lost
             tensors["optimizer"] = states
         return self.saver.save(tensors, self.state, self._save_metadata)
 
     def _save_metadata(self, folder: Path) -> None:
         save_metadata(folder, self.bundle)
-        self.named.save(folder)
+        self.frozen_weights.save(folder)
 
     def _should_log(self, step: int) -> bool:
         """Metrics of the step with this number, counted from 1, are logged."""

@@ -3,6 +3,8 @@
 import argparse
 import json
 import platform
+import sys
+import traceback
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,8 @@ from vpt.bench.measure import Measurement, time_in_turns
 from vpt.bench.models import TINY, BenchModel
 from vpt.config.schema import LoraConfig
 from vpt.distributed.process_group import World, init_process_group
+from vpt.errors import first_line
+from vpt.utils.device import free_unreachable
 
 # Rows of a micro-batch and whether layers are recomputed, tried in turn (what does not fit is passed over), and rows
 # that are answered together; of the published sizes, and of toy sizes.
@@ -39,6 +43,17 @@ class GpuBench:
     world: World
     device: torch.device
     out: Path
+
+    def measured(self, part: str) -> dict[str, Any]:
+        """What a part finds; what goes wrong in one, such as too little memory, leaves the others their turn."""
+        try:
+            found: dict[str, Any] = getattr(self, part)()
+        except Exception as error:
+            if self.world.size > 1:  # the other processes wait for this one
+                raise
+            traceback.print_exc()
+            return {"error": first_line(error)}
+        return found
 
     def say(self, text: str) -> None:
         """Print, once for all processes."""
@@ -139,13 +154,13 @@ def main() -> None:
         for part in asked.parts:
             if part == "decode_2b" and world.size > 1:
                 continue  # every process would measure the same
-            found[part] = getattr(bench, part)()
-            if device.type == "cuda":
-                torch.cuda.empty_cache()
-        if world.is_main:
-            asked.out.parent.mkdir(parents=True, exist_ok=True)
-            asked.out.write_text(json.dumps(found, indent=1) + "\n")
-            print(f"written to {asked.out}")
+            found[part] = bench.measured(part)
+            free_unreachable()
+            if world.is_main:
+                asked.out.parent.mkdir(parents=True, exist_ok=True)
+                asked.out.write_text(json.dumps(found, indent=1) + "\n")
+        bench.say(f"written to {asked.out}")
+    sys.exit(any("error" in figures for figures in found.values() if isinstance(figures, dict)))
 
 
 if __name__ == "__main__":
