@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -42,6 +43,7 @@ def _defaults(schema: type) -> DictConfig:
     return defaults
 
 
+@cache  # once in a process is enough, and it takes a tenth of a second
 def register_schemas() -> None:
     """Make known to Hydra what conf/ refers to (`train_defaults`, `eval_defaults`, and `asset`, a folder of weights),
     and in which folders runs lie, whatever file they are configured by: a run's own config.yaml, too.

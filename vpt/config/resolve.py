@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
+from functools import cache
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
@@ -12,6 +13,8 @@ from vpt.config.former_names import present_name
 from vpt.errors import ConfigError, did_you_mean, first_line
 
 Schema = TypeVar("Schema")
+# Kept of each schema, for many configurations of it are read in one process: `merge` copies its first argument.
+_structured, _type_hints = cache(OmegaConf.structured), cache(get_type_hints)
 
 
 def resolve_config(composed: DictConfig, schema: type[Schema]) -> Schema:
@@ -25,12 +28,11 @@ def resolve_config(composed: DictConfig, schema: type[Schema]) -> Schema:
         raise ConfigError(f"{error.full_key} has no value; type {error.full_key}=VALUE") from None
     except OmegaConfBaseException as error:
         raise ConfigError(f"the configuration does not resolve: {error}") from None
-    known = list(key_paths(schema))
-    unknown = [explain_unknown(path, known) for path in _unknown_keys(plain, schema)]
-    if unknown:
-        raise ConfigError("\n".join(unknown))
+    if unknown := [*_unknown_keys(plain, schema)]:
+        known = list(key_paths(schema))
+        raise ConfigError("\n".join(explain_unknown(path, known) for path in unknown))
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(schema), plain)
+        merged = OmegaConf.merge(_structured(schema), plain)
         config: Schema = OmegaConf.to_object(merged)  # type: ignore[assignment]
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key or 'configuration'}: {first_line(error)}") from None
@@ -40,7 +42,7 @@ def resolve_config(composed: DictConfig, schema: type[Schema]) -> Schema:
 
 def key_paths(schema: type, prefix: str = "") -> Iterator[str]:
     """Every dotted key of a schema; `*` stands for a name that the user chooses."""
-    hints = get_type_hints(schema)
+    hints = _type_hints(schema)
     for item in fields(schema):
         path, kind = f"{prefix}{item.name}", hints[item.name]
         yield path
@@ -61,7 +63,7 @@ def _dict_of_dataclass(kind: Any) -> type | None:
 def _unknown_keys(plain: Any, schema: type, prefix: str = "") -> Iterator[str]:
     if not isinstance(plain, Mapping):
         return  # a wrong type: the merge says so
-    hints = get_type_hints(schema)
+    hints = _type_hints(schema)
     for key, value in plain.items():
         path = f"{prefix}{key}"
         if key not in hints:
@@ -90,7 +92,7 @@ def check_values(config: Any, prefix: str) -> None:
             )
         if limits and value is not None and not limits[0] <= value <= limits[1]:
             raise ConfigError(f"{path}={value} must lie between {limits[0]} and {limits[1]}")
-        expected = get_args(get_type_hints(type(config))[item.name])
+        expected = get_args(_type_hints(type(config))[item.name])
         if isinstance(value, float) and not math.isfinite(value):
             raise ConfigError(f"{path}={value} is no number to work with")
         if isinstance(value, list):
