@@ -1,11 +1,14 @@
-"""Every file under conf/ is composed and run for two steps. A new file is found by itself."""
+"""Every file under conf/ is composed and run for two steps, those that make the same run once. A new file is found by itself."""
 
 import json
 import re
 import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from conftest import REGION_TURNS, ROOT, action_turns, compose_config, compose_eval, conversation, mixed_records
 from helpers.weight_folders import write_base
@@ -20,18 +23,32 @@ CONF = ROOT / "conf"
 ALL_FILES = sorted(path.relative_to(CONF).with_suffix("") for path in CONF.glob("*/**/*.yaml"))
 GROUP_FILES = [path for path in ALL_FILES if path.parts[0] not in ("ablations", "pretrain")]
 ABLATIONS = [path.name for path in ALL_FILES if path.parts[0] == "ablations"]
+RUN_ABLATIONS = ["all", "evidence", "regions"]  # the other files are parts of `all`
 ENCODERS = [path.name for path in GROUP_FILES if path.parts[0] == "encoder"]
 SMALL = ["+debug=two_steps", "data.workers=0"]
+
+# Files that make the run of another one, which runs: with SMALL their values are what other files set already.
+SAME_RUN = {
+    **dict.fromkeys(
+        ["debug/easy_vqa", "launcher/slurm", "masking/light", "model/tiny", "optim/tiny", "strategy/auto", "sweep/masking",
+         "sweep/optuna", "sweep/seeds", "tracking/none", "training/tiny"],
+        "debug/two_steps",
+    ),
+    **{f"encoder/{name}": f"experiment/{name}" for name in ("clip", "dino", "sam")},
+}  # fmt: skip
+# Most of the paper's recipes differ in numbers, which tests/config/test_paper.py reads; tiny models of a family are alike;
+# +experiment=scenes/rl has these rewards.
+LONG = re.compile(
+    r"(experiment|data)/paper/(?!dino$|mix$)|model/qwen\w+_vl_(?!2b|3b)|rewards/(correct|cost|cost_small|malformed)$"
+)
 
 
 def overrides_for(path: Path, records: Path, weights: Path) -> list[str]:
     """What to type to run with one file."""
     group, name = path.parts[0], "/".join(path.parts[1:])
-    if group == "debug":
-        return []  # SMALL has it
     if group == "experiment" and name.startswith("paper/"):
         return [f"+experiment={name}", f"data.root={records}"]
-    if group in ("experiment", "launcher", "sweep"):
+    if group in ("debug", "experiment", "launcher", "sweep"):
         return [f"+{group}={name}"]
     if group == "rewards":
         return ["+experiment=scenes/rl", f"rewards=[{name}]"]
@@ -79,42 +96,66 @@ def published_records() -> list[dict]:
     return [region, dino, conversation("3.png", answer="brown"), {**region, "dataset": "other"}]
 
 
-@pytest.fixture(scope="module")
-def stages(tmp_path_factory) -> Path:
-    """Where runs lie that others start from."""
-    return tmp_path_factory.mktemp("stages")
+@pytest.fixture(scope="session")
+def stages(tmp_path_factory, worker_id) -> Path:
+    """Where experiments lie, and others start from them; one folder for all of xdist's processes."""
+    own = tmp_path_factory.getbasetemp()
+    folder = (own if worker_id == "master" else own.parent) / "stages"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
-def train_stage_before(config: TrainConfig, stages: Path, records: Path) -> None:
-    """Train the experiment whose run `init_from` names for its two steps, and those before it."""
-    if config.init_from is None or Path(config.init_from).is_dir():
-        return
-    experiment = Path(config.init_from).relative_to(stages)
-    before = compose_config(f"+experiment={experiment}", f"data.root={records}", *SMALL, f"output_dir={stages}")
-    train_stage_before(before, stages, records)
-    train(before, stages / before.run_name)
+@pytest.fixture
+def composed(records, weights, stages) -> Callable[[str], TrainConfig]:
+    """The configuration of two steps with a file."""
+
+    def compose(path: str) -> TrainConfig:
+        drawn = f"pictures={path == 'tracking/wandb'}"  # no other file changes what is drawn
+        small = [word for word in SMALL if not (path.startswith("debug/") and "debug" in word)]
+        return compose_config(*overrides_for(Path(path), records, weights), *small, f"output_dir={stages}", drawn)
+
+    return compose
 
 
-# Most of the paper's recipes differ in numbers, which tests/config/test_paper.py reads
-LONG = re.compile("(experiment|data)/paper/(?!dino$|mix$)")
+def train_experiment(name: str, composed: Callable[[str], TrainConfig], stages: Path) -> Path:
+    """Its run, after those that it starts from; of several processes the first trains it, and the others wait."""
+    config, folder = composed(f"experiment/{name}"), stages / name
+    assert config.run_name == name
+    if config.init_from is not None:
+        train_experiment(str(Path(config.init_from).relative_to(stages)), composed, stages)
+    with FileLock(stages / f"{name.replace('/', '_')}.lock"):
+        if not (folder / "summary.json").exists():
+            train(config, folder)
+    return folder
 
 
 @pytest.mark.parametrize(
     "path",
-    [pytest.param(path, marks=[pytest.mark.slow] * bool(LONG.match(str(path)))) for path in GROUP_FILES],
-    ids=str,
-)
-def test_two_steps(path, records, weights, stages, tmp_path, monkeypatch):
+    [pytest.param(path, marks=[pytest.mark.slow] * bool(LONG.match(path))) for path in map(str, GROUP_FILES)
+     if path not in SAME_RUN],
+)  # fmt: skip
+def test_two_steps(path, composed, stages, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
-    # the last word is debug's
-    drawn = f"pictures={path.parts[0] == 'tracking'}"  # no other file changes what is drawn
-    config = compose_config(*overrides_for(path, records, weights), *SMALL, f"output_dir={stages}", drawn)
-    train_stage_before(config, stages, records)
-    train(config, tmp_path / "run")
-    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    if path.startswith("experiment/"):
+        run = train_experiment(path.removeprefix("experiment/"), composed, stages)
+    else:
+        config, run = composed(path), tmp_path / "run"
+        if config.init_from is not None:
+            train_experiment(str(Path(config.init_from).relative_to(stages)), composed, stages)
+        train(config, run)
+    summary = json.loads((run / "summary.json").read_text())
+    lines = (run / "metrics.jsonl").read_text().splitlines()
     assert summary["steps"] == 2 and sum("train/loss" in line for line in lines) == 2 and summary["questions"] == 4
     assert summary["teacher_forced"]["loss"] > 0
+
+
+def test_files_that_make_the_run_of_another(composed):
+    """Equal but for the run's name: what `test_two_steps` need not run again."""
+    for path, other in SAME_RUN.items():
+        own, runs = composed(path), composed(other)
+        assert replace(own, run_name=runs.run_name) == runs, (
+            f"{path} makes a run of its own now, take it out of SAME_RUN"
+        )
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -127,7 +168,13 @@ def test_pretraining(name, tmp_path, monkeypatch):
     assert (folder / "model.safetensors").is_file() and name in (folder / "README.md").read_text()
 
 
-@pytest.mark.parametrize("name", ABLATIONS)
+def test_ablations_that_all_has():
+    nodes = {name: compose_eval("checkpoint=x", f"+ablations={name}").ablations for name in ABLATIONS}
+    for name in {*ABLATIONS} - {*RUN_ABLATIONS}:
+        assert nodes[name].items() <= nodes["all"].items(), name
+
+
+@pytest.mark.parametrize("name", RUN_ABLATIONS)
 def test_ablations(name, trained_run):
     action = "region" if name == "regions" else "dino"
     evaluate_checkpoint(
