@@ -91,8 +91,15 @@ def free(parts, limits, sampling=None):
     return Generator(parts.model.eval(), parts.processor, parts.tokenizer.decode, limits, sampling)
 
 
-@pytest.mark.parametrize("sampling", [Sampling(), Sampling(1.5, top_k=40, top_p=0.9, seed=7)], ids=["greedy", "drawn"])
-def test_alone_in_any_batch_and_from_scratch(all_parts, folder, sampling):
+DRAWN = Sampling(1.5, top_k=40, top_p=0.9, seed=7)
+
+
+@pytest.mark.parametrize(
+    ("sampling", "from_scratch"),
+    [(Sampling(), range(8)), (DRAWN, (0, 2)), pytest.param(DRAWN, range(8), marks=pytest.mark.slow)],
+    ids=["greedy", "drawn", "drawn, every row"],
+)
+def test_alone_in_any_batch_and_from_scratch(all_parts, folder, sampling, from_scratch):
     """A row's ids depend neither on its neighbours nor on the cache; actions come first, then free text."""
     parts, limits, raws = all_parts, GenerationLimits(20, 5), [*records(), *mixed_records()[5:8]]
     samples = samples_of(parts, folder, raws)
@@ -115,7 +122,8 @@ def test_alone_in_any_batch_and_from_scratch(all_parts, folder, sampling):
     together = ids(range(len(raws)))
     assert together == ids([4, 7, 1, 0]) | ids([6, 5, 3, 2]), "another batch, another order"
     assert together == {i: alone for number in range(len(raws)) for i, alone in ids([number]).items()}
-    for number, sample in enumerate(samples):
+    for number in from_scratch:
+        sample = samples[number]
         if VISION_TOWER in sample.record.images:
             script = scripts()[sample.record.where]
             scratch = FromScratch(
@@ -124,9 +132,13 @@ def test_alone_in_any_batch_and_from_scratch(all_parts, folder, sampling):
             assert together[number] == scratch.decode(), number
 
 
-@pytest.mark.parametrize("scale", [1, 2])
-@pytest.mark.parametrize("kind", ["region", "dino", "sam", "clip", "region + sam"])
-def test_it_equals_prompting_again_with_the_perceived_turn(make_parts, folder, kind, scale):
+@pytest.mark.parametrize(
+    ("kind", "scale", "limit"),
+    [("dino", 1, 28), ("region + sam", 1, 28), ("clip", 2, 28), ("region + sam", 2, 28),
+     *(pytest.param(kind, scale, 40, marks=pytest.mark.slow)
+       for kind in ("region", "dino", "sam", "clip", "region + sam") for scale in (1, 2))],
+)  # fmt: skip
+def test_it_equals_prompting_again_with_the_perceived_turn(make_parts, folder, kind, scale, limit):
     """The two rounds of the authors' evaluation: prompt, then prompt again with what was perceived, from scratch."""
     parts = make_parts(*ALL, f"model.projector_scale={scale}")
     region, both = records()[1:3]
@@ -141,10 +153,10 @@ def test_it_equals_prompting_again_with_the_perceived_turn(make_parts, folder, k
     script = script_of(parts, sample)
     asking = script[: last_index(script[:-1], parts.model.vocabulary.im_end) + 1]
 
-    once = Opening(parts, {sample.record.where: [*asking]}, GenerationLimits(40, 3)).generate([prompt], [folder])[0]
+    once = Opening(parts, {sample.record.where: [*asking]}, GenerationLimits(limit, 3)).generate([prompt], [folder])[0]
     told = len(asking) + scale * sum(step.kind != "region" for step in once.trace[: turns - 1])
-    twice = free(parts, GenerationLimits(40 - told, 3 - (turns - 1))).generate([again], [folder])[0]
-    scratch = FromScratch(parts, sample.record, folder, limit=40, actions=3, script=asking).decode()
+    twice = free(parts, GenerationLimits(limit - told, 3 - (turns - 1))).generate([again], [folder])[0]
+    scratch = FromScratch(parts, sample.record, folder, limit=limit, actions=3, script=asking).decode()
     assert [step.kind for step in once.trace[: turns - 1]] == kind.split(" + ")
     assert once.ids[told:] == twice.ids and len(twice.ids) > 3
     assert once.ids == scratch
