@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from conftest import ROOT, compose_config, compose_eval, logged, losses, samples_of
-from helpers.multiprocess import PATIENCE, on_ranks
+from helpers.multiprocess import PATIENCE, on_ranks, rank_environments
+from helpers.programs import Program
 from vpt.cli.evaluate import evaluate_checkpoint
 from vpt.data.balance import SampleCost, balance
 from vpt.data.collate import collate
@@ -141,26 +142,30 @@ def test_a_short_run_by_two(tmp_path):
     compare_runs(tmp_path, [("all", strategy) for strategy in STRATEGIES], size=2, steps=3)
 
 
-def test_torchrun(tmp_path):
-    """The program itself: one voice, questions shared, and a checkpoint that answers the same in one process."""
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "train.py"]
-    overrides = [
-        "+experiment=dino",
-        "+debug=two_steps",
-        "strategy=fsdp",
-        "training.final_eval_questions=5",
-        "data.limit=5",
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+def with_torchrun(*overrides: str) -> str:
+    """What `train.py` prints under torchrun."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "train.py"]
+    done = subprocess.run(
+        [sys.executable, *torchrun, *overrides], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=PATIENCE,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
-    def python(*arguments: str) -> str:
-        done = subprocess.run(
-            [sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
 
-    said = python(*command, *overrides, f"output_dir={tmp_path}")
+def as_by_torchrun(*overrides: str) -> str:
+    """The same of two processes that are told what torchrun tells its own."""
+    programs = [Program("train.py", *overrides, environment=rank) for rank in rank_environments(2)]
+    done = [program.wait(PATIENCE) for program in programs]
+    assert not any(each.returncode for each in done), [each.stderr for each in done]
+    return "".join(each.stdout for each in done)
+
+
+@pytest.mark.parametrize("start", [as_by_torchrun, pytest.param(with_torchrun, marks=pytest.mark.slow)])
+def test_the_program_by_two(tmp_path, start):
+    """One voice, questions shared, and a checkpoint that answers the same in one process."""
+    small = ["+experiment=dino", "+debug=two_steps", "strategy=fsdp", "training.final_eval_questions=5", "data.limit=5"]
+    said = start(*small, f"output_dir={tmp_path}")
     assert said.count("accuracy") == 1 and "2 x cpu (fsdp)" in said
     run = tmp_path / "dino"
     evaluate_checkpoint(compose_eval(f"checkpoint={run}", "pictures=false"))

@@ -36,25 +36,28 @@ def on_ranks(size: int, function: Callable[..., Any], *arguments: Any, folder: P
 
 def started(size: int, function: Callable[..., Any], *arguments: Any, folder: Path) -> list[Any]:
     """The processes of `on_ranks`, by rank, left to themselves; each writes what it returned into `folder`."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     processes = [
-        FORKING.Process(target=_rank, args=(rank, size, port, folder, function, arguments)) for rank in range(size)
+        FORKING.Process(target=_rank, args=(environment, folder, function, arguments))
+        for environment in rank_environments(size)
     ]
     for process in processes:
         process.start()
     return processes
 
 
-def _rank(rank: int, size: int, port: int, folder: Path, function: Callable[..., Any], arguments: tuple) -> None:
+def rank_environments(size: int) -> list[dict[str, str]]:
+    """What torchrun tells each of the processes of one run, and to show no progress."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        run = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    return [run | {"RANK": str(rank), "LOCAL_RANK": str(rank), "TQDM_DISABLE": "1"} for rank in range(size)]
+
+
+def _rank(environment: dict[str, str], folder: Path, function: Callable[..., Any], arguments: tuple) -> None:
     from vpt.distributed.process_group import init_process_group
 
     torch.set_num_threads(1)
-    os.environ |= {
-        "RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port), "TQDM_DISABLE": "1",
-    }  # fmt: skip
+    os.environ |= environment
     with init_process_group(device="cpu") as world:
         result = function(world, *arguments)
-        (folder / f"rank{rank}.json").write_text(json.dumps(result))
+        (folder / f"rank{world.rank}.json").write_text(json.dumps(result))

@@ -14,13 +14,15 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 class Program:
     """`python ARGUMENTS`, a script or `-m MODULE`, in the repository's folder, forked from a process that has imported
-    what takes long.
+    what takes long. `environment`: what else it has there.
     """
 
-    def __init__(self, *arguments: str) -> None:
+    def __init__(self, *arguments: str, environment: dict[str, str] | None = None) -> None:
         self._folder = tempfile.TemporaryDirectory()
         self._files = [Path(self._folder.name) / name for name in ("stdout", "stderr")]
-        self.process = FORKING.Process(target=_run, args=(arguments, self._files, dict(os.environ)))
+        self.process = FORKING.Process(
+            target=_run, args=(arguments, self._files, {**os.environ, **(environment or {})})
+        )
         self.process.start()
 
     @property
