@@ -4,12 +4,14 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from conftest import ROOT
+from helpers.programs import run_program
 from vpt.bench import generation, inner_passes, loading, measure, memory, mfu, models, packing, rollouts, vision
 from vpt.bench.__main__ import GROUPS, main
 from vpt.bench.measure import Measurement, Ratio, time_in_turns, worst_of
@@ -134,7 +136,8 @@ def test_rows_are_as_long_as_they_say(tiny):
         torch.testing.assert_close(everywhere, model(mix).loss_sum, rtol=1e-5, atol=1e-5)
 
 
-# The bench runs where only torch and transformers are, and says what it cannot measure.
+# The bench runs where only torch and transformers are, and says what it cannot measure. What it imports at once:
+# tests/test_imports.py.
 WITHOUT_HYDRA = """
 import sys
 sys.modules |= dict.fromkeys(("hydra", "omegaconf", "wandb"))
@@ -145,24 +148,33 @@ main()
 """
 
 
-@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_gpu_bench_runs_to_its_end(processes, tmp_path):
-    """At toy sizes on the CPU, so that it does where there is a GPU."""
-    program, parts = ["-c", WITHOUT_HYDRA], ["train_2b", "decode_2b"]
-    if processes > 1:
-        pytest.importorskip("peft")
-        torchrun = ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--standalone"]
-        program, parts = [*torchrun, "-m", "vpt.bench.gpu"], ["train_2b", "compiled_2b", "lora_7b", "decode_2b"]
-    command = [sys.executable, *program, *parts, "--tiny", "--out", str(tmp_path / "gpu.json")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+def gpu_bench(program: list[str], parts: list[str], folder: Path) -> tuple[str, dict]:
+    """What the bench prints and finds at toy sizes on the CPU; `program` is what python runs, the module by default."""
+    arguments = [*parts, "--tiny", "--out", str(folder / "gpu.json")]
+    if program:
+        command = [sys.executable, *program, *arguments]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    else:
+        done = run_program("-m", "vpt.bench.gpu", *arguments)
     assert done.returncode == 0, done.stderr
-    found = json.loads((tmp_path / "gpu.json").read_text())
-    assert found["processes"] == processes
+    found = json.loads((folder / "gpu.json").read_text())
     assert [pace["rows"] for pace in found["train_2b"]["paces"]] == [1, 2]
-    for part in parts if processes == 1 else parts[:-1]:
-        assert part in found
     assert 0 < sum(found["train_2b"]["profile"].values()) <= 1.001
-    assert (tmp_path / "gpu.profile.txt").read_text()
-    if processes == 1:
-        assert set(found["decode_2b"]) == {"batch_1", "batch_2"}
-        assert "loading: not measured, hydra is missing" in done.stdout and "\n[]\n" in done.stdout
+    assert (folder / "gpu.profile.txt").read_text()
+    return done.stdout, found
+
+
+@pytest.mark.parametrize("program", [[], pytest.param(["-c", WITHOUT_HYDRA], marks=pytest.mark.slow)], ids=len)
+def test_gpu_bench_runs_to_its_end(program, tmp_path):
+    """So that it does where there is a GPU."""
+    said, found = gpu_bench(program, ["train_2b", "decode_2b"], tmp_path)
+    assert found["processes"] == 1 and set(found["decode_2b"]) == {"batch_1", "batch_2"}
+    assert not program or ("loading: not measured, hydra is missing" in said and "\n[]\n" in said)
+
+
+@pytest.mark.slow
+def test_gpu_bench_of_two_processes(tmp_path):
+    pytest.importorskip("peft")
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m", "vpt.bench.gpu"]
+    _, found = gpu_bench(torchrun, ["train_2b", "compiled_2b", "lora_7b", "decode_2b"], tmp_path)
+    assert found["processes"] == 2 and {"train_2b", "compiled_2b", "lora_7b"} <= found.keys()
