@@ -7,12 +7,12 @@ import sys
 import pytest
 
 from conftest import ROOT
-from vpt.utils.device import keep_freed_heap, share_heap
+from vpt.utils.heap import keep_freed_heap, share_heap
 
 GROWTH = """
 import sys, torch
 from pathlib import Path
-from vpt.utils.device import keep_freed_heap
+from vpt.utils.heap import keep_freed_heap
 if sys.argv[1] == "keep":
     assert keep_freed_heap()
 size = lambda: int(Path("/proc/self/statm").read_text().split()[0])  # pages of address space
@@ -26,7 +26,7 @@ print((size() - before) * 4096 / 2**20)
 
 HEAPS = """
 import ctypes, sys, threading
-from vpt.utils.device import share_heap
+from vpt.utils.heap import share_heap
 if sys.argv[1] == "share":
     assert share_heap()
 started, ended = threading.Barrier(9), threading.Event()
@@ -54,7 +54,8 @@ def test_threads_share_a_heap():
 RESIDENT = """
 import torch
 from pathlib import Path
-from vpt.utils.device import free_unreachable, keep_freed_heap
+from vpt.utils.device import free_unreachable
+from vpt.utils.heap import keep_freed_heap
 assert keep_freed_heap()
 size = lambda: int(Path("/proc/self/statm").read_text().split()[1])  # pages in memory
 blocks = [torch.ones(2**20) for _ in range(40)]  # 4 MB each

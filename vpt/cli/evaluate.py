@@ -40,8 +40,8 @@ from vpt.reporting.figures import draw_sheet
 from vpt.reporting.report import write_report
 from vpt.reporting.wandb_media import report_media
 from vpt.tracking import build_tracker
-from vpt.utils.device import keep_freed_heap
 from vpt.utils.files import atomic_write
+from vpt.utils.heap import keep_freed_heap
 from vpt.utils.threads import set_threads
 
 

@@ -29,7 +29,7 @@ from vpt.serving.app import build_app
 from vpt.serving.examples import ExampleImage, example_images
 from vpt.serving.service import Service
 from vpt.serving.settings import ServeConfig
-from vpt.utils.device import share_heap
+from vpt.utils.heap import share_heap
 from vpt.utils.threads import set_threads
 
 

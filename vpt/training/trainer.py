@@ -30,7 +30,8 @@ from vpt.training.seed import seed_step
 from vpt.training.setup import build_training
 from vpt.training.step_metrics import StepMetrics
 from vpt.training.validator import Validator
-from vpt.utils.device import choose_device, keep_freed_heap
+from vpt.utils.device import choose_device
+from vpt.utils.heap import keep_freed_heap
 from vpt.utils.threads import set_threads
 
 
