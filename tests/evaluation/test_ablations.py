@@ -118,11 +118,16 @@ def test_they_concern_answers_that_perceive_in_their_way(benches, action, concer
         assert all(-1 <= low <= value <= high <= 1.0001 for _, value, (low, high), _ in details.rows)
 
 
+DRAWN = ["features_noise", "features_swapped", "region_random", "state_shuffled", "state_shuffled_within_image"]
+
+
 @pytest.mark.parametrize("action", ["dino", "region"])
-def test_no_answer_depends_on_its_batch(benches, action, tmp_path):
+@pytest.mark.parametrize("names", [DRAWN, pytest.param([*NODES], marks=pytest.mark.slow)], ids=["drawn", "all"])
+def test_no_answer_depends_on_its_batch(benches, action, names, tmp_path):
     assert benches[action].compared
-    benches[action].run(tmp_path, batch_size=5)
-    assert answers(tmp_path) == answers(benches[action].ablated)
+    benches[action].run(tmp_path, batch_size=5, nodes={name: NODES[name] for name in names})
+    together = answers(benches[action].ablated)
+    assert answers(tmp_path) == {name: said for name, said in together.items() if name in names}
 
 
 def test_regions_that_are_shown(benches):
@@ -312,14 +317,14 @@ def test_the_split_of_what_perception_gains():
 
 
 @pytest.mark.parametrize("action", ["none", "dino"])
-def test_without_perception_a_question_is_answered_as_if_it_were_forbidden(benches, action, tmp_path):
+def test_without_perception_a_question_is_answered_as_if_it_were_forbidden(benches, action):
     bench = benches[action]
-    compared = bench.run(tmp_path, nodes={"no_perception": NODES["no_perception"]})
+    compared = bench.compared
     gain = gain_of(compared)
     if action == "none":  # nothing to forbid
         assert compared["no_perception"].questions == 0 and not gain
         return
-    ablated = read_predictions(tmp_path / "no_perception/predictions.jsonl")
+    ablated = read_predictions(bench.ablated / "no_perception/predictions.jsonl")
     assert [item.answer for item in ablated] == [item.answer for item in benches["none"].plain]
     assert not any(item.trace for item in ablated)
     assert gain["trigger_rate"].value == 1 and gain["gain"].value == pytest.approx(

@@ -48,7 +48,13 @@ def run(tmp_path_factory) -> Path:
             compose_config("+experiment=all", "+debug=two_steps", "training.final_eval_questions=12", *mirrored), folder
         )
         evaluate_checkpoint(
-            compose_eval(f"checkpoint={folder}", "+ablations=all", "data.limit=12", "generation.action=dino", *mirrored)
+            compose_eval(
+                f"checkpoint={folder}",
+                "+ablations=[requests,features,regions,attention]",
+                "data.limit=12",
+                "generation.action=dino",
+                *mirrored,
+            )
         )
     return folder
 
