@@ -6,6 +6,8 @@ import zlib
 
 import numpy as np
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
 from PIL import Image, ImageDraw
 from sklearn.neighbors import KNeighborsClassifier
 
@@ -43,12 +45,12 @@ def scenes(
     *overrides: str, split: str = "train", questions: str = EVERY, hard: bool = True
 ) -> tuple[Scenes, MediaStore]:
     """A source of scenes and its images; those of conf/data/scenes.yaml where they are not `hard`."""
-    options = {option.partition("=")[0]: option for option in (*(HARD if hard else ()), *overrides)}
-    config = compose_config(
-        "data=scenes", "encoder=[]", "data.actions={none:0,region:1}", f"data.{split}.scenes.options.questions={questions}",
-        *(f"++data.{split}.scenes.options.{option}" for option in options.values()), "~data.train.lessons",
-    )  # fmt: skip
-    (source,), (folder,) = build_sources(getattr(config.data, split), config, split=split)
+    config = compose_config("data=scenes", "encoder=[]", "data.actions={none:0,region:1}", "~data.train.lessons")
+    sources = getattr(config.data, split)
+    given = OverridesParser.create().parse_overrides([f"questions={questions}", *(HARD if hard else ()), *overrides])
+    options = OmegaConf.merge(sources["scenes"].options, *({each.key_or_group: each.value()} for each in given))
+    sources["scenes"].options = OmegaConf.to_container(options)
+    (source,), (folder,) = build_sources(sources, config, split=split)
     return source, folder
 
 

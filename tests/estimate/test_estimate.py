@@ -379,6 +379,14 @@ def test_throughput():
     assert samples_per_second(config, 1e12) == 200
 
 
+@cache
+def memory_of_adapters(*keys: str):
+    """What training adapters of the small published model takes."""
+    run = ["+experiment=dino", "model=qwen2_vl_2b", "model.lora.rank=16", "training.precision=bf16"]
+    config = compose_description([*run, *keys])
+    return Report(config, build_on_meta(config)).predicted_memory()
+
+
 @pytest.mark.parametrize(
     ("keys", "least", "most"),
     [
@@ -388,11 +396,7 @@ def test_throughput():
 )
 def test_a_base_in_fewer_bits(keys, least, most):
     """The 1.3 10^9 weights beside adapters in two bytes each, and in half of one; towers in two."""
-    run = ["+experiment=dino", "model=qwen2_vl_2b", "model.lora.rank=16", "training.precision=bf16"]
-    whole, fewer = (
-        Report(config, build_on_meta(config)).predicted_memory()
-        for config in (compose_description(run), compose_description([*run, *keys, "optim.name=adamw_8bit"]))
-    )
+    whole, fewer = memory_of_adapters(), memory_of_adapters(*keys, "optim.name=adamw_8bit")
     assert whole.weights > 10e9 and least < fewer.weights / 1e9 < most
     assert fewer.copies < 0.1 * whole.copies and fewer.optimizer < 0.3 * whole.optimizer
 

@@ -1,6 +1,7 @@
 """A run that does not fit is told before anything is loaded, with keys that do make it fit."""
 
 import re
+from functools import cache
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from vpt.distributed.process_group import World
 from vpt.errors import ConfigError
 from vpt.estimate import fitting
 from vpt.estimate.fitting import check_memory, needed_memory
+from vpt.estimate.memory import Memory
 from vpt.estimate.report import FULL
 
 CPU = torch.device("cpu")
@@ -18,6 +20,12 @@ BIG = [  # of the published kind, with few layers
     "+experiment=baseline", "data=easy_vqa", "model=qwen2_vl_2b", "model.path=null", "training.precision=bf16",
     "++model.config.num_hidden_layers=2", "++model.config.vocab_size=2000", "++model.config.vision_config.depth=1",
 ]  # fmt: skip
+
+
+@cache
+def needed(*keys: str) -> Memory:
+    """What a run of that kind needs with these keys."""
+    return needed_memory(compose_config(*BIG, *keys), World(), CPU)
 
 
 @pytest.fixture
@@ -35,11 +43,11 @@ def test_enough(free):
 
 def test_what_samples_need_is_a_warning(free):
     config = compose_config(*BIG)
-    needed = needed_memory(config, World(), CPU)
-    state = needed.weights + needed.gradients + needed.optimizer
-    free((state + needed.total) / 2)
+    memory = needed()
+    state = memory.weights + memory.gradients + memory.optimizer
+    free((state + memory.total) / 2)
     said = check_memory(config, World(), CPU)
-    assert said and f"weights {needed.weights / 1e9:.1f}" in said and "the run begins all the same" in said
+    assert said and f"weights {memory.weights / 1e9:.1f}" in said and "the run begins all the same" in said
     assert "training.micro_batch_size=1" in said
     with pytest.raises(ConfigError, match="are free on cpu"):
         check_memory(config, World(local_size=2), CPU)  # two processes share it
@@ -47,18 +55,18 @@ def test_what_samples_need_is_a_warning(free):
 
 @pytest.mark.parametrize("share", [0.4, 0.3])
 def test_the_keys_make_it_fit_and_none_is_idle(free, share):
-    amount = share * needed_memory(compose_config(*BIG), World(), CPU).total
+    amount = share * needed().total
     free(amount)
     with pytest.raises(ConfigError) as caught:
         check_memory(compose_config(*BIG), World(), CPU)
     told = re.search(r"type ((?:[\w.]+=\S+ )+)\(([\d.]+)e9\)$", str(caught.value))
     assert told, caught.value
     keys = told[1].split()
-    total = needed_memory(compose_config(*BIG, *keys), World(), CPU).total
+    total = needed(*keys).total
     assert total < FULL * amount and f"{total / 1e9:.1f}" == told[2]
     for key in keys:
         fewer = [other for other in keys if other != key]
-        assert needed_memory(compose_config(*BIG, *fewer), World(), CPU).total >= FULL * amount, key
+        assert needed(*fewer).total >= FULL * amount, key
 
 
 def test_nothing_helps(free):
