@@ -29,7 +29,7 @@ from vpt.training.preemption import PreemptionHandler
 from vpt.training.trainer import Trainer
 
 SMALL = (
-    "+experiment=all", "+debug=two_steps", "training.batch_size=4", "training.checkpoint_every=2", "training.eval_every=1",
+    "+experiment=all", "+debug=two_steps", "training.batch_size=4", "training.checkpoint_every=2", "training.eval_every=0",
     "data.limit=4",
 )  # fmt: skip
 
@@ -214,7 +214,10 @@ def test_a_signal_during_the_final_answers_is_handed_on_too(monkeypatch):
     assert left.value.code == PREEMPTED and seen == ["queued again"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGTERM, *(pytest.param(number, marks=pytest.mark.slow) for number in (signal.SIGUSR1, signal.SIGUSR2))],
+)
 def test_signals_save_and_are_handed_on(tmp_path, number):
     """To whoever watched before (submitit, which queues the job again), once the checkpoint is in place."""
     trainer = trainer_at(tmp_path / "run", "training.steps=50", "training.checkpoint_every=1000")

@@ -5,7 +5,9 @@ import shutil
 import signal
 import time
 import weakref
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -63,11 +65,22 @@ def whole(tmp_path_factory) -> Trainer:
     return trained(tmp_path_factory.mktemp("whole") / "run")
 
 
-@pytest.mark.parametrize("until", [3, 4, 5])
-def test_a_dropped_run_goes_on_as_if_it_had_not_been(tmp_path, whole, until):
+@pytest.fixture(scope="module")
+def dropped_runs(tmp_path_factory) -> Callable[[int], Path]:
+    """Runs by the step after which they were dropped."""
+    return cache(lambda until: trained(tmp_path_factory.mktemp("dropped") / "run", until=until).folder)
+
+
+@pytest.fixture
+def dropped(dropped_runs, tmp_path) -> Callable[..., Path]:
+    """A copy of one of them."""
+    return lambda until=3: shutil.copytree(dropped_runs(until), tmp_path / "run", symlinks=True)
+
+
+@pytest.mark.parametrize("until", [3, 4, pytest.param(5, marks=pytest.mark.slow)])
+def test_a_dropped_run_goes_on_as_if_it_had_not_been(dropped, whole, until):
     """Whatever step it is dropped in: the same losses and the same weights, to the last bit."""
-    trained(tmp_path / "dropped", until=until)
-    again = trained(tmp_path / "dropped")
+    again = trained(dropped(until))
     assert losses(whole.folder) == losses(again.folder)
     a, b = whole.model.state_dict(), again.model.state_dict()
     assert all(torch.equal(a[name], b[name]) for name in a)
@@ -100,45 +113,45 @@ def test_killed_and_interrupted_by_hand(tmp_path):
     assert find_checkpoint(tmp_path / "stopped").name == STEP_FOLDER.format(steps[-1])
 
 
-def test_another_configuration_is_refused_with_the_difference(tmp_path):
-    trained(tmp_path / "run", until=3)
+def test_another_configuration_is_refused_with_the_difference(dropped):
+    run = dropped()
     with pytest.raises(CheckpointError, match=r"optim.lr: 0.0008 -> 0.5"):
-        Trainer(compose_config(*SMALL, "optim.lr=0.5"), tmp_path / "run")
-    Trainer(compose_config(*SMALL, "training.micro_batch_size=4", "data.workers=1"), tmp_path / "run")
+        Trainer(compose_config(*SMALL, "optim.lr=0.5"), run)
+    Trainer(compose_config(*SMALL, "training.micro_batch_size=4", "data.workers=1"), run)
 
 
-def test_a_checkpoint_is_complete_or_absent(tmp_path):
-    run = trained(tmp_path / "run", until=3)
-    folder = run.folder / "checkpoints"
+def test_a_checkpoint_is_complete_or_absent(dropped):
+    run = dropped()
+    folder = run / "checkpoints"
     shutil.copytree(list_checkpoints(folder)[-1], folder / ".writing_step_00000009")
-    assert find_checkpoint(run.folder).name == "step_00000002"
-    broken = find_checkpoint(run.folder) / "model.safetensors"
+    assert find_checkpoint(run).name == "step_00000002"
+    broken = find_checkpoint(run) / "model.safetensors"
     broken.write_bytes(broken.read_bytes()[:1000])
     with pytest.raises(
         CheckpointError, match=r"model\.safetensors is not what was written there; .*remove \S+00000002"
     ):
-        Trainer(compose_config(*SMALL), run.folder)
+        Trainer(compose_config(*SMALL), run)
     (broken.parent / CHECKSUMS).unlink()
     with pytest.raises(CheckpointError, match="cannot be read"):
-        Trainer(compose_config(*SMALL), run.folder)
+        Trainer(compose_config(*SMALL), run)
 
 
-def test_a_missing_tensor_is_named(tmp_path):
+def test_a_missing_tensor_is_named(dropped):
     from safetensors.torch import save_file
 
-    run = trained(tmp_path / "run", until=3)
-    path = find_checkpoint(run.folder) / "model.safetensors"
+    run = dropped()
+    path = find_checkpoint(run) / "model.safetensors"
     tensors = load_file(path)
     del tensors["encoders.sam.projector.conv_feature.bias"]
     save_file(tensors, path)
     (path.parent / CHECKSUMS).unlink()
     with pytest.raises(CheckpointError, match=r"missing: encoders\.sam\.projector\.conv_feature\.bias"):
-        Trainer(compose_config(*SMALL), run.folder)
+        Trainer(compose_config(*SMALL), run)
 
 
-def test_starting_from_another_run(tmp_path, capsys):
-    first = trained(tmp_path / "first", until=3)
-    config = compose_config("+debug=two_steps", "+experiment=dino", f"init_from={tmp_path / 'first'}", "tracking=none")
+def test_starting_from_another_run(tmp_path, dropped):
+    first = dropped()
+    config = compose_config("+debug=two_steps", "+experiment=dino", f"init_from={first}", "tracking=none")
     config = replace(config, model=replace(config.model))
     with pytest.raises(CheckpointError, match="does not fit"):
         Trainer(
@@ -146,7 +159,7 @@ def test_starting_from_another_run(tmp_path, capsys):
             tmp_path / "x",
         )
     second = Trainer(config, tmp_path / "second")
-    saved = load_file(find_checkpoint(first.folder) / "model.safetensors")
+    saved = load_file(find_checkpoint(first) / "model.safetensors")
     assert torch.equal(second.model.state_dict()["encoders.dino.projector.linear_feature.weight"],
                        saved["encoders.dino.projector.linear_feature.weight"])  # fmt: skip
 
