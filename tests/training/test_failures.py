@@ -84,7 +84,7 @@ def test_by_default_the_first_broken_record_ends_the_run(tmp_path, data):
         Trainer(config_of(data), tmp_path / "run").fit()
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_skipped_records_are_counted_and_named_and_resuming_is_exact(tmp_path, data, workers):
     """Two epochs: each broken record is skipped twice, and everything is as if the run had not been dropped."""
     config = config_of(data, "data.on_error=skip", "data.max_skipped_fraction=0.1", f"data.workers={workers}")
