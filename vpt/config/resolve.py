@@ -1,7 +1,7 @@
 """From a composed configuration to its schema: unknown keys, wrong types and impossible values stop here."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from functools import cache
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
@@ -14,7 +14,8 @@ from vpt.errors import ConfigError, did_you_mean, first_line
 
 Schema = TypeVar("Schema")
 # Kept of each schema, for many configurations of it are read in one process: `merge` copies its first argument.
-_structured, _type_hints = cache(OmegaConf.structured), cache(get_type_hints)
+_structured: Callable[[Any], Any] = cache(OmegaConf.structured)
+_type_hints: Callable[[Any], dict[str, Any]] = cache(get_type_hints)
 
 
 def resolve_config(composed: DictConfig, schema: type[Schema]) -> Schema:
