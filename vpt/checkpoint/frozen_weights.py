@@ -8,24 +8,22 @@ copied: they are small, and the next version of the package may bring others.
 """
 
 import json
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vpt.checkpoint.frozen_part import FROZEN, FrozenPart, read_parts
 from vpt.checkpoint.pretrained import Place, StoredWeights
-from vpt.checkpoint.tensors import LazyStateDict, unique_state_dict
+from vpt.checkpoint.tensors import LazyStateDict, LazyTensors
 from vpt.config.weight_folder import ASSETS
-from vpt.distributed.dtensor import shard_like
 from vpt.errors import CheckpointError
 from vpt.models.vpt import VPTModel
 
 
-class FrozenWeights(Mapping[str, Tensor]):
+class FrozenWeights(LazyTensors):
     """The tensors that a checkpoint names, by their names in the model; each is read when it is asked for."""
 
     def __init__(self, parts: Sequence[FrozenPart] = ()) -> None:
@@ -70,12 +68,6 @@ class FrozenWeights(Mapping[str, Tensor]):
         tensors, place = self._home[name]
         return place.read(tensors)
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._home)
-
-    def __len__(self) -> int:
-        return len(self._home)
-
     def without(self, names: Container[str]) -> "FrozenWeights":
         """All but some tensors."""
         kept = ({name: place for name, place in part.places.items() if name not in names} for part in self.parts)
@@ -118,15 +110,8 @@ class FrozenWeights(Mapping[str, Tensor]):
             }  # fmt: skip
             (checkpoint / FROZEN).write_text(json.dumps(stored, indent=1), encoding="utf-8")
 
-    @torch.no_grad()
-    def load(self, model: nn.Module) -> None:
-        """Fill their part of a model, which may be sharded."""
-        for name, target in unique_state_dict(model).items():
-            if name in self:
-                target.copy_(shard_like(self[name], target))
 
-
-class CheckpointTensors(Mapping[str, Tensor]):
+class CheckpointTensors(LazyTensors):
     """Every tensor of a checkpoint by name: those in its files, and those that it names."""
 
     def __init__(self, checkpoint: Path, frozen: FrozenWeights) -> None:
@@ -135,9 +120,3 @@ class CheckpointTensors(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         return self.held[name] if name in self.held else self.frozen[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.shapes)
-
-    def __len__(self) -> int:
-        return len(self.shapes)

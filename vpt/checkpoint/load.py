@@ -13,7 +13,7 @@ from vpt.checkpoint.frozen_weights import CheckpointTensors, FrozenWeights
 from vpt.checkpoint.hub import fetched
 from vpt.checkpoint.initialize import initialize, materialize
 from vpt.checkpoint.pretrained import StoredWeights, is_tied
-from vpt.checkpoint.tensors import LazyStateDict, check_state_dict, load_state_dict, unique_state_dict
+from vpt.checkpoint.tensors import LazyStateDict, check_state_dict, fill, unique_state_dict
 from vpt.checkpoint.upstream import UpstreamCheckpoint
 from vpt.config.overrides import compose_train
 from vpt.config.schema import TrainConfig
@@ -58,7 +58,7 @@ def load_pretrained(
         if not exact:
             cast_frozen(bundle.model, bundle.config.model.frozen_dtype, all_frozen=True)
         materialize(bundle.model, target)
-        load_state_dict(bundle.model, tensors, tensors.shapes, where=found)
+        fill(bundle.model, tensors)
         if bundle.config.model.load_in_4bit:
             round_base(bundle.model, bundle.config.model.frozen_dtype)
             bundle.config.model.load_in_4bit = False  # of this model, which may be exported

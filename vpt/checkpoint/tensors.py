@@ -23,19 +23,31 @@ _CONVERT = (
 )
 
 
-class LazyStateDict(Mapping[str, Tensor]):
-    """Name -> tensor; a tensor is read from the disk when it is asked for."""
+class LazyTensors(Mapping[str, Tensor]):
+    """Name -> tensor; a tensor is read from the disk when it is asked for, and none for its name or shape."""
+
+    shapes: dict[str, list[int]]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.shapes
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.shapes)
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+
+class LazyStateDict(LazyTensors):
+    """The tensors of a folder, or of some files."""
 
     def __init__(self, folder: Path, files: Sequence[Path] | None = None) -> None:
-        """Open the weights of `folder`, or `files`. Raises CheckpointError where one is missing or broken.
-
-        `shapes` holds the shape of every tensor, of which none has been read.
-        """
+        """Open the weights of `folder`, or `files`. Raises CheckpointError where one is missing or broken."""
         self.folder = folder
         self._home: dict[str, list[SafetensorsFile]] = {}
         for file in weight_files(folder) if files is None else files:
             opened = SafetensorsFile(file)
-            for name in opened:
+            for name in opened.names:
                 self._home.setdefault(name, []).append(opened)
         with wrap_read_errors(folder, "copy it again"):
             self.shapes = {name: self._shape(name) for name in self._home}
@@ -57,12 +69,6 @@ class LazyStateDict(Mapping[str, Tensor]):
     def dtype(self, name: str) -> str:
         """The type of a tensor as its file spells it: F32, BF16, ..."""
         return self._home[name][0].dtype(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._home)
-
-    def __len__(self) -> int:
-        return len(self._home)
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -86,13 +92,13 @@ def weight_files(folder: Path) -> list[Path]:
     return files
 
 
-class SafetensorsFile(Mapping[str, Tensor]):
-    """One safetensors file, mapped into memory."""
+class SafetensorsFile:
+    """One safetensors file, mapped into memory; `names` are those of its tensors."""
 
     def __init__(self, file: Path) -> None:
         with wrap_read_errors(file, "use an older checkpoint, or copy it again"):
             self._open = safe_open(file, framework="pt")
-            self._names = list(self._open.keys())
+            self.names = list(self._open.keys())
             self._slices = json.loads((self._open.metadata() or {}).get("DCP_SHARDING_INFO", "{}"))
 
     def __getitem__(self, name: str) -> Tensor:
@@ -109,12 +115,6 @@ class SafetensorsFile(Mapping[str, Tensor]):
     def dtype(self, name: str) -> str:
         """Its type as the file spells it."""
         return self._open.get_slice(name).get_dtype()
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
 
 
 def _join_shards(name: str, files: Sequence[SafetensorsFile], shape: Sequence[int]) -> Tensor:
@@ -137,18 +137,11 @@ def unique_state_dict(model: nn.Module) -> dict[str, Tensor]:
     return own
 
 
-def load_state_dict(
-    model: nn.Module, tensors: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]], *, where: Path
-) -> None:  # fmt: skip
-    """Copy tensors of these `shapes` into a model one by one, all of them into all of it.
-
-    Raises CheckpointError that calls the store `where` and lists what is missing, unexpected, or of another shape. The
-    model is as before then.
-    """
-    own = unique_state_dict(model)
-    check_state_dict(shapes, own, where=where)
-    with torch.no_grad():
-        for name, target in own.items():
+@torch.no_grad()
+def fill(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Copy tensors, one by one, into those of a model that have their names, each process its part."""
+    for name, target in unique_state_dict(model).items():
+        if name in tensors:
             target.copy_(shard_like(tensors[name], target))
 
 

@@ -173,6 +173,7 @@ class Generator:
         row.append(token)
         row.log_probability += log_probability
         row.next_input = self._next_input(row, token)
+        self._check_length(row)
 
     def _sample(self, rows: list[RowState], logits: Tensor) -> list[int]:
         """One token for each row, from [n, vocabulary], where forbidden tokens become -inf."""
@@ -183,7 +184,7 @@ class Generator:
         """The next input of a row that has chosen `token`; None where its answer is complete."""
         self._register_request(row, token)
         if token not in (self.vocabulary.im_end, *self._stops):
-            return None if self._at_limit(row) else RowInput([token])
+            return RowInput([token])
         asks = token == self.vocabulary.im_end
         if asks and self._at_limit(row):  # nothing could be said about what it were shown
             row.complete = not self.perceiver.requests(row)
@@ -202,6 +203,10 @@ class Generator:
     def _at_limit(self, row: RowState) -> bool:
         return len(row.output_ids) >= self.limits.max_new_tokens
 
+    def _check_length(self, row: RowState) -> None:
+        if self._at_limit(row):
+            row.next_input = None
+
     def _take_control_states(self, row: RowState, hidden: Tensor) -> None:
         """Take control states of the action that a row has begun, [n, D]; force its control tokens once all are there.
 
@@ -217,9 +222,9 @@ class Generator:
         states = self.intervention.states(torch.stack(row.pending_states), kind=kind, record=row.sample.record)
         row.turn_states.append(states)
         row.pending_action = None
+        row.next_input = RowInput(controls, states=states if self.conditioned else None)
         row.append(*controls)
-        conditioning = states if self.conditioned else None
-        row.next_input = None if self._at_limit(row) else RowInput(controls, states=conditioning)
+        self._check_length(row)
 
     def finalize(self, row: RowState) -> Answer:
         """The row's answer: the text of its last turn, and how it perceived."""

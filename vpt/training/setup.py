@@ -15,6 +15,7 @@ from vpt.checkpoint.initialize import initialize, materialize
 from vpt.checkpoint.load import build_from_checkpoint, build_new
 from vpt.checkpoint.pretrained import StoredWeights
 from vpt.checkpoint.resume import WarmStart
+from vpt.checkpoint.tensors import fill
 from vpt.config.schema import StrategyConfig, TrainConfig
 from vpt.config.validate import whole_model_keys
 from vpt.config.weight_folder import weight_paths
@@ -69,12 +70,12 @@ def build_training(config: TrainConfig, found: Path | None, world: World, device
     if config.training.compile:
         compile_layers(model.language.layers)
 
-    def fill() -> FrozenWeights:
+    def load_weights() -> FrozenWeights:
         later = [layer.weight for _, layer in base_weights(model)] if config.model.load_in_4bit else []
         materialize(model, device, cpu_offload=chosen.cpu_offload, leave=later)
         torch.manual_seed(config.seed)
         if found:
-            frozen.load(model)
+            fill(model, frozen)
         else:
             initialize(bundle, stored)
         left = start.load(model, frozen, quiet=not world.is_main) if start is not None else frozen
@@ -84,8 +85,8 @@ def build_training(config: TrainConfig, found: Path | None, world: World, device
 
     if chosen.kind in SHARDED:
         strategy = build_strategy(chosen, model, world, device, precision=config.training.precision)
-        return BuiltTraining(bundle, strategy, meter, table, fill())
-    frozen = fill()
+        return BuiltTraining(bundle, strategy, meter, table, load_weights())
+    frozen = load_weights()
     strategy = build_strategy(chosen, model, world, device, precision=config.training.precision)
     return BuiltTraining(bundle, strategy, meter, table, frozen)
 
