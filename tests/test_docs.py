@@ -296,7 +296,8 @@ def test_private_names_are_still_used():
         for name in re.findall(r"`(\w+)`", uses):
             assert re.search(rf"\b{name}\b", text_of(ROOT / file)), f"{file}: {name}"
     private = re.compile(r"(?:\b(?!self\b|cls\b)\w+|\))\._[a-z]")
-    using = {path.relative_to(ROOT) for path in (ROOT / "vpt").rglob("*.py") if private.search(text_of(path))}
+    sources = {path: text_of(path).replace("os._exit", "") for path in (ROOT / "vpt").rglob("*.py")}  # a public name
+    using = {path.relative_to(ROOT) for path, text in sources.items() if private.search(text)}
     assert using <= {*map(Path, listed)}
 
 

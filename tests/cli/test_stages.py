@@ -45,8 +45,14 @@ def test_another_start_needs_no_stage(trained):
     assert [*trained] == ["scenes/dino"]
 
 
-def test_several_processes_do_not_train_a_stage_on_the_way(trained, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
+TORCHRUN = {"RANK": "1", "WORLD_SIZE": "2"}
+SRUN = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1", "SLURM_LOCALID": "1", "MASTER_ADDR": "node1"}
+
+
+@pytest.mark.parametrize("environment", [TORCHRUN, SRUN], ids=["torchrun", "srun"])
+def test_several_processes_do_not_train_a_stage_on_the_way(trained, monkeypatch, environment):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match="train \\+experiment=scenes/align_dino first"):
         start()
 

@@ -227,12 +227,12 @@ def test_full_sizes_are_accepted_by_transformers():
                     )
 
 
-@pytest.mark.parametrize(("size", "asked", "crop"), [
+@pytest.mark.parametrize(("size", "asked", "view"), [
     ("tiny", "null", "whole"), ("full", "null", "centre"), ("tiny", "centre", "centre"), ("full", "whole", "whole"),
 ])  # fmt: skip
-def test_the_view_of_dino_is_its_size_s_own_unless_one_is_asked_for(size, asked, crop):
+def test_the_view_of_dino_is_its_size_s_own_unless_one_is_asked_for(size, asked, view):
     overrides = ("encoder=[dino]", f"encoder.dino.size={size}", f"encoder.dino.options.view={asked}")
     tiny = ("encoder.dino.sizes.full.config={hidden_size:64,num_hidden_layers:1,num_attention_heads:4}",)
     parts = build_model(compose_config(*overrides, *tiny, "encoder.dino.sizes.full.weights=null"))
-    view = parts.processor.transforms["dino"]
-    assert (view.crop, view.side) == (crop, {"tiny": 56, "full": 224}[size])
+    transform = parts.processor.transforms["dino"]
+    assert (transform.view, transform.side) == (view, {"tiny": 56, "full": 224}[size])
