@@ -31,8 +31,9 @@ from vpt.encoders.qwen_vit import QwenViTEncoder
 from vpt.encoders.sam import SamEncoder
 from vpt.generation.row_state import GenerationLimits
 from vpt.models.attention import SEGMENT_ATTENTION
+from vpt.models.inner_forward import InnerForwardConfig
 from vpt.models.output import Output
-from vpt.models.vpt import InnerForwardConfig, VPTModel
+from vpt.models.vpt import VPTModel
 from vpt.perception.batch import VISION_TOWER, Action, Batch, ImageInputs, PlaceholderSpan, Row
 from vpt.perception.masking import Masking
 from vpt.perception.mrope import GridSpan, row_positions

@@ -30,8 +30,8 @@ from vpt.estimate.smallest_gpu import smallest_gpu
 from vpt.estimate.typical_samples import TypicalSample, typical_samples
 from vpt.estimate.workload import workload_of
 from vpt.flops import FlopMeter
+from vpt.models.inner_forward import InnerForwardConfig
 from vpt.models.tiny_tokenizer import tiny_tokenizer
-from vpt.models.vpt import InnerForwardConfig
 from vpt.perception.masking import Masking
 from vpt.training.optimizer import build_optimizer, set_trainable
 from vpt.training.trainer import Trainer

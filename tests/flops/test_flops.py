@@ -15,7 +15,7 @@ from vpt.flops import FlopCost, FlopMeter
 from vpt.flops.cost import DecoderCost
 from vpt.flops.meter import count_pairs
 from vpt.flops.vision import split_counts
-from vpt.models.vpt import InnerForwardConfig
+from vpt.models.inner_forward import InnerForwardConfig
 from vpt.perception.masking import Masking
 from vpt.training.optimizer import set_trainable
 

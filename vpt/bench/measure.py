@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vpt.models.vpt import InnerForwardConfig, VPTModel
+from vpt.models.inner_forward import InnerForwardConfig
+from vpt.models.vpt import VPTModel
 from vpt.perception.batch import Batch
 
 ROUNDS, MOST_ROUNDS = 7, 25

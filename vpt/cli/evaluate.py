@@ -74,7 +74,7 @@ class Evaluation:
         metrics = metrics_of(own.data)
         if config.judge.url is not None:
             judge = Judge(config.judge)
-            metrics = {name: [*own, judge] for name, own in metrics.items()}
+            metrics = {name: [*scores, judge] for name, scores in metrics.items()}
         limit = config.data.limit if config.data.limit is not None else trained.data.limit
         if config.data.repeats > 1 and not own.generation.temperature:
             raise ConfigError("data.repeats draws several answers; greedy ones are the same: generation.temperature=1")

@@ -20,9 +20,10 @@ from vpt.errors import ConfigError
 from vpt.models.architecture import Architecture
 from vpt.models.base_files import adopt_base_files
 from vpt.models.families import family_of
+from vpt.models.inner_forward import InnerForwardConfig
 from vpt.models.lora import inject
 from vpt.models.qwen import base_sizes, build_qwen, read_sizes, resize_token_embeddings
-from vpt.models.vpt import InnerForwardConfig, VPTModel
+from vpt.models.vpt import VPTModel
 from vpt.perception.batch import VISION_TOWER
 from vpt.perception.tokens import PerceptionVocabulary, add_perception_tokens, stop_ids
 

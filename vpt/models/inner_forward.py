@@ -13,6 +13,26 @@ from torch._dynamo import config as dynamo
 from torch.utils.checkpoint import checkpoint
 
 from vpt.models.attention import AttentionLayout
+from vpt.perception.segments import InnerForward, MaskMode
+
+
+@dataclass(frozen=True)
+class InnerForwardConfig:
+    """How the stages of a conversation are run.
+
+    Attributes:
+        inner_forward: `shared` runs every segment once; `full` runs whole passes, the reference.
+        num_inner_forward_run: 2, or 1 for the alignment stage: no control states, nothing conditioned.
+        projector_scale: control tokens of an action.
+        mask_mode: what masking does to a masked row (`vpt.perception.masking`).
+        checkpointing: recompute decoder layers in the backward pass.
+    """
+
+    inner_forward: InnerForward = "shared"
+    num_inner_forward_run: int = 2
+    projector_scale: int = 1
+    mask_mode: MaskMode = "zero"
+    checkpointing: bool = False
 
 
 @dataclass(frozen=True)

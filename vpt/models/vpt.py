@@ -1,7 +1,6 @@
 """The model of the paper's figure 2: encode images, run stages with perception in between, predict."""
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
@@ -15,32 +14,13 @@ from vpt.encoders.base import ReEncoder
 from vpt.errors import ConfigError
 from vpt.models.families import family_of
 from vpt.models.forward_plan import ForwardPlan, ForwardPlanner
-from vpt.models.inner_forward import DeepFeatures, LastDecoderLayer, StagedKVCache, extend
+from vpt.models.inner_forward import DeepFeatures, InnerForwardConfig, LastDecoderLayer, StagedKVCache, extend
 from vpt.models.output import Output, compute_outputs
 from vpt.models.stage import Stage, VisualInsert
 from vpt.models.vision_tower import VisionTower
 from vpt.perception.batch import VISION_TOWER, Batch, ImageInputs, Row
-from vpt.perception.segments import InnerForward, MaskMode, Segment, split_segments
+from vpt.perception.segments import Segment, split_segments
 from vpt.perception.tokens import PerceptionVocabulary
-
-
-@dataclass(frozen=True)
-class InnerForwardConfig:
-    """How the stages of a conversation are run.
-
-    Attributes:
-        inner_forward: `shared` runs every segment once; `full` runs whole passes, the reference.
-        num_inner_forward_run: 2, or 1 for the alignment stage: no control states, nothing conditioned.
-        projector_scale: control tokens of an action.
-        mask_mode: what masking does to a masked row (`vpt.perception.masking`).
-        checkpointing: recompute decoder layers in the backward pass.
-    """
-
-    inner_forward: InnerForward = "shared"
-    num_inner_forward_run: int = 2
-    projector_scale: int = 1
-    mask_mode: MaskMode = "zero"
-    checkpointing: bool = False
 
 
 class VPTModel(nn.Module):
