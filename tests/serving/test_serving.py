@@ -19,6 +19,7 @@ from PIL import Image
 from conftest import compose_config
 from helpers.served import ask, client, data_url, idle, question, serving, shown
 from vpt.cli.serve import listen, url_of
+from vpt.data.records import REGION_PROMPT
 from vpt.generation.answer_images import answer_images
 from vpt.generation.generator import Generator
 from vpt.generation.kv_cache import KVCache
@@ -339,5 +340,9 @@ def test_examples_are_what_the_model_knows(tmp_path):
     found = example_images(compose_config("data=scenes_small", "encoder=[]", "data.actions={none:0,region:1}"))
     sizes = [Image.open(io.BytesIO(one.png)).size for one in found]
     assert {one.question.split()[0] for one in found} == {"Which", "What"} and all(width > 300 for width, _ in sizes)
+    assert not any(one.question.endswith(REGION_PROMPT) for one in found)
+    taught = ("data=scenes_small", "encoder=[]", "data.actions={none:0,region:1}", "data.action_prompt=true")
+    asking = [one.question for one in example_images(compose_config(*taught)) if one.question.endswith(REGION_PROMPT)]
+    assert asking and "<image>" not in asking[0]
     drawn = example_images()
     assert len(drawn) == 3 and example_images(compose_config(f"data.root={tmp_path}")) == drawn

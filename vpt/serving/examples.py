@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw
 
 from vpt.config.schema import TrainConfig
+from vpt.data.records import PLACEHOLDER
 from vpt.errors import UserError
 from vpt.evaluation.questions import EvalQuestion, questions
 
 Box = tuple[int, int, int, int]
-MOST, SEARCHED = 4, 60  # examples, and test questions among which they are looked for
+MAX_EXAMPLES, SEARCHED = 4, 60  # test questions among which they are looked for
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ def example_images(config: TrainConfig | None = None) -> list[ExampleImage]:
         except UserError:  # the data are not at hand
             found = []
         if found:
-            return found[:MOST]
+            return found[:MAX_EXAMPLES]
     return [ExampleImage(_png(_draw(ground, shapes)), question) for ground, shapes, question in SCENES]
 
 
@@ -53,7 +54,10 @@ def _shown(question: EvalQuestion) -> ExampleImage | None:
     record = question.record
     if record.image is None:
         return None
-    return ExampleImage(_png(question.folder.full_resolution(record.image, where=record.where)), record.question)
+    asked = next(message.content for message in record.messages if message.role == "user")
+    # As the model was taught, so with the sentence that asks for perception where data.action_prompt has put it there.
+    text = " ".join(PLACEHOLDER.sub("", asked).split())
+    return ExampleImage(_png(question.folder.full_resolution(record.image, where=record.where)), text)
 
 
 def _png(image: Image.Image) -> bytes:
