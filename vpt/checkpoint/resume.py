@@ -78,9 +78,10 @@ def check_same_config(found: Path, config: TrainConfig) -> None:
 
 def _of_rollouts(rl: RLConfig) -> Iterator[str]:
     """Keys among MAY_CHANGE that change results of reward learning: limits of rollouts, and the reference policy."""
-    if rl.algorithm != "none":
-        names = ("action", "crop_margin", "max_actions", "max_new_tokens", "stop")
-        yield from (f"generation.{name}" for name in names)
+    if rl.algorithm == "none":
+        return
+    names = ("action", "crop_margin", "max_actions", "max_new_tokens", "stop")
+    yield from (f"generation.{name}" for name in names)
     if rl.beta:
         yield from ("init_from", "init_exclude")
 

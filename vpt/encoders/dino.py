@@ -52,16 +52,9 @@ class DinoEncoder(ReEncoder):
         patches = (side // vision.config.patch_size) ** 2
         # DINOv2's published processor resizes the short side to 256 and cuts 224 out of it.
         square = SquareTransform(
-            context.name,
-            side,
-            patches,
-            mean=IMAGENET_MEAN,
-            std=IMAGENET_STD,
-            view=view,
-            resize_to=side * 256 // 224,
-            resample=resample,
-            resize_floats=resize_floats,
-        )
+            context.name, side, patches, mean=IMAGENET_MEAN, std=IMAGENET_STD, view=view, resize_to=side * 256 // 224,
+            resample=resample, resize_floats=resize_floats,
+        )  # fmt: skip
         projector = LinearProjector(
             vision.config.hidden_size, context.hidden_size, num_control_tokens=context.num_control_tokens
         )

@@ -26,7 +26,12 @@ class DTypeBytes:
 
     @classmethod
     def of(cls, model: VPTModel, *, autocast: bool, on_gpu: bool) -> "DTypeBytes":
-        """Bytes a number of a model takes; `autocast`: bf16 products whatever is stored (`training.precision=bf16`)."""
+        """Bytes a number of a model takes.
+
+        Args:
+            autocast: bf16 products whatever is stored (`training.precision=bf16`).
+            on_gpu: where attention runs packed in half precision.
+        """
         stored: int = model.language.embed_tokens.weight.element_size()
         products = BFLOAT16 if autocast else stored
         return cls(stored, products, packed=on_gpu and products == BFLOAT16)

@@ -59,7 +59,9 @@ class Perceiver:
         return self._user_turn(row, images)
 
     def requests(self, row: RowState) -> list[tuple[Request, bool]]:
-        """The requests of the turn just ended, and whether each is shown; none where nothing is."""
+        """The requests of the turn just ended, and whether each is shown; none where nothing is. Once for a turn: those
+        in text are counted.
+        """
         requests = [(request, self._allowed(row, request)) for request in self.parser.parse(row.turn_ids)]
         return requests if row.image is not None and any(allowed for _, allowed in requests) else []
 

@@ -56,8 +56,8 @@ def _shown(question: EvalQuestion) -> ExampleImage | None:
         return None
     asked = next(message.content for message in record.messages if message.role == "user")
     # As the model was taught, so with the sentence that asks for perception where data.action_prompt has put it there.
-    text = " ".join(PLACEHOLDER.sub("", asked).split())
-    return ExampleImage(_png(question.folder.full_resolution(record.image, where=record.where)), text)
+    text, image = PLACEHOLDER.sub("", asked).strip(), question.folder.full_resolution(record.image, where=record.where)
+    return ExampleImage(_png(image), text)
 
 
 def _png(image: Image.Image) -> bytes:

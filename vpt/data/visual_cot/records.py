@@ -45,8 +45,7 @@ def convert_record(
     image = joined(prefix, path)
     shown, turns, prompt, evidence = [image], [], REENCODE_PROMPT, {}
     if kind == "region":
-        media = None if images is None else MediaStore(images, max_pixels=sys.maxsize)  # none of them is decoded
-        size = None if media is None else media.size(ImageRef.read(image, where), where=where)
+        size = None if images is None else _stored_size(images, image, where)
         readings = (_benchmark_box if "conversations" in raw else _metadata_box)(raw, where, notes, size)
         region, crop = choose_region(readings, notes, bins=bins, crop_margin=crop_margin)
         shown.append(str(ImageRef(image, crop)))
@@ -65,6 +64,11 @@ def convert_record(
     record |= {f"{token}_images": [image] if token == kind else [] for token in encoders}
     parse_record(record, where=where, encoder_tokens={kind: kind})
     return record
+
+
+def _stored_size(images: Path, image: str, where: str) -> Size:
+    """Width and height of a file of any size: it is not decoded."""
+    return MediaStore(images, max_pixels=sys.maxsize).size(ImageRef.read(image, where), where=where)
 
 
 def joined(prefix: str, path: str) -> str:
