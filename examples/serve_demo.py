@@ -25,16 +25,15 @@ try:
     image = base64.b64encode(httpx.get(page[1].rstrip("/") + example["url"]).content).decode()
     with OpenAI(base_url=f"{page[1]}v1", api_key="none") as client:
         model = client.models.list().data[0].id
-        # The sentence behind the question, where there is one, says how to look; a region is asked for without it.
-        for action, question in ("free", example["question"]), ("region", example["question"].partition("?")[0] + "?"):
+        for action in ("free", "region"):
             parts = [
                 {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{image}"}},
-                {"type": "text", "text": question},
+                {"type": "text", "text": example["question"]},
             ]
             reply = client.chat.completions.create(
                 model=model, messages=[{"role": "user", "content": parts}], extra_body={"action": action}
             )
-            print(f"{action}: {question}")
+            print(f"{action}: {example['question']}")
             for step in reply.choices[0].message.vpt["trace"]:
                 print(f"  -> {step['note']}")
             print(f"  {reply.choices[0].message.content}")

@@ -13,7 +13,7 @@ from vpt.checkpoint.format import save_weights
 from vpt.cli.ask import main, read_arguments
 from vpt.config.validate import generation_settings
 from vpt.data.collate import collate
-from vpt.data.records import REENCODE_PROMPT, REGION_PROMPT
+from vpt.data.records import REENCODE_PROMPT, REGION_PROMPT, with_prompt
 from vpt.encoders.transforms import ResizeLongestSide, SquareTransform
 from vpt.errors import ConfigError, DataError, UserError
 from vpt.generation.pipeline import Pipeline, action_prompt_text
@@ -227,3 +227,12 @@ def test_help_and_an_error_from_the_shell(image):
     assert "vpt ask IMAGE QUESTION" in run("--help").stdout
     done = run(str(image), "what?", "chekpoint=x")
     assert done.returncode == 2 and "did you mean checkpoint" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "text", ["Is it <image> red?", f"Is it <image> red? {REENCODE_PROMPT}", f"Is it <image> red? {REGION_PROMPT} "]
+)
+def test_a_question_has_one_sentence_that_asks_for_perception(text):
+    """Also where the user, or an example of the page, has written one: that of the action that is forced."""
+    assert with_prompt(text, REGION_PROMPT) == f"Is it <image> red? {REGION_PROMPT}"
+    assert with_prompt(text, "") == text.rstrip()

@@ -78,6 +78,11 @@ def strip_prompts(text: str) -> str:
     return text.rstrip()
 
 
+def with_prompt(question: str, sentence: str) -> str:
+    """A question followed by the sentence that asks for perception, in place of one that it has; as it is without."""
+    return f"{strip_prompts(question)} {sentence}" if sentence else question.rstrip()
+
+
 def parse_record(raw: Any, *, where: str, encoder_tokens: Mapping[str, str]) -> Record:
     """Check one record and read it.
 

@@ -13,7 +13,16 @@ from vpt.config.schema import GenerationConfig, TrainConfig
 from vpt.config.validate import generation_settings
 from vpt.data.build import media_store
 from vpt.data.images import MediaStore
-from vpt.data.records import DEFAULT_SYSTEM, PLACEHOLDER, REENCODE_PROMPT, REGION_PROMPT, ImageRef, Message, Record
+from vpt.data.records import (
+    DEFAULT_SYSTEM,
+    PLACEHOLDER,
+    REENCODE_PROMPT,
+    REGION_PROMPT,
+    ImageRef,
+    Message,
+    Record,
+    with_prompt,
+)
 from vpt.errors import ConfigError, DataError
 from vpt.generation.generator import Generator
 from vpt.generation.row_state import Answer, PerceptionStep, RowState
@@ -123,7 +132,7 @@ def build_question(config: TrainConfig, image: Path, question: str, sentence: st
     path = image.resolve()
     media = media_store(path.parent, config.data)  # as eval.py opens it
     reference, where = ImageRef(path.name), "the question"
-    text = f"<image>\n{question.strip()} {sentence}".rstrip()
+    text = f"<image>\n{with_prompt(question.strip(), sentence)}"
     messages = (Message("system", DEFAULT_SYSTEM), Message("user", text))
     record = Record(messages, {VISION_TOWER: (reference,)}, where, question.strip())
     return ImageQuestion(record, media, media.original(reference, where=where))

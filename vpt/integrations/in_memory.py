@@ -12,7 +12,7 @@ from vpt.checkpoint.load import load_pretrained
 from vpt.config.validate import generation_settings
 from vpt.data.build import media_store
 from vpt.data.images import MediaStore, reading
-from vpt.data.records import DEFAULT_SYSTEM, ImageRef, Message, Record
+from vpt.data.records import DEFAULT_SYSTEM, ImageRef, Message, Record, with_prompt
 from vpt.data.references import check_no_address
 from vpt.data.stored_files import StoredFile
 from vpt.errors import DataError
@@ -91,5 +91,5 @@ class Responder:
         limits = media_store(Path(), self.bundle.config.data)
         kept = {reference.path: image for reference, image in zip(references, images)}
         store = InMemoryMedia(**vars(limits), images=kept)
-        messages = (Message("system", DEFAULT_SYSTEM), Message("user", f"{text} {sentence}".rstrip()))
+        messages = (Message("system", DEFAULT_SYSTEM), Message("user", with_prompt(text, sentence)))
         return Record(messages, {VISION_TOWER: tuple(references)} if references else {}, "question"), store

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from vpt.config.schema import TrainConfig
 from vpt.data.build import media_store
 from vpt.data.images import FORMATS, MediaStore
-from vpt.data.records import DEFAULT_SYSTEM, PLACEHOLDER, ImageRef, Message, Record
+from vpt.data.records import DEFAULT_SYSTEM, PLACEHOLDER, ImageRef, Message, Record, with_prompt
 from vpt.data.references import check_text
 from vpt.errors import DataError
 from vpt.perception.batch import VISION_TOWER
@@ -73,7 +73,7 @@ class PromptReader:
         question = PLACEHOLDER.sub("", written[-1].content).strip()
         if not question:
             raise ApiError(400, "the question is empty", param="messages")
-        written[-1] = Message("user", f"{written[-1].content} {sentence}".rstrip())
+        written[-1] = Message("user", with_prompt(written[-1].content, sentence))
         sources = {VISION_TOWER: tuple(references)} if references else {}
         media = replace(media_store(Path(), self.config.data), render=images.__getitem__)
         return Record(tuple(written), sources, WHERE, question), media

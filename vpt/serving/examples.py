@@ -55,7 +55,7 @@ def _shown(question: EvalQuestion) -> ExampleImage | None:
     if record.image is None:
         return None
     asked = next(message.content for message in record.messages if message.role == "user")
-    # As the model was taught, so with the sentence that asks for perception where data.action_prompt has put it there.
+    # As the model was taught: a model with several kinds of perception is told by a sentence which one to use.
     text, image = PLACEHOLDER.sub("", asked).strip(), question.folder.full_resolution(record.image, where=record.where)
     return ExampleImage(_png(image), text)
 
